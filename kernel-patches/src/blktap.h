@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: GPL-2.0-only WITH Linux-syscall-note */
+/*
+ * blktap: block devices served by a user-space process.
+ *
+ * /dev/xen/blktap-2/control	allocates and frees minors
+ * /dev/xen/blktap-2/blktapN	the ring of minor N, one server at a time
+ * /dev/xen/blktap-2/tapdevN	the gendisk, while a device exists
+ *
+ * Life of a minor: BLKTAP_IOC_ALLOC; the server opens blktapN, SETUP, mmap,
+ * CREATE_DEVICE, then ENTER in a loop with poll(); REMOVE_DEVICE; close;
+ * BLKTAP_IOC_FREE. When the server closes the ring while a device exists, its
+ * requests are held; the next server does SETUP and RESUME_DEVICE and gets
+ * them again. BLKTAP_IOC_FREE of a minor with no server fails what is held and
+ * removes the device.
+ *
+ * Structs are extended at the end: the caller sets size to what it knows,
+ * the kernel treats what it does not send as zero, and refuses (-E2BIG) bytes
+ * beyond its own that are not zero. Reserved fields are zero.
+ */
+#ifndef _UAPI_LINUX_BLKTAP_H
+#define _UAPI_LINUX_BLKTAP_H
+
+#include <linux/ioctl.h>
+#include <linux/types.h>
+
+#define BLKTAP_ABI_VERSION	3
+#define BLKTAP_MAX_MINORS	4096
+#define BLKTAP_SECTOR_SHIFT	9
+
+#define BLKTAP_CONTROL_PATH	"/dev/xen/blktap-2/control"
+#define BLKTAP_RING_PATH	"/dev/xen/blktap-2/blktap%d"
+#define BLKTAP_DEVICE_PATH	"/dev/xen/blktap-2/tapdev%d"
+
+/* ioctls of the control device */
+
+struct blktap_alloc {
+	__u32 size;
+	__u32 version;		/* in: BLKTAP_ABI_VERSION; out: the driver's */
+	__s32 minor;		/* in: wanted, or -1; out: given */
+	__u32 flags;		/* 0 */
+};
+
+struct blktap_free {
+	__u32 size;
+	__s32 minor;
+	__u32 flags;		/* 0 */
+	__u32 reserved;
+};
+
+#define BLKTAP_IOC_ALLOC	_IOWR('t', 0x40, struct blktap_alloc)
+#define BLKTAP_IOC_FREE		_IOW('t', 0x41, struct blktap_free)
+
+/* ioctls of a ring */
+
+/* features: asked for in SETUP, the granted ones are returned */
+#define BLKTAP_F_COPY		(1ull << 0)	/* data copied to and from the registered buffer */
+#define BLKTAP_F_REMAP		(1ull << 1)	/* completions may name a registered file */
+
+struct blktap_setup {
+	__u32 size;
+	__u32 version;		/* BLKTAP_ABI_VERSION */
+	__u64 features;		/* in: wanted; out: granted */
+	__u32 nr_queues;	/* in: wanted; out: given, at least 1 */
+	__u32 entries;		/* per queue, a power of two up to 256; out: given */
+	__u32 max_io_bytes;	/* of one request, a multiple of 4096 up to 1 MiB */
+	__u32 reserved;
+	__u64 buf_addr;		/* the server's buffer, page-aligned */
+	__u64 buf_len;		/* at least nr_queues * entries * max_io_bytes */
+	/* out: for mmap() of a queue's rings at offset queue * ring_bytes */
+	__u64 ring_bytes;
+	__u32 sq_off;		/* of struct blktap_sqe[entries] */
+	__u32 cq_off;		/* of struct blktap_cqe[entries] */
+};
+
+#define BLKTAP_DEV_RDONLY	(1u << 0)
+#define BLKTAP_DEV_FLUSH	(1u << 1)	/* has a volatile cache */
+#define BLKTAP_DEV_FUA		(1u << 2)
+#define BLKTAP_DEV_DISCARD	(1u << 3)
+#define BLKTAP_DEV_ZEROES	(1u << 4)
+
+struct blktap_device_params {
+	__u32 size;
+	__u32 flags;
+	__u64 sectors;			/* of 512 bytes */
+	__u32 logical_block_size;	/* bytes: 512 to 4096 */
+	__u32 physical_block_size;
+	__u32 io_min;			/* bytes, 0: not said */
+	__u32 io_opt;
+	__u32 discard_granularity;	/* bytes */
+	__u32 discard_max;		/* sectors */
+};
+
+struct blktap_enter {
+	__u32 size;
+	__u32 queue;
+	__u32 flags;		/* BLKTAP_ENTER_* */
+	__u32 completed;	/* out: completions consumed */
+	__u32 submitted;	/* out: submissions added to the ring */
+	__u32 reserved;
+};
+
+#define BLKTAP_ENTER_NOFETCH	(1u << 0)	/* take completions, give no new requests (pause) */
+
+struct blktap_remove {
+	__u32 size;
+	__u32 flags;		/* 0 */
+};
+
+#define BLKTAP_IOC_SETUP	 _IOWR('t', 0x50, struct blktap_setup)
+#define BLKTAP_IOC_CREATE_DEVICE _IOW('t', 0x51, struct blktap_device_params)
+#define BLKTAP_IOC_RESUME_DEVICE _IOW('t', 0x52, struct blktap_device_params)
+#define BLKTAP_IOC_REMOVE_DEVICE _IOW('t', 0x53, struct blktap_remove)
+#define BLKTAP_IOC_ENTER	 _IOWR('t', 0x54, struct blktap_enter)
+#define BLKTAP_IOC_SET_DEVICE	 _IOW('t', 0x55, struct blktap_device_params)
+/* 0x60 to 0x6f: registered files and extents */
+
+/* The start of a queue's ring memory. Counters are free-running. */
+struct blktap_ring {
+	__u32 sq_head;		/* the server's: submissions taken */
+	__u32 sq_tail;		/* the kernel's: submissions given */
+	__u32 cq_head;		/* the kernel's: completions taken */
+	__u32 cq_tail;		/* the server's: completions given */
+	__u32 entries;
+	__u32 reserved[11];
+};
+
+#define BLKTAP_OP_READ		0
+#define BLKTAP_OP_WRITE		1
+#define BLKTAP_OP_FLUSH		2
+#define BLKTAP_OP_DISCARD	3
+#define BLKTAP_OP_WRITE_ZEROES	4
+
+#define BLKTAP_RQ_FUA		(1u << 0)
+#define BLKTAP_RQ_NOUNMAP	(1u << 1)
+
+struct blktap_sqe {
+	__u64 id;		/* never reused while the module is loaded */
+	__u64 sector;
+	__u64 buf_offset;	/* in the registered buffer; 0 for operations without data */
+	__u32 nr_sectors;
+	__u16 tag;		/* below entries */
+	__u16 queue;
+	__u8 op;
+	__u8 reserved0[3];
+	__u32 flags;
+	__u64 reserved1;
+};
+
+#define BLKTAP_CQE_DONE		0	/* result is 0 or -errno */
+#define BLKTAP_CQE_REMAP	1	/* with BLKTAP_F_REMAP */
+#define BLKTAP_CQE_REQUEUE	2	/* give it to me again later */
+
+struct blktap_cqe {
+	__u64 id;
+	__s32 result;
+	__u16 tag;
+	__u8 code;
+	__u8 reserved0;
+	__u64 reserved1[6];	/* REMAP: file, generation, offset */
+};
+
+#endif

@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+/* The flat file that xenblk writes for the C tools: docs/architecture.md. */
+#ifndef XENBLK_CONFIG_H
+#define XENBLK_CONFIG_H
+
+#include "common/error.h"
+
+#define CONFIG_PATH "/run/xenblk/config"
+#define CONFIG_MAX_DIRS 64
+
+struct config {
+	char *image_dir[CONFIG_MAX_DIRS];	/* absolute, as configured */
+	unsigned int nr_image_dirs;
+	char engine[16];			/* "uring" or "posix" */
+};
+
+/*
+ * Reads path (NULL: $XENBLK_CONFIG, else CONFIG_PATH). A missing file gives
+ * the defaults; a malformed one is an error that names the line. The caller
+ * disposes of cfg in either case.
+ */
+int config_load(struct config *cfg, const char *path, struct error *err);
+void config_dispose(struct config *cfg);
+
+/*
+ * 0 if path, symbolic links resolved, lies inside an allowed directory or
+ * inside extra_dir (may be NULL); -EACCES with a message that names both if
+ * not; -ENOENT and the like if it can't be resolved.
+ */
+int config_allows(const struct config *cfg, const char *path,
+		  const char *extra_dir, struct error *err);
+
+#endif

@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+/*
+ * Image drivers: how a disk's sectors are found in its image files. An image
+ * here is the whole disk as opened: for a VHD the chain from leaf to root.
+ */
+#ifndef XENBLK_IMAGE_H
+#define XENBLK_IMAGE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/config.h"
+#include "common/error.h"
+#include "common/list.h"
+#include "io/engine.h"
+
+#define SECTOR_SHIFT 9
+#define SECTOR_SIZE  512u
+
+/* Alignment of every data buffer: O_DIRECT on any device needs no more. */
+#define IMAGE_ALIGN  4096u
+
+enum image_op { IMAGE_READ, IMAGE_WRITE, IMAGE_FLUSH };
+
+/*
+ * A request on an image. The caller fills the first part; done() is called
+ * exactly once, from engine_run(), with 0 or -errno.
+ *
+ * A completed write has reached the kernel with all metadata that a reader
+ * needs to find it: a killed tapdisk loses nothing. A flush that was started
+ * after a write completed makes that write durable.
+ */
+struct image_request {
+	enum image_op op;
+	uint64_t sector;
+	uint32_t count;			/* sectors; 0 for a flush */
+	uint8_t *buf;			/* count * SECTOR_SIZE, IMAGE_ALIGN-aligned */
+	void (*done)(struct image_request *req, int err);
+
+	/* The driver's. */
+	struct list link;
+	struct io_req io;		/* for requests that are one I/O */
+	struct iovec iov;
+	uint32_t cursor;		/* sectors handed out so far */
+	uint32_t pending;		/* operations in flight */
+	int err;
+};
+
+struct image_info {
+	uint64_t sectors;		/* size of the disk, in 512-byte sectors */
+	uint32_t sector_size;		/* logical block size that requests keep to */
+	unsigned int depth;		/* images in the chain, 1 for raw */
+};
+
+struct image {
+	const struct image_driver *driver;
+	struct engine *engine;
+	struct image_info info;
+	bool readonly;
+};
+
+struct image_open_args {
+	struct engine *engine;
+	const struct config *config;
+	const char *path;
+	bool readonly;
+	unsigned int max_requests;	/* requests in flight at once, for sizing pools */
+};
+
+struct image_driver {
+	const char *type;		/* the prefix in TYPE:PATH */
+
+	/*
+	 * Required. Opens and locks every file of the image, checks it, and
+	 * makes all pools. Synchronous. Changes no byte of a file.
+	 */
+	int (*open)(struct image **image, const struct image_open_args *args,
+		    struct error *err);
+
+	/*
+	 * Required. No request is in flight. Writes what a clean close
+	 * leaves behind, releases files and locks. The image is gone even
+	 * if an error is returned.
+	 */
+	int (*close)(struct image *image, struct error *err);
+
+	/* Required. sector + count lies inside the disk; checked above. */
+	void (*submit)(struct image *image, struct image_request *req);
+
+	/* Optional. Paths of the chain, leaf first; NULL past the end. */
+	const char *(*chain_path)(const struct image *image, unsigned int i);
+};
+
+extern const struct image_driver raw_driver;	/* aio: */
+extern const struct image_driver vhd_driver;	/* vhd: */
+
+/* The driver of "TYPE:PATH" and the path's start; -EINVAL names the types known. */
+int image_parse(const char *spec, const struct image_driver **driver,
+		const char **path, struct error *err);
+
+#endif

@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+/*
+ * I/O engines: queued file I/O, descriptor readiness and timers behind one
+ * wait. Single-threaded: every call and every callback is on the thread that
+ * runs engine_run(). Requests, watches and timers are the caller's memory;
+ * the engine allocates only in engine_open().
+ *
+ * Callbacks run from engine_run() only, never from inside engine_queue(); in a
+ * callback everything may be called but engine_close() and engine_run().
+ */
+#ifndef XENBLK_ENGINE_H
+#define XENBLK_ENGINE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "common/error.h"
+#include "common/list.h"
+
+enum io_op {
+	IO_READ,
+	IO_WRITE,
+	IO_SYNC,	/* fdatasync: offset and iov unused */
+};
+
+struct io_req {
+	/* Set by the caller, unchanged until done() has been called. */
+	enum io_op op;
+	int fd;
+	uint64_t offset;		/* bytes */
+	struct iovec *iov;		/* the engine may modify it while it resumes a short transfer */
+	int iovcnt;			/* at most IOV_MAX */
+	/*
+	 * err is 0 when all bytes were transferred, else -errno. A read
+	 * that meets the end of the file is -ENODATA; a write that the
+	 * kernel cut short for good is the error that cut it.
+	 */
+	void (*done)(struct io_req *req, int err);
+
+	/* The engine's. */
+	struct list link;
+	size_t transferred;
+	int result;
+};
+
+struct io_watch {
+	int fd;
+	short events;			/* POLLIN, POLLOUT */
+	void (*ready)(struct io_watch *w, short revents);
+	struct list link;
+	void *priv;
+	bool armed;
+};
+
+struct io_timer {
+	uint64_t deadline_ns;		/* CLOCK_MONOTONIC */
+	void (*expired)(struct io_timer *t);
+	struct list link;
+	bool armed;
+};
+
+struct engine;
+
+/*
+ * name is "uring" or "posix"; depth is how many requests are in the kernel at
+ * once, more may be queued. "uring" fails with -ENOSYS or -EPERM where the
+ * kernel forbids io_uring; the caller decides what then.
+ */
+int engine_open(struct engine **engine, const char *name, unsigned int depth,
+		struct error *err);
+
+/* Nothing may be in flight; watches and timers are forgotten. */
+void engine_close(struct engine *engine);
+
+const char *engine_name(const struct engine *engine);
+
+/* Never fails: an error comes through done(). */
+void engine_queue(struct engine *engine, struct io_req *req);
+
+/* Level-triggered. A watch may be removed in its own callback. */
+void engine_watch(struct engine *engine, struct io_watch *watch);
+/* After this returns, ready() is not called and the memory may be reused. */
+void engine_unwatch(struct engine *engine, struct io_watch *watch);
+
+/* One shot; arming an armed timer moves it. */
+void engine_timer_set(struct engine *engine, struct io_timer *timer,
+		      uint64_t deadline_ns);
+void engine_timer_cancel(struct engine *engine, struct io_timer *timer);
+
+/*
+ * Submits what is queued, waits (forever if timeout_ms < 0, not at all if 0)
+ * for at least one event, runs the callbacks of all that has happened, and
+ * submits what they queued. 0, or -errno if the engine itself is broken.
+ */
+int engine_run(struct engine *engine, int timeout_ms);
+
+/* Requests queued or in the kernel. */
+unsigned int engine_inflight(const struct engine *engine);
+
+#endif

@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+/*
+ * The VHD format ("Virtual Hard Disk Image Format Specification" 1.0,
+ * Microsoft 2006, with XenServer's batmap, hidden flag and raw parents):
+ *
+ *   dynamic/differencing: footer copy | header | BAT | [batmap] | [locators]
+ *                         | { bitmap | data } per block ... | footer
+ *   fixed:                data | footer
+ *
+ * All integers on disk are big-endian. Only vhd/ touches those bytes. All of
+ * it is synchronous; the data path of tapdisk (drivers/vhd*.c) uses the
+ * decoded structures and the bitmap functions.
+ */
+#ifndef XENBLK_VHD_H
+#define XENBLK_VHD_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <uuid/uuid.h>
+
+#include "common/config.h"
+#include "common/error.h"
+#include "common/lock.h"
+
+#define VHD_SECTOR		512u
+#define VHD_BAT_UNUSED		UINT32_MAX
+#define VHD_MAX_CHAIN		30u
+#define VHD_NR_LOCATORS		8u
+#define VHD_DEFAULT_BLOCK	(2u << 20)	/* bytes */
+#define VHD_MAX_SIZE		(2040ull << 30)	/* bytes: what 32-bit sector offsets address with room for metadata */
+
+enum vhd_type { VHD_FIXED = 2, VHD_DYNAMIC = 3, VHD_DIFF = 4 };
+
+struct vhd_footer {
+	uint32_t features;
+	uint32_t version;
+	uint64_t data_offset;		/* of the header, bytes; ~0 for fixed */
+	uint32_t timestamp;		/* seconds since 2000-01-01 UTC */
+	char creator[5];		/* 4 bytes and a NUL */
+	uint32_t creator_version;
+	uint32_t creator_os;
+	uint64_t original_size;		/* bytes */
+	uint64_t current_size;		/* bytes */
+	uint32_t geometry;		/* cylinders 16, heads 8, sectors 8 */
+	enum vhd_type type;
+	uuid_t uuid;
+	uint8_t saved;
+	uint8_t hidden;			/* XenServer's: not a leaf */
+};
+
+struct vhd_locator {
+	uint32_t code;			/* VHD_LOC_* or 0 */
+	uint32_t data_space;		/* as stored: bytes (XenServer) or sectors */
+	uint32_t data_len;		/* bytes */
+	uint64_t data_offset;		/* bytes */
+};
+
+#define VHD_LOC_W2RU 0x57327275u
+#define VHD_LOC_W2KU 0x57326b75u
+#define VHD_LOC_MACX 0x4d616358u
+
+struct vhd_header {
+	uint64_t table_offset;		/* BAT, bytes */
+	uint32_t version;
+	uint32_t max_bat_size;		/* entries */
+	uint32_t block_size;		/* bytes */
+	uuid_t parent_uuid;		/* null: raw parent */
+	uint32_t parent_timestamp;
+	char parent_name[1024];		/* UTF-8 */
+	struct vhd_locator locator[VHD_NR_LOCATORS];
+};
+
+/* One image file, opened and checked. */
+struct vhd_image {
+	int fd;
+	char *path;
+	bool readonly;
+	bool is_blk;			/* block device: unwritten space is not zero */
+	uint64_t file_size;		/* bytes at open */
+	struct vhd_footer footer;
+	struct vhd_header header;	/* dynamic and differencing only, as all below */
+
+	uint32_t spb;			/* sectors of data per block, a power of two */
+	uint32_t bitmap_sectors;	/* per block, before its data */
+	uint32_t bat_entries;		/* in use: ceil(current_size / block_size) */
+	uint32_t *bat;			/* host order; sector of the block's bitmap */
+	bool has_batmap;
+	uint64_t batmap_offset;		/* of the map itself, bytes */
+	uint32_t batmap_sectors;
+	uint8_t *batmap;		/* bit set: all sectors of the block are present */
+	uint64_t data_end;		/* first free byte after metadata and blocks */
+};
+
+struct vhd_chain {
+	unsigned int depth;		/* images in all, a raw parent included */
+	unsigned int nr_vhd;
+	struct vhd_image *image[VHD_MAX_CHAIN];	/* leaf first */
+	int raw_fd;			/* -1 if the root is a VHD */
+	char *raw_path;
+	uint64_t raw_sectors;
+};
+
+enum {
+	VHD_OPEN_WRITE	= 1,	/* the leaf for writing; else all read-only */
+	VHD_OPEN_DIRECT	= 2,	/* O_DIRECT */
+	VHD_OPEN_NOLOCK	= 4,	/* for a look at an image that is in use */
+};
+
+/* image.c: opens one file. Never writes. All of footer, header, BAT checked. */
+int vhd_open(struct vhd_image **image, const char *path, unsigned int flags,
+	     struct error *err);
+void vhd_close(struct vhd_image *image);
+
+/*
+ * chain.c: the leaf and all its parents, each locked, each parent looked up by
+ * its locators (relative before absolute), identified by UUID, inside the
+ * allowed directories (the leaf's own always). -ELOOP for loops and for more
+ * than VHD_MAX_CHAIN images.
+ */
+int vhd_chain_open(struct vhd_chain **chain, const char *path,
+		   const struct config *cfg, unsigned int flags,
+		   struct error *err);
+void vhd_chain_close(struct vhd_chain *chain);
+
+/*
+ * children.c: -EBUSY, naming the child or the mark, if the image must not be
+ * written because others have it as parent. vhd_chain_open() calls it for
+ * VHD_OPEN_WRITE; the raw driver calls it too. st_path is for messages.
+ */
+int vhd_check_no_children(int fd, const char *path, struct error *err);
+
+/* create.c */
+struct vhd_create_args {
+	const char *path;
+	uint64_t size;			/* bytes; rounded up to a block by the callee */
+	bool fixed;
+	const char *parent;		/* NULL: no parent */
+	bool parent_raw;
+	uint64_t reserve_size;		/* BAT capacity for later growth, 0: size */
+};
+/* Never replaces an existing regular file: -EEXIST. Durable on return. */
+int vhd_create(const struct vhd_create_args *args, const struct config *cfg,
+	       struct error *err);
+
+/* Writes batmap, both footers, truncates a file to its end, syncs. For a clean close. */
+int vhd_write_trailer(struct vhd_image *image, struct error *err);
+
+/* bitmap.c: bit 0 is the most significant of byte 0. */
+/* Length of the run of equal bits at from, at most limit - from; *set is their value. */
+uint32_t vhd_bitmap_run(const uint8_t *map, uint32_t from, uint32_t limit,
+			bool *set);
+/* Returns true if any bit changed. */
+bool vhd_bitmap_set(uint8_t *map, uint32_t from, uint32_t count);
+bool vhd_bitmap_full(const uint8_t *map, uint32_t bits);
+
+/* bat.c: n host-order entries to big-endian bytes and back. */
+void vhd_bat_encode(uint8_t *out, const uint32_t *bat, uint32_t n);
+void vhd_bat_decode(uint32_t *bat, const uint8_t *in, uint32_t n);
+
+/* Where a new block's bitmap goes so that its data is 4 KiB-aligned; bytes. */
+uint64_t vhd_alloc_offset(const struct vhd_image *image, uint64_t data_end);
+
+#endif
