@@ -1,0 +1,152 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+/*
+ * The byte table is in docs/architecture.md, "Image lock". QEMU's bytes: its
+ * block/file-posix.c, RAW_LOCK_PERM_BASE and RAW_LOCK_SHARED_BASE, plus the
+ * bit number of the permission.
+ */
+#include "common/lock.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <unistd.h>
+
+enum {
+	BYTE_OURS		= 300,
+	BYTE_READS		= 100,
+	BYTE_WRITES		= 101,
+	BYTE_RESIZES		= 103,
+	BYTE_FORBIDS_READ	= 200,
+	BYTE_FORBIDS_WRITE	= 201,
+	BYTE_FORBIDS_RESIZE	= 203,
+};
+
+#define MAX_BYTES 6
+
+static const struct lock_set {
+	short ours;			/* F_RDLCK or F_WRLCK of BYTE_OURS */
+	short take[MAX_BYTES];		/* shared; 0 past the end */
+	short check[MAX_BYTES];		/* nobody else holds these */
+} sets[] = {
+	[LOCK_READER] = {
+		.ours = F_RDLCK,
+		.take = { BYTE_READS, BYTE_FORBIDS_WRITE, BYTE_FORBIDS_RESIZE },
+		.check = { BYTE_WRITES, BYTE_RESIZES, BYTE_FORBIDS_READ },
+	},
+	[LOCK_WRITER] = {
+		.ours = F_WRLCK,
+		.take = { BYTE_READS, BYTE_WRITES, BYTE_RESIZES,
+			  BYTE_FORBIDS_WRITE, BYTE_FORBIDS_RESIZE },
+		.check = { BYTE_WRITES, BYTE_RESIZES, BYTE_FORBIDS_READ,
+			   BYTE_FORBIDS_WRITE, BYTE_FORBIDS_RESIZE },
+	},
+};
+
+static struct flock one_byte(short type, short byte)
+{
+	return (struct flock){
+		.l_type = type,
+		.l_whence = SEEK_SET,
+		.l_start = byte,
+		.l_len = 1,
+	};
+}
+
+static int lock_byte(int fd, short type, short byte)
+{
+	struct flock fl = one_byte(type, byte);
+
+	while (fcntl(fd, F_OFD_SETLK, &fl) < 0) {
+		if (errno == EAGAIN || errno == EACCES)
+			return -EBUSY;
+		if (errno != EINTR)
+			return -errno;
+	}
+	return 0;
+}
+
+/* -EBUSY if another open file description holds any lock on the byte. */
+static int test_byte(int fd, short byte)
+{
+	struct flock fl = one_byte(F_WRLCK, byte);
+
+	while (fcntl(fd, F_OFD_GETLK, &fl) < 0)
+		if (errno != EINTR)
+			return -errno;
+	return fl.l_type == F_UNLCK ? 0 : -EBUSY;
+}
+
+static const char *holder(short byte)
+{
+	switch (byte) {
+	case BYTE_WRITES:
+	case BYTE_RESIZES:
+		return "another process has it open for writing";
+	case BYTE_FORBIDS_READ:
+		return "another process forbids all others to read it";
+	default:
+		return "another process reads it and forbids all others to write it";
+	}
+}
+
+/* Who refuses us byte 300: tapdisk or vhd-util. */
+static const char *our_holder(int fd)
+{
+	struct flock fl = one_byte(F_WRLCK, BYTE_OURS);
+
+	if (!fcntl(fd, F_OFD_GETLK, &fl) && fl.l_type == F_RDLCK)
+		return "another tapdisk or vhd-util reads it or has it as a parent";
+	return "another tapdisk or vhd-util has it open for writing";
+}
+
+static int lock_error(struct error *err, int rc, const char *path,
+		      const char *who)
+{
+	if (rc == -EBUSY)
+		return error_set(err, rc, "%s: in use: %s; `fuser -v` on the "
+				 "file shows who", path, who);
+	return error_set(err, rc, "%s: can't be locked: %s; it must lie on a "
+			 "file system with locks (NFS: mounted without nolock)",
+			 path, strerror(-rc));
+}
+
+int lock_take(int fd, const char *path, enum lock_mode mode,
+	      struct error *err)
+{
+	const struct lock_set *set = &sets[mode];
+	struct flock all = {
+		.l_type = F_UNLCK,
+		.l_whence = SEEK_SET,
+		.l_start = BYTE_READS,
+		.l_len = BYTE_OURS + 1 - BYTE_READS,
+	};
+	int rc;
+
+	rc = lock_byte(fd, set->ours, BYTE_OURS);
+	if (rc) {
+		lock_error(err, rc, path, our_holder(fd));
+		goto out;
+	}
+	/*
+	 * All locks before the first check: two that come at the same moment
+	 * then see each other, and at worst both give up.
+	 */
+	for (int i = 0; i < MAX_BYTES && set->take[i]; i++) {
+		rc = lock_byte(fd, F_RDLCK, set->take[i]);
+		if (rc) {
+			lock_error(err, rc, path, "another process locks it");
+			goto out;
+		}
+	}
+	for (int i = 0; i < MAX_BYTES && set->check[i]; i++) {
+		rc = test_byte(fd, set->check[i]);
+		if (rc) {
+			lock_error(err, rc, path, holder(set->check[i]));
+			goto out;
+		}
+	}
+out:
+	if (rc)
+		(void)fcntl(fd, F_OFD_SETLK, &all);
+	return rc;
+}
