@@ -15,7 +15,13 @@
  *
  * Structs are extended at the end: the caller sets size to what it knows,
  * the kernel treats what it does not send as zero, and refuses (-E2BIG) bytes
- * beyond its own that are not zero. Reserved fields are zero.
+ * beyond its own that are not zero. The size in the ioctl's code is ignored, so
+ * that a longer struct is still the same ioctl. Reserved fields are zero, in
+ * completions too.
+ *
+ * Opening control or a ring needs CAP_SYS_ADMIN (-EPERM); a ring that is open
+ * is -EBUSY. Every ioctl may fail with -EINVAL (a field out of its range, or
+ * not in this order), -EFAULT, -EINTR (killed while it waited), -ENOTTY.
  */
 #ifndef _UAPI_LINUX_BLKTAP_H
 #define _UAPI_LINUX_BLKTAP_H
@@ -33,6 +39,10 @@
 
 /* ioctls of the control device */
 
+/*
+ * -EPROTONOSUPPORT: another version, the driver's is returned. -EBUSY: the
+ * minor wanted is taken. -ENOSPC: all minors are.
+ */
 struct blktap_alloc {
 	__u32 size;
 	__u32 version;		/* in: BLKTAP_ABI_VERSION; out: the driver's */
@@ -40,6 +50,7 @@ struct blktap_alloc {
 	__u32 flags;		/* 0 */
 };
 
+/* -ENODEV: no such minor. -EBUSY: a server has the ring open. */
 struct blktap_free {
 	__u32 size;
 	__s32 minor;
@@ -56,6 +67,12 @@ struct blktap_free {
 #define BLKTAP_F_COPY		(1ull << 0)	/* data copied to and from the registered buffer */
 #define BLKTAP_F_REMAP		(1ull << 1)	/* completions may name a registered file */
 
+/*
+ * -EPROTONOSUPPORT: another version. -EOPNOTSUPP: no data mode both sides know.
+ * -ERANGE: the minor has a device, made with the entries and max_io_bytes that
+ * are returned; ask for those. -EBUSY: done already on this open.
+ * Only the process (address space) that did SETUP may ENTER.
+ */
 struct blktap_setup {
 	__u32 size;
 	__u32 version;		/* BLKTAP_ABI_VERSION */
@@ -66,7 +83,7 @@ struct blktap_setup {
 	__u32 reserved;
 	__u64 buf_addr;		/* the server's buffer, page-aligned */
 	__u64 buf_len;		/* at least nr_queues * entries * max_io_bytes */
-	/* out: for mmap() of a queue's rings at offset queue * ring_bytes */
+	/* out: for mmap(MAP_SHARED) of a queue's rings at queue * ring_bytes */
 	__u64 ring_bytes;
 	__u32 sq_off;		/* of struct blktap_sqe[entries] */
 	__u32 cq_off;		/* of struct blktap_cqe[entries] */
@@ -74,37 +91,57 @@ struct blktap_setup {
 
 #define BLKTAP_DEV_RDONLY	(1u << 0)
 #define BLKTAP_DEV_FLUSH	(1u << 1)	/* has a volatile cache */
-#define BLKTAP_DEV_FUA		(1u << 2)
+#define BLKTAP_DEV_FUA		(1u << 2)	/* needs BLKTAP_DEV_FLUSH */
 #define BLKTAP_DEV_DISCARD	(1u << 3)
 #define BLKTAP_DEV_ZEROES	(1u << 4)
 
+/*
+ * CREATE_DEVICE: -EEXIST: the minor has a device.
+ * RESUME_DEVICE: -ENODEV: it has none. The block sizes and RDONLY are those of
+ * the device, sectors not less, and no other flag is missing (-EINVAL).
+ * SET_DEVICE: the same, but RDONLY may change. Other changes are ignored.
+ */
 struct blktap_device_params {
 	__u32 size;
 	__u32 flags;
 	__u64 sectors;			/* of 512 bytes */
 	__u32 logical_block_size;	/* bytes: 512 to 4096 */
-	__u32 physical_block_size;
+	__u32 physical_block_size;	/* a power of two, not less than the logical */
 	__u32 io_min;			/* bytes, 0: not said */
 	__u32 io_opt;
-	__u32 discard_granularity;	/* bytes */
+	__u32 discard_granularity;	/* bytes; both with BLKTAP_DEV_DISCARD */
 	__u32 discard_max;		/* sectors */
 };
 
+/*
+ * Takes what is in the completion ring, then fills the submission ring. A
+ * completion that does not answer a request this server holds is counted in
+ * refused, logged and dropped: the request it meant still waits for an answer.
+ * -ENODEV: no live device. -EPERM: not the process that did SETUP.
+ * -EPROTO: sq_head or cq_tail is further from the kernel's index than the ring
+ * is long; nothing was done. poll() reports EPOLLIN while requests wait.
+ */
 struct blktap_enter {
 	__u32 size;
 	__u32 queue;
 	__u32 flags;		/* BLKTAP_ENTER_* */
 	__u32 completed;	/* out: completions consumed */
 	__u32 submitted;	/* out: submissions added to the ring */
-	__u32 reserved;
+	__u32 refused;		/* out: of those completed, the ones that were refused */
 };
 
 #define BLKTAP_ENTER_NOFETCH	(1u << 0)	/* take completions, give no new requests (pause) */
 
+/*
+ * -EBUSY: the device is open, or is being opened or closed at this moment.
+ * -ENODEV: there is none.
+ */
 struct blktap_remove {
 	__u32 size;
-	__u32 flags;		/* 0 */
+	__u32 flags;		/* BLKTAP_REMOVE_* */
 };
+
+#define BLKTAP_REMOVE_FORCE	(1u << 0)	/* although open: fails what is in flight with EIO */
 
 #define BLKTAP_IOC_SETUP	 _IOWR('t', 0x50, struct blktap_setup)
 #define BLKTAP_IOC_CREATE_DEVICE _IOW('t', 0x51, struct blktap_device_params)
@@ -148,7 +185,7 @@ struct blktap_sqe {
 
 #define BLKTAP_CQE_DONE		0	/* result is 0 or -errno */
 #define BLKTAP_CQE_REMAP	1	/* with BLKTAP_F_REMAP */
-#define BLKTAP_CQE_REQUEUE	2	/* give it to me again later */
+#define BLKTAP_CQE_REQUEUE	2	/* result 0: give it to me again later, with a new id */
 
 struct blktap_cqe {
 	__u64 id;
