@@ -63,8 +63,9 @@ struct io_timer {
 struct engine;
 
 /*
- * name is "uring" or "posix"; depth is how many requests are in the kernel at
- * once, more may be queued. "uring" fails with -ENOSYS or -EPERM where the
+ * name is "uring" or "posix"; depth (1 to 4096) is how many requests are in the
+ * kernel at once, more may be queued. The engine belongs to this process: open
+ * it after the last fork(). "uring" fails with -ENOSYS or -EPERM where the
  * kernel forbids io_uring; the caller decides what then.
  */
 int engine_open(struct engine **engine, const char *name, unsigned int depth,
@@ -78,9 +79,17 @@ const char *engine_name(const struct engine *engine);
 /* Never fails: an error comes through done(). */
 void engine_queue(struct engine *engine, struct io_req *req);
 
-/* Level-triggered. A watch may be removed in its own callback. */
-void engine_watch(struct engine *engine, struct io_watch *watch);
-/* After this returns, ready() is not called and the memory may be reused. */
+#define ENGINE_MAX_WATCHES 1024
+
+/*
+ * Level-triggered. A watch may be removed in its own callback. events must
+ * not change while it is armed. -EMFILE if ENGINE_MAX_WATCHES are armed.
+ */
+int engine_watch(struct engine *engine, struct io_watch *watch);
+/*
+ * After this returns, ready() is not called, the memory may be reused, and the
+ * engine holds no reference to the file, so that close() is the last one.
+ */
 void engine_unwatch(struct engine *engine, struct io_watch *watch);
 
 /* One shot; arming an armed timer moves it. */
@@ -90,8 +99,10 @@ void engine_timer_cancel(struct engine *engine, struct io_timer *timer);
 
 /*
  * Submits what is queued, waits (forever if timeout_ms < 0, not at all if 0)
- * for at least one event, runs the callbacks of all that has happened, and
- * submits what they queued. 0, or -errno if the engine itself is broken.
+ * for at least one event, and runs the callbacks of all that has happened.
+ * What they queue is submitted by the next call, in the same system call as
+ * its wait. A signal does not end the wait: watch a signalfd. 0, or -errno if
+ * the engine itself is broken; -EDEADLK if called from a callback.
  */
 int engine_run(struct engine *engine, int timeout_ms);
 

@@ -1,0 +1,365 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+#include "io/engine-internal.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "common/bytes.h"
+
+#define NSEC_PER_MSEC 1000000
+
+static const struct engine_ops *const engines[] = {
+	&uring_engine_ops,
+	&posix_engine_ops,
+};
+
+int engine_open(struct engine **engine, const char *name, unsigned int depth,
+		struct error *err)
+{
+	const struct engine_ops *ops = NULL;
+	struct engine *e;
+	int rc;
+
+	*engine = NULL;
+	for (size_t i = 0; i < sizeof(engines) / sizeof(engines[0]); i++)
+		if (!strcmp(engines[i]->name, name))
+			ops = engines[i];
+	if (!ops)
+		return error_set(err, -EINVAL, "I/O engine %s: must be uring "
+				 "or posix", name);
+	if (!depth || depth > ENGINE_MAX_DEPTH)
+		return error_set(err, -EINVAL, "I/O engine %s: depth %u: must "
+				 "be 1 to %u", name, depth, ENGINE_MAX_DEPTH);
+
+	rc = ops->open(&e, depth, err);
+	if (rc)
+		return rc;
+	e->ops = ops;
+	e->depth = depth;
+	list_init(&e->queued);
+	list_init(&e->done);
+	list_init(&e->timers);
+	*engine = e;
+	return 0;
+}
+
+void engine_close(struct engine *engine)
+{
+	if (!engine)
+		return;
+	for (unsigned int i = 0; i < engine->nr_slots; i++)
+		if (engine->slot[i].watch)
+			engine_unwatch(engine, engine->slot[i].watch);
+	engine->ops->close(engine);
+}
+
+const char *engine_name(const struct engine *engine)
+{
+	return engine->ops->name;
+}
+
+unsigned int engine_inflight(const struct engine *engine)
+{
+	return engine->inflight;
+}
+
+/* Requests */
+
+static void complete(struct engine *engine, struct io_req *req, int err)
+{
+	req->result = err;
+	list_add_tail(&req->link, &engine->done);
+}
+
+/* Bytes still to transfer, or -EINVAL if the request makes no sense. */
+static ssize_t remaining(const struct io_req *req)
+{
+	uint64_t len = 0, end;
+
+	if (req->iovcnt < 0 || req->iovcnt > IOV_MAX)
+		return -EINVAL;
+	for (int i = 0; i < req->iovcnt; i++)
+		if (!add_u64(len, req->iov[i].iov_len, &len))
+			return -EINVAL;
+	if (!add_u64(req->offset, req->transferred, &end) ||
+	    !add_u64(end, len, &end) || end > INT64_MAX)
+		return -EINVAL;
+	return (ssize_t)len;
+}
+
+void engine_queue(struct engine *engine, struct io_req *req)
+{
+	ssize_t len;
+
+	req->transferred = 0;
+	req->result = 0;
+	engine->inflight++;
+	if (req->op != IO_SYNC) {
+		len = remaining(req);
+		if (len <= 0) {
+			complete(engine, req, (int)len);
+			return;
+		}
+	}
+	list_add_tail(&req->link, &engine->queued);
+}
+
+/* Entries that are done keep their place, with length 0. */
+static void advance(struct io_req *req, size_t done)
+{
+	req->transferred += done;
+	for (int i = 0; i < req->iovcnt && done; i++) {
+		struct iovec *v = &req->iov[i];
+		size_t n = done < v->iov_len ? done : v->iov_len;
+
+		v->iov_base = (char *)v->iov_base + n;
+		v->iov_len -= n;
+		done -= n;
+	}
+}
+
+void engine_finish(struct engine *engine, struct io_req *req, int result)
+{
+	engine->in_kernel--;
+
+	if (result == -EINTR || result == -EAGAIN) {
+		list_add(&req->link, &engine->queued);
+		return;
+	}
+	/*
+	 * A direct read ends off a sector only at the end of the file, and
+	 * can't be resumed there.
+	 */
+	if (result == -EINVAL && req->op == IO_READ && req->transferred % 512)
+		result = -ENODATA;
+	if (result < 0 || req->op == IO_SYNC) {
+		complete(engine, req, result);
+		return;
+	}
+	if (!result) {
+		complete(engine, req, req->op == IO_READ ? -ENODATA : -EIO);
+		return;
+	}
+	advance(req, (size_t)result);
+	if (remaining(req))
+		list_add(&req->link, &engine->queued);
+	else
+		complete(engine, req, 0);
+}
+
+static void submit_queued(struct engine *engine)
+{
+	while (!list_empty(&engine->queued) &&
+	       engine->in_kernel < engine->depth) {
+		struct io_req *req = container_of(engine->queued.next,
+						  struct io_req, link);
+
+		list_del(&req->link);
+		if (!engine->ops->submit(engine, req)) {
+			list_add(&req->link, &engine->queued);
+			break;
+		}
+		engine->in_kernel++;
+	}
+}
+
+/* Watches */
+
+int engine_watch(struct engine *engine, struct io_watch *watch)
+{
+	unsigned int i = 0;
+
+	if (watch->armed)
+		return 0;
+	while (i < engine->nr_slots && engine->slot[i].watch)
+		i++;
+	if (i == ENGINE_MAX_WATCHES)
+		return -EMFILE;
+	if (i == engine->nr_slots)
+		engine->nr_slots++;
+	engine->slot[i].watch = watch;
+	engine->slot[i].revents = 0;
+	engine->slot[i].polled = false;
+	watch->armed = true;
+	return 0;
+}
+
+void engine_unwatch(struct engine *engine, struct io_watch *watch)
+{
+	unsigned int i = 0;
+
+	if (!watch->armed)
+		return;
+	while (engine->slot[i].watch != watch)
+		i++;
+	engine->ops->unwatch(engine, i);
+	engine->slot[i].watch = NULL;
+	engine->slot[i].revents = 0;
+	engine->slot[i].generation++;
+	while (engine->nr_slots && !engine->slot[engine->nr_slots - 1].watch)
+		engine->nr_slots--;
+	watch->armed = false;
+}
+
+void engine_ready(struct engine *engine, unsigned int slot, short revents)
+{
+	engine->slot[slot].revents = revents;
+	engine->ready[engine->nr_ready++] = (uint16_t)slot;
+}
+
+/* Timers */
+
+static uint64_t now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+void engine_timer_set(struct engine *engine, struct io_timer *timer,
+		      uint64_t deadline_ns)
+{
+	struct list *after;
+
+	engine_timer_cancel(engine, timer);
+	after = engine->timers.prev;
+	while (after != &engine->timers &&
+	       container_of(after, struct io_timer, link)->deadline_ns >
+	       deadline_ns)
+		after = after->prev;
+	timer->deadline_ns = deadline_ns;
+	timer->armed = true;
+	list_add(&timer->link, after);
+}
+
+void engine_timer_cancel(struct engine *engine, struct io_timer *timer)
+{
+	(void)engine;
+	if (!timer->armed)
+		return;
+	list_del(&timer->link);
+	timer->armed = false;
+}
+
+/* The loop */
+
+/*
+ * Each of these works on what there was when it began, so that a callback
+ * which makes more of the same can't keep the loop from the rest.
+ */
+static unsigned int run_done(struct engine *engine)
+{
+	struct list *item, batch;
+	unsigned int n = 0;
+
+	list_init(&batch);
+	list_splice(&engine->done, &batch);
+	while ((item = list_pop(&batch))) {
+		struct io_req *req = container_of(item, struct io_req, link);
+
+		engine->inflight--;
+		req->done(req, req->result);
+		n++;
+	}
+	return n;
+}
+
+static unsigned int run_ready(struct engine *engine)
+{
+	unsigned int n = 0;
+
+	for (unsigned int i = 0; i < engine->nr_ready; i++) {
+		struct watch_slot *slot = &engine->slot[engine->ready[i]];
+		short revents = slot->revents;
+
+		/* 0: an earlier callback has removed the watch. */
+		if (!revents)
+			continue;
+		slot->revents = 0;
+		slot->watch->ready(slot->watch, revents);
+		n++;
+	}
+	engine->nr_ready = 0;
+	return n;
+}
+
+static unsigned int run_expired(struct engine *engine)
+{
+	struct list *item, batch;
+	unsigned int n = 0;
+	uint64_t now;
+
+	list_init(&batch);
+	if (list_empty(&engine->timers))
+		return 0;
+	now = now_ns();
+	while (!list_empty(&engine->timers) &&
+	       container_of(engine->timers.next, struct io_timer,
+			    link)->deadline_ns <= now) {
+		item = list_pop(&engine->timers);
+		list_add_tail(item, &batch);
+	}
+	while ((item = list_pop(&batch))) {
+		struct io_timer *timer = container_of(item, struct io_timer,
+						      link);
+
+		timer->armed = false;
+		timer->expired(timer);
+		n++;
+	}
+	return n;
+}
+
+/* How long ops->wait() may take: 0 if there is work already. */
+static int64_t wait_ns(const struct engine *engine, uint64_t end_ns)
+{
+	uint64_t now;
+
+	if (!list_empty(&engine->done) || !end_ns)
+		return 0;
+	if (!list_empty(&engine->timers)) {
+		uint64_t first = container_of(engine->timers.next,
+					      struct io_timer,
+					      link)->deadline_ns;
+
+		if (first < end_ns)
+			end_ns = first;
+	}
+	if (end_ns > INT64_MAX)
+		return -1;
+	now = now_ns();
+	return end_ns > now ? (int64_t)(end_ns - now) : 0;
+}
+
+int engine_run(struct engine *engine, int timeout_ms)
+{
+	uint64_t end_ns = 0;		/* 0: don't wait; UINT64_MAX: forever */
+	unsigned int events;
+	int rc;
+
+	if (engine->running)
+		return -EDEADLK;
+	engine->running = true;
+	if (timeout_ms < 0)
+		end_ns = UINT64_MAX;
+	else if (timeout_ms > 0)
+		end_ns = now_ns() + (uint64_t)timeout_ms * NSEC_PER_MSEC;
+
+	do {
+		submit_queued(engine);
+		rc = engine->ops->wait(engine, wait_ns(engine, end_ns));
+		events = run_done(engine);
+		events += run_ready(engine);
+		events += run_expired(engine);
+		/* What a wait only resumed is no event. */
+	} while (!rc && !events && end_ns &&
+		 (end_ns == UINT64_MAX || now_ns() < end_ns));
+
+	engine->running = false;
+	return rc;
+}
