@@ -27,10 +27,13 @@ int server_open(struct server **server, const struct config *cfg,
 void server_close(struct server *server);
 
 struct engine *server_engine(struct server *server);
+const struct config *server_config(const struct server *server);
 
 /* Runs until server_stop(). */
 int server_run(struct server *server);
 void server_stop(struct server *server);
+/* Pauses every VBD, so that images are closed cleanly, then stops. */
+void server_terminate(struct server *server);
 
 /* Opens the ring of a minor: from now on it is this process's. */
 int server_attach(struct server *server, int minor, struct error *err);
@@ -81,7 +84,7 @@ struct vbd_view {
 	uint64_t sectors;
 	uint32_t sector_size;
 	unsigned int depth;
-	const struct vbd_stats *stats;
+	struct vbd_stats stats;
 	/* leaf first; NULL past the end */
 	const char *(*chain_path)(const struct vbd_view *view, unsigned int i);
 	const struct vbd *vbd;

@@ -24,7 +24,7 @@ enum image_op { IMAGE_READ, IMAGE_WRITE, IMAGE_FLUSH };
 
 /*
  * A request on an image. The caller fills the first part; done() is called
- * exactly once, from engine_run(), with 0 or -errno.
+ * exactly once with 0 or -errno, from engine_run() or from inside submit().
  *
  * A completed write has reached the kernel with all metadata that a reader
  * needs to find it: a killed tapdisk loses nothing. A flush that was started
@@ -38,7 +38,8 @@ struct image_request {
 	void (*done)(struct image_request *req, int err);
 
 	/* The driver's. */
-	struct list link;
+	struct image *image;
+	struct list link;		/* where the request waits for a resource */
 	struct io_req io;		/* for requests that are one I/O */
 	struct iovec iov;
 	uint32_t cursor;		/* sectors handed out so far */

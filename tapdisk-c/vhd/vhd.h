@@ -48,6 +48,9 @@ struct vhd_footer {
 	uint8_t hidden;			/* XenServer's: not a leaf */
 };
 
+/* footer.c: VHD_SECTOR bytes with the checksum right. */
+void vhd_footer_encode(uint8_t *out, const struct vhd_footer *footer);
+
 struct vhd_locator {
 	uint32_t code;			/* VHD_LOC_* or 0 */
 	uint32_t data_space;		/* as stored: bytes (XenServer) or sectors */

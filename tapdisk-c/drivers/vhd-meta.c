@@ -1,0 +1,309 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+#include "drivers/vhd-disk.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/bytes.h"
+#include "common/log.h"
+
+#define BAT_PER_SECTOR (SECTOR_SIZE / 4)
+
+static void bitmap_write(struct vhd_bitmap *bm);
+static void bat_next(struct vhd_disk *disk);
+
+static bool unpublished(const struct vhd_disk *disk, uint32_t block)
+{
+	return vhd_bit(disk->unpublished, block);
+}
+
+static void end_all(struct list *ops, int err)
+{
+	struct list *item;
+
+	while ((item = list_pop(ops)))
+		vhd_op_end(container_of(item, struct vhd_op, link), err);
+}
+
+/* A bitmap write, with its BAT write if it needed one, is over. */
+static void bitmap_settle(struct vhd_bitmap *bm, int err)
+{
+	struct vhd_disk *disk = bm->disk;
+	struct vhd_image *leaf = disk->leaf;
+	struct list done;
+
+	list_init(&done);
+	list_splice(&bm->committing, &done);
+	bm->writing = false;
+	/* The bits stay in memory: the next write to the block tries again. */
+	if (err)
+		bm->dirty = true;
+	else if (!bm->dirty && leaf->has_batmap &&
+		 vhd_bitmap_full(bm->map, leaf->spb)) {
+		leaf->batmap[bm->block >> 3] |=
+			(uint8_t)(0x80u >> (bm->block & 7));
+		disk->changed = true;
+	}
+	vhd_cache_pin(bm);
+	end_all(&done, err);
+	if (!list_empty(&bm->commit) && !bm->writing)
+		bitmap_write(bm);
+	vhd_cache_unpin(bm);
+	if (err)
+		vhd_meta_abandon(bm);
+	vhd_feed_starved(disk);
+}
+
+static void bitmap_written(struct io_req *io, int err)
+{
+	struct vhd_bitmap *bm = container_of(io, struct vhd_bitmap, io);
+	struct vhd_disk *disk = bm->disk;
+
+	if (err || !unpublished(disk, bm->block)) {
+		bitmap_settle(bm, err);
+		return;
+	}
+	list_add_tail(&bm->publish, &disk->bat.queue);
+	bat_next(disk);
+}
+
+static void bitmap_write(struct vhd_bitmap *bm)
+{
+	struct vhd_image *leaf = bm->disk->leaf;
+
+	list_splice(&bm->commit, &bm->committing);
+	bm->writing = true;
+	bm->dirty = false;
+	bm->iov.iov_base = bm->out;
+	bm->iov.iov_len = (size_t)leaf->bitmap_sectors << SECTOR_SHIFT;
+	memcpy(bm->out, bm->map, bm->iov.iov_len);
+	bm->io.op = IO_WRITE;
+	bm->io.fd = leaf->fd;
+	bm->io.offset = (uint64_t)leaf->bat[bm->block] << SECTOR_SHIFT;
+	bm->io.iov = &bm->iov;
+	bm->io.iovcnt = 1;
+	bm->io.done = bitmap_written;
+	engine_queue(bm->disk->image.engine, &bm->io);
+}
+
+void vhd_meta_abandon(struct vhd_bitmap *bm)
+{
+	struct vhd_disk *disk = bm->disk;
+	struct vhd_image *leaf = disk->leaf;
+	uint64_t offset;
+
+	if (!unpublished(disk, bm->block) || bm->pins > 1 || bm->writing)
+		return;
+	offset = (uint64_t)leaf->bat[bm->block] << SECTOR_SHIFT;
+	if (leaf->data_end == offset + ((uint64_t)leaf->bitmap_sectors +
+					leaf->spb) * SECTOR_SIZE)
+		leaf->data_end = offset;
+	leaf->bat[bm->block] = VHD_BAT_UNUSED;
+	disk->unpublished[bm->block >> 3] &=
+		(uint8_t)~(0x80u >> (bm->block & 7));
+	vhd_cache_forget(bm);
+}
+
+void vhd_meta_commit(struct vhd_op *op)
+{
+	struct vhd_bitmap *bm = op->bitmap;
+
+	list_add_tail(&op->link, &bm->commit);
+	if (!bm->writing)
+		bitmap_write(bm);
+}
+
+static void bat_written(struct io_req *io, int err)
+{
+	struct vhd_bat_writer *bat = container_of(io, struct vhd_bat_writer, io);
+	struct vhd_disk *disk = container_of(bat, struct vhd_disk, bat);
+	struct list *item;
+
+	while ((item = list_pop(&bat->batch))) {
+		struct vhd_bitmap *bm =
+			container_of(item, struct vhd_bitmap, publish);
+
+		if (!err) {
+			disk->unpublished[bm->block >> 3] &=
+				(uint8_t)~(0x80u >> (bm->block & 7));
+			/* The pin of the unpublished block. */
+			vhd_cache_unpin(bm);
+		}
+		bitmap_settle(bm, err);
+	}
+	bat->busy = false;
+	bat_next(disk);
+	vhd_feed_starved(disk);
+}
+
+static void bat_write(struct vhd_disk *disk)
+{
+	struct vhd_bat_writer *bat = &disk->bat;
+	struct vhd_image *leaf = disk->leaf;
+	uint32_t base = bat->sector * BAT_PER_SECTOR;
+
+	for (uint32_t i = 0; i < BAT_PER_SECTOR; i++) {
+		uint32_t block = base + i;
+
+		bat->entries[i] = block < leaf->bat_entries &&
+				  !unpublished(disk, block) ?
+				  leaf->bat[block] : VHD_BAT_UNUSED;
+	}
+	list_for_each(pos, &bat->batch) {
+		struct vhd_bitmap *bm =
+			container_of(pos, struct vhd_bitmap, publish);
+
+		bat->entries[bm->block - base] = leaf->bat[bm->block];
+	}
+	vhd_bat_encode(bat->buf, bat->entries, BAT_PER_SECTOR);
+	bat->iov.iov_base = bat->buf;
+	bat->iov.iov_len = SECTOR_SIZE;
+	bat->io.op = IO_WRITE;
+	bat->io.offset = leaf->header.table_offset +
+			 (uint64_t)bat->sector * SECTOR_SIZE;
+	bat->io.iov = &bat->iov;
+	bat->io.iovcnt = 1;
+	bat->io.done = bat_written;
+	engine_queue(disk->image.engine, &bat->io);
+}
+
+static void bat_synced(struct io_req *io, int err)
+{
+	struct vhd_bat_writer *bat = container_of(io, struct vhd_bat_writer, io);
+
+	if (err)
+		bat_written(io, err);
+	else
+		bat_write(container_of(bat, struct vhd_disk, bat));
+}
+
+/* Publishes all queued blocks that share the first one's BAT sector. */
+static void bat_next(struct vhd_disk *disk)
+{
+	struct vhd_bat_writer *bat = &disk->bat;
+	struct vhd_bitmap *bm;
+
+	if (bat->busy || list_empty(&bat->queue))
+		return;
+	bm = container_of(bat->queue.next, struct vhd_bitmap, publish);
+	bat->sector = bm->block / BAT_PER_SECTOR;
+	list_for_each_safe(pos, tmp, &bat->queue) {
+		bm = container_of(pos, struct vhd_bitmap, publish);
+		if (bm->block / BAT_PER_SECTOR != bat->sector)
+			continue;
+		list_del(pos);
+		list_add_tail(pos, &bat->batch);
+	}
+	bat->busy = true;
+	bat->io.fd = disk->leaf->fd;
+	if (!disk->leaf->is_blk) {
+		bat_write(disk);
+		return;
+	}
+	bat->io.op = IO_SYNC;
+	bat->io.done = bat_synced;
+	engine_queue(disk->image.engine, &bat->io);
+}
+
+static void grown(struct io_req *io, int err)
+{
+	struct vhd_grower *grow = container_of(io, struct vhd_grower, io);
+	struct vhd_disk *disk = container_of(grow, struct vhd_disk, grow);
+	struct list waiting;
+
+	if (!err && io->op == IO_WRITE) {
+		io->op = IO_SYNC;
+		engine_queue(disk->image.engine, io);
+		return;
+	}
+	if (err)
+		log_error("cannot extend the image path=%s err=%d",
+			  disk->leaf->path, -err);
+	else
+		grow->durable_end = grow->target;
+	grow->busy = false;
+	list_init(&waiting);
+	list_splice(&grow->waiting, &waiting);
+	vhd_wake(disk, &waiting, err);
+}
+
+/* Writes the footer a step further out: that extends the file by a hole. */
+static void grow_start(struct vhd_disk *disk, uint64_t need)
+{
+	struct vhd_grower *grow = &disk->grow;
+
+	grow->busy = true;
+	grow->target = round_up_u64(need, VHD_GROW_BYTES);
+	disk->changed = true;
+	grow->iov.iov_base = grow->buf;
+	grow->iov.iov_len = VHD_SECTOR;
+	grow->io.op = IO_WRITE;
+	grow->io.fd = disk->leaf->fd;
+	grow->io.offset = grow->target;
+	grow->io.iov = &grow->iov;
+	grow->io.iovcnt = 1;
+	grow->io.done = grown;
+	engine_queue(disk->image.engine, &grow->io);
+}
+
+bool vhd_meta_place(struct vhd_disk *disk, struct image_request *req,
+		    uint64_t *offset)
+{
+	struct vhd_image *leaf = disk->leaf;
+	struct vhd_grower *grow = &disk->grow;
+	uint64_t size = ((uint64_t)leaf->bitmap_sectors + leaf->spb) *
+			SECTOR_SIZE;
+	uint64_t end;
+
+	*offset = vhd_alloc_offset(leaf, leaf->data_end);
+	end = *offset + size;
+	/* VHD_BAT_UNUSED is not an address. */
+	if (*offset >> SECTOR_SHIFT >= VHD_BAT_UNUSED ||
+	    (leaf->is_blk && end > grow->durable_end)) {
+		req->err = -ENOSPC;
+		return false;
+	}
+	if (end <= grow->durable_end) {
+		/* Ahead of need, so that few requests wait for the sync. */
+		if (!leaf->is_blk && !grow->busy &&
+		    grow->durable_end - end < VHD_GROW_BYTES / 2)
+			grow_start(disk, end + VHD_GROW_BYTES);
+		return true;
+	}
+	list_add_tail(&req->link, &grow->waiting);
+	if (!grow->busy)
+		grow_start(disk, end + VHD_GROW_BYTES / 2);
+	return false;
+}
+
+int vhd_meta_init(struct vhd_disk *disk)
+{
+	struct vhd_image *leaf = disk->leaf;
+	struct vhd_bat_writer *bat = &disk->bat;
+	struct vhd_grower *grow = &disk->grow;
+
+	list_init(&bat->queue);
+	list_init(&bat->batch);
+	list_init(&grow->waiting);
+	if (disk->image.readonly || leaf->footer.type == VHD_FIXED)
+		return 0;
+	disk->unpublished = calloc(1, (size_t)leaf->bat_entries / 8 + 1);
+	bat->entries = calloc(BAT_PER_SECTOR, sizeof(uint32_t));
+	bat->buf = aligned_alloc(IMAGE_ALIGN, IMAGE_ALIGN);
+	grow->buf = aligned_alloc(IMAGE_ALIGN, IMAGE_ALIGN);
+	if (!disk->unpublished || !bat->entries || !bat->buf || !grow->buf)
+		return -ENOMEM;
+	vhd_footer_encode(grow->buf, &leaf->footer);
+	/* A file's end as found is not known to be durable. */
+	grow->durable_end = leaf->is_blk ? leaf->file_size - VHD_SECTOR : 0;
+	return 0;
+}
+
+void vhd_meta_destroy(struct vhd_disk *disk)
+{
+	free(disk->unpublished);
+	free(disk->bat.entries);
+	free(disk->bat.buf);
+	free(disk->grow.buf);
+}

@@ -1,0 +1,198 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+#include "server.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/log.h"
+#include "vbd.h"
+
+/* More than any dom0 gives one process; the table is searched linearly. */
+#define MAX_VBDS 256
+
+#define ENGINE_DEPTH 256
+
+struct server {
+	struct engine *engine;
+	const struct config *config;
+	struct vbd *vbds[MAX_VBDS];
+	unsigned int nr;
+	bool stop;
+	bool terminating;
+};
+
+int server_open(struct server **server, const struct config *cfg,
+		struct error *err)
+{
+	struct server *s = calloc(1, sizeof(*s));
+	int rc;
+
+	if (!s)
+		return error_set(err, -ENOMEM, "out of memory");
+	s->config = cfg;
+	rc = engine_open(&s->engine, cfg->engine, ENGINE_DEPTH, err);
+	if (rc && strcmp(cfg->engine, "posix")) {
+		log_warn("engine %s is not to be had, using posix err=%d",
+			 cfg->engine, -rc);
+		rc = engine_open(&s->engine, "posix", ENGINE_DEPTH, err);
+	}
+	if (rc) {
+		free(s);
+		return rc;
+	}
+	*server = s;
+	return 0;
+}
+
+void server_close(struct server *server)
+{
+	engine_close(server->engine);
+	free(server);
+}
+
+struct engine *server_engine(struct server *server)
+{
+	return server->engine;
+}
+
+const struct config *server_config(const struct server *server)
+{
+	return server->config;
+}
+
+void server_stop(struct server *server)
+{
+	server->stop = true;
+}
+
+void server_terminate(struct server *server)
+{
+	server->terminating = true;
+}
+
+static void paused(void *priv, int rc, const struct error *err)
+{
+	(void)priv;
+	(void)rc;
+	(void)err;
+}
+
+static void terminate_step(struct server *server)
+{
+	bool idle = true;
+
+	for (unsigned int i = 0; i < server->nr; i++) {
+		if (vbd_idle(server->vbds[i]))
+			continue;
+		idle = false;
+		vbd_pause(server->vbds[i], paused, NULL);
+	}
+	server->stop = idle;
+}
+
+int server_run(struct server *server)
+{
+	bool more = false;
+	int rc = 0;
+
+	while (!server->stop && !rc) {
+		rc = engine_run(server->engine, more ? 0 : -1);
+		more = false;
+		for (unsigned int i = 0; i < server->nr; i++)
+			more |= vbd_round(server->vbds[i]);
+		if (server->terminating) {
+			terminate_step(server);
+			more = true;
+		}
+	}
+	return rc;
+}
+
+static struct vbd **find(struct server *server, int minor, struct error *err)
+{
+	for (unsigned int i = 0; i < server->nr; i++)
+		if (vbd_minor(server->vbds[i]) == minor)
+			return &server->vbds[i];
+	error_set(err, -ENODEV, "minor %d is not attached to this tapdisk",
+		  minor);
+	return NULL;
+}
+
+int server_attach(struct server *server, int minor, struct error *err)
+{
+	int rc;
+
+	if (find(server, minor, NULL))
+		return error_set(err, -EEXIST, "minor %d is already attached",
+				 minor);
+	if (server->nr == MAX_VBDS)
+		return error_set(err, -ENOSPC,
+				 "this tapdisk has %d minors attached, the most it can",
+				 MAX_VBDS);
+	rc = vbd_attach(&server->vbds[server->nr], server, minor, err);
+	if (!rc)
+		server->nr++;
+	return rc;
+}
+
+int server_detach(struct server *server, int minor, struct error *err)
+{
+	struct vbd **vbd = find(server, minor, err);
+	int rc;
+
+	if (!vbd)
+		return -ENODEV;
+	rc = vbd_detach(*vbd, err);
+	if (!rc)
+		*vbd = server->vbds[--server->nr];
+	return rc;
+}
+
+int server_open_image(struct server *server, int minor, const char *args,
+		      bool readonly, struct error *err)
+{
+	struct vbd **vbd = find(server, minor, err);
+
+	return vbd ? vbd_open(*vbd, args, readonly, err) : -ENODEV;
+}
+
+void server_close_image(struct server *server, int minor, bool force,
+			server_done done, void *priv)
+{
+	struct error err;
+	struct vbd **vbd = find(server, minor, &err);
+
+	if (vbd)
+		vbd_close(*vbd, force, done, priv);
+	else
+		done(priv, -ENODEV, &err);
+}
+
+void server_pause(struct server *server, int minor, server_done done,
+		  void *priv)
+{
+	struct error err;
+	struct vbd **vbd = find(server, minor, &err);
+
+	if (vbd)
+		vbd_pause(*vbd, done, priv);
+	else
+		done(priv, -ENODEV, &err);
+}
+
+int server_unpause(struct server *server, int minor, const char *args,
+		   struct error *err)
+{
+	struct vbd **vbd = find(server, minor, err);
+
+	return vbd ? vbd_unpause(*vbd, args, err) : -ENODEV;
+}
+
+bool server_vbd(struct server *server, unsigned int i, struct vbd_view *view)
+{
+	if (i >= server->nr)
+		return false;
+	vbd_fill_view(server->vbds[i], view);
+	return true;
+}

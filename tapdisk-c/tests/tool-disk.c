@@ -1,0 +1,255 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+/*
+ * Drives an image driver over an I/O engine, without a device: for the tests.
+ *
+ *   tool-disk [--engine NAME] [--readonly] [--requests N] TYPE:PATH
+ *
+ * Reads commands from standard input, a line each. w, r and f are started at
+ * once, as many as given, until "go" waits for all of them and prints a line for each in
+ * the order given:
+ *   w SECTOR COUNT SEED   every sector gets its number and SEED      -> ok | err ERRNO
+ *   r SECTOR COUNT        -> the seeds found, "0" for a zero sector, "?" if it holds
+ *                            anything else | err ERRNO
+ *   f                     flush                                      -> ok | err ERRNO
+ *   mallocs               calls of malloc and the like so far        -> N (-1 in a sanitizer build)
+ *   crash                 exits at once, as if killed
+ * The end of input closes the image. The first line printed is "SECTORS DEPTH".
+ */
+#include <errno.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "drivers/image.h"
+
+#define MAX_REQUESTS 1024
+#define MAX_SECTORS  4096u
+
+#if defined(__SANITIZE_ADDRESS__)
+#define COUNTING 0
+static atomic_long mallocs;
+#else
+#define COUNTING 1
+static atomic_long mallocs;
+
+void *__libc_malloc(size_t size);
+void *__libc_calloc(size_t n, size_t size);
+void *__libc_realloc(void *p, size_t size);
+
+void *malloc(size_t size)
+{
+	atomic_fetch_add(&mallocs, 1);
+	return __libc_malloc(size);
+}
+
+void *calloc(size_t n, size_t size)
+{
+	atomic_fetch_add(&mallocs, 1);
+	return __libc_calloc(n, size);
+}
+
+void *realloc(void *p, size_t size)
+{
+	atomic_fetch_add(&mallocs, 1);
+	return __libc_realloc(p, size);
+}
+#endif
+
+struct slot {
+	struct image_request req;
+	uint64_t seed;
+	int err;
+	bool finished;
+};
+
+static struct slot slots[MAX_REQUESTS];
+static unsigned int nr, waiting;
+
+static void done(struct image_request *req, int err)
+{
+	struct slot *slot = container_of(req, struct slot, req);
+
+	if (slot->finished)
+		abort();
+	slot->finished = true;
+	slot->err = err;
+	waiting--;
+}
+
+static void fill(uint8_t *buf, uint64_t sector, uint32_t count, uint64_t seed)
+{
+	for (uint32_t i = 0; i < count; i++) {
+		uint64_t words[SECTOR_SIZE / 8];
+
+		for (size_t j = 0; j < SECTOR_SIZE / 8; j += 2) {
+			words[j] = sector + i;
+			words[j + 1] = seed;
+		}
+		memcpy(buf + (size_t)i * SECTOR_SIZE, words, SECTOR_SIZE);
+	}
+}
+
+static void show(const struct slot *slot)
+{
+	if (slot->err) {
+		printf("err %d\n", -slot->err);
+		return;
+	}
+	if (slot->req.op != IMAGE_READ) {
+		puts("ok");
+		return;
+	}
+	for (uint32_t i = 0; i < slot->req.count; i++) {
+		static const uint8_t zero[SECTOR_SIZE];
+		const uint8_t *p = slot->req.buf + (size_t)i * SECTOR_SIZE;
+		uint8_t want[SECTOR_SIZE];
+		uint64_t seed;
+
+		memcpy(&seed, p + 8, sizeof(seed));
+		fill(want, slot->req.sector + i, 1, seed);
+		if (!memcmp(p, zero, SECTOR_SIZE))
+			printf("%s0", i ? " " : "");
+		else if (!memcmp(p, want, SECTOR_SIZE))
+			printf("%s%" PRIu64, i ? " " : "", seed);
+		else
+			printf("%s?", i ? " " : "");
+	}
+	putchar('\n');
+}
+
+static int start(struct image *image, enum image_op op, uint64_t sector,
+		 uint32_t count, uint64_t seed)
+{
+	struct slot *slot = &slots[nr];
+
+	if (nr == MAX_REQUESTS || count > MAX_SECTORS)
+		return -E2BIG;
+	nr++;
+	waiting++;
+	if (!slot->req.buf) {
+		slot->req.buf = aligned_alloc(IMAGE_ALIGN,
+					      MAX_SECTORS * SECTOR_SIZE);
+		if (!slot->req.buf)
+			return -ENOMEM;
+	}
+	slot->finished = false;
+	slot->req.op = op;
+	slot->req.sector = sector;
+	slot->req.count = count;
+	slot->req.done = done;
+	if (op == IMAGE_WRITE)
+		fill(slot->req.buf, sector, count, seed);
+	else
+		memset(slot->req.buf, 0xa5, (size_t)count * SECTOR_SIZE);
+	image->driver->submit(image, &slot->req);
+	return 0;
+}
+
+static int go(struct image *image)
+{
+	while (waiting) {
+		int rc = engine_run(image->engine, -1);
+
+		if (rc)
+			return rc;
+	}
+	for (unsigned int i = 0; i < nr; i++)
+		show(&slots[i]);
+	nr = 0;
+	fflush(stdout);
+	return 0;
+}
+
+static int serve(struct image *image)
+{
+	uint64_t sector, seed;
+	char line[256];
+	uint32_t count;
+	int rc = 0;
+
+	printf("%" PRIu64 " %u\n", image->info.sectors, image->info.depth);
+	fflush(stdout);
+	while (!rc && fgets(line, sizeof(line), stdin)) {
+		if (sscanf(line, "w %" SCNu64 " %" SCNu32 " %" SCNu64, &sector,
+			   &count, &seed) == 3)
+			rc = start(image, IMAGE_WRITE, sector, count, seed);
+		else if (sscanf(line, "r %" SCNu64 " %" SCNu32, &sector,
+				&count) == 2)
+			rc = start(image, IMAGE_READ, sector, count, 0);
+		else if (!strcmp(line, "f\n"))
+			rc = start(image, IMAGE_FLUSH, 0, 0, 0);
+		else if (!strcmp(line, "go\n"))
+			rc = go(image);
+		else if (!strcmp(line, "mallocs\n"))
+			printf("%ld\n", COUNTING ? atomic_load(&mallocs) : -1);
+		else if (!strcmp(line, "crash\n"))
+			_exit(9);
+		else
+			rc = -EINVAL;
+		fflush(stdout);
+	}
+	return rc;
+}
+
+int main(int argc, char **argv)
+{
+	static const struct option options[] = {
+		{ "engine", required_argument, NULL, 'e' },
+		{ "readonly", no_argument, NULL, 'r' },
+		{ "requests", required_argument, NULL, 'n' },
+		{ NULL, 0, NULL, 0 },
+	};
+	struct image_open_args args = { .max_requests = 64 };
+	const struct image_driver *driver;
+	const char *engine_name = "uring";
+	struct image *image = NULL;
+	struct config cfg;
+	struct error err;
+	int c, rc;
+
+	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
+		switch (c) {
+		case 'e':
+			engine_name = optarg;
+			break;
+		case 'r':
+			args.readonly = true;
+			break;
+		case 'n':
+			args.max_requests = (unsigned int)atoi(optarg);
+			break;
+		default:
+			return 2;
+		}
+	}
+	if (optind != argc - 1)
+		return 2;
+	rc = config_load(&cfg, NULL, &err);
+	if (!rc)
+		rc = engine_open(&args.engine, engine_name, 64, &err);
+	if (!rc)
+		rc = image_parse(argv[optind], &driver, &args.path, &err);
+	args.config = &cfg;
+	if (!rc)
+		rc = driver->open(&image, &args, &err);
+	if (rc) {
+		fprintf(stderr, "tool-disk: %s\n", err.text);
+		return 1;
+	}
+	rc = serve(image);
+	if (rc)
+		fprintf(stderr, "tool-disk: %s\n", strerror(-rc));
+	if (image->driver->close(image, &err)) {
+		fprintf(stderr, "tool-disk: %s\n", err.text);
+		rc = -EIO;
+	}
+	engine_close(args.engine);
+	config_dispose(&cfg);
+	for (unsigned int i = 0; i < MAX_REQUESTS; i++)
+		free(slots[i].req.buf);
+	return rc ? 1 : 0;
+}

@@ -1,0 +1,348 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+#include "transport/blktap.h"
+
+#include <blktap.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "common/log.h"
+
+struct slot {
+	struct vbd_request req;
+	struct blktap *tap;
+	uint64_t id;
+};
+
+struct blktap {
+	struct vbd *vbd;
+	struct engine *engine;
+	int minor;
+	int fd;
+	struct io_watch watch;
+	bool watching;
+	bool fetching;
+	bool kick;			/* completions to hand over, or requests to take */
+
+	/* While set up. */
+	struct blktap_ring *ring;
+	size_t ring_bytes;
+	struct blktap_sqe *sq;
+	struct blktap_cqe *cq;
+	uint32_t entries;
+	uint32_t cq_tail;
+	uint8_t *buf;
+	size_t buf_bytes;
+	struct slot slots[BLKTAP_ENTRIES];
+	unsigned int batches;
+};
+
+static void ring_ready(struct io_watch *watch, short revents)
+{
+	struct blktap *tap = container_of(watch, struct blktap, watch);
+
+	(void)revents;
+	tap->kick = true;
+}
+
+static void watch_set(struct blktap *tap, bool on)
+{
+	if (on == tap->watching)
+		return;
+	tap->watching = on;
+	if (on)
+		engine_watch(tap->engine, &tap->watch);
+	else
+		engine_unwatch(tap->engine, &tap->watch);
+}
+
+static int ring_open(struct blktap *tap, struct error *err)
+{
+	char path[64];
+	int rc;
+
+	snprintf(path, sizeof(path), BLKTAP_RING_PATH, tap->minor);
+	tap->fd = open(path, O_RDWR | O_CLOEXEC);
+	if (tap->fd >= 0)
+		return 0;
+	rc = -errno;
+	if (rc == -EBUSY)
+		return error_set(err, rc,
+				 "minor %d is served by another tapdisk; see tap-ctl list",
+				 tap->minor);
+	return error_set(err, rc, "%s: %s", path, strerror(-rc));
+}
+
+int blktap_open(struct blktap **tap, struct vbd *vbd, struct engine *engine,
+		int minor, struct error *err)
+{
+	struct blktap *t = calloc(1, sizeof(*t));
+	int rc;
+
+	if (!t)
+		return error_set(err, -ENOMEM, "minor %d: out of memory", minor);
+	t->vbd = vbd;
+	t->engine = engine;
+	t->minor = minor;
+	rc = ring_open(t, err);
+	if (rc) {
+		free(t);
+		return rc;
+	}
+	*tap = t;
+	return 0;
+}
+
+static void ring_unmap(struct blktap *tap)
+{
+	watch_set(tap, false);
+	tap->fetching = false;
+	tap->kick = false;
+	if (tap->ring)
+		munmap(tap->ring, tap->ring_bytes);
+	if (tap->buf)
+		munmap(tap->buf, tap->buf_bytes);
+	tap->ring = NULL;
+	tap->buf = NULL;
+}
+
+void blktap_close(struct blktap *tap)
+{
+	ring_unmap(tap);
+	if (tap->fd >= 0)
+		close(tap->fd);
+	free(tap);
+}
+
+int blktap_reset(struct blktap *tap, struct error *err)
+{
+	ring_unmap(tap);
+	if (tap->fd >= 0)
+		close(tap->fd);
+	return ring_open(tap, err);
+}
+
+static int ring_map(struct blktap *tap, struct error *err)
+{
+	struct blktap_setup setup = {
+		.size		= sizeof(setup),
+		.version	= BLKTAP_ABI_VERSION,
+		.features	= BLKTAP_F_COPY,
+		.nr_queues	= 1,
+		.entries	= BLKTAP_ENTRIES,
+		.max_io_bytes	= BLKTAP_MAX_IO_BYTES,
+	};
+	void *p;
+
+	tap->buf_bytes = (size_t)BLKTAP_ENTRIES * BLKTAP_MAX_IO_BYTES;
+	p = mmap(NULL, tap->buf_bytes, PROT_READ | PROT_WRITE,
+		 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (p == MAP_FAILED)
+		return error_set(err, -errno, "minor %d: no memory for %zu bytes of buffers",
+				 tap->minor, tap->buf_bytes);
+	tap->buf = p;
+	setup.buf_addr = (uint64_t)(uintptr_t)p;
+	setup.buf_len = tap->buf_bytes;
+	if (ioctl(tap->fd, BLKTAP_IOC_SETUP, &setup) < 0)
+		return error_set(err, -errno, "minor %d: the blktap driver refuses SETUP of ABI version %d: %s",
+				 tap->minor, BLKTAP_ABI_VERSION, strerror(errno));
+	if (!(setup.features & BLKTAP_F_COPY) || setup.entries > BLKTAP_ENTRIES)
+		return error_set(err, -EPROTO, "minor %d: the blktap driver granted features %#llx and %u entries",
+				 tap->minor, (unsigned long long)setup.features,
+				 setup.entries);
+	p = mmap(NULL, setup.ring_bytes, PROT_READ | PROT_WRITE, MAP_SHARED,
+		 tap->fd, 0);
+	if (p == MAP_FAILED)
+		return error_set(err, -errno, "minor %d: cannot map the ring: %s",
+				 tap->minor, strerror(errno));
+	tap->ring = p;
+	tap->ring_bytes = setup.ring_bytes;
+	tap->entries = setup.entries;
+	tap->sq = (void *)((uint8_t *)p + setup.sq_off);
+	tap->cq = (void *)((uint8_t *)p + setup.cq_off);
+	tap->cq_tail = tap->ring->cq_tail;
+	return 0;
+}
+
+static struct blktap_device_params device_params(const struct image_info *info,
+						 bool readonly)
+{
+	return (struct blktap_device_params) {
+		.size			= sizeof(struct blktap_device_params),
+		.flags			= BLKTAP_DEV_FLUSH |
+					  (readonly ? BLKTAP_DEV_RDONLY : 0),
+		.sectors		= info->sectors,
+		.logical_block_size	= info->sector_size,
+		.physical_block_size	= 4096,
+	};
+}
+
+static void fetch_on(struct blktap *tap)
+{
+	tap->fetching = true;
+	tap->kick = true;
+	watch_set(tap, true);
+}
+
+int blktap_start(struct blktap *tap, const struct image_info *info,
+		 bool readonly, struct error *err)
+{
+	struct blktap_device_params params = device_params(info, readonly);
+	int rc;
+
+	rc = ring_map(tap, err);
+	if (rc)
+		goto out;
+	if (ioctl(tap->fd, BLKTAP_IOC_CREATE_DEVICE, &params) < 0)
+		rc = -errno;
+	if (rc == -EEXIST) {
+		rc = 0;
+		if (ioctl(tap->fd, BLKTAP_IOC_RESUME_DEVICE, &params) < 0)
+			rc = -errno;
+	}
+	if (rc) {
+		error_set(err, rc, "minor %d: cannot make the gendisk: %s",
+			  tap->minor, strerror(-rc));
+		goto out;
+	}
+	tap->watch.fd = tap->fd;
+	tap->watch.events = POLLIN;
+	tap->watch.ready = ring_ready;
+	fetch_on(tap);
+	return 0;
+out:
+	/* A ring that was set up can't be set up again. */
+	blktap_reset(tap, NULL);
+	return rc;
+}
+
+int blktap_stop(struct blktap *tap, bool force, struct error *err)
+{
+	struct blktap_remove remove = {
+		.size	= sizeof(remove),
+		.flags	= force ? BLKTAP_REMOVE_FORCE : 0,
+	};
+	int rc;
+
+	if (ioctl(tap->fd, BLKTAP_IOC_REMOVE_DEVICE, &remove) < 0) {
+		rc = -errno;
+		if (rc == -EBUSY)
+			return error_set(err, rc,
+					 BLKTAP_DEVICE_PATH " is in use: detach it from the guest or unmount it first",
+					 tap->minor);
+		return error_set(err, rc, "minor %d: cannot remove the gendisk: %s",
+				 tap->minor, strerror(-rc));
+	}
+	blktap_hold(tap);
+	return 0;
+}
+
+void blktap_hold(struct blktap *tap)
+{
+	tap->fetching = false;
+	watch_set(tap, false);
+}
+
+int blktap_release(struct blktap *tap, const struct image_info *info,
+		   bool readonly, struct error *err)
+{
+	struct blktap_device_params params = device_params(info, readonly);
+
+	if (ioctl(tap->fd, BLKTAP_IOC_SET_DEVICE, &params) < 0)
+		return error_set(err, -errno, "minor %d: the gendisk does not take the new size: %s",
+				 tap->minor, strerror(errno));
+	fetch_on(tap);
+	return 0;
+}
+
+static void request_done(struct vbd_request *req, int err)
+{
+	struct slot *slot = container_of(req, struct slot, req);
+	struct blktap *tap = slot->tap;
+	struct blktap_cqe *cqe = &tap->cq[tap->cq_tail & (tap->entries - 1)];
+
+	memset(cqe, 0, sizeof(*cqe));
+	cqe->id = slot->id;
+	cqe->tag = (uint16_t)(slot - tap->slots);
+	cqe->code = BLKTAP_CQE_DONE;
+	cqe->result = err;
+	tap->cq_tail++;
+	tap->kick = true;
+}
+
+/* The kernel's entries are trusted to be well-formed, not to fit our limits. */
+static void take(struct blktap *tap, const struct blktap_sqe *sqe)
+{
+	uint64_t len = (uint64_t)sqe->nr_sectors << SECTOR_SHIFT;
+	struct slot *slot;
+
+	if (sqe->tag >= tap->entries || sqe->buf_offset > tap->buf_bytes ||
+	    len > tap->buf_bytes - sqe->buf_offset) {
+		log_error("blktap: request out of bounds minor=%d tag=%u",
+			  tap->minor, sqe->tag);
+		return;
+	}
+	slot = &tap->slots[sqe->tag];
+	slot->tap = tap;
+	slot->id = sqe->id;
+	slot->req.sector = sqe->sector;
+	slot->req.count = sqe->nr_sectors;
+	slot->req.buf = tap->buf + sqe->buf_offset;
+	slot->req.done = request_done;
+	switch (sqe->op) {
+	case BLKTAP_OP_READ:
+		slot->req.op = IMAGE_READ;
+		break;
+	case BLKTAP_OP_WRITE:
+		slot->req.op = IMAGE_WRITE;
+		break;
+	case BLKTAP_OP_FLUSH:
+		slot->req.op = IMAGE_FLUSH;
+		slot->req.count = 0;
+		break;
+	default:
+		request_done(&slot->req, -EOPNOTSUPP);
+		return;
+	}
+	vbd_submit(tap->vbd, &slot->req);
+}
+
+bool blktap_round(struct blktap *tap)
+{
+	struct blktap_enter enter = { .size = sizeof(enter) };
+	uint32_t head, tail;
+
+	if (!tap->kick || !tap->ring)
+		return false;
+	tap->kick = false;
+	__atomic_store_n(&tap->ring->cq_tail, tap->cq_tail, __ATOMIC_RELEASE);
+	if (!tap->fetching)
+		enter.flags = BLKTAP_ENTER_NOFETCH;
+	if (ioctl(tap->fd, BLKTAP_IOC_ENTER, &enter) < 0) {
+		/* A removed device takes no answers: nobody waits for them. */
+		if (errno != ENODEV)
+			log_error("blktap: ENTER failed minor=%d err=%d",
+				  tap->minor, errno);
+		blktap_hold(tap);
+		return false;
+	}
+	if (enter.submitted)
+		tap->batches++;
+	head = tap->ring->sq_head;
+	tail = __atomic_load_n(&tap->ring->sq_tail, __ATOMIC_ACQUIRE);
+	for (; head != tail; head++)
+		take(tap, &tap->sq[head & (tap->entries - 1)]);
+	__atomic_store_n(&tap->ring->sq_head, head, __ATOMIC_RELEASE);
+	return tap->kick;
+}
+
+unsigned int blktap_batches(const struct blktap *tap)
+{
+	return tap->batches;
+}

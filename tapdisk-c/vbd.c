@@ -1,0 +1,353 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+#include "vbd.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "common/log.h"
+#include "transport/blktap.h"
+
+/*
+ * Answers that need no I/O make new room in the ring at once: so many rounds
+ * are worth it before I/O that was queued meanwhile is submitted.
+ */
+#define ROUNDS_MAX 4
+
+enum drain { DRAIN_NONE, DRAIN_PAUSE, DRAIN_CLOSE };
+
+struct vbd {
+	struct server *server;
+	int minor;
+	struct blktap *tap;
+	struct image *image;		/* NULL while closed or paused */
+	char *args;			/* NULL while closed */
+	bool readonly;
+	struct image_info info;		/* as last opened */
+	unsigned int inflight;
+	enum drain drain;
+	server_done drained;
+	void *drained_priv;
+	struct vbd_stats stats;
+};
+
+static uint64_t now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+int vbd_attach(struct vbd **vbd, struct server *server, int minor,
+	       struct error *err)
+{
+	struct vbd *v = calloc(1, sizeof(*v));
+	int rc;
+
+	if (!v)
+		return error_set(err, -ENOMEM, "minor %d: out of memory", minor);
+	v->server = server;
+	v->minor = minor;
+	rc = blktap_open(&v->tap, v, server_engine(server), minor, err);
+	if (rc) {
+		free(v);
+		return rc;
+	}
+	*vbd = v;
+	return 0;
+}
+
+int vbd_detach(struct vbd *vbd, struct error *err)
+{
+	if (vbd->args)
+		return error_set(err, -EBUSY,
+				 "minor %d: %s is open; close it first",
+				 vbd->minor, vbd->args);
+	blktap_close(vbd->tap);
+	free(vbd);
+	return 0;
+}
+
+static int image_open(struct vbd *vbd, const char *args, bool readonly,
+		      struct error *err)
+{
+	struct image_open_args open_args = {
+		.engine		= server_engine(vbd->server),
+		.config		= server_config(vbd->server),
+		.readonly	= readonly,
+		.max_requests	= BLKTAP_ENTRIES,
+	};
+	const struct image_driver *driver;
+	int rc;
+
+	rc = image_parse(args, &driver, &open_args.path, err);
+	if (!rc)
+		rc = driver->open(&vbd->image, &open_args, err);
+	if (rc) {
+		vbd->image = NULL;
+		return rc;
+	}
+	vbd->info = vbd->image->info;
+	return 0;
+}
+
+static int image_close(struct vbd *vbd, struct error *err)
+{
+	struct image *image = vbd->image;
+	int rc;
+
+	vbd->image = NULL;
+	rc = image->driver->close(image, err);
+	if (rc)
+		log_error("image not closed cleanly minor=%d path=%s err=%d",
+			  vbd->minor, vbd->args, -rc);
+	return rc;
+}
+
+int vbd_open(struct vbd *vbd, const char *args, bool readonly,
+	     struct error *err)
+{
+	char *copy;
+	int rc;
+
+	if (vbd->args)
+		return error_set(err, -EBUSY, "minor %d: already has %s open",
+				 vbd->minor, vbd->args);
+	copy = strdup(args);
+	if (!copy)
+		return error_set(err, -ENOMEM, "%s: out of memory", args);
+	rc = image_open(vbd, copy, readonly, err);
+	if (rc) {
+		free(copy);
+		return rc;
+	}
+	vbd->args = copy;
+	vbd->readonly = readonly;
+	memset(&vbd->stats, 0, sizeof(vbd->stats));
+	rc = blktap_start(vbd->tap, &vbd->info, readonly, err);
+	if (rc) {
+		image_close(vbd, NULL);
+		free(vbd->args);
+		vbd->args = NULL;
+		return rc;
+	}
+	log_info("opened minor=%d path=%s chain=%u engine=%s%s", vbd->minor,
+		 args, vbd->info.depth, engine_name(server_engine(vbd->server)),
+		 readonly ? " readonly" : "");
+	return 0;
+}
+
+/* True if the verb can't go on; done has then been called. */
+static bool refuse(struct vbd *vbd, const char *verb, server_done done,
+		   void *priv)
+{
+	struct error err;
+	int rc;
+
+	if (!vbd->args)
+		rc = error_set(&err, -ENODEV, "minor %d: no image is open; nothing to %s",
+			       vbd->minor, verb);
+	else if (vbd->drain != DRAIN_NONE)
+		rc = error_set(&err, -EBUSY, "minor %d: a %s is under way",
+			       vbd->minor,
+			       vbd->drain == DRAIN_PAUSE ? "pause" : "close");
+	else
+		return false;
+	done(priv, rc, &err);
+	return true;
+}
+
+static void drain_begin(struct vbd *vbd, enum drain drain, server_done done,
+			void *priv)
+{
+	vbd->drain = drain;
+	vbd->drained = done;
+	vbd->drained_priv = priv;
+}
+
+void vbd_close(struct vbd *vbd, bool force, server_done done, void *priv)
+{
+	struct error err;
+	int rc;
+
+	if (refuse(vbd, "close", done, priv))
+		return;
+	rc = blktap_stop(vbd->tap, force, &err);
+	if (rc)
+		done(priv, rc, &err);
+	else
+		drain_begin(vbd, DRAIN_CLOSE, done, priv);
+}
+
+void vbd_pause(struct vbd *vbd, server_done done, void *priv)
+{
+	if (refuse(vbd, "pause", done, priv))
+		return;
+	if (vbd->image)
+		blktap_hold(vbd->tap);
+	drain_begin(vbd, DRAIN_PAUSE, done, priv);
+}
+
+int vbd_unpause(struct vbd *vbd, const char *args, struct error *err)
+{
+	char *copy;
+	int rc;
+
+	if (!vbd->args || vbd->image || vbd->drain != DRAIN_NONE)
+		return error_set(err, -EINVAL, "minor %d: is not paused",
+				 vbd->minor);
+	copy = strdup(args ? args : vbd->args);
+	if (!copy)
+		return error_set(err, -ENOMEM, "minor %d: out of memory",
+				 vbd->minor);
+	rc = image_open(vbd, copy, vbd->readonly, err);
+	if (rc) {
+		free(copy);
+		return rc;
+	}
+	rc = blktap_release(vbd->tap, &vbd->info, vbd->readonly, err);
+	if (rc) {
+		image_close(vbd, NULL);
+		free(copy);
+		return rc;
+	}
+	free(vbd->args);
+	vbd->args = copy;
+	log_info("unpaused minor=%d path=%s chain=%u", vbd->minor, copy,
+		 vbd->info.depth);
+	return 0;
+}
+
+static void drain_finish(struct vbd *vbd)
+{
+	server_done done = vbd->drained;
+	enum drain drain = vbd->drain;
+	struct error err;
+	int rc = 0;
+
+	if (vbd->image)
+		rc = image_close(vbd, &err);
+	if (drain == DRAIN_CLOSE) {
+		struct error reset;
+		int r = blktap_reset(vbd->tap, &reset);
+
+		if (r && !rc) {
+			rc = r;
+			err = reset;
+		}
+		free(vbd->args);
+		vbd->args = NULL;
+	}
+	vbd->drain = DRAIN_NONE;
+	log_info("%s minor=%d", drain == DRAIN_CLOSE ? "closed" : "paused",
+		 vbd->minor);
+	done(vbd->drained_priv, rc, &err);
+}
+
+bool vbd_round(struct vbd *vbd)
+{
+	bool more = true;
+
+	for (int i = 0; more && i < ROUNDS_MAX; i++)
+		more = blktap_round(vbd->tap);
+	if (!more && vbd->drain != DRAIN_NONE && !vbd->inflight)
+		drain_finish(vbd);
+	return more;
+}
+
+bool vbd_idle(const struct vbd *vbd)
+{
+	return !vbd->image && vbd->drain == DRAIN_NONE;
+}
+
+static void account(struct vbd *vbd, const struct vbd_request *req, int err)
+{
+	struct vbd_counters *c = req->op == IMAGE_READ  ? &vbd->stats.read :
+				 req->op == IMAGE_WRITE ? &vbd->stats.write :
+							  &vbd->stats.flush;
+	uint64_t ns = now_ns() - req->arrived_ns;
+
+	c->requests++;
+	c->sectors += req->count;
+	c->errors += err != 0;
+	c->total_ns += ns;
+	if (ns > c->max_ns)
+		c->max_ns = ns;
+}
+
+static void image_done(struct image_request *image, int err)
+{
+	struct vbd_request *req =
+		container_of(image, struct vbd_request, image);
+	struct vbd *vbd = req->vbd;
+
+	account(vbd, req, err);
+	if (err)
+		log_error("request failed minor=%d op=%d sector=%llu count=%u err=%d",
+			  vbd->minor, (int)req->op,
+			  (unsigned long long)req->sector, req->count, -err);
+	vbd->inflight--;
+	req->done(req, err);
+}
+
+void vbd_submit(struct vbd *vbd, struct vbd_request *req)
+{
+	struct image_request *image = &req->image;
+
+	req->vbd = vbd;
+	req->arrived_ns = now_ns();
+	vbd->inflight++;
+	image->op = req->op;
+	image->sector = req->sector;
+	image->count = req->count;
+	image->buf = req->buf;
+	image->done = image_done;
+	if (req->op != IMAGE_FLUSH &&
+	    (!req->count || req->sector > vbd->info.sectors ||
+	     req->count > vbd->info.sectors - req->sector))
+		image_done(image, -EIO);
+	else if (req->op == IMAGE_WRITE && vbd->readonly)
+		image_done(image, -EPERM);
+	else
+		vbd->image->driver->submit(vbd->image, image);
+}
+
+int vbd_minor(const struct vbd *vbd)
+{
+	return vbd->minor;
+}
+
+static const char *view_chain_path(const struct vbd_view *view, unsigned int i)
+{
+	const struct image *image = view->vbd->image;
+
+	if (!image || !image->driver->chain_path)
+		return NULL;
+	return image->driver->chain_path(image, i);
+}
+
+void vbd_fill_view(const struct vbd *vbd, struct vbd_view *view)
+{
+	*view = (struct vbd_view) {
+		.minor		= vbd->minor,
+		.args		= vbd->args,
+		.readonly	= vbd->readonly,
+		.sectors	= vbd->info.sectors,
+		.sector_size	= vbd->info.sector_size,
+		.depth		= vbd->info.depth,
+		.stats		= vbd->stats,
+		.chain_path	= view_chain_path,
+		.vbd		= vbd,
+	};
+	view->stats.inflight = vbd->inflight;
+	view->stats.batches = blktap_batches(vbd->tap);
+	if (!vbd->args)
+		view->state = VBD_CLOSED;
+	else if (vbd->drain != DRAIN_NONE)
+		view->state = VBD_PAUSE_REQUESTED;
+	else if (!vbd->image)
+		view->state = VBD_PAUSED;
+}
