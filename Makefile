@@ -1,0 +1,112 @@
+# xenblk: see README.md.
+#
+#   make             build the programs and the Python bridge
+#   make module      build blktap.ko for the running kernel (KDIR= for another)
+#   make demo        on a bare Debian 12: the main job, shown step by step
+#   make test        on a bare Debian 12: all tests
+#   make install     DESTDIR= prefix= sysconfdir=
+#   make uninstall
+
+prefix     ?= /usr
+sysconfdir ?= /etc
+unitdir    ?= $(prefix)/lib/systemd/system
+pkglib     := $(prefix)/lib/xenblk
+BUILD      := $(CURDIR)/build
+MODE       ?= release
+# The Python of the system, which the installed programs run on.
+PYTHON     ?= /usr/bin/python3
+KDIR       ?= /lib/modules/$(shell uname -r)/build
+JOBS       ?= $(shell nproc)
+
+bin    := $(BUILD)/$(MODE)/tapdisk-c
+pybuild := $(BUILD)/python
+man    := $(BUILD)/man
+pods   := $(wildcard tapdisk-c/man/*.pod docs/man/*.pod)
+# section 8 but for file formats, which say so in their name
+manname = $(if $(findstring .yaml,$(1)),$(1).5,$(1).8)
+pages  := $(foreach p,$(pods),$(man)/$(call manname,$(basename $(notdir $(p)))))
+
+all: programs bridge $(pages)
+
+programs:
+	@$(MAKE) --no-print-directory -j$(JOBS) -C tapdisk-c MODE=$(MODE) BUILD=$(BUILD)
+
+bridge: $(pybuild)/stamp
+$(pybuild)/stamp: $(wildcard xenblk/*.py)
+	@printf '  %-4s %s\n' PY libxl
+	@rm -rf $(pybuild) && mkdir -p $(pybuild)
+	@$(PYTHON) -m xenblk._libxl_build $(pybuild)
+	@touch $@
+
+define manrule
+$(man)/$(call manname,$(basename $(notdir $(1)))): $(1)
+	@mkdir -p $$(@D)
+	@pod2man --utf8 --errors=die --center=xenblk --release=$(shell cat VERSION) \
+		--name=$$(shell echo $(basename $(notdir $(1))) | tr a-z A-Z) \
+		--section=$$(patsubst .%,%,$$(suffix $$@)) $$< $$@
+endef
+$(foreach p,$(pods),$(eval $(call manrule,$(p))))
+
+module:
+	@$(MAKE) --no-print-directory -C kernel-patches KDIR=$(KDIR) OUT=$(BUILD)/module
+
+install: all
+	install -d $(DESTDIR)$(prefix)/sbin $(DESTDIR)$(prefix)/bin $(DESTDIR)$(prefix)/libexec \
+		$(DESTDIR)$(pkglib)/xenblk $(DESTDIR)$(sysconfdir)/xen/scripts $(DESTDIR)$(unitdir) \
+		$(DESTDIR)$(prefix)/lib/tmpfiles.d $(DESTDIR)$(prefix)/lib/modules-load.d \
+		$(DESTDIR)$(prefix)/share/man/man8 $(DESTDIR)$(prefix)/share/man/man5
+	install -m 755 $(bin)/tap-ctl $(DESTDIR)$(prefix)/sbin/
+	install -m 755 $(bin)/vhd-util $(DESTDIR)$(prefix)/bin/
+	install -m 755 $(bin)/tapdisk $(DESTDIR)$(prefix)/libexec/
+	install -m 644 $(wildcard xenblk/*.py) $(wildcard $(pybuild)/*.so) $(DESTDIR)$(pkglib)/xenblk/
+	sed 's|@pkglib@|$(pkglib)|' hotplug-scripts/xenblk.in > $(DESTDIR)$(prefix)/sbin/xenblk
+	chmod 755 $(DESTDIR)$(prefix)/sbin/xenblk
+	install -m 755 hotplug-scripts/block-xenblk $(DESTDIR)$(sysconfdir)/xen/scripts/
+	install -m 644 hotplug-scripts/xenblk-common.sh $(DESTDIR)$(sysconfdir)/xen/scripts/
+	test -e $(DESTDIR)$(sysconfdir)/xen/xenblk.yaml || \
+		install -m 644 hotplug-scripts/xenblk.yaml $(DESTDIR)$(sysconfdir)/xen/
+	install -m 644 hotplug-scripts/tmpfiles.d/xenblk.conf $(DESTDIR)$(prefix)/lib/tmpfiles.d/
+	install -m 644 hotplug-scripts/modules-load.d/xenblk.conf $(DESTDIR)$(prefix)/lib/modules-load.d/
+	install -m 644 $(wildcard hotplug-scripts/systemd/*.service) $(DESTDIR)$(unitdir)/
+	install -m 644 $(filter %.8,$(pages)) $(DESTDIR)$(prefix)/share/man/man8/
+	install -m 644 $(filter %.5,$(pages)) $(DESTDIR)$(prefix)/share/man/man5/
+
+# The configuration stays: it may have been edited.
+uninstall:
+	rm -f $(DESTDIR)$(prefix)/sbin/tap-ctl $(DESTDIR)$(prefix)/bin/vhd-util \
+		$(DESTDIR)$(prefix)/libexec/tapdisk $(DESTDIR)$(prefix)/sbin/xenblk \
+		$(DESTDIR)$(sysconfdir)/xen/scripts/block-xenblk \
+		$(DESTDIR)$(sysconfdir)/xen/scripts/xenblk-common.sh \
+		$(DESTDIR)$(prefix)/lib/tmpfiles.d/xenblk.conf \
+		$(DESTDIR)$(prefix)/lib/modules-load.d/xenblk.conf \
+		$(patsubst hotplug-scripts/systemd/%,$(DESTDIR)$(unitdir)/%,$(wildcard hotplug-scripts/systemd/*.service)) \
+		$(patsubst $(man)/%,$(DESTDIR)$(prefix)/share/man/man*/%,$(pages))
+	rm -rf $(DESTDIR)$(pkglib)
+
+# Installs what is missing, as root; says what to install otherwise.
+deps:
+	@.ci/deps build
+test-deps:
+	@.ci/deps test
+
+demo: test-deps
+	@$(MAKE) --no-print-directory all
+	@$(PYTHON) -m tests.demo
+
+# The quick tiers run on the sanitizer build, the beds on the release build.
+test: test-deps
+	@$(MAKE) --no-print-directory all
+	@$(MAKE) --no-print-directory -j$(JOBS) -C tapdisk-c MODE=asan BUILD=$(BUILD)
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory -C tapdisk-c check BUILD=$(BUILD)
+	@$(MAKE) --no-print-directory -C kernel-patches check
+	@$(PYTHON) -m pytest tests
+
+lint:
+	@shellcheck .ci/run .ci/deps hotplug-scripts/block-xenblk hotplug-scripts/xenblk-common.sh
+	@mypy --strict xenblk tests
+
+clean:
+	rm -rf $(BUILD)
+
+.PHONY: all programs bridge module install uninstall deps test-deps demo test lint clean

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""Where the built programs are.
+
+The quick tiers run the sanitizer build, or the one that XENBLK_MODE names.
+"""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def program(name: str, mode: str | None = None) -> Path:
+    """The path of a program of tapdisk-c ("tap-ctl", "tests/tool-disk").
+
+    Raises FileNotFoundError, naming the command that builds it.
+    """
+    mode = mode or os.environ.get("XENBLK_MODE", "asan")
+    path = ROOT / "build" / mode / "tapdisk-c" / name
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: not built; run make -C tapdisk-c MODE={mode}")
+    return path
