@@ -58,6 +58,8 @@ static int signals_open(struct signals *signals, struct server *server,
 	sigaddset(&set, SIGINT);
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	signal(SIGPIPE, SIG_IGN);
+	/* A file size limit is an error of one request, not the end of all. */
+	signal(SIGXFSZ, SIG_IGN);
 	fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 	if (fd < 0)
 		return error_set(err, -errno, "signalfd: %s", strerror(errno));

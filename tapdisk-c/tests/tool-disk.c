@@ -18,6 +18,7 @@
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -228,6 +229,7 @@ int main(int argc, char **argv)
 	}
 	if (optind != argc - 1)
 		return 2;
+	signal(SIGXFSZ, SIG_IGN);
 	rc = config_load(&cfg, NULL, &err);
 	if (!rc)
 		rc = engine_open(&args.engine, engine_name, 64, &err);

@@ -15,8 +15,8 @@ def program(name: str, mode: str | None = None) -> Path:
 
     Raises FileNotFoundError, naming the command that builds it.
     """
-    mode = mode or os.environ.get("XENBLK_MODE", "asan")
-    path = ROOT / "build" / mode / "tapdisk-c" / name
+    build = mode or os.environ.get("XENBLK_MODE") or "asan"
+    path = ROOT / "build" / build / "tapdisk-c" / name
     if not path.exists():
-        raise FileNotFoundError(f"{path}: not built; run make -C tapdisk-c MODE={mode}")
+        raise FileNotFoundError(f"{path}: not built; run make -C tapdisk-c MODE={build}")
     return path
