@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""Fixtures that all tiers share: beds, booted once and used by many tests.
+
+The marker of a tier follows from the directory, so that no test is without one.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lib.beds import BedPool, Beds
+
+TIERS = ("unit", "io", "vm", "xen")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test with its tier; the slow tiers run last."""
+    for item in items:
+        tier = item.path.relative_to(Path(__file__).parent).parts[0]
+        if tier in TIERS:
+            item.add_marker(tier)
+    items.sort(key=lambda item: next((i for i, t in enumerate(TIERS) if item.get_closest_marker(t)), 0))
+
+
+@pytest.fixture(scope="session")
+def bed_pool() -> Iterator[BedPool]:
+    """The running beds of this session."""
+    pool = BedPool()
+    yield pool
+    pool.close()
+
+
+@pytest.fixture
+def beds(bed_pool: BedPool) -> Iterator[Beds]:
+    """`beds(release=12, xen=True, ...)` (the fields of BedSpec) gives a running bed, shared with other tests;
+    `beds.fresh(...)` one of this test's own. The kernel's log of each is judged after the test."""
+    user = Beds(bed_pool)
+    yield user
+    findings = user.finish()
+    if findings:
+        pytest.fail("\n".join(findings), pytrace=False)

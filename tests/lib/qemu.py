@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""The QEMU command line of a bed."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lib.image import BaseImage
+
+# The steadiest for Xen under TCG: SMAP crashes dom0, rdtscp crashes PVH guests. PVH guests need "max,-smap,-rdtscp".
+XEN_CPU = "Nehalem,+svm,+npt,-smap,-rdtscp"
+AGENT_PORT = "xenblk.agent"
+
+
+@dataclass(frozen=True)
+class Disk:
+    """One more disk of a bed, /dev/vdb and on. The file is made sparse, of `size` bytes, if it does not exist.
+
+    `shared` disks may be given to two beds at once.
+    """
+
+    path: Path
+    size: int = 0
+    format: str = "raw"
+    shared: bool = False
+    options: str = ""
+
+
+@dataclass(frozen=True)
+class BedSpec:
+    """What kind of bed. Beds of equal specs are interchangeable.
+
+    release: 12 or 13. xen: boot Xen and its dom0, else Linux alone. init: "sh" (a short script) or "systemd".
+    packages: Debian packages beside those every bed has. cpu: a QEMU CPU model. memory: MiB of the machine (0: 3072
+    with Xen, else 1024), dom0_memory: MiB of dom0. disks: extra disks.
+    """
+
+    release: int = 12
+    xen: bool = True
+    init: str = "sh"
+    packages: tuple[str, ...] = ()
+    cpu: str = ""
+    memory: int = 0
+    dom0_memory: int = 1024
+    cpus: int = 2
+    kernel_args: str = ""
+    xen_args: str = ""
+    disks: tuple[Disk, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if self.init not in ("sh", "systemd"):
+            raise ValueError(f"init={self.init!r}: not one of sh, systemd")
+
+
+def kernel_arguments(spec: BedSpec, accel: str) -> str:
+    """Linux's command line."""
+    words = ["quiet", "loglevel=4", "mitigations=off", "panic=1", "net.ifnames=0"]
+    words.append("console=hvc0" if spec.xen else "console=ttyS0")
+    if not spec.xen and accel == "tcg":
+        words += ["tsc=reliable", "no_timer_check"]
+    if spec.init == "systemd":
+        words += ["bed.init=/usr/lib/systemd/systemd", "systemd.show_status=no", "rw"]
+    return " ".join([*words, spec.kernel_args]).strip()
+
+
+def xen_arguments(spec: BedSpec) -> str:
+    """Xen's command line."""
+    dom0 = spec.dom0_memory
+    words = ["console=com1", "com1=115200", "loglvl=all", f"dom0_mem={dom0}M,max:{dom0}M", "spec-ctrl=no", "smt=1"]
+    words += [f"dom0_max_vcpus={spec.cpus}", "no-real-mode", spec.xen_args]
+    return " ".join(words).strip()
+
+
+def command(spec: BedSpec, image: BaseImage, initrd: Path, socket: Path, accel: str) -> list[str]:
+    """QEMU's arguments. The console is on stdout; the agent's port connects to `socket`."""
+    cpu = spec.cpu or (XEN_CPU if spec.xen or accel == "tcg" else "host")
+    memory = spec.memory or (3072 if spec.xen else 1024)
+    args = ["qemu-system-x86_64", "-machine", "pc", "-cpu", cpu, "-smp", str(spec.cpus), "-m", str(memory)]
+    args += ["-accel", "tcg,thread=multi,tb-size=512" if accel == "tcg" else accel]
+    args += ["-display", "none", "-vga", "none", "-nodefaults", "-no-reboot", "-monitor", "none", "-net", "none"]
+    args += ["-serial", "stdio"]
+    args += ["-drive", f"file={escaped(image.root)},format=raw,if=none,id=root,snapshot=on,discard=unmap"]
+    args += ["-device", "virtio-blk-pci,drive=root"]
+    for number, disk in enumerate(spec.disks):
+        drive = f"file={escaped(disk.path)},format={disk.format},if=none,id=extra{number}"
+        drive += ",file.locking=off" if disk.shared else ""
+        args += ["-drive", drive + (f",{disk.options}" if disk.options else "")]
+        shared = ",share-rw=on" if disk.shared else ""
+        args += ["-device", f"virtio-blk-pci,drive=extra{number}{shared}"]
+    args += ["-device", "virtio-serial-pci", "-chardev", f"socket,id=agent,path={escaped(socket)},server=off"]
+    args += ["-device", f"virtserialport,chardev=agent,name={AGENT_PORT}"]
+    if spec.xen:
+        # a comma ends a module, so none may be in its arguments
+        args += ["-kernel", str(image.xen), "-append", xen_arguments(spec)]
+        args += ["-initrd", f"{image.kernel} {kernel_arguments(spec, accel)},{initrd}"]
+    else:
+        args += ["-kernel", str(image.kernel), "-append", kernel_arguments(spec, accel), "-initrd", str(initrd)]
+    return args
+
+
+def escaped(path: Path) -> str:
+    """A path in one of QEMU's comma-separated options."""
+    return str(path).replace(",", ",,")

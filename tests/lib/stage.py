@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""Our build, as it is laid over a bed's base image: what `make install` installs, and the driver's module."""
+
+import functools
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from lib import cache, kmod
+from lib.image import BaseImage
+from lib.initrd import Overlay
+
+REPOSITORY = Path(__file__).parents[2]
+BUILD = REPOSITORY / "build" / "bed"
+MODULE = "blktap"
+# Given by those who have their own tree to test; "none": nothing but the module
+STAGE_VARIABLE = "XENBLK_BED_STAGE"
+
+
+class StageError(Exception):
+    """Our build can't be made or installed."""
+
+
+def _make(what: str, arguments: list[str]) -> None:
+    command = ["make", "-s", "-j2", *arguments]
+    # a make that runs us must not lend our makes its job server or its variables
+    env = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    result = subprocess.run(
+        command, cwd=REPOSITORY, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if result.returncode:
+        raise StageError(f"{what}: {' '.join(command)} failed:\n{(result.stdout + result.stderr)[-6000:]}")
+
+
+@functools.cache
+def stage_tree() -> Path:
+    """The tree that `make install` made; $XENBLK_BED_STAGE names another one, or is "none"."""
+    given = os.environ.get(STAGE_VARIABLE)
+    tree = BUILD / "stage"
+    if given and given != "none":
+        path = Path(given)
+        if not path.is_dir():
+            raise StageError(f"{STAGE_VARIABLE}={given}: no such directory")
+        return path
+    with cache.locked("stage"):
+        if given == "none":
+            tree = BUILD / "stage-none"
+        shutil.rmtree(tree, ignore_errors=True)
+        tree.mkdir(parents=True)
+        if given != "none" and (REPOSITORY / "Makefile").exists():
+            with cache.step("make install"):
+                _make("our build", ["install", f"DESTDIR={tree}", "prefix=/usr"])
+    return tree
+
+
+@functools.cache
+def built_module(image: BaseImage) -> Path | None:
+    """The driver's module for the image's kernel; None as long as the driver has no Makefile."""
+    if not (REPOSITORY / "kernel-patches" / "Makefile").exists():
+        return None
+    out = BUILD / f"module-{image.kernel_version}"
+    with cache.locked("stage"):
+        out.mkdir(parents=True, exist_ok=True)
+        with cache.step(f"module for Linux {image.kernel_version}"):
+            _make("the module", ["-C", "kernel-patches", f"KDIR={image.headers}", f"OUT={out}"])
+    module = out / f"{MODULE}.ko"
+    if not module.exists():
+        raise StageError(f"kernel-patches/Makefile made no {module}")
+    return module
+
+
+def module_files(image: BaseImage, module: Path) -> dict[str, bytes]:
+    """The module in its place, and an index of modules that knows it."""
+    version = image.kernel_version
+    files = {f"usr/lib/modules/{version}/extra/{module.name}": module.read_bytes()}
+    with tempfile.TemporaryDirectory(prefix="xenblk-depmod-", dir="/var/tmp") as directory:
+        root = Path(directory)
+        place = root / "usr/lib/modules" / version
+        shutil.copytree(image.modules().directory, place)
+        (place / "extra").mkdir()
+        shutil.copy(module, place / "extra" / module.name)
+        kmod.depmod(root, version)
+        for index in place.glob("modules.*"):
+            files[f"usr/lib/modules/{version}/{index.name}"] = index.read_bytes()
+    return files
+
+
+def overlay(image: BaseImage) -> Overlay:
+    """What a bed of this image has of ours."""
+    module = built_module(image)
+    return Overlay((stage_tree(),), module_files(image, module) if module else {})

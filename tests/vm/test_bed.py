@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""The bed itself, without Xen: commands, files, and what happens when things go wrong in it."""
+
+import os
+import time
+
+import pytest
+
+from lib.beds import Beds
+from lib.vm import BedLost, CommandFailed, CommandTimeout
+
+
+def test_a_command_gives_back_its_status_and_both_streams(beds: Beds) -> None:
+    bed = beds(xen=False)
+    result = bed.run("echo out; echo err >&2; exit 3", check=False)
+    assert (result.status, result.stdout, result.stderr) == (3, "out\n", "err\n")
+    assert sorted(result.output.split()) == ["err", "out"]
+
+
+def test_a_failed_command_raises_with_its_output(beds: Beds) -> None:
+    with pytest.raises(CommandFailed, match=r"status 2 from: .*\n(.*\n)*no such thing"):
+        beds(xen=False).run("echo no such thing >&2; exit 2")
+
+
+def test_death_by_a_signal_is_status_128_plus_its_number(beds: Beds) -> None:
+    assert beds(xen=False).run("kill -9 $$", check=False).status == 137
+
+
+def test_files_go_in_and_out_unchanged(beds: Beds) -> None:
+    bed = beds(xen=False)
+    data = os.urandom(3_000_001)
+    bed.put("/srv/put-get/data", data, mode=0o600)
+    assert bed.get("/srv/put-get/data") == data
+    assert bed.run("stat -c %a,%s /srv/put-get/data").stdout == f"600,{len(data)}\n"
+    bed.put("/srv/put-get/data", b"")
+    assert bed.get("/srv/put-get/data") == b""
+
+
+def test_standard_input_reaches_the_command(beds: Beds) -> None:
+    assert beds(xen=False).run("cat", stdin=b"one\ntwo\n").stdout == "one\ntwo\n"
+
+
+def test_a_daemon_that_keeps_the_pipes_open_does_not_hold_up_the_result(beds: Beds) -> None:
+    bed = beds(xen=False)
+    start = time.monotonic()
+    result = bed.run("sleep 300 & echo $!")
+    assert time.monotonic() - start < 60
+    bed.run(f"kill {int(result.stdout)}")
+
+
+def test_commands_run_side_by_side(beds: Beds) -> None:
+    bed = beds(xen=False)
+    first = bed.popen("read line; echo got $line")
+    assert bed.run("echo second").stdout == "second\n"
+    first.stdin(b"word\n")
+    assert first.wait().stdout == "got word\n"
+
+
+def test_a_command_that_does_not_end_is_killed_and_the_bed_lives_on(beds: Beds) -> None:
+    bed = beds(xen=False)
+    with pytest.raises(CommandTimeout, match="no end after 1 s of: echo begun"):
+        bed.run("echo begun; sleep 300", timeout=1.0)
+    assert bed.run("echo alive").stdout == "alive\n"
+
+
+def test_root_has_room_and_takes_direct_io(beds: Beds) -> None:
+    bed = beds(xen=False)
+    free = int(bed.run("df --output=avail -B1 /srv | tail -n 1").stdout)
+    assert free >= 3 << 30
+    bed.run("dd if=/dev/zero of=/srv/direct bs=4096 count=16 oflag=direct && rm /srv/direct")
+
+
+def test_a_warning_in_the_kernels_log_is_held_against_the_test(beds: Beds) -> None:
+    bed = beds(xen=False)
+    assert bed.dmesg_findings() == []
+    bed.run("echo '<4>WARNING: CPU: 0 PID: 1 at made/up.c:1' > /dev/kmsg")
+    assert [line.partition("] ")[2] for line in bed.dmesg_findings()] == ["WARNING: CPU: 0 PID: 1 at made/up.c:1"]
+    assert bed.dmesg_findings() == []
+
+
+def test_a_panic_is_noticed_at_once_and_shown(beds: Beds) -> None:
+    bed = beds.fresh(xen=False)
+    beds.expect_loss(bed)
+    start = time.monotonic()
+    with pytest.raises(BedLost, match="Kernel panic - not syncing: sysrq triggered crash"):
+        bed.run("echo c > /proc/sysrq-trigger; sleep 300")
+    assert time.monotonic() - start < 60
+    assert not bed.alive
