@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The driver's own objects.
+ *
+ *   minors (xarray) --> struct blktap --> gendisk --> blk-mq queue
+ *                           |  ^                         | queue_rq
+ *                           |  +-------- pending <-------+
+ *                           +--> struct blktap_queue: rings, issued requests
+ *
+ * A request is on one list: pending (nobody has it) or issued (the server has
+ * it). A dead server's issued requests go back to the head of pending.
+ *
+ * Lock order: blktap.lock, then disk->open_mutex (tried only), then
+ * blktap.rq_lock. mmap(), poll() and sysfs take none of them: mmap() runs
+ * under mmap_lock, which a fault on the server's buffer takes inside
+ * blktap.lock, and removing a device waits for its sysfs readers.
+ */
+#ifndef BLKTAP_INTERNAL_H
+#define BLKTAP_INTERNAL_H
+
+#include <linux/blk-mq.h>
+#include <linux/cdev.h>
+#include <linux/device.h>
+#include <linux/list.h>
+#include <linux/mutex.h>
+#include <linux/poll.h>
+#include <linux/spinlock.h>
+#include <linux/wait.h>
+
+#include "proto.h"
+
+#define BLKTAP_NODE_DIR	"xen/blktap-2/"
+
+enum blktap_state {
+	BLKTAP_NEW,		/* no device */
+	BLKTAP_LIVE,		/* a device and its server */
+	BLKTAP_QUIESCED,	/* a device; its requests are held for a server */
+	BLKTAP_DEAD,		/* freed: only open files keep it */
+};
+
+/* A request's own data (blk-mq pdu). */
+struct blktap_rq {
+	struct list_head node;	/* in pending or issued */
+};
+
+/* The ring of one queue. Under blktap.lock, but see mmap() and poll(). */
+struct blktap_queue {
+	struct blktap_ring *ring;	/* shared: never trusted */
+	struct blktap_sqe *sqes;	/* shared: written, never read */
+	struct blktap_cqe *cqes;	/* shared: read once */
+	u64 ring_bytes;
+	u32 entries;
+	u32 sq_tail;			/* the kernel's indices; those in */
+	u32 cq_head;			/* the ring are copies for the server */
+	struct list_head issued;	/* oldest first */
+	struct request *held[BLKTAP_MAX_ENTRIES];
+	u64 held_ids[BLKTAP_MAX_ENTRIES];	/* 0: the tag is free */
+};
+
+struct blktap_counters {
+	u64 submitted;
+	u64 completed;		/* completions accepted */
+	u64 refused;		/* completions refused */
+	u64 faults;		/* requests failed by the server's buffer */
+	u64 requeued;		/* given back by the server */
+	u64 recovered;		/* given again after a server's death */
+};
+
+struct blktap {
+	struct device dev;	/* its reference count is the minor's */
+	struct cdev cdev;
+	int minor;
+
+	struct mutex lock;	/* all below but what rq_lock covers */
+	enum blktap_state state;	/* read without the lock too */
+
+	/* the server: whoever has the ring open */
+	bool opened;
+	bool set_up;
+	pid_t task;
+	struct mm_struct *mm;	/* compared only: mmgrab() keeps it unique */
+	u8 __user *buf;
+	u64 features;
+	u32 max_io_bytes;
+	struct blktap_queue queue;
+
+	/* the device */
+	struct gendisk *disk;
+	struct blk_mq_tag_set tag_set;
+	struct blktap_device_params params;	/* flags: queue_rq reads them */
+	u32 dev_entries;
+	u32 dev_max_io_bytes;
+
+	spinlock_t rq_lock;	/* pending, failing */
+	struct list_head pending;
+	bool failing;		/* the device goes away: fail every request */
+	wait_queue_head_t wait;
+
+	struct blktap_counters count;	/* written under lock */
+};
+
+/* main.c */
+extern struct class *blktap_class;
+extern unsigned int blktap_max_minors;
+extern dev_t blktap_devt;
+/*
+ * Reads a struct that starts with its size: usize bytes at least are asked for.
+ */
+int blktap_get_arg(void *arg, size_t ksize, size_t min, const void __user *from);
+/* Writes back what the caller has room for. */
+int blktap_put_arg(const void *arg, size_t ksize, void __user *to);
+
+/* control.c */
+int blktap_control_init(void);
+void blktap_control_exit(void);
+
+/* ring.c */
+extern const struct file_operations blktap_ring_fops;
+
+/* enter.c */
+/* -EPERM, -ENODEV, -EPROTO, -EINTR; lock is held. */
+int blktap_enter(struct blktap *tap, struct blktap_enter *enter);
+/* Puts what a server that is gone has issued back, to be given again. */
+void blktap_hold_issued(struct blktap *tap);
+
+/* device.c; lock is held in all of them. */
+int blktap_device_create(struct blktap *tap,
+			 const struct blktap_device_params *params);
+int blktap_device_resume(struct blktap *tap,
+			 const struct blktap_device_params *params);
+int blktap_device_set(struct blktap *tap,
+		      const struct blktap_device_params *params);
+/* -ENODEV; -EBUSY when it is open and not forced. */
+int blktap_device_remove(struct blktap *tap, bool force);
+
+/* copy.c */
+/*
+ * The data of a request to or from the server's buffer, in the server's
+ * context. -EFAULT: the buffer is not there. -EINTR: the server is being
+ * killed, so that a fault says nothing about its buffer.
+ */
+int blktap_copy_to_server(struct blktap *tap, struct request *rq);
+int blktap_copy_from_server(struct blktap *tap, struct request *rq);
+
+/* sysfs.c */
+extern const struct attribute_group *blktap_groups[];
+
+static inline struct blktap_rq *blktap_rq(struct request *rq)
+{
+	return blk_mq_rq_to_pdu(rq);
+}
+
+static inline struct request *blktap_request(struct blktap_rq *brq)
+{
+	return blk_mq_rq_from_pdu(brq);
+}
+
+/* Readers outside the lock see a state that was true a moment ago. */
+static inline void blktap_set_state(struct blktap *tap, enum blktap_state state)
+{
+	WRITE_ONCE(tap->state, state);
+}
+
+/* Tells the server that requests wait. */
+static inline void blktap_wake(struct blktap *tap)
+{
+	wake_up_interruptible_poll(&tap->wait, EPOLLIN | EPOLLRDNORM);
+}
+
+#endif

@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* The gendisk of a minor and its blk-mq queue. */
+#include <linux/blk-mq.h>
+#include <linux/blkdev.h>
+#include <linux/module.h>
+#include <linux/slab.h>
+
+#include "blktap_internal.h"
+#include "compat.h"
+
+#define BLKTAP_ZEROES_SECTORS	(1u << 21)	/* 1 GiB in one request */
+
+static bool blktap_op_allowed(struct blktap *tap, struct request *rq,
+			      blk_status_t *why)
+{
+	u32 flags = READ_ONCE(tap->params.flags);
+
+	*why = BLK_STS_NOTSUPP;
+	switch (req_op(rq)) {
+	case REQ_OP_READ:
+	case REQ_OP_WRITE:
+		*why = BLK_STS_IOERR;
+		if (WARN_ON_ONCE(blk_rq_bytes(rq) > tap->dev_max_io_bytes))
+			return false;
+		break;
+	case REQ_OP_FLUSH:
+		break;
+	case REQ_OP_DISCARD:
+	case REQ_OP_WRITE_ZEROES:
+		break;
+	default:
+		return false;
+	}
+	/* the block layer of 6.1 only warns of writes to a read-only disk */
+	*why = BLK_STS_IOERR;
+	return !(flags & BLKTAP_DEV_RDONLY) || !op_is_write(req_op(rq)) ||
+	       req_op(rq) == REQ_OP_FLUSH;
+}
+
+/*
+ * Only queues: the submitter's context must not touch the server's memory, and
+ * the server, which copies the data, must find it at once.
+ */
+static blk_status_t blktap_queue_rq(struct blk_mq_hw_ctx *hctx,
+				    const struct blk_mq_queue_data *bd)
+{
+	struct blktap *tap = hctx->queue->queuedata;
+	struct request *rq = bd->rq;
+	bool failing, was_empty;
+	blk_status_t why;
+
+	if (!blktap_op_allowed(tap, rq, &why))
+		return why;
+	blk_mq_start_request(rq);
+	spin_lock(&tap->rq_lock);
+	failing = tap->failing;
+	was_empty = list_empty(&tap->pending);
+	if (!failing)
+		list_add_tail(&blktap_rq(rq)->node, &tap->pending);
+	spin_unlock(&tap->rq_lock);
+	if (failing)
+		return BLK_STS_IOERR;
+	/* a list with something in it has woken the server already */
+	if (was_empty)
+		blktap_wake(tap);
+	return BLK_STS_OK;
+}
+
+/* A request waits for its server for as long as it takes. */
+static enum blk_eh_timer_return blktap_timeout(struct request *rq)
+{
+	return BLK_EH_RESET_TIMER;
+}
+
+static const struct blk_mq_ops blktap_mq_ops = {
+	.queue_rq	= blktap_queue_rq,
+	.timeout	= blktap_timeout,
+};
+
+static int blktap_disk_open(BLKTAP_OPEN_ARGS)
+{
+	struct blktap *tap = BLKTAP_OPEN_DISK->private_data;
+
+	/* removal sets it under the open_mutex that is held here */
+	if (READ_ONCE(tap->failing))
+		return -ENXIO;
+	if (BLKTAP_OPEN_WRITES && (READ_ONCE(tap->params.flags) & BLKTAP_DEV_RDONLY))
+		return -EROFS;
+	return 0;
+}
+
+static void blktap_free_disk(struct gendisk *disk)
+{
+	struct blktap *tap = disk->private_data;
+
+	put_device(&tap->dev);
+}
+
+static char *blktap_disk_devnode(struct gendisk *disk, umode_t *mode)
+{
+	if (mode)
+		*mode = 0600;
+	return kasprintf(GFP_KERNEL, BLKTAP_NODE_DIR "%s", disk->disk_name);
+}
+
+static const struct block_device_operations blktap_disk_ops = {
+	.owner		= THIS_MODULE,
+	.open		= blktap_disk_open,
+	.free_disk	= blktap_free_disk,
+	.devnode	= blktap_disk_devnode,
+};
+
+static int blktap_alloc_tags(struct blktap *tap)
+{
+	struct blk_mq_tag_set *set = &tap->tag_set;
+
+	memset(set, 0, sizeof(*set));
+	set->ops = &blktap_mq_ops;
+	set->nr_hw_queues = 1;
+	set->queue_depth = tap->queue.entries;
+	set->numa_node = NUMA_NO_NODE;
+	set->cmd_size = sizeof(struct blktap_rq);
+	/* the guest and the image's own disk schedule already */
+	set->flags = BLK_MQ_F_SHOULD_MERGE | BLK_MQ_F_NO_SCHED_BY_DEFAULT;
+	return blk_mq_alloc_tag_set(set);
+}
+
+static struct gendisk *blktap_make_disk(struct blktap *tap,
+					const struct blktap_device_params *params)
+{
+	struct blktap_limits want = {
+		.logical = params->logical_block_size,
+		.physical = params->physical_block_size,
+		.max_io = tap->max_io_bytes,
+		.io_min = params->io_min,
+		.io_opt = params->io_opt,
+		.cache = params->flags & BLKTAP_DEV_FLUSH,
+		.fua = params->flags & BLKTAP_DEV_FUA,
+	};
+	struct gendisk *disk;
+
+	if (params->flags & BLKTAP_DEV_DISCARD) {
+		want.discard_granularity = params->discard_granularity;
+		want.discard_sectors = params->discard_max;
+	}
+	if (params->flags & BLKTAP_DEV_ZEROES)
+		want.zeroes_sectors = BLKTAP_ZEROES_SECTORS;
+	disk = blktap_alloc_disk(&tap->tag_set, tap, &want);
+	if (IS_ERR(disk))
+		return disk;
+	/*
+	 * The partitions are the guest's: dom0 must not parse what a guest
+	 * wrote. And the scan would wait for the server, which is in
+	 * CREATE_DEVICE.
+	 */
+	disk->flags |= GENHD_FL_NO_PART;
+	disk->fops = &blktap_disk_ops;
+	disk->private_data = tap;
+	snprintf(disk->disk_name, sizeof(disk->disk_name), "tapdev%d", tap->minor);
+	set_capacity(disk, params->sectors);
+	set_disk_ro(disk, params->flags & BLKTAP_DEV_RDONLY);
+	return disk;
+}
+
+int blktap_device_create(struct blktap *tap,
+			 const struct blktap_device_params *params)
+{
+	struct gendisk *disk;
+	int ret;
+
+	if (tap->disk)
+		return -EEXIST;
+	ret = blktap_check_params(params, tap->max_io_bytes);
+	if (ret)
+		return ret;
+	ret = blktap_alloc_tags(tap);
+	if (ret)
+		return ret;
+	disk = blktap_make_disk(tap, params);
+	if (IS_ERR(disk)) {
+		ret = PTR_ERR(disk);
+		goto out_tags;
+	}
+	tap->params = *params;
+	tap->dev_entries = tap->queue.entries;
+	tap->dev_max_io_bytes = tap->max_io_bytes;
+	WRITE_ONCE(tap->failing, false);
+	get_device(&tap->dev);	/* the disk's, until blktap_free_disk() */
+	ret = device_add_disk(&tap->dev, disk, NULL);
+	if (ret)
+		goto out_disk;
+	tap->disk = disk;
+	blktap_set_state(tap, BLKTAP_LIVE);
+	/* someone may have been quicker to read than we to go live */
+	blktap_wake(tap);
+	return 0;
+
+out_disk:
+	put_device(&tap->dev);
+	put_disk(disk);
+out_tags:
+	blk_mq_free_tag_set(&tap->tag_set);
+	return ret;
+}
+
+/* Takes over what may change: more sectors, another RDONLY. */
+static int blktap_device_change(struct blktap *tap,
+				const struct blktap_device_params *params,
+				bool rdonly_may_change)
+{
+	u32 rdonly = params->flags & BLKTAP_DEV_RDONLY;
+	int ret;
+
+	ret = blktap_check_params(params, tap->max_io_bytes);
+	if (!ret)
+		ret = blktap_check_change(&tap->params, params, rdonly_may_change);
+	if (ret)
+		return ret;
+	if ((tap->params.flags ^ rdonly) & BLKTAP_DEV_RDONLY) {
+		WRITE_ONCE(tap->params.flags,
+			   (tap->params.flags & ~BLKTAP_DEV_RDONLY) | rdonly);
+		set_disk_ro(tap->disk, rdonly);
+	}
+	if (params->sectors != tap->params.sectors) {
+		tap->params.sectors = params->sectors;
+		set_capacity_and_notify(tap->disk, params->sectors);
+	}
+	return 0;
+}
+
+int blktap_device_resume(struct blktap *tap,
+			 const struct blktap_device_params *params)
+{
+	int ret;
+
+	if (!tap->disk)
+		return -ENODEV;
+	if (tap->state != BLKTAP_QUIESCED)
+		return -EINVAL;
+	ret = blktap_device_change(tap, params, false);
+	if (ret)
+		return ret;
+	blktap_set_state(tap, BLKTAP_LIVE);
+	blktap_wake(tap);
+	dev_info(&tap->dev, "task %d serves the device again\n", tap->task);
+	return 0;
+}
+
+int blktap_device_set(struct blktap *tap,
+		      const struct blktap_device_params *params)
+{
+	if (!tap->disk || tap->state != BLKTAP_LIVE)
+		return -ENODEV;
+	return blktap_device_change(tap, params, true);
+}
+
+static void blktap_set_failing(struct blktap *tap)
+{
+	spin_lock(&tap->rq_lock);
+	WRITE_ONCE(tap->failing, true);
+	spin_unlock(&tap->rq_lock);
+}
+
+/* After this the queue drains by itself: removal waits for no server. */
+static void blktap_fail_requests(struct blktap *tap)
+{
+	struct blktap_rq *brq, *next;
+	LIST_HEAD(failed);
+
+	spin_lock(&tap->rq_lock);
+	list_splice_init(&tap->queue.issued, &failed);
+	list_splice_tail_init(&tap->pending, &failed);
+	spin_unlock(&tap->rq_lock);
+	memset(tap->queue.held, 0, sizeof(tap->queue.held));
+	memset(tap->queue.held_ids, 0, sizeof(tap->queue.held_ids));
+	list_for_each_entry_safe(brq, next, &failed, node) {
+		list_del(&brq->node);
+		blk_mq_end_request(blktap_request(brq), BLK_STS_IOERR);
+	}
+}
+
+/*
+ * The last close of a disk writes its dirty pages with open_mutex held, so a
+ * server that waited for the mutex would wait for itself: try, and say busy.
+ */
+static int blktap_stop_if_closed(struct blktap *tap)
+{
+	int ret = 0;
+
+	if (!mutex_trylock(&tap->disk->open_mutex))
+		return -EBUSY;
+	if (disk_openers(tap->disk))
+		ret = -EBUSY;
+	else
+		blktap_set_failing(tap);
+	mutex_unlock(&tap->disk->open_mutex);
+	return ret;
+}
+
+int blktap_device_remove(struct blktap *tap, bool force)
+{
+	int ret;
+
+	if (!tap->disk)
+		return -ENODEV;
+	if (force) {
+		blktap_set_failing(tap);
+	} else {
+		ret = blktap_stop_if_closed(tap);
+		if (ret)
+			return ret;
+	}
+	blktap_fail_requests(tap);
+	del_gendisk(tap->disk);
+	blk_mq_free_tag_set(&tap->tag_set);
+	put_disk(tap->disk);	/* openers keep it; blktap_free_disk() is last */
+	tap->disk = NULL;
+	return 0;
+}

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * blktap: block devices served by a user-space process; see blktap.h.
+ * This file: loading, unloading, parameters, arguments of ioctls.
+ */
+#include <linux/fs.h>
+#include <linux/module.h>
+#include <linux/uaccess.h>
+
+#include "blktap_internal.h"
+#include "compat.h"
+
+struct class *blktap_class;
+dev_t blktap_devt;
+
+unsigned int blktap_max_minors = BLKTAP_MAX_MINORS;
+module_param_named(max_minors, blktap_max_minors, uint, 0444);
+MODULE_PARM_DESC(max_minors, "Number of minors that can be allocated (1 to 4096, default 4096)");
+
+int blktap_get_arg(void *arg, size_t ksize, size_t min, const void __user *from)
+{
+	u32 usize;
+
+	if (get_user(usize, (const u32 __user *)from))
+		return -EFAULT;
+	if (usize < min || usize > PAGE_SIZE)
+		return -EINVAL;
+	return copy_struct_from_user(arg, ksize, from, usize);
+}
+
+int blktap_put_arg(const void *arg, size_t ksize, void __user *to)
+{
+	u32 usize = *(const u32 *)arg;
+
+	return copy_to_user(to, arg, min_t(size_t, ksize, usize)) ? -EFAULT : 0;
+}
+
+static char *blktap_devnode(BLKTAP_DEVNODE_DEV *dev, umode_t *mode)
+{
+	if (mode)
+		*mode = 0600;
+	return kasprintf(GFP_KERNEL, BLKTAP_NODE_DIR "%s", dev_name(dev));
+}
+
+static int __init blktap_init(void)
+{
+	int ret;
+
+	if (blktap_max_minors == 0 || blktap_max_minors > BLKTAP_MAX_MINORS) {
+		pr_err("blktap: parameter max_minors=%u is out of range: give 1 to %u\n",
+		       blktap_max_minors, BLKTAP_MAX_MINORS);
+		return -EINVAL;
+	}
+	ret = alloc_chrdev_region(&blktap_devt, 0, blktap_max_minors, "blktap2");
+	if (ret)
+		return ret;
+	blktap_class = blktap_class_create("blktap2");
+	if (IS_ERR(blktap_class)) {
+		ret = PTR_ERR(blktap_class);
+		goto out_region;
+	}
+	blktap_class->devnode = blktap_devnode;
+	ret = blktap_control_init();
+	if (ret)
+		goto out_class;
+	return 0;
+
+out_class:
+	class_destroy(blktap_class);
+out_region:
+	unregister_chrdev_region(blktap_devt, blktap_max_minors);
+	return ret;
+}
+
+/* Every minor holds a reference on the module: none is left here. */
+static void __exit blktap_exit(void)
+{
+	blktap_control_exit();
+	class_destroy(blktap_class);
+	unregister_chrdev_region(blktap_devt, blktap_max_minors);
+}
+
+module_init(blktap_init);
+module_exit(blktap_exit);
+
+MODULE_DESCRIPTION("Block devices served by a user-space process (tapdisk)");
+MODULE_AUTHOR("xenblk developers");
+MODULE_LICENSE("GPL");

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * /sys/class/blktap2/blktapN; see sysfs-class-blktap2. No lock is taken: the
+ * minor's removal waits for these readers.
+ */
+#include <linux/device.h>
+#include <linux/kernel.h>
+#include <linux/sysfs.h>
+
+#include "blktap_internal.h"
+
+static ssize_t state_show(struct device *dev, struct device_attribute *attr,
+			  char *buf)
+{
+	static const char *const names[] = {
+		[BLKTAP_NEW] = "new",
+		[BLKTAP_LIVE] = "live",
+		[BLKTAP_QUIESCED] = "quiesced",
+		[BLKTAP_DEAD] = "dead",
+	};
+	struct blktap *tap = container_of(dev, struct blktap, dev);
+
+	return sysfs_emit(buf, "%s\n", names[READ_ONCE(tap->state)]);
+}
+static DEVICE_ATTR_RO(state);
+
+static ssize_t task_show(struct device *dev, struct device_attribute *attr,
+			 char *buf)
+{
+	struct blktap *tap = container_of(dev, struct blktap, dev);
+
+	return sysfs_emit(buf, "%d\n", READ_ONCE(tap->task));
+}
+static DEVICE_ATTR_RO(task);
+
+static struct attribute *blktap_attrs[] = {
+	&dev_attr_state.attr,
+	&dev_attr_task.attr,
+	NULL
+};
+
+static const struct attribute_group blktap_group = {
+	.attrs = blktap_attrs,
+};
+
+#define BLKTAP_COUNTER(name)						\
+static ssize_t name##_show(struct device *dev,				\
+			   struct device_attribute *attr, char *buf)	\
+{									\
+	struct blktap *tap = container_of(dev, struct blktap, dev);	\
+									\
+	return sysfs_emit(buf, "%llu\n", READ_ONCE(tap->count.name));	\
+}									\
+static DEVICE_ATTR_RO(name)
+
+BLKTAP_COUNTER(submitted);
+BLKTAP_COUNTER(completed);
+BLKTAP_COUNTER(refused);
+BLKTAP_COUNTER(faults);
+BLKTAP_COUNTER(requeued);
+BLKTAP_COUNTER(recovered);
+
+static struct attribute *blktap_counter_attrs[] = {
+	&dev_attr_submitted.attr,
+	&dev_attr_completed.attr,
+	&dev_attr_refused.attr,
+	&dev_attr_faults.attr,
+	&dev_attr_requeued.attr,
+	&dev_attr_recovered.attr,
+	NULL
+};
+
+static const struct attribute_group blktap_counter_group = {
+	.name = "counters",
+	.attrs = blktap_counter_attrs,
+};
+
+const struct attribute_group *blktap_groups[] = {
+	&blktap_group,
+	&blktap_counter_group,
+	NULL
+};
