@@ -208,27 +208,34 @@ static void direct_read_of_a_torn_last_sector_is_enodata(void **state)
 	close(fd);
 }
 
-/* One system call transfers at most 2 GiB - 4 KiB; the marker lies beyond. */
+/*
+ * One system call transfers at most 2 GiB - 4 KiB: between the two pages of
+ * the last buffer.
+ */
 static void short_transfer_is_resumed_where_it_stopped(void **state)
 {
 	enum { N = 513, CHUNK = 4 << 20 };
+	const uint64_t at = (2ull << 30) - 2 * PAGE;
 	struct fixture *f = *state;
 	int fd = scratch_file(O_DIRECT);
 	char *chunk = aligned_alloc(PAGE, CHUNK);
-	char *last = aligned_alloc(PAGE, PAGE);
+	char *last = aligned_alloc(PAGE, 2 * PAGE);
 	struct iovec *iov = calloc(N, sizeof(*iov));
-	const uint64_t at = (uint64_t)(N - 1) * CHUNK;
 
 	memset(last, 0x5a, PAGE);
-	assert_int_equal(run_one(f->engine, IO_WRITE, fd, at, last, PAGE), 0);
-	memset(last, 0, PAGE);
+	memset(last + PAGE, 0x3c, PAGE);
+	assert_int_equal(run_one(f->engine, IO_WRITE, fd, at, last, 2 * PAGE), 0);
+	memset(last, 0, 2 * PAGE);
 	for (int i = 0; i < N; i++)
 		iov[i] = (struct iovec){ chunk, CHUNK };
-	iov[N - 1] = (struct iovec){ last, PAGE };
+	iov[N - 2].iov_len -= 2 * PAGE;
+	iov[N - 1] = (struct iovec){ last, 2 * PAGE };
 
 	assert_int_equal(run_vec(f->engine, IO_READ, fd, 0, iov, N), 0);
-	for (unsigned int i = 0; i < PAGE; i++)
+	for (unsigned int i = 0; i < PAGE; i++) {
 		assert_int_equal(last[i], 0x5a);
+		assert_int_equal(last[PAGE + i], 0x3c);
+	}
 	free(iov);
 	free(last);
 	free(chunk);
@@ -646,6 +653,24 @@ static void signal_does_not_end_the_wait(void **state)
 	assert_string_equal(fired, "a");
 }
 
+/* SIGUSR1 would end the process if a thread of the engine took it. */
+static void signals_are_not_taken_by_the_engines_threads(void **state)
+{
+	struct fixture *f = *state;
+	sigset_t usr1, pending, old;
+	int sig;
+
+	sigemptyset(&usr1);
+	sigaddset(&usr1, SIGUSR1);
+	sigprocmask(SIG_BLOCK, &usr1, &old);
+	kill(getpid(), SIGUSR1);
+	run(f, 10);
+	sigpending(&pending);
+	assert_true(sigismember(&pending, SIGUSR1));
+	sigwait(&usr1, &sig);
+	sigprocmask(SIG_SETMASK, &old, NULL);
+}
+
 static void engine_open_refuses_what_it_does_not_know(void **state)
 {
 	struct engine *e;
@@ -686,6 +711,7 @@ static int run_all(const char *engine)
 		T(timer_armed_in_its_callback_waits_for_the_next_run),
 		T(run_waits_no_shorter_and_not_much_longer_than_asked),
 		T(signal_does_not_end_the_wait),
+		T(signals_are_not_taken_by_the_engines_threads),
 		NO_FIXTURE(engine_open_refuses_what_it_does_not_know),
 	};
 	char name[5 + 1];

@@ -1,0 +1,193 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+/* The image lock's bytes, and who excludes whom among our own. */
+#include <errno.h>
+#include <fcntl.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "common/lock.h"
+
+static char path[64];
+
+static int make_file(void **state)
+{
+	int fd;
+
+	(void)state;
+	strcpy(path, "/tmp/test-lock.XXXXXX");
+	fd = mkostemp(path, O_CLOEXEC);
+	assert_true(fd >= 0);
+	close(fd);
+	return 0;
+}
+
+static int remove_file(void **state)
+{
+	(void)state;
+	return unlink(path);
+}
+
+static int reopen(int flags)
+{
+	int fd = open(path, flags | O_CLOEXEC);
+
+	assert_true(fd >= 0);
+	return fd;
+}
+
+/* "byte:R " or "byte:W " for each locked byte, as others see it. */
+static const char *bytes_held(void)
+{
+	static char text[256];
+	int fd = reopen(O_RDWR);
+	size_t n = 0;
+
+	text[0] = 0;
+	for (int i = 0; i < 1000; i++) {
+		struct flock fl = { .l_type = F_WRLCK, .l_whence = SEEK_SET,
+				    .l_start = i, .l_len = 1 };
+
+		assert_int_equal(fcntl(fd, F_OFD_GETLK, &fl), 0);
+		if (fl.l_type == F_UNLCK)
+			continue;
+		n += (size_t)snprintf(text + n, sizeof(text) - n, "%d:%c ", i,
+				      fl.l_type == F_RDLCK ? 'R' : 'W');
+	}
+	close(fd);
+	return text;
+}
+
+static void reader_and_writer_hold_the_bytes_of_the_table(void **state)
+{
+	int fd = reopen(O_RDONLY);
+
+	(void)state;
+	assert_int_equal(lock_take(fd, path, LOCK_READER, NULL), 0);
+	assert_string_equal(bytes_held(), "100:R 201:R 203:R 300:R ");
+	close(fd);
+	fd = reopen(O_RDWR);
+	assert_int_equal(lock_take(fd, path, LOCK_WRITER, NULL), 0);
+	assert_string_equal(bytes_held(),
+			    "100:R 101:R 103:R 201:R 203:R 300:W ");
+	close(fd);
+	assert_string_equal(bytes_held(), "");
+}
+
+static void closing_another_descriptor_keeps_the_lock(void **state)
+{
+	int fd = reopen(O_RDWR), copy;
+
+	(void)state;
+	assert_int_equal(lock_take(fd, path, LOCK_WRITER, NULL), 0);
+	close(reopen(O_RDWR));
+	copy = dup(fd);
+	close(fd);
+	assert_string_not_equal(bytes_held(), "");
+	close(copy);
+	assert_string_equal(bytes_held(), "");
+}
+
+static void take(enum lock_mode first, enum lock_mode second, int expected,
+		 const char *says)
+{
+	int a = reopen(O_RDWR), b = reopen(O_RDWR);
+	struct error err = { .text = "" };
+	char before[256];
+
+	assert_int_equal(lock_take(a, path, first, NULL), 0);
+	strcpy(before, bytes_held());
+	assert_int_equal(lock_take(b, path, second, &err), expected);
+	if (expected) {
+		assert_non_null(strstr(err.text, path));
+		assert_non_null(strstr(err.text, says));
+		assert_int_equal(err.code, expected);
+		assert_string_equal(bytes_held(), before);
+		close(a);
+		/* Nothing is left of the attempt that failed. */
+		assert_string_equal(bytes_held(), "");
+		assert_int_equal(lock_take(b, path, second, NULL), 0);
+		close(b);
+		return;
+	}
+	close(a);
+	close(b);
+}
+
+static void readers_share_and_a_writer_is_alone(void **state)
+{
+	(void)state;
+	take(LOCK_READER, LOCK_READER, 0, "");
+	take(LOCK_READER, LOCK_WRITER, -EBUSY, "reads it or has it as a parent");
+	take(LOCK_WRITER, LOCK_READER, -EBUSY, "has it open for writing");
+	take(LOCK_WRITER, LOCK_WRITER, -EBUSY, "has it open for writing");
+}
+
+static void foreign_byte(int byte, enum lock_mode mode, const char *says)
+{
+	struct flock fl = { .l_type = F_RDLCK, .l_whence = SEEK_SET,
+			    .l_start = byte, .l_len = 1 };
+	int a = reopen(O_RDWR), b = reopen(O_RDWR);
+	struct error err = { .text = "" };
+	int rc;
+
+	assert_int_equal(fcntl(a, F_OFD_SETLK, &fl), 0);
+	rc = lock_take(b, path, mode, &err);
+	if (says) {
+		assert_int_equal(rc, -EBUSY);
+		assert_non_null(strstr(err.text, says));
+	} else {
+		assert_int_equal(rc, 0);
+	}
+	close(a);
+	close(b);
+}
+
+/* What QEMU would hold: 100 + what it does, 200 + what it forbids others. */
+static void foreign_permissions_are_respected(void **state)
+{
+	(void)state;
+	for (enum lock_mode m = LOCK_READER; m <= LOCK_WRITER; m++) {
+		foreign_byte(100, m, NULL);
+		foreign_byte(101, m, "open for writing");
+		foreign_byte(103, m, "open for writing");
+		foreign_byte(200, m, "forbids all others to read");
+	}
+	foreign_byte(201, LOCK_READER, NULL);
+	foreign_byte(203, LOCK_READER, NULL);
+	foreign_byte(201, LOCK_WRITER, "forbids all others to write");
+	foreign_byte(203, LOCK_WRITER, "forbids all others to write");
+}
+
+static void a_descriptor_that_cannot_be_locked_is_an_error(void **state)
+{
+	struct error err;
+	int fd = reopen(O_RDONLY);
+
+	(void)state;
+	assert_int_equal(lock_take(-1, "x.img", LOCK_READER, &err), -EBADF);
+	assert_non_null(strstr(err.text, "x.img: can't be locked"));
+	assert_int_equal(lock_take(fd, path, LOCK_WRITER, &err), -EBADF);
+	assert_string_equal(bytes_held(), "");
+	close(fd);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(reader_and_writer_hold_the_bytes_of_the_table),
+		cmocka_unit_test(closing_another_descriptor_keeps_the_lock),
+		cmocka_unit_test(readers_share_and_a_writer_is_alone),
+		cmocka_unit_test(foreign_permissions_are_respected),
+		cmocka_unit_test(a_descriptor_that_cannot_be_locked_is_an_error),
+	};
+
+	return cmocka_run_group_tests_name("lock", tests, make_file, remove_file);
+}
