@@ -92,6 +92,12 @@ struct vhd_image {
 	uint32_t batmap_sectors;
 	uint8_t *batmap;		/* bit set: all sectors of the block are present */
 	uint64_t data_end;		/* first free byte after metadata and blocks */
+
+	/* What was found at open, for query and check. */
+	bool front_ok;			/* the footer copy at the start */
+	bool tail_ok;			/* the footer at the end */
+	bool batmap_ok;			/* its checksum; if not, batmap starts out empty */
+	uint8_t batmap_marker;		/* XenServer's marker byte */
 };
 
 struct vhd_chain {
@@ -160,7 +166,10 @@ bool vhd_bitmap_full(const uint8_t *map, uint32_t bits);
 void vhd_bat_encode(uint8_t *out, const uint32_t *bat, uint32_t n);
 void vhd_bat_decode(uint32_t *bat, const uint8_t *in, uint32_t n);
 
-/* Where a new block's bitmap goes so that its data is 4 KiB-aligned; bytes. */
+/*
+ * Where a new block's bitmap goes so that its data is 4 KiB-aligned; bytes.
+ * UINT64_MAX if the BAT can't address it or the block device has no room.
+ */
 uint64_t vhd_alloc_offset(const struct vhd_image *image, uint64_t data_end);
 
 #endif

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+/*
+ * Whether an image has children: docs/architecture.md, contract 4. Writing to
+ * it would change what they read.
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#include "vhd/vhd-internal.h"
+
+#define CHILDREN_XATTR "user.xenblk.children"
+
+struct self {
+	struct stat st;
+	uuid_t uuid;		/* null if it is no VHD */
+	const char *dir;
+};
+
+/* Either footer of a file, without the checks of vhd_open(). */
+static bool peek_footer(int fd, uint64_t size, struct vhd_footer *footer)
+{
+	uint64_t tail_len = size % VHD_SECTOR == 511 ? 511 : VHD_FOOTER_BYTES;
+	uint8_t raw[VHD_FOOTER_BYTES] = { 0 };
+
+	if (size < VHD_FOOTER_BYTES)
+		return false;
+	if (!vhd_read_at(fd, raw, sizeof(raw), 0) &&
+	    !vhd_footer_decode(footer, raw, "", "", NULL))
+		return true;
+	memset(raw, 0, sizeof(raw));
+	return !vhd_read_at(fd, raw, (size_t)tail_len, size - tail_len) &&
+	       !vhd_footer_decode(footer, raw, "", "", NULL);
+}
+
+/* Whether a path of the child leads to the image. */
+static bool names_self(int fd, const struct vhd_header *header,
+		       const struct self *self)
+{
+	struct vhd_parent_name names[VHD_MAX_NAMES];
+	unsigned int n = vhd_parent_names(names, fd, header);
+	bool found = false;
+
+	for (unsigned int i = 0; i < n && !found; i++) {
+		struct stat st;
+		char *path;
+
+		if (names[i].path[0] == '/')
+			path = strdup(names[i].path);
+		else if (asprintf(&path, "%s/%s", self->dir,
+				  names[i].path) < 0)
+			path = NULL;
+		found = path && !stat(path, &st) &&
+			vhd_same_file(&st, &self->st);
+		free(path);
+	}
+	vhd_parent_names_free(names, n);
+	return found;
+}
+
+static bool is_child(int fd, uint64_t size, const struct self *self)
+{
+	uint8_t raw[VHD_HEADER_BYTES];
+	struct vhd_footer footer;
+	struct vhd_header header;
+
+	if (!peek_footer(fd, size, &footer) || footer.type != VHD_DIFF)
+		return false;
+	if (vhd_read_at(fd, raw, sizeof(raw), footer.data_offset) ||
+	    vhd_header_decode(&header, raw, "", NULL))
+		return false;
+	/* Copies of an image share its name's place in turn, but not its uuid's. */
+	if (!uuid_is_null(header.parent_uuid) &&
+	    uuid_compare(header.parent_uuid, self->uuid))
+		return false;
+	return names_self(fd, &header, self);
+}
+
+static int scan(const struct self *self, const char *path, struct error *err)
+{
+	DIR *dir = opendir(self->dir);
+	const struct dirent *entry;
+	int rc = 0;
+
+	if (!dir)
+		return error_set(err, -errno, "%s: looking for children in %s: %s",
+				 path, self->dir, strerror(errno));
+	while (!rc && (entry = readdir(dir))) {
+		struct stat st;
+		int fd;
+
+		/* Regular files only: opening anything else may have effects. */
+		if (fstatat(dirfd(dir), entry->d_name, &st,
+			    AT_SYMLINK_NOFOLLOW) ||
+		    !S_ISREG(st.st_mode) || st.st_size < VHD_HEADER_BYTES ||
+		    vhd_same_file(&st, &self->st))
+			continue;
+		fd = openat(dirfd(dir), entry->d_name,
+			    O_RDONLY | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC);
+		if (fd < 0)
+			continue;
+		if (is_child(fd, (uint64_t)st.st_size, self))
+			rc = error_set(err, -EBUSY,
+				       "%s: is the parent of %s/%s, so it can't be written; use the child, or a new snapshot",
+				       path, self->dir, entry->d_name);
+		close(fd);
+	}
+	closedir(dir);
+	return rc;
+}
+
+int vhd_check_no_children(int fd, const char *path, struct error *err)
+{
+	struct vhd_footer footer;
+	struct self self = { 0 };
+	char *dir;
+	int rc;
+
+	if (fgetxattr(fd, CHILDREN_XATTR, NULL, 0) >= 0)
+		return error_set(err, -EBUSY,
+				 "%s: is marked as having children (attribute " CHILDREN_XATTR "), so it can't be written; use a child, or if none is left run setfattr -x " CHILDREN_XATTR " on it",
+				 path);
+	if (errno != ENODATA && errno != ENOTSUP && errno != EPERM)
+		return error_set(err, -errno, "%s: reading attribute "
+				 CHILDREN_XATTR ": %s", path, strerror(errno));
+	if (fstat(fd, &self.st))
+		return error_set(err, -errno, "%s: %s", path, strerror(errno));
+	/* The directory of a block device isn't one of images. */
+	if (!S_ISREG(self.st.st_mode))
+		return 0;
+	if (peek_footer(fd, (uint64_t)self.st.st_size, &footer))
+		uuid_copy(self.uuid, footer.uuid);
+	dir = vhd_dir_of_file(path);
+	if (!dir)
+		return error_set(err, -errno, "%s: %s", path, strerror(errno));
+	self.dir = dir;
+	rc = scan(&self, path, err);
+	free(dir);
+	return rc;
+}
+
+int vhd_mark_parent(int fd, const char *path, struct error *err)
+{
+	if (!fsetxattr(fd, CHILDREN_XATTR, "1", 1, 0) || errno == ENOTSUP ||
+	    errno == EROFS || errno == EPERM)
+		return 0;
+	return error_set(err, -errno, "%s: setting attribute " CHILDREN_XATTR
+			 ": %s", path, strerror(errno));
+}

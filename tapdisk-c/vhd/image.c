@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+/* Opening one VHD file: which footer holds, and whether the metadata agree. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "vhd/vhd-internal.h"
+
+struct footers {
+	uint64_t tail_offset;		/* 0: the file is too short or odd for one */
+	uint8_t front_raw[VHD_FOOTER_BYTES], tail_raw[VHD_FOOTER_BYTES];
+	struct vhd_footer front, tail;
+	bool front_ok, tail_ok;
+	struct error front_err, tail_err;
+};
+
+static bool has_cookie(const uint8_t *raw)
+{
+	return !memcmp(raw, "conectix", 8) || !memcmp(raw, "v_poison", 8);
+}
+
+static int read_footers(const struct vhd_image *image, struct footers *f,
+			struct error *err)
+{
+	/* Virtual PC before 2004 wrote 511 bytes; the one left out is reserved. */
+	size_t tail_len = image->file_size % VHD_SECTOR == 511 ? 511 : 512;
+	int rc;
+
+	memset(f, 0, sizeof(*f));
+	if (image->file_size < tail_len)
+		return error_set(err, -EUCLEAN,
+				 "%s: file has %llu bytes, too short for a VHD footer",
+				 image->path,
+				 (unsigned long long)image->file_size);
+	if (image->file_size >= VHD_FOOTER_BYTES) {
+		rc = vhd_read_at(image->fd, f->front_raw, VHD_FOOTER_BYTES, 0);
+		if (rc)
+			goto fail;
+	}
+	f->front_ok = !vhd_footer_decode(&f->front, f->front_raw, image->path,
+					 "footer copy at the start",
+					 &f->front_err);
+	/* A file of odd length has lost its end. */
+	if ((image->file_size - tail_len) % VHD_SECTOR == 0) {
+		f->tail_offset = image->file_size - tail_len;
+		rc = vhd_read_at(image->fd, f->tail_raw, tail_len,
+				 f->tail_offset);
+		if (rc)
+			goto fail;
+	}
+	f->tail_ok = !vhd_footer_decode(&f->tail, f->tail_raw, image->path,
+					"footer at the end", &f->tail_err);
+	return 0;
+fail:
+	return error_set(err, rc, "%s: footer: reading: %s", image->path,
+			 strerror(-rc));
+}
+
+/*
+ * A valid copy at the start of a dynamic image wins: after a crash the last
+ * sector of the file may be a guest's data, which can look like a footer. In
+ * a fixed image the first sector is the guest's. So with a valid fixed footer
+ * at the end and a valid other one at the start a guest may have made either:
+ * to follow the wrong one would let it choose the parent of its disk.
+ */
+static int choose_footer(struct vhd_image *image, const struct footers *f,
+			 struct error *err)
+{
+	bool front = f->front_ok && f->front.type != VHD_FIXED;
+	bool fixed = f->tail_ok && f->tail.type == VHD_FIXED;
+	const struct error *fault;
+
+	if (front && fixed && f->tail.current_size <= f->tail_offset)
+		return error_set(err, -EUCLEAN,
+				 "%s: disk type: the footer at the end is of a fixed image, the one at the start is not; if it is fixed, convert it to raw without the footer and use aio:",
+				 image->path);
+	if (front) {
+		image->footer = f->front;
+		image->front_ok = true;
+		image->tail_ok = f->tail_ok &&
+				 !uuid_compare(f->tail.uuid, f->front.uuid);
+		if (image->tail_ok && f->tail.hidden)
+			image->footer.hidden = f->tail.hidden;
+		return 0;
+	}
+	/* Valid but for its being disabled or of an unknown kind. */
+	if (!fixed && has_cookie(f->front_raw) &&
+	    f->front_err.code == -ENOTSUP) {
+		fault = &f->front_err;
+	} else if (f->tail_ok) {
+		image->footer = f->tail;
+		image->tail_ok = true;
+		return 0;
+	} else {
+		fault = has_cookie(f->front_raw) && !f->front_ok ?
+				&f->front_err : &f->tail_err;
+	}
+	return error_set(err, fault->code, "%s", fault->text);
+}
+
+static int check_locator(const struct vhd_image *image, unsigned int i,
+			 uint64_t limit, struct error *err)
+{
+	const struct vhd_locator *l = &image->header.locator[i];
+	uint64_t end;
+
+	if (l->data_len > VHD_MAX_LOCATOR)
+		return error_set(err, -EUCLEAN,
+				 "%s: header: parent locator %u: data length is %u bytes; at most %u are supported",
+				 image->path, i, l->data_len, VHD_MAX_LOCATOR);
+	if (l->data_len > vhd_locator_space(l))
+		return error_set(err, -EUCLEAN,
+				 "%s: header: parent locator %u: data length %u is more than its data space %u",
+				 image->path, i, l->data_len, l->data_space);
+	if (!add_u64(l->data_offset, l->data_len, &end) || end > limit)
+		return error_set(err, -EUCLEAN,
+				 "%s: header: parent locator %u: data offset %llu (length %u) is not inside the file",
+				 image->path, i,
+				 (unsigned long long)l->data_offset,
+				 l->data_len);
+	return 0;
+}
+
+/* All metadata, none of it on top of another; data_end gets its end. */
+static int collect_extents(struct vhd_image *image,
+			   struct vhd_extent extent[VHD_MAX_EXTENTS],
+			   unsigned int *nr, uint64_t limit, struct error *err)
+{
+	const struct vhd_header *h = &image->header;
+	uint64_t batmap = vhd_batmap_header_offset(h), space;
+	unsigned int n = 0;
+	int rc;
+
+	extent[n++] = (struct vhd_extent){ 0, VHD_FOOTER_BYTES, "footer copy" };
+	extent[n++] = (struct vhd_extent){ image->footer.data_offset,
+		image->footer.data_offset + VHD_HEADER_BYTES, "header" };
+	extent[n++] = (struct vhd_extent){ h->table_offset,
+		h->table_offset + 4ull * h->max_bat_size, "BAT" };
+	if (image->has_batmap) {
+		extent[n++] = (struct vhd_extent){ batmap,
+			batmap + VHD_SECTOR, "batmap header" };
+		extent[n++] = (struct vhd_extent){ image->batmap_offset,
+			image->batmap_offset +
+			(uint64_t)image->batmap_sectors * VHD_SECTOR,
+			"batmap" };
+	}
+	for (unsigned int i = 0; i < n; i++)
+		if (extent[i].end > image->data_end)
+			image->data_end = extent[i].end;
+	for (unsigned int i = 0; i < VHD_NR_LOCATORS &&
+	     image->footer.type == VHD_DIFF; i++) {
+		const struct vhd_locator *l = &h->locator[i];
+
+		if (!l->code || !l->data_len)
+			continue;
+		rc = check_locator(image, i, limit, err);
+		if (rc)
+			return rc;
+		extent[n++] = (struct vhd_extent){ l->data_offset,
+			l->data_offset + l->data_len, "parent locator data" };
+		space = l->data_offset + vhd_locator_space(l);
+		if (space > limit)
+			space = l->data_offset + l->data_len;
+		if (space > image->data_end)
+			image->data_end = space;
+	}
+	for (unsigned int i = 0; i < n; i++)
+		for (unsigned int j = i + 1; j < n; j++)
+			if (extent[i].start < extent[j].end &&
+			    extent[j].start < extent[i].end)
+				return error_set(err, -EUCLEAN,
+						 "%s: the %s (byte %llu) and the %s (byte %llu) overlap",
+						 image->path, extent[i].what,
+						 (unsigned long long)extent[i].start,
+						 extent[j].what,
+						 (unsigned long long)extent[j].start);
+	image->data_end = round_up_u64(image->data_end, VHD_SECTOR);
+	*nr = n;
+	return 0;
+}
+
+static int load_header(struct vhd_image *image, uint64_t limit,
+		       struct error *err)
+{
+	uint64_t offset = image->footer.data_offset, end, entries;
+	uint8_t raw[VHD_HEADER_BYTES];
+	int rc;
+
+	if (offset < VHD_FOOTER_BYTES || offset % VHD_SECTOR ||
+	    !add_u64(offset, VHD_HEADER_BYTES, &end) || end > limit)
+		return error_set(err, -EUCLEAN,
+				 "%s: footer: data offset is %llu; the header must be at a multiple of 512 inside the file (%llu bytes)",
+				 image->path, (unsigned long long)offset,
+				 (unsigned long long)image->file_size);
+	rc = vhd_read_at(image->fd, raw, sizeof(raw), offset);
+	if (rc)
+		return error_set(err, rc, "%s: header: reading: %s",
+				 image->path, strerror(-rc));
+	rc = vhd_header_decode(&image->header, raw, image->path, err);
+	if (rc)
+		return rc;
+	if (!add_u64(image->header.table_offset,
+		     4ull * image->header.max_bat_size, &end) || end > limit)
+		return error_set(err, -EUCLEAN,
+				 "%s: header: table offset is %llu: a BAT of %u entries there is not inside the file (%llu bytes)",
+				 image->path,
+				 (unsigned long long)image->header.table_offset,
+				 image->header.max_bat_size,
+				 (unsigned long long)image->file_size);
+	entries = image->footer.current_size / image->header.block_size;
+	entries += image->footer.current_size % image->header.block_size != 0;
+	if (entries > image->header.max_bat_size)
+		return error_set(err, -EUCLEAN,
+				 "%s: footer: current size is %llu bytes, %llu blocks; max BAT size is only %u",
+				 image->path,
+				 (unsigned long long)image->footer.current_size,
+				 (unsigned long long)entries,
+				 image->header.max_bat_size);
+	image->bat_entries = (uint32_t)entries;
+	image->spb = image->header.block_size / VHD_SECTOR;
+	image->bitmap_sectors = (image->spb / 8 + VHD_SECTOR - 1) / VHD_SECTOR;
+	return 0;
+}
+
+static int load_dynamic(struct vhd_image *image, uint64_t limit,
+			struct error *err)
+{
+	struct vhd_extent extent[VHD_MAX_EXTENTS];
+	unsigned int n;
+	int rc;
+
+	rc = load_header(image, limit, err);
+	if (rc)
+		return rc;
+	rc = vhd_batmap_load(image, limit, err);
+	if (rc)
+		return rc;
+	rc = collect_extents(image, extent, &n, limit, err);
+	if (rc)
+		return rc;
+	rc = vhd_bat_load(image, extent, n, limit, err);
+	if (rc)
+		return rc;
+	vhd_batmap_trim(image);
+	return 0;
+}
+
+int vhd_open(struct vhd_image **out, const char *path, unsigned int flags,
+	     struct error *err)
+{
+	struct vhd_image *image;
+	struct footers *f = NULL;
+	struct stat st;
+	uint64_t limit;
+	int rc;
+
+	*out = NULL;
+	image = calloc(1, sizeof(*image));
+	if (!image)
+		return error_set(err, -ENOMEM, "%s: out of memory", path);
+	image->fd = -1;
+	image->readonly = !(flags & VHD_OPEN_WRITE);
+	image->path = strdup(path);
+	f = malloc(sizeof(*f));
+	if (!image->path || !f) {
+		rc = error_set(err, -ENOMEM, "%s: out of memory", path);
+		goto out;
+	}
+	rc = vhd_file_open(&image->fd, path, flags, &st, &image->file_size,
+			   err);
+	if (rc)
+		goto out;
+	image->is_blk = S_ISBLK(st.st_mode);
+	rc = read_footers(image, f, err);
+	if (rc)
+		goto out;
+	rc = choose_footer(image, f, err);
+	if (rc)
+		goto out;
+	if (image->footer.type == VHD_FIXED) {
+		if (image->footer.current_size > f->tail_offset) {
+			rc = error_set(err, -EUCLEAN,
+				       "%s: footer: current size is %llu bytes; the file has only %llu before the footer",
+				       path,
+				       (unsigned long long)image->footer.current_size,
+				       (unsigned long long)f->tail_offset);
+			goto out;
+		}
+		image->data_end = image->footer.current_size;
+	} else {
+		/* On a block device the last sector is the footer's, good or not. */
+		limit = image->tail_ok || image->is_blk ? f->tail_offset :
+							  image->file_size;
+		rc = load_dynamic(image, limit, err);
+		if (rc)
+			goto out;
+		/*
+		 * The first block that is allocated overwrites the footer at
+		 * the end: until the close the copy is all there is.
+		 */
+		if (!image->front_ok && flags & VHD_OPEN_WRITE &&
+		    !(flags & VHD_OPEN_REPAIR)) {
+			rc = error_set(err, -EUCLEAN,
+				       "%s: the footer copy at the start is damaged, so writing is unsafe; run vhd-util repair -n %s first",
+				       path, path);
+			goto out;
+		}
+	}
+	*out = image;
+	image = NULL;
+	rc = 0;
+out:
+	free(f);
+	vhd_close(image);
+	return rc;
+}
+
+void vhd_close(struct vhd_image *image)
+{
+	if (!image)
+		return;
+	if (image->fd >= 0)
+		close(image->fd);
+	free(image->path);
+	free(image->bat);
+	free(image->batmap);
+	free(image);
+}

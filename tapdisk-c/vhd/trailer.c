@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+/* What a clean close leaves behind: the batmap and both footers. */
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "vhd/vhd-internal.h"
+
+static int fail(const struct vhd_image *image, int rc, const char *what,
+		struct error *err)
+{
+	return error_set(err, rc, "%s: %s: %s", image->path, what,
+			 strerror(-rc));
+}
+
+int vhd_write_trailer(struct vhd_image *image, struct error *err)
+{
+	uint8_t raw[VHD_FOOTER_BYTES];
+	uint64_t tail = image->data_end;
+	int rc;
+
+	if (image->readonly)
+		return fail(image, -EBADF, "opened read-only", err);
+	/*
+	 * Before a batmap that says "all sectors present" the bitmaps and
+	 * data it speaks of must be on the disk.
+	 */
+	if (fdatasync(image->fd))
+		return fail(image, -errno, "sync", err);
+	if (image->footer.type == VHD_FIXED)
+		return 0;
+	rc = vhd_batmap_store(image, err);
+	if (rc)
+		return rc;
+	vhd_footer_encode(raw, &image->footer);
+	if (image->is_blk)
+		tail = image->file_size - VHD_FOOTER_BYTES;
+	rc = vhd_write_at(image->fd, raw, sizeof(raw), tail);
+	if (rc)
+		return fail(image, rc, "writing the footer", err);
+	if (!image->is_blk &&
+	    ftruncate(image->fd, (off_t)(tail + VHD_FOOTER_BYTES)))
+		return fail(image, -errno, "truncate", err);
+	/* One of the two footers is whole at any time. */
+	if (fdatasync(image->fd))
+		return fail(image, -errno, "sync", err);
+	rc = vhd_write_at(image->fd, raw, sizeof(raw), 0);
+	if (rc)
+		return fail(image, rc, "writing the footer copy", err);
+	if (fdatasync(image->fd))
+		return fail(image, -errno, "sync", err);
+	return 0;
+}

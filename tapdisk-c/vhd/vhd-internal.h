@@ -1,0 +1,167 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+/*
+ * What the files of vhd/ share. Errors: -EUCLEAN for an image that breaks
+ * the format, -ENOTSUP for one that is right but not supported, any other
+ * -errno for a failure of the system or of the request.
+ */
+#ifndef XENBLK_VHD_INTERNAL_H
+#define XENBLK_VHD_INTERNAL_H
+
+#include <stddef.h>
+#include <sys/stat.h>
+
+#include "common/bytes.h"
+#include "vhd/vhd.h"
+
+#define VHD_FOOTER_BYTES	512u
+#define VHD_HEADER_BYTES	1024u
+#define VHD_ALIGN		4096u	/* of buffers and of block data */
+#define VHD_EPOCH		946684800	/* 2000-01-01 UTC in Unix time */
+#define VHD_VERSION_1_0		0x00010000u
+
+#define VHD_MIN_BLOCK		4096u
+#define VHD_MAX_BLOCK		(256u << 20)
+/* Bounds memory (64 MiB) whatever a file says; 2 TiB at 128 KiB a block. */
+#define VHD_MAX_BAT		(1u << 24)
+/* A path of PATH_MAX characters in UTF-16 is 8 KiB. */
+#define VHD_MAX_LOCATOR		65536u
+
+/* XenServer's creator "tap\0" with its version, major 16 and minor 16 bits. */
+#define VHD_TAP_VERSION(major, minor)	(((uint32_t)(major) << 16) | (minor))
+
+/* Beside VHD_OPEN_WRITE: accept a damaged footer copy at the start. */
+#define VHD_OPEN_REPAIR		0x10000u
+
+/* An image's extent of metadata, in bytes. */
+struct vhd_extent {
+	uint64_t start, end;
+	const char *what;
+};
+
+/* footer copy, header, BAT, batmap header, batmap, locators */
+#define VHD_MAX_EXTENTS		(5u + VHD_NR_LOCATORS)
+
+/* io.c: any offset and length, through an aligned buffer where fd is O_DIRECT. */
+/* -ENODATA if the file ends before offset + len. */
+int vhd_read_at(int fd, void *buf, size_t len, uint64_t offset);
+/* offset and len are multiples of VHD_SECTOR. */
+int vhd_write_at(int fd, const void *buf, size_t len, uint64_t offset);
+/*
+ * Opens a regular file or a block device and nothing else, without waiting;
+ * flags are VHD_OPEN_*. Takes the image lock unless VHD_OPEN_NOLOCK. st gets
+ * the file's status, size its size in bytes.
+ */
+int vhd_file_open(int *fd, const char *path, unsigned int flags,
+		  struct stat *st, uint64_t *size, struct error *err);
+bool vhd_same_file(const struct stat *a, const struct stat *b);
+
+/* footer.c */
+/* The format's checksum: the complement of the sum of all bytes but the 4 at skip. */
+uint32_t vhd_checksum(const uint8_t *p, size_t len, size_t skip);
+/* where: which of the two footers, for the message. */
+int vhd_footer_decode(struct vhd_footer *footer,
+		      const uint8_t in[VHD_FOOTER_BYTES], const char *path,
+		      const char *where, struct error *err);
+bool vhd_creator_is_tap(const struct vhd_footer *footer);
+/* Cylinders, heads, sectors of the specification's appendix for size bytes. */
+uint32_t vhd_geometry(uint64_t size);
+/* Unix time to the format's; clamped to what 32 bits hold. */
+uint32_t vhd_timestamp(int64_t unix_time);
+
+/* header.c */
+void vhd_header_encode(uint8_t out[VHD_HEADER_BYTES],
+		       const struct vhd_header *header);
+/* Checks the header by itself; vhd_open() holds it against file and footer. */
+int vhd_header_decode(struct vhd_header *header,
+		      const uint8_t in[VHD_HEADER_BYTES], const char *path,
+		      struct error *err);
+/* Bytes that the locator occupies by its data_space. */
+uint64_t vhd_locator_space(const struct vhd_locator *locator);
+
+/* utf16.c: out is NUL-terminated. -EILSEQ, -ENAMETOOLONG. Stops at a NUL in. */
+int vhd_utf16_decode(char *out, size_t out_size, const uint8_t *in,
+		     size_t in_bytes, bool big_endian);
+/* *out_bytes gets the length; no NUL is added. */
+int vhd_utf16_encode(uint8_t *out, size_t out_size, size_t *out_bytes,
+		     const char *in, bool big_endian);
+
+/* bat.c */
+/* Reads and checks the BAT; sets bat and data_end. */
+int vhd_bat_load(struct vhd_image *image, const struct vhd_extent *extent,
+		 unsigned int nr_extents, uint64_t limit, struct error *err);
+
+/* batmap.c */
+uint64_t vhd_batmap_header_offset(const struct vhd_header *header);
+/* Bytes of the map that its checksum covers. */
+uint32_t vhd_batmap_covered(const struct vhd_image *image);
+/* Finds the batmap if there is one; a map with a bad checksum counts as empty. */
+int vhd_batmap_load(struct vhd_image *image, uint64_t limit,
+		    struct error *err);
+/* Clears bits of blocks that the BAT doesn't have. */
+void vhd_batmap_trim(struct vhd_image *image);
+int vhd_batmap_store(struct vhd_image *image, struct error *err);
+/* A new image's header sector, for an empty map of sectors at offset. */
+void vhd_batmap_header_init(uint8_t out[VHD_SECTOR], uint64_t offset,
+			    uint32_t sectors);
+
+/* locator.c */
+/* A path that an image gives for its parent; relative unless it starts with /. */
+struct vhd_parent_name {
+	char *path;
+	const char *source;	/* "W2RU", "MACX", "W2KU", "parent name" */
+};
+#define VHD_MAX_NAMES (2 * VHD_NR_LOCATORS + 1)
+/*
+ * All names for the parent in the order of trust: relative locators, absolute
+ * ones, the header's name. A locator that can't be read or decoded is left out.
+ */
+unsigned int vhd_parent_names(struct vhd_parent_name names[VHD_MAX_NAMES],
+			      int fd, const struct vhd_header *header);
+void vhd_parent_names_free(struct vhd_parent_name *names, unsigned int n);
+/* The path of one locator as stored ('/' separators), or NULL. */
+char *vhd_locator_path(int fd, const struct vhd_locator *locator);
+/* The bytes of a locator of this code for a relative path. */
+int vhd_locator_encode(uint8_t *out, size_t out_size, size_t *out_bytes,
+		       uint32_t code, const char *relative);
+
+/* path.c: malloc'ed strings. */
+/* dirname with symbolic links resolved; the last component of path is kept out. */
+char *vhd_dir_of_name(const char *path);
+/* The directory of the file itself, all symbolic links resolved. */
+char *vhd_dir_of_file(const char *path);
+const char *vhd_base_name(const char *path);
+/* path as seen from directory dir, "./x" or "../y/x"; dir is canonical. */
+char *vhd_relative_path(const char *dir, const char *path);
+
+/* children.c */
+/* Marks an opened image as a parent, where its file system has attributes. */
+int vhd_mark_parent(int fd, const char *path, struct error *err);
+
+/* chain.c */
+/*
+ * The parent of an opened differencing image: *parent for a VHD, or *raw_fd,
+ * *raw_path and *raw_size. extra_dir: the leaf's directory, allowed beside the
+ * configured ones. Refuses files that are in seen[] (-ELOOP).
+ */
+struct vhd_parent {
+	struct vhd_image *vhd;	/* NULL: raw */
+	int raw_fd;
+	char *path;
+	uint64_t raw_size;	/* bytes */
+	struct stat st;
+};
+int vhd_parent_open(struct vhd_parent *parent, const struct vhd_image *child,
+		    const struct config *cfg, const char *extra_dir,
+		    unsigned int flags, const struct stat *seen,
+		    unsigned int nr_seen, struct error *err);
+/* The directory beside the configured ones in which path's parents may lie, or NULL. */
+char *vhd_extra_dir(const char *path);
+int vhd_parent_allowed(const struct config *cfg, const char *path,
+		       const struct stat *st, const char *extra_dir,
+		       struct error *err);
+/* vhd_chain_open() with another extra directory than path's own. */
+int vhd_chain_open_in(struct vhd_chain **chain, const char *path,
+		      const struct config *cfg, const char *extra_dir,
+		      unsigned int flags, struct error *err);
+
+#endif
