@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""Fixtures of the unit tests."""
+
+from pathlib import Path
+
+import pytest
+
+import xenblk
+from tests.lib import bridge
+
+
+@pytest.fixture(scope="session")
+def libxl_binding() -> None:
+    """Lets `xenblk.libxl` find its compiled half, which a source tree doesn't have."""
+    directory = str(bridge.binding())
+    if directory not in xenblk.__path__:
+        xenblk.__path__.append(directory)
+
+
+@pytest.fixture(scope="session")
+def xenblk_command(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The command xenblk, as it is installed."""
+    return bridge.stage(tmp_path_factory.mktemp("stage"))

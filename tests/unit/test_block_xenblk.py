@@ -1,0 +1,440 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""block-xenblk between Xen's real scripts and tools, a xenstored in memory and a tap-ctl that only keeps books."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.lib import bridge, xenstored
+
+pytestmark = pytest.mark.unit
+
+VBD = "backend/vbd/5/51712"
+
+# A tapdisk is a process that has the image and its parents open, as the real one does.
+TAP_CTL = r"""#!/bin/bash
+cd "$FAKE" || exit 9
+printf '%s\0' "$@" >>calls; echo >>calls
+verb=$1; shift
+pid= minor= args= mode='<>'
+while [ $# -gt 0 ]; do
+	case $1 in
+	-p) pid=$2; shift 2 ;;
+	-m) minor=$2; shift 2 ;;
+	-a) args=$2; shift 2 ;;
+	-R) mode='<'; shift ;;
+	*) echo "tap-ctl: $1?" >&2; exit 2 ;;
+	esac
+done
+line() { sed -n "s/^/&/;/ minor=${minor:-.*} /{/^pid=${pid:-.*} /p}" disks 2>/dev/null; }
+case $verb in
+create)
+	[ ! -e create-fails ] || { cat create-fails >&2; exit 1; }
+	[ ! -e create-delay ] || sleep "$(cat create-delay)"
+	[ -e "${args#*:}" ] || { echo "tap-ctl: $args: No such file or directory" >&2; exit 1; }
+	eval "exec 3$mode\"\${args#*:}\""
+	[ ! -e parent ] || exec 4<"$(cat parent)"
+	setsid sleep 1000 </dev/null >/dev/null 2>&1 &
+	minor=$(cat next-minor 2>/dev/null || echo 0)
+	echo "$((minor + 1))" >next-minor
+	echo "pid=$! minor=$minor state=0 args=$args" >>disks
+	ln -s /dev/null "tapdev$minor"
+	[ ! -e warn ] || cat warn >&2
+	echo "$FAKE/tapdev$minor"
+	;;
+list) line ;;
+destroy)
+	[ -n "$(line)" ] && kill -0 "$pid" || { echo "tap-ctl: no tapdisk $pid with minor $minor" >&2; exit 1; }
+	if [ -s busy ]; then
+		sed -i 1d busy
+		echo "tap-ctl: minor $minor: Device or resource busy" >&2
+		exit 1
+	fi
+	kill "$pid"
+	sed -i "/^pid=$pid minor=$minor /d" disks
+	rm "tapdev$minor"
+	;;
+free) sed -i "/ minor=$minor /d" disks ;;
+esac
+"""
+
+
+@dataclass
+class Dom0:
+    """A dom0 with one guest disk: its store, the files that the script uses and what it called."""
+
+    directory: Path
+    store: xenstored.Xenstore
+    script: Path
+
+    def vbd(self, params: str, path: str = VBD, mode: str = "w") -> None:
+        """What libxl writes before it calls the script."""
+        for key, value in {"params": params, "mode": mode, "state": "2", "online": "1"}.items():
+            self.store.write(f"{path}/{key}", value)
+        self.store.write(f"{path}/script", "/etc/xen/scripts/block-xenblk")
+
+    def environment(self, path: str = VBD) -> dict[str, str]:
+        return bridge.environment(
+            FAKE=str(self.directory / "fake"),
+            XENSTORED_PATH=str(self.directory / "xenstored"),
+            XENBLK_SYSFS=str(self.directory / "sys"),
+            XENBUS_PATH=path,
+            XENBUS_TYPE="vbd",
+            XENBUS_BASE_PATH="backend",
+        )
+
+    def start(self, command: str, path: str = VBD) -> "subprocess.Popen[bytes]":
+        # cwd and stdin as libxl gives them
+        return subprocess.Popen(
+            [str(self.script), command], env=self.environment(path), stdin=subprocess.DEVNULL, cwd="/"
+        )
+
+    def run(self, command: str, path: str = VBD) -> int:
+        with self.start(command, path) as process:
+            return process.wait(timeout=40)
+
+    def key(self, name: str, path: str = VBD) -> str | None:
+        return self.store.read(f"{path}/{name}")
+
+    def calls(self) -> list[list[str]]:
+        """The arguments of each call of tap-ctl."""
+        try:
+            text = (self.directory / "fake" / "calls").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return []
+        return [line.split("\0")[:-1] for line in text.split("\n")[:-1]]
+
+    def disks(self) -> list[str]:
+        """The lines of tap-ctl list."""
+        try:
+            return (self.directory / "fake" / "disks").read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return []
+
+    def set(self, name: str, text: str) -> None:
+        """Changes the behaviour of tap-ctl."""
+        (self.directory / "fake" / name).write_text(text, encoding="utf-8")
+
+    def log(self) -> str:
+        return (self.directory / "log" / "xen-hotplug.log").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def dom0(tmp_path: Path) -> Iterator[Dom0]:
+    """Xen's scripts as Debian ships them, but for the directories of this machine that they write to."""
+    scripts, tools = tmp_path / "scripts", tmp_path / "bin"
+    for directory in (scripts, tools, tmp_path / "log", tmp_path / "fake", tmp_path / "sys" / "block"):
+        directory.mkdir(parents=True)
+    files = bridge.xen_files()
+    moved = {"/var/log/xen": tmp_path / "log", "/var/run/xen-hotplug": tmp_path / "lock"}
+    for source in (files / "etc/xen/scripts").glob("*.sh"):
+        text = source.read_text(encoding="utf-8")
+        for old, new in moved.items():
+            text = text.replace(old, str(new))
+        (scripts / source.name).write_text(text, encoding="utf-8")
+    (scripts / "hotplugpath.sh").write_text(f'bindir="{tools}"\nsbindir="{tools}"\nLIBEXEC_BIN="{tools}"\n')
+    for name in ("block-xenblk", "xenblk-common.sh"):
+        shutil.copy(bridge.ROOT / "hotplug-scripts" / name, scripts / name)
+    for tool in (files / "usr/bin").glob("xenstore-*"):
+        if not tool.is_symlink():
+            (tools / tool.name).symlink_to(tool)
+    for name, text in {
+        "tap-ctl": TAP_CTL,
+        "logger": '#!/bin/sh\necho "$@" >&2\n',
+        "modprobe": '#!/bin/sh\necho "$@" >>"$FAKE/modprobe"\n',
+    }.items():
+        (tools / name).write_text(text, encoding="utf-8")
+        (tools / name).chmod(0o755)
+    with xenstored.running(tmp_path / "xenstored") as store:
+        bed = Dom0(tmp_path, store, scripts / "block-xenblk")
+        yield bed
+        for line in bed.disks():
+            pid = int(line.split()[0].removeprefix("pid="))
+            if pid > 1:
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "a.vhd"
+    path.write_bytes(b"x" * 512)
+    return path
+
+
+def test_add_serves_the_image_and_names_the_device(dom0: Dom0, image: Path) -> None:
+    dom0.vbd(f"vhd:{image}")
+    assert dom0.run("add") == 0
+    assert dom0.calls()[0] == ["create", "-a", f"vhd:{image}"]
+    assert dom0.key("physical-device") == "1:3"
+    assert dom0.key("physical-device-path") == str(dom0.directory / "fake" / "tapdev0")
+    assert dom0.key("hotplug-status") == "connected"
+    assert dom0.disks() == [f"pid={dom0.key('tapdisk-pid')} minor={dom0.key('tapdisk-minor')} state=0 args=vhd:{image}"]
+
+
+def test_status_is_written_last_and_our_keys_first(dom0: Dom0, image: Path) -> None:
+    dom0.vbd(f"vhd:{image}")
+    before = len(dom0.store.log)
+    assert dom0.run("add") == 0
+    order = [path.rpartition("/")[2] for path, _ in dom0.store.log[before:]]
+    assert sorted(order[:2]) == ["tapdisk-minor", "tapdisk-pid"]
+    assert sorted(order[2:4]) == ["physical-device", "physical-device-path"]
+    assert order[4:] == ["hotplug-status"]
+
+
+@pytest.mark.parametrize("name", ["a b.vhd", "a:b.vhd", "a,b.vhd", "ü ' \" $x.vhd", "*", "back\\slash"])
+def test_add_takes_any_file_name(dom0: Dom0, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"")
+    dom0.vbd(f"aio:{tmp_path}/{name}")
+    assert dom0.run("add") == 0
+    assert dom0.calls()[0] == ["create", "-a", f"aio:{tmp_path}/{name}"]
+    assert dom0.run("remove") == 0
+    assert dom0.disks() == []
+
+
+def test_mode_r_is_read_only(dom0: Dom0, image: Path) -> None:
+    dom0.vbd(f"vhd:{image}", mode="r")
+    assert dom0.run("add") == 0
+    assert dom0.calls()[0] == ["create", "-a", f"vhd:{image}", "-R"]
+
+
+def test_add_loads_the_driver_if_it_is_not_there(dom0: Dom0, image: Path) -> None:
+    dom0.vbd(f"vhd:{image}")
+    assert dom0.run("add") == 0
+    assert (dom0.directory / "fake" / "modprobe").exists() != Path("/dev/xen/blktap-2/control").exists()
+
+
+def test_tapdisk_does_not_inherit_the_lock(dom0: Dom0, image: Path) -> None:
+    dom0.vbd(f"vhd:{image}")
+    assert dom0.run("add") == 0
+    open_files = [os.readlink(fd) for fd in Path(f"/proc/{dom0.key('tapdisk-pid')}/fd").iterdir()]
+    assert str(image) in open_files
+    assert not [file for file in open_files if "/lock/" in file]
+
+
+def test_add_twice_serves_the_image_once(dom0: Dom0, image: Path) -> None:
+    dom0.vbd(f"vhd:{image}")
+    assert dom0.run("add") == 0
+    dom0.store.write(f"{VBD}/state", "4")
+    assert dom0.run("add") == 0
+    assert len(dom0.disks()) == 1
+    assert dom0.key("hotplug-status") == "connected"
+
+
+def test_remove_ends_the_service_and_leaves_no_key_or_lock(dom0: Dom0, image: Path) -> None:
+    dom0.vbd(f"vhd:{image}")
+    dom0.run("add")
+    assert dom0.run("remove") == 0
+    assert dom0.disks() == []
+    assert dom0.key("tapdisk-pid") is None
+    assert dom0.key("tapdisk-minor") is None
+    assert list((dom0.directory / "lock").iterdir()) == []
+
+
+def test_remove_without_add_succeeds(dom0: Dom0, image: Path) -> None:
+    dom0.vbd(f"vhd:{image}")
+    assert dom0.run("remove") == 0
+    assert dom0.calls() == []
+
+
+def test_remove_twice_touches_nobody_else(dom0: Dom0, image: Path) -> None:
+    dom0.vbd(f"vhd:{image}")
+    dom0.run("add")
+    dom0.run("remove")
+    calls = len(dom0.calls())
+    assert dom0.run("remove") == 0
+    assert len(dom0.calls()) == calls
+
+
+def test_remove_without_a_node_succeeds(dom0: Dom0) -> None:
+    assert dom0.run("remove") == 0
+
+
+def test_add_after_remove_serves_again(dom0: Dom0, image: Path) -> None:
+    """As when pygrub attaches the disk to dom0 first."""
+    for _ in range(2):
+        dom0.vbd(f"vhd:{image}")
+        assert dom0.run("add") == 0
+        assert dom0.run("remove") == 0
+    assert [call[0] for call in dom0.calls()].count("create") == 2
+
+
+def test_remove_waits_while_blkback_has_the_device(dom0: Dom0, image: Path) -> None:
+    dom0.vbd(f"vhd:{image}")
+    dom0.run("add")
+    dom0.set("busy", "\n\n\n")
+    assert dom0.run("remove") == 0
+    assert dom0.disks() == []
+    assert [call[0] for call in dom0.calls()].count("destroy") == 4
+
+
+def test_remove_gives_up_and_leaves_a_busy_device_visible(dom0: Dom0, image: Path) -> None:
+    dom0.vbd(f"vhd:{image}")
+    dom0.run("add")
+    dom0.set("busy", "\n" * 1000)
+    start = time.monotonic()
+    assert dom0.run("remove") != 0
+    assert time.monotonic() - start < 20
+    assert len(dom0.disks()) == 1
+    assert "Device or resource busy" in str(dom0.key("hotplug-error"))
+    assert "Device or resource busy" in dom0.log()
+
+
+def test_remove_frees_the_device_of_a_tapdisk_that_died(dom0: Dom0, image: Path) -> None:
+    dom0.vbd(f"vhd:{image}")
+    dom0.run("add")
+    os.kill(int(str(dom0.key("tapdisk-pid"))), signal.SIGKILL)
+    dom0.set("disks", f"pid=-1 minor={dom0.key('tapdisk-minor')} state=0 args=\n")
+    assert dom0.run("remove") == 0
+    assert dom0.calls()[-1] == ["free", "-m", "0"]
+    assert dom0.disks() == []
+
+
+def test_remove_leaves_a_minor_that_another_tapdisk_took_over(dom0: Dom0, image: Path) -> None:
+    dom0.vbd(f"vhd:{image}")
+    dom0.run("add")
+    subprocess.run(["kill", str(dom0.key("tapdisk-pid"))], check=True)
+    other = f"pid={2**22} minor=0 state=0 args=vhd:/other"
+    dom0.set("disks", other + "\n")
+    assert dom0.run("remove") == 0
+    assert dom0.disks() == [other]
+    dom0.set("disks", "")
+
+
+def test_the_reason_of_tapdisk_reaches_hotplug_error(dom0: Dom0, image: Path) -> None:
+    dom0.set("create-fails", f"tap-ctl: vhd:{image}: header checksum is 0, not 0xfffff7a3; restore it from a backup\n")
+    dom0.vbd(f"vhd:{image}")
+    assert dom0.run("add") != 0
+    assert dom0.key("hotplug-error") == f"vhd:{image}: header checksum is 0, not 0xfffff7a3; restore it from a backup"
+    assert dom0.key("hotplug-status") == "error"
+    assert dom0.key("physical-device") is None
+    assert list((dom0.directory / "lock").iterdir()) == []
+
+
+def test_a_warning_of_tap_ctl_is_not_taken_for_the_device(dom0: Dom0, image: Path) -> None:
+    dom0.set("warn", "tap-ctl: the kernel forbids io_uring: posix is used\n")
+    dom0.vbd(f"vhd:{image}")
+    assert dom0.run("add") == 0
+    assert dom0.key("physical-device-path") == str(dom0.directory / "fake" / "tapdev0")
+
+
+def test_a_missing_tap_ctl_is_named(dom0: Dom0, image: Path) -> None:
+    (dom0.directory / "bin" / "tap-ctl").unlink()
+    dom0.vbd(f"vhd:{image}")
+    assert dom0.run("add") != 0
+    assert "tap-ctl" in str(dom0.key("hotplug-error"))
+
+
+@pytest.mark.parametrize("params", ["/srv/a.vhd", "qcow2:/srv/a", "vhd:srv/a.vhd", "vhd:", "tap2:vhd:/srv/a.vhd", ""])
+def test_a_target_that_is_not_ours_is_refused(dom0: Dom0, params: str) -> None:
+    dom0.vbd(params)
+    assert dom0.run("add") != 0
+    assert f"target {params}: not a disk that tapdisk serves" in str(dom0.key("hotplug-error"))
+    assert dom0.calls() == []
+
+
+def test_a_vbd_that_was_removed_meanwhile_is_not_served(dom0: Dom0, image: Path) -> None:
+    dom0.vbd(f"vhd:{image}")
+    dom0.store.write(f"{VBD}/state", "6")
+    assert dom0.run("add") != 0
+    assert dom0.calls() == []
+    assert dom0.key("hotplug-status") == "error"
+
+
+def test_remove_during_add_waits_for_it_and_undoes_it(dom0: Dom0, image: Path) -> None:
+    dom0.set("create-delay", "1")
+    dom0.vbd(f"vhd:{image}")
+    with dom0.start("add") as add:
+        deadline = time.monotonic() + 20
+        while not dom0.calls():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert dom0.run("remove") == 0
+        assert add.wait(timeout=20) == 0
+    assert dom0.disks() == []
+
+
+def test_a_slow_image_holds_up_no_other_disk(dom0: Dom0, image: Path) -> None:
+    dom0.set("create-delay", "4")
+    dom0.vbd(f"vhd:{image}")
+    other = "backend/vbd/6/51712"
+    (dom0.directory / "b.vhd").write_bytes(b"")
+    dom0.vbd(f"vhd:{dom0.directory}/b.vhd", other)
+    with dom0.start("add") as slow:
+        deadline = time.monotonic() + 20
+        while not dom0.calls():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        (dom0.directory / "fake" / "create-delay").unlink()
+        assert dom0.run("add", other) == 0
+        assert slow.poll() is None
+        slow.wait(timeout=30)
+
+
+def test_nothing_is_left_when_the_device_has_no_node(dom0: Dom0, image: Path) -> None:
+    """write_dev fails after the image was opened."""
+    dom0.vbd(f"vhd:{image}")
+    text = TAP_CTL.replace("ln -s", ": ln -s").replace('rm "tapdev', ': rm "tapdev')
+    (dom0.directory / "bin" / "tap-ctl").write_text(text)
+    assert dom0.run("add") != 0
+    assert dom0.disks() == []
+    assert dom0.key("hotplug-status") == "error"
+
+
+def qdisk(dom0: Dom0, params: str, mode: str) -> None:
+    dom0.store.write("backend/qdisk/9/51728/params", params)
+    dom0.store.write("backend/qdisk/9/51728/mode", mode)
+
+
+def loop(dom0: Dom0, path: Path, read_only: bool) -> None:
+    node = dom0.directory / "sys" / "block" / "loop7"
+    (node / "loop").mkdir(parents=True)
+    (node / "loop" / "backing_file").write_text(f"{path}\n", encoding="utf-8")
+    (node / "ro").write_text(f"{int(read_only)}\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize(("ours", "theirs", "shared"), [("w", "w", False), ("w", "r", False), ("r", "w", False), ("r", "r", True)])
+@pytest.mark.parametrize("user", ["qdisk", "loop"])
+def test_an_image_has_one_writer_or_only_readers(
+    dom0: Dom0, image: Path, tmp_path: Path, user: str, ours: str, theirs: str, shared: bool
+) -> None:
+    alias = tmp_path / "ä b"
+    os.link(image, alias)
+    if user == "qdisk":
+        qdisk(dom0, f"vhd:{alias}", theirs)
+    else:
+        loop(dom0, alias, theirs == "r")
+    dom0.vbd(f"vhd:{image}", mode=ours)
+    assert (dom0.run("add") == 0) == shared
+    if not shared:
+        name = "the disk backend/qdisk/9/51728" if user == "qdisk" else "/dev/loop7"
+        assert dom0.key("hotplug-error") == f"vhd:{image}: in use by {name}; end that use first"
+        assert dom0.key("hotplug-status") == "busy"
+        assert dom0.calls() == []
+
+
+def test_a_parent_that_qemu_writes_is_refused_and_the_image_let_go(dom0: Dom0, image: Path, tmp_path: Path) -> None:
+    parent = tmp_path / "base.vhd"
+    parent.write_bytes(b"")
+    dom0.set("parent", str(parent))
+    qdisk(dom0, f"vhd:{parent}", "w")
+    dom0.vbd(f"vhd:{image}")
+    assert dom0.run("add") != 0
+    assert dom0.key("hotplug-status") == "busy"
+    assert dom0.disks() == []
+    assert dom0.key("tapdisk-pid") is None
+
+
+def test_a_parent_that_qemu_reads_may_be_shared(dom0: Dom0, image: Path, tmp_path: Path) -> None:
+    parent = tmp_path / "base.vhd"
+    parent.write_bytes(b"")
+    dom0.set("parent", str(parent))
+    qdisk(dom0, f"vhd:{parent}", "r")
+    dom0.vbd(f"vhd:{image}")
+    assert dom0.run("add") == 0

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""The command line. Exit status: 0, 1 for a UserError, 2 for usage."""
+
+import argparse
+import json
+import signal
+import sys
+
+import yaml
+
+from xenblk import config, create, libxl
+from xenblk.errors import UsageError, UserError
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="xenblk", description="Guests whose disks tapdisk serves.", epilog="See xenblk(8) and xenblk.yaml(5)."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    # Only for the help: its arguments are xl's, and main() passes them on.
+    commands.add_parser("create", help="start a guest: xl create, with disks like tap2:vhd:/srv/a.vhd,xvda,w")
+
+    rewrite = commands.add_parser("rewrite", help="show the disks of a guest as xenblk create gives them to xl")
+    rewrite.add_argument("config_file", help="the guest's configuration, as in xl.cfg(5)")
+    rewrite.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings added to it, as with xl create")
+    rewrite.add_argument("--json", action="store_true", help="all that is known of each disk")
+    rewrite.set_defaults(run=_rewrite)
+
+    settings = commands.add_parser("config", help="xenblk.yaml").add_subparsers(
+        dest="action", required=True, metavar="ACTION"
+    )
+    for name, run, text in (
+        ("apply", _config_apply, f"check xenblk.yaml and write {config.FLAT_PATH}, which tapdisk reads"),
+        ("check", _config_check, "check xenblk.yaml and change nothing"),
+        ("show", _config_show, "show the settings that apply, with the defaults"),
+    ):
+        action = settings.add_parser(name, help=text)
+        action.add_argument("file", nargs="?", help=f"another file than {config.YAML_PATH}")
+        if name == "show":
+            action.add_argument("--json", action="store_true")
+        action.set_defaults(run=run)
+    return parser
+
+
+def _rewrite(arguments: argparse.Namespace) -> None:
+    for setting in arguments.settings:
+        if "=" not in setting:
+            raise UsageError(f"rewrite: {setting} isn't KEY=VALUE; name one configuration file")
+    request = create.Request(arguments.config_file, tuple(arguments.settings))
+    try:
+        disks = create.read_disks(request)
+    except libxl.GrammarError as error:
+        raise UserError(f"{arguments.config_file}: not understood by libxl: {error}") from None
+    if arguments.json:
+        keys = ("vdev", "driver", "path", "spec", "rewritten")
+        print(json.dumps([{key: getattr(disk, key) for key in keys} for disk in disks], indent=2))
+    else:
+        print("disk = [")
+        for disk in disks:
+            print(f"    {create.quote(disk.rewritten)},")
+        print("]")
+
+
+def _config_apply(arguments: argparse.Namespace) -> None:
+    config.apply(config.load(arguments.file))
+
+
+def _config_check(arguments: argparse.Namespace) -> None:
+    config.load(arguments.file)
+
+
+def _config_show(arguments: argparse.Namespace) -> None:
+    values = config.show(config.load(arguments.file))
+    if arguments.json:
+        print(json.dumps(values, indent=2))
+    else:
+        print(yaml.safe_dump(values, sort_keys=False, default_flow_style=False), end="")
+
+
+def main(arguments: list[str]) -> int:
+    """Runs a command and returns the exit status; `create` becomes xl and doesn't return."""
+    # Python ignores these, and xl would inherit it
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    # Surrogates stand for bytes of file names that aren't text
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+    try:
+        if arguments[:1] == ["create"]:
+            create.run(arguments[1:])
+        parsed = _parser().parse_args(arguments)
+        parsed.run(parsed)
+    except UserError as error:
+        print("xenblk: " + "; ".join(str(error).splitlines()), file=sys.stderr)
+        return error.exit_status
+    return 0

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""Disk specs (xl-disk-configuration(5)): which ones are tapdisk's, and the form in which libxl can carry them.
+
+libxl throws the prefixes tap:, tap2: and tapdisk: away and hands the image to QEMU, whose vpc driver reads a differencing
+VHD as empty and writes into it. So a disk with such a prefix becomes a disk with a block script, which every libxl
+since 4.7 takes: `format=raw,script=block-xenblk,vdev=...,access=...,...,target=vhd:/path`.
+"""
+
+import os
+import re
+import stat
+from dataclasses import dataclass
+from typing import Any
+
+from xenblk import libxl
+from xenblk.errors import UserError
+
+SCRIPT = "block-xenblk"
+TAP_PREFIXES = frozenset({"tap", "tap2", "tapdisk"})
+# Prefixes that mean nothing beside tap:, or name its driver; any other one contradicts it
+DRIVER_PREFIXES = frozenset({"aio", "raw", "vhd", "qcow", "qcow2"})
+DRIVERS = {"raw": "aio", "vhd": "vhd"}
+
+# The scanner's rules that matter in a valid spec, from tools/libs/util/libxlu_disk_l.l of Xen: the longest match wins, then
+# the first; group 1 is what is eaten, the rest is trailing context. In a valid spec a flag ends where a positional would.
+_RULES = [
+    ("space", re.compile(r"([ \t\n]+)(?:[^ \t\n].*)?")),
+    ("target", re.compile(r"(target=.*)")),
+    ("named", re.compile(r"((?!target=)[a-z][-_a-z0-9]*=[^,]*,?)")),
+    ("prefix", re.compile(r"((?:raw|qcow2?|vhd|iscsi|e?nbd|drbd|tapdisk|tap2?|aio|ioemu|file|phy):).*")),
+    ("positional", re.compile(r"([^=,]*,|[^=,]+,?)")),
+]
+
+# Fields of libxl_device_disk that the rewritten spec sets anew
+_REPLACED = frozenset({"pdev_path", "format", "script", "backend"})
+# The others, by the words that set them
+_NAMED = {
+    "vdev": "vdev",
+    "backend_domname": "backend",
+    "specification": "specification",
+    "colo_host": "colo-host",
+    "colo_port": "colo-port",
+    "colo_export": "colo-export",
+    "active_disk": "active-disk",
+    "hidden_disk": "hidden-disk",
+}
+_FLAGS = {
+    ("direct_io_safe", True): "direct-io-safe",
+    ("discard_enable", "True"): "discard",
+    ("discard_enable", "False"): "no-discard",
+    ("colo_enable", "True"): "colo",
+    ("colo_enable", "False"): "no-colo",
+    ("trusted", "True"): "trusted",
+    ("trusted", "False"): "untrusted",
+    ("grant_usage", "True"): "grant_usage=1",
+    ("grant_usage", "False"): "grant_usage=0",
+}
+
+
+@dataclass(frozen=True)
+class Disk:
+    """One disk of a guest. driver and path are None, and rewritten is spec, if tapdisk has no part in it."""
+
+    spec: str
+    vdev: str
+    rewritten: str
+    driver: str | None = None
+    path: str | None = None
+
+
+def prefixes(spec: str) -> list[str]:
+    """The deprecated prefixes of a spec that libxlutil accepts, in their order: tap:tapdisk:vhd:/x has three."""
+    found = []
+    at = 0
+    while at < len(spec):
+        matches = [(rule, match) for rule, regex in _RULES if (match := regex.match(spec, at))]
+        if not matches:
+            raise ValueError(f"{spec!r} can't be scanned at {at}")
+        rule, match = max(matches, key=lambda item: item[1].end())
+        if rule == "prefix":
+            found.append(match[1][:-1])
+        at = match.end(1)
+    return found
+
+
+def read(spec: str) -> Disk:
+    """What is to become of a disk. Raises libxl.GrammarError, and UserError if tapdisk is asked for what it can't do."""
+    fields = libxl.parse_disk(spec)
+    used = prefixes(spec)
+    if not TAP_PREFIXES.intersection(used):
+        return Disk(spec, fields.get("vdev", ""), spec)
+    try:
+        return _tap_disk(spec, fields, used)
+    except UserError as error:
+        raise UserError(f"disk '{spec}': {error}") from None
+
+
+def _tap_disk(spec: str, fields: dict[str, Any], used: list[str]) -> Disk:
+    for prefix in used:
+        if prefix not in TAP_PREFIXES | DRIVER_PREFIXES:
+            raise UserError(f"{prefix}: and tap: name two backends; leave one of them out")
+    if fields.get("script"):
+        raise UserError(f"script={fields['script']} and tap: name two backends; leave one of them out")
+    if fields.get("backend", "tap") != "tap":
+        raise UserError(f"backendtype={fields['backend']} and tap: name two backends; leave one of them out")
+    if fields.get("is_cdrom"):
+        raise UserError("tapdisk has no CD-ROM drives; leave the tap: out, and QEMU serves it")
+    image_format = fields.get("format", "raw")
+    driver = DRIVERS.get(image_format)
+    if driver is None:
+        raise UserError(
+            f"tapdisk can't serve {image_format}; for QEMU write it without tap:, "
+            f"with format={image_format},backendtype=qdisk"
+        )
+    path = fields.get("pdev_path", "")
+    _check_path(path, local="backend_domname" not in fields)
+    rewritten = _compose(fields, f"{driver}:{path}")
+    _check_same(fields, rewritten, f"{driver}:{path}")
+    return Disk(spec, fields.get("vdev", ""), rewritten, driver, path)
+
+
+def _check_path(path: str, local: bool) -> None:
+    """What can be seen without opening the image. An image in a driver domain can't be seen at all."""
+    if not path.startswith("/"):
+        raise UserError(f"the path {path or '(none)'} must start with /, since the block script runs elsewhere")
+    if "\n" in path:
+        raise UserError("the path has a line break, which libxl can't carry; rename the image")
+    if not local:
+        return
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; correct the path or make the image") from None
+    if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+        raise UserError(f"{path}: neither a regular file nor a block device; correct the path")
+
+
+def _compose(fields: dict[str, Any], target: str) -> str:
+    """The rewritten spec. Raises UserError for a field that isn't known here, rather than lose it."""
+    words = ["format=raw", f"script={SCRIPT}"]
+    words += [f"{name}={fields[key]}" for key, name in _NAMED.items() if key in fields]
+    words.insert(3, f"access={'w' if fields.get('readwrite') else 'r'}")
+    for key in fields.keys() - _REPLACED - _NAMED.keys() - {"readwrite"}:
+        word = _FLAGS.get((key, fields[key]))
+        if word is None:
+            raise UserError(f"this libxl has a disk field {key}={fields[key]} that xenblk doesn't know; update xenblk")
+        words.append(word)
+    words[4:] = sorted(words[4:])
+    # The last parameter, which alone may hold commas. libxlutil takes one comma off its end.
+    return ",".join(words) + f",target={target}" + ("," if target.endswith(",") else "")
+
+
+def _check_same(fields: dict[str, Any], rewritten: str, target: str) -> None:
+    """libxlutil itself has the last word: it must read the rewritten spec as the same disk."""
+    try:
+        after = libxl.parse_disk(rewritten)
+    except libxl.GrammarError as error:
+        raise UserError(f"libxl refuses the form with script={SCRIPT}: {error}") from None
+    wanted = {key: value for key, value in fields.items() if key not in _REPLACED}
+    wanted |= {"pdev_path": target, "format": "raw", "script": SCRIPT}
+    different = sorted(key for key in wanted.keys() | after.keys() if wanted.get(key) != after.get(key))
+    if different:
+        raise UserError(f"{', '.join(different)} can't be carried over to script={SCRIPT}; write the disk in another form")
