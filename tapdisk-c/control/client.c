@@ -1,0 +1,252 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+#include "control/client.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <limits.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "control/control.h"
+#include "control/proto.h"
+
+#define MAX_ERRNO 4095
+
+static int64_t now_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
+
+/* end_ms: INT64_MAX for never. */
+static int wait_for(int fd, short events, int64_t end_ms)
+{
+	struct pollfd p = { .fd = fd, .events = events };
+	int64_t left;
+	int n;
+
+	do {
+		left = end_ms == INT64_MAX ? -1 : end_ms - now_ms();
+		if (left < 0 && end_ms != INT64_MAX)
+			left = 0;
+		n = poll(&p, 1, left > INT_MAX ? INT_MAX : (int)left);
+	} while (n < 0 && errno == EINTR);
+	if (n < 0)
+		return -errno;
+	return n ? 0 : -ETIMEDOUT;
+}
+
+static int connect_to(int pid, int64_t end_ms, struct error *err)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	int fd, rc;
+
+	rc = control_socket_path(address.sun_path, sizeof(address.sun_path),
+				 pid, err);
+	if (rc)
+		return rc;
+	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (fd < 0)
+		return error_set(err, -errno, "socket: %s", strerror(errno));
+
+	/* EAGAIN: its queue of connections is full; there is no event for it. */
+	while (connect(fd, (struct sockaddr *)&address, sizeof(address))) {
+		rc = -errno;
+		if (rc == -EINTR)
+			continue;
+		if (rc == -EAGAIN && now_ms() < end_ms) {
+			usleep(10000);
+			continue;
+		}
+		break;
+	}
+	if (!rc)
+		return fd;
+	close(fd);
+	if (rc == -ENOENT || rc == -ECONNREFUSED)
+		return error_set(err, -ESRCH, "tapdisk %d is not running (%s); "
+				 "`tap-ctl list` shows which are", pid,
+				 address.sun_path);
+	if (rc == -EAGAIN)
+		rc = -ETIMEDOUT;
+	return error_set(err, rc, "tapdisk %d: %s: %s", pid, address.sun_path,
+			 strerror(-rc));
+}
+
+static int exchange(int fd, const char *message, char *answer, int64_t end_ms,
+		    size_t *len)
+{
+	bool reset = false;
+	ssize_t n;
+	int rc;
+
+	/* A server that refuses us has said why and closed: read on. */
+	if (send(fd, message, strlen(message), MSG_NOSIGNAL) < 0 &&
+	    errno != EPIPE && errno != ECONNRESET)
+		return -errno;
+	for (;;) {
+		rc = wait_for(fd, POLLIN, end_ms);
+		if (rc)
+			return rc;
+		n = recv(fd, answer, CONTROL_MAX_MESSAGE, MSG_TRUNC);
+		if (n >= 0 || reset)
+			break;
+		/* It comes before what was sent ahead of it. */
+		reset = errno == ECONNRESET;
+		if (!reset && errno != EAGAIN && errno != EINTR)
+			break;
+	}
+	if (n < 0)
+		return -errno;
+	if (!n)
+		return -ECONNRESET;
+	if ((size_t)n > CONTROL_MAX_MESSAGE)
+		return -EMSGSIZE;
+	*len = (size_t)n;
+	return 0;
+}
+
+/* 0 and *reply, or what the answer says went wrong. */
+static int read_answer(int pid, const char *answer, size_t len,
+		       json_t **reply, struct error *err)
+{
+	json_t *root = json_loadb(answer, len, JSON_REJECT_DUPLICATES, NULL);
+	const json_t *ok = json_object_get(root, "ok");
+	json_int_t code = json_integer_value(json_object_get(root, "errno"));
+	const char *text = json_string_value(json_object_get(root, "message"));
+	int rc = 0;
+
+	if (json_is_false(ok) && text && code > 0 && code <= MAX_ERRNO)
+		rc = error_set(err, -(int)code, "%s", text);
+	else if (!json_is_true(ok))
+		rc = error_set(err, -EPROTO, "tapdisk %d: its answer is not "
+			       "understood; is it another release?", pid);
+	else if (reply)
+		*reply = json_incref(root);
+	json_decref(root);
+	return rc;
+}
+
+int control_call(int pid, json_t *request, json_t **reply, int timeout_ms,
+		 struct error *err)
+{
+	int64_t end_ms = timeout_ms < 0 ? INT64_MAX : now_ms() + timeout_ms;
+	char *message = NULL, *answer = NULL;
+	size_t len = 0;
+	int fd = -1;
+	int rc;
+
+	if (reply)
+		*reply = NULL;
+	if (!request) {
+		rc = error_set(err, -EINVAL, "the image's path is not UTF-8; "
+			       "rename it");
+		goto out;
+	}
+	message = json_dumps(request, JSON_COMPACT);
+	answer = malloc(CONTROL_MAX_MESSAGE);
+	if (!message || !answer) {
+		rc = error_set(err, -ENOMEM, "out of memory");
+		goto out;
+	}
+	if (strlen(message) > CONTROL_MAX_MESSAGE) {
+		rc = error_set(err, -EMSGSIZE, "the path is too long");
+		goto out;
+	}
+	fd = connect_to(pid, end_ms, err);
+	if (fd < 0) {
+		rc = fd;
+		goto out;
+	}
+	rc = exchange(fd, message, answer, end_ms, &len);
+	if (rc == -ETIMEDOUT)
+		error_set(err, rc, "tapdisk %d: no answer in %d s; it may still "
+			  "do it, see `tap-ctl list`", pid, timeout_ms / 1000);
+	else if (rc)
+		error_set(err, rc, "tapdisk %d: no answer: %s", pid,
+			  strerror(-rc));
+	else
+		rc = read_answer(pid, answer, len, reply, err);
+out:
+	if (fd >= 0)
+		close(fd);
+	free(answer);
+	free(message);
+	return rc;
+}
+
+/* The pid of "ctl<pid>", or 0. */
+static int socket_pid(const char *name)
+{
+	char again[32];
+	long pid;
+
+	if (strncmp(name, "ctl", 3))
+		return 0;
+	pid = strtol(name + 3, NULL, 10);
+	if (pid <= 0 || pid > INT_MAX)
+		return 0;
+	snprintf(again, sizeof(again), "ctl%ld", pid);
+	return strcmp(again, name) ? 0 : (int)pid;
+}
+
+static int by_value(const void *a, const void *b)
+{
+	const int *x = a, *y = b;
+
+	return (*x > *y) - (*x < *y);
+}
+
+int control_pids(int **pids, size_t *n, struct error *err)
+{
+	DIR *dir = opendir(control_dir());
+	const struct dirent *entry;
+	size_t room = 0;
+	int rc = 0;
+
+	*pids = NULL;
+	*n = 0;
+	if (!dir) {
+		if (errno == ENOENT)
+			return 0;
+		return error_set(err, -errno, "%s: %s", control_dir(),
+				 strerror(errno));
+	}
+	while ((entry = readdir(dir))) {
+		int pid = socket_pid(entry->d_name);
+
+		if (!pid)
+			continue;
+		if (kill(pid, 0) && errno == ESRCH) {
+			unlinkat(dirfd(dir), entry->d_name, 0);
+			continue;
+		}
+		if (*n == room) {
+			int *more = reallocarray(*pids, room += 64, sizeof(**pids));
+
+			if (!more) {
+				rc = error_set(err, -ENOMEM, "out of memory");
+				free(*pids);
+				*pids = NULL;
+				*n = 0;
+				break;
+			}
+			*pids = more;
+		}
+		(*pids)[(*n)++] = pid;
+	}
+	closedir(dir);
+	if (*n)
+		qsort(*pids, *n, sizeof(**pids), by_value);
+	return rc;
+}

@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+/* The control socket of a tapdisk: docs/architecture.md, "Control socket". */
+#ifndef XENBLK_CONTROL_H
+#define XENBLK_CONTROL_H
+
+#include <stddef.h>
+
+#include "common/error.h"
+#include "server.h"
+
+struct control_server;
+
+/*
+ * Makes the directory (0700) and the socket (0600) and answers tap-ctl from
+ * engine_run() of the server's engine. When the last VBD is detached the
+ * process has done its work: it answers, then calls server_stop().
+ */
+int control_server_open(struct control_server **control, struct server *server,
+			struct error *err);
+/* A close or pause that is still under way may call back later. */
+void control_server_close(struct control_server *control);
+
+/* $XENBLK_CONTROL_DIR, for tests, else /run/blktap-control. */
+const char *control_dir(void);
+
+/* control_dir()/ctl<pid>; -ENAMETOOLONG if a socket address can't hold it. */
+int control_socket_path(char *path, size_t size, int pid, struct error *err);
+
+#endif

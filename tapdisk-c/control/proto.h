@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+/*
+ * Control messages: one JSON object each, at most CONTROL_MAX_MESSAGE bytes.
+ *
+ * op		fields (? optional)			answer, beside "ok": true
+ * ping							pid, version
+ * list		first?					vbds: [VBD], next?
+ * attach	minor
+ * detach	minor
+ * open		minor, args, readonly?
+ * close	minor, force?
+ * pause	minor
+ * unpause	minor, args?
+ * stats	minor					vbd: VBD and STATS
+ *
+ * VBD: minor, state (enum vbd_state), args (null while closed), readonly,
+ * sectors, sector_size, depth. STATS: chain (paths, leaf first), inflight,
+ * batches, and for each of read, write, flush: requests, sectors, errors,
+ * total_ns, max_ns.
+ *
+ * list answers with the VBDs from the first-th on that fit a message; next is
+ * where to go on, absent at the end. close and pause are answered when they
+ * are done. args are TYPE:PATH in UTF-8, without control characters.
+ *
+ * A verb that fails is answered by "ok": false, errno (positive), message, and
+ * the connection goes on. So is what is no valid request (unknown operations
+ * and unknown fields too), and the connection then ends.
+ */
+#ifndef XENBLK_CONTROL_PROTO_H
+#define XENBLK_CONTROL_PROTO_H
+
+#include <jansson.h>
+
+#include "common/error.h"
+#include "server.h"
+
+#define CONTROL_MAX_MESSAGE 65536u
+
+/* A request under way; embedded in what the answer needs. */
+struct control_call {
+	struct server *server;
+	/*
+	 * Called exactly once. Takes over the reply, NULL if memory ran out;
+	 * last: the message was no valid request.
+	 */
+	void (*answer)(struct control_call *call, json_t *reply, bool last);
+};
+
+/* Runs the request in msg[len]. The answer may come before it returns. */
+void control_dispatch(struct control_call *call, const char *msg, size_t len);
+
+/* A failure's reply; rc is -errno. */
+json_t *control_failure(int rc, const char *message);
+
+#endif

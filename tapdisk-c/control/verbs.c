@@ -1,0 +1,352 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+/* From a control message to a verb of server.h and back to its answer. */
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <blktap.h>
+
+#include "control/proto.h"
+
+/* A VBD with the longest path is 5 KiB: list then fits CONTROL_MAX_MESSAGE. */
+#define LIST_BYTES (CONTROL_MAX_MESSAGE / 2)
+
+/* What is not UTF-8 can't be in JSON: its bytes outside ASCII become "?". */
+static json_t *text(const char *s)
+{
+	char copy[1024];
+	json_t *string;
+
+	if (!s)
+		return json_null();
+	string = json_string(s);
+	if (string)
+		return string;
+	snprintf(copy, sizeof(copy), "%s", s);
+	for (char *p = copy; *p; p++)
+		if (*p & 0x80)
+			*p = '?';
+	return json_string(copy);
+}
+
+json_t *control_failure(int rc, const char *message)
+{
+	return json_pack("{s:b, s:i, s:o}", "ok", 0, "errno", -rc, "message",
+			 text(message));
+}
+
+static void answer_rc(struct control_call *call, int rc,
+		      const struct error *err)
+{
+	call->answer(call, rc ? control_failure(rc, err->text) :
+				json_pack("{s:b}", "ok", 1), false);
+}
+
+static void verb_done(void *priv, int rc, const struct error *err)
+{
+	answer_rc(priv, rc, err);
+}
+
+static void not_understood(struct control_call *call, const char *fmt, ...)
+	__attribute__((format(printf, 2, 3)));
+
+static void not_understood(struct control_call *call, const char *fmt, ...)
+{
+	char message[256];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(message, sizeof(message), fmt, ap);
+	va_end(ap);
+	call->answer(call, control_failure(-EINVAL, message), true);
+}
+
+/* The fields of a request, decoded */
+struct request {
+	json_int_t minor;
+	json_int_t first;
+	const char *args;		/* lives as long as the message */
+	bool readonly;
+	bool force;
+};
+
+/* args end up in lines that scripts parse, and in the log. */
+static int check_args(const char *args, struct error *err)
+{
+	for (const unsigned char *p = (const void *)args; p && *p; p++)
+		if (*p < 0x20 || *p == 0x7f)
+			return error_set(err, -EINVAL, "the image's path holds "
+					 "a control character; rename it");
+	return 0;
+}
+
+static json_t *view_json(const struct vbd_view *view)
+{
+	return json_pack("{s:i, s:i, s:o, s:b, s:I, s:I, s:I}",
+			 "minor", view->minor,
+			 "state", (int)view->state,
+			 "args", text(view->args),
+			 "readonly", view->readonly,
+			 "sectors", (json_int_t)view->sectors,
+			 "sector_size", (json_int_t)view->sector_size,
+			 "depth", (json_int_t)view->depth);
+}
+
+static json_t *counters_json(const struct vbd_counters *c)
+{
+	return json_pack("{s:I, s:I, s:I, s:I, s:I}",
+			 "requests", (json_int_t)c->requests,
+			 "sectors", (json_int_t)c->sectors,
+			 "errors", (json_int_t)c->errors,
+			 "total_ns", (json_int_t)c->total_ns,
+			 "max_ns", (json_int_t)c->max_ns);
+}
+
+static json_t *chain_json(const struct vbd_view *view)
+{
+	json_t *chain = json_array();
+	const char *path;
+
+	for (unsigned int i = 0; view->chain_path &&
+	     (path = view->chain_path(view, i)); i++)
+		json_array_append_new(chain, text(path));
+	return chain;
+}
+
+static void do_ping(struct control_call *call, const struct request *req)
+{
+	(void)req;
+	call->answer(call, json_pack("{s:b, s:i, s:s}", "ok", 1, "pid",
+				     (int)getpid(), "version", XENBLK_VERSION),
+		     false);
+}
+
+static void do_list(struct control_call *call, const struct request *req)
+{
+	json_t *vbds = json_array(), *reply;
+	unsigned int i = (unsigned int)req->first;
+	struct vbd_view view;
+	size_t bytes = 0;
+
+	while (bytes < LIST_BYTES && server_vbd(call->server, i, &view)) {
+		json_array_append_new(vbds, view_json(&view));
+		bytes += 200 + (view.args ? 2 * strlen(view.args) : 0);
+		i++;
+	}
+	reply = json_pack("{s:b, s:o}", "ok", 1, "vbds", vbds);
+	if (server_vbd(call->server, i, &view))
+		json_object_set_new(reply, "next", json_integer(i));
+	call->answer(call, reply, false);
+}
+
+static void do_stats(struct control_call *call, const struct request *req)
+{
+	struct vbd_view view;
+	unsigned int i = 0;
+	struct error err;
+	json_t *vbd;
+
+	do {
+		if (!server_vbd(call->server, i++, &view)) {
+			error_set(&err, -ENODEV, "minor %lld is not attached "
+				  "to this tapdisk", (long long)req->minor);
+			answer_rc(call, -ENODEV, &err);
+			return;
+		}
+	} while (view.minor != (int)req->minor);
+
+	vbd = view_json(&view);
+	json_object_set_new(vbd, "chain", chain_json(&view));
+	json_object_set_new(vbd, "inflight", json_integer(view.stats.inflight));
+	json_object_set_new(vbd, "batches", json_integer(view.stats.batches));
+	json_object_set_new(vbd, "read", counters_json(&view.stats.read));
+	json_object_set_new(vbd, "write", counters_json(&view.stats.write));
+	json_object_set_new(vbd, "flush", counters_json(&view.stats.flush));
+	call->answer(call, json_pack("{s:b, s:o}", "ok", 1, "vbd", vbd), false);
+}
+
+static void do_attach(struct control_call *call, const struct request *req)
+{
+	struct error err;
+
+	answer_rc(call, server_attach(call->server, (int)req->minor, &err),
+		  &err);
+}
+
+static void do_detach(struct control_call *call, const struct request *req)
+{
+	struct server *server = call->server;
+	struct vbd_view view;
+	struct error err;
+	int rc = server_detach(server, (int)req->minor, &err);
+
+	answer_rc(call, rc, &err);
+	if (!rc && !server_vbd(server, 0, &view))
+		server_stop(server);
+}
+
+static void do_open(struct control_call *call, const struct request *req)
+{
+	struct error err;
+	int rc = check_args(req->args, &err);
+
+	if (!rc)
+		rc = server_open_image(call->server, (int)req->minor,
+				       req->args, req->readonly, &err);
+	answer_rc(call, rc, &err);
+}
+
+static void do_close(struct control_call *call, const struct request *req)
+{
+	server_close_image(call->server, (int)req->minor, req->force,
+			   verb_done, call);
+}
+
+static void do_pause(struct control_call *call, const struct request *req)
+{
+	server_pause(call->server, (int)req->minor, verb_done, call);
+}
+
+static void do_unpause(struct control_call *call, const struct request *req)
+{
+	struct error err;
+	int rc = check_args(req->args, &err);
+
+	if (!rc)
+		rc = server_unpause(call->server, (int)req->minor, req->args,
+				    &err);
+	answer_rc(call, rc, &err);
+}
+
+/* Decoding: what a verb does not list is refused, so nothing is ignored. */
+
+enum field {
+	MINOR		= 1,
+	ARGS		= 2,
+	READONLY	= 4,
+	FORCE		= 8,
+	FIRST		= 16,
+};
+
+static const struct verb {
+	const char *op;
+	unsigned int required, optional;
+	void (*run)(struct control_call *call, const struct request *req);
+} verbs[] = {
+	{ "ping", 0, 0, do_ping },
+	{ "list", 0, FIRST, do_list },
+	{ "attach", MINOR, 0, do_attach },
+	{ "detach", MINOR, 0, do_detach },
+	{ "open", MINOR | ARGS, READONLY, do_open },
+	{ "close", MINOR, FORCE, do_close },
+	{ "pause", MINOR, 0, do_pause },
+	{ "unpause", MINOR, ARGS, do_unpause },
+	{ "stats", MINOR, 0, do_stats },
+};
+
+static const struct {
+	const char *key;
+	enum field field;
+} fields[] = {
+	{ "minor", MINOR },
+	{ "args", ARGS },
+	{ "readonly", READONLY },
+	{ "force", FORCE },
+	{ "first", FIRST },
+};
+
+#define COUNT(a) (sizeof(a) / sizeof((a)[0]))
+
+static bool integer(const json_t *value, json_int_t below, json_int_t *to)
+{
+	if (!json_is_integer(value))
+		return false;
+	*to = json_integer_value(value);
+	return *to >= 0 && *to < below;
+}
+
+static bool set_field(struct request *req, enum field field,
+		      const json_t *value)
+{
+	switch (field) {
+	case MINOR:
+		return integer(value, BLKTAP_MAX_MINORS, &req->minor);
+	case FIRST:
+		return integer(value, BLKTAP_MAX_MINORS, &req->first);
+	case ARGS:
+		req->args = json_string_value(value);
+		return req->args;
+	case READONLY:
+		req->readonly = json_is_true(value);
+		return json_is_boolean(value);
+	case FORCE:
+		req->force = json_is_true(value);
+		return json_is_boolean(value);
+	}
+	return false;
+}
+
+static const struct verb *find_verb(const char *op)
+{
+	for (size_t i = 0; op && i < COUNT(verbs); i++)
+		if (!strcmp(verbs[i].op, op))
+			return &verbs[i];
+	return NULL;
+}
+
+static void run_object(struct control_call *call, json_t *root)
+{
+	const char *op = json_string_value(json_object_get(root, "op"));
+	const struct verb *verb = find_verb(op);
+	struct request req = { .args = NULL };
+	unsigned int seen = 0;
+	const char *key;
+	json_t *value;
+
+	if (!verb) {
+		not_understood(call, "no operation %s", op ? op : "is named");
+		return;
+	}
+	json_object_foreach(root, key, value) {
+		size_t i = 0;
+
+		if (!strcmp(key, "op"))
+			continue;
+		while (i < COUNT(fields) && strcmp(fields[i].key, key))
+			i++;
+		if (i == COUNT(fields) ||
+		    !((verb->required | verb->optional) & fields[i].field)) {
+			not_understood(call, "%s: has no field %s", op, key);
+			return;
+		}
+		if (!set_field(&req, fields[i].field, value)) {
+			not_understood(call, "%s: %s: wrong type or out of range",
+				       op, key);
+			return;
+		}
+		seen |= fields[i].field;
+	}
+	for (size_t i = 0; i < COUNT(fields); i++) {
+		if (verb->required & ~seen & fields[i].field) {
+			not_understood(call, "%s: %s is missing", op,
+				       fields[i].key);
+			return;
+		}
+	}
+	verb->run(call, &req);
+}
+
+void control_dispatch(struct control_call *call, const char *msg, size_t len)
+{
+	json_error_t error;
+	json_t *root = json_loadb(msg, len, JSON_REJECT_DUPLICATES, &error);
+
+	if (json_is_object(root))
+		run_object(call, root);
+	else
+		not_understood(call, "not a JSON object: %s",
+			       root ? "another type" : error.text);
+	json_decref(root);
+}
