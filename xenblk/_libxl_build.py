@@ -3,8 +3,8 @@
 
     python3 -m xenblk._libxl_build OUTDIR
 
-writes OUTDIR/_libxl.abi3.so, to be installed beside the package. $CC and $CFLAGS are respected. API mode: the C compiler
-checks what is declared here, and structs stay opaque, since their layout changes with each Xen release.
+writes OUTDIR/_libxl.abi3.so, to be installed beside the package. $CC and $CFLAGS are respected. API mode: the C
+compiler checks what is declared here, and structs stay opaque, since their layout changes with each Xen release.
 """
 
 import contextlib

@@ -2,6 +2,7 @@
 """The command line. Exit status: 0, 1 for a UserError, 2 for usage."""
 
 import argparse
+import io
 import json
 import signal
 import sys
@@ -85,7 +86,8 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     # Surrogates stand for bytes of file names that aren't text
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")
     try:
         if arguments[:1] == ["create"]:
             create.run(arguments[1:])

@@ -80,10 +80,10 @@ def read_disks(request: Request) -> list[diskspec.Disk]:
     except UserError as error:
         raise UserError(f"{request.config_file}: {error}") from None
     except libxl.GrammarError as error:
-        # xl says it itself, in its own words, and starts nothing. But an xl newer than our libxlutil might accept it, so
-        # what may hold a tap disk doesn't get that far.
+        # xl says it itself, in its own words, and starts nothing. But an xl newer than our libxlutil might accept it,
+        # so what may hold a tap disk doesn't get that far.
         if b"tap" in data:
-            raise UserError(f"{request.config_file}: not understood by libxl, so nothing was started: {error}") from None
+            raise UserError(f"{request.config_file}: not understood by libxl, nothing was started: {error}") from None
         raise
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-only
 """Disk specs (xl-disk-configuration(5)): which ones are tapdisk's, and the form in which libxl can carry them.
 
-libxl throws the prefixes tap:, tap2: and tapdisk: away and hands the image to QEMU, whose vpc driver reads a differencing
-VHD as empty and writes into it. So a disk with such a prefix becomes a disk with a block script, which every libxl
-since 4.7 takes: `format=raw,script=block-xenblk,vdev=...,access=...,...,target=vhd:/path`.
+libxl throws the prefixes tap:, tap2: and tapdisk: away and hands the image to QEMU, whose vpc driver reads a
+differencing VHD as empty and writes into it. So a disk with such a prefix becomes a disk with a block script, which
+every libxl since 4.7 takes: `format=raw,script=block-xenblk,vdev=...,access=...,...,target=vhd:/path`.
 """
 
 import os
@@ -21,8 +21,9 @@ TAP_PREFIXES = frozenset({"tap", "tap2", "tapdisk"})
 DRIVER_PREFIXES = frozenset({"aio", "raw", "vhd", "qcow", "qcow2"})
 DRIVERS = {"raw": "aio", "vhd": "vhd"}
 
-# The scanner's rules that matter in a valid spec, from tools/libs/util/libxlu_disk_l.l of Xen: the longest match wins, then
-# the first; group 1 is what is eaten, the rest is trailing context. In a valid spec a flag ends where a positional would.
+# The scanner's rules that matter in a valid spec, from tools/libs/util/libxlu_disk_l.l of Xen: the longest match wins,
+# then the first; group 1 is what is eaten, the rest is trailing context. In a valid spec a flag ends where a positional
+# parameter would.
 _RULES = [
     ("space", re.compile(r"([ \t\n]+)(?:[^ \t\n].*)?")),
     ("target", re.compile(r"(target=.*)")),
@@ -74,8 +75,8 @@ def prefixes(spec: str) -> list[str]:
     at = 0
     while at < len(spec):
         matches = [(rule, match) for rule, regex in _RULES if (match := regex.match(spec, at))]
-        if not matches:
-            raise ValueError(f"{spec!r} can't be scanned at {at}")
+        if not matches:  # a = at the very end, which libxlutil passes over
+            break
         rule, match = max(matches, key=lambda item: item[1].end())
         if rule == "prefix":
             found.append(match[1][:-1])
@@ -84,7 +85,10 @@ def prefixes(spec: str) -> list[str]:
 
 
 def read(spec: str) -> Disk:
-    """What is to become of a disk. Raises libxl.GrammarError, and UserError if tapdisk is asked for what it can't do."""
+    """What is to become of a disk.
+
+    Raises libxl.GrammarError if xl would refuse the spec, UserError if tapdisk is asked for what it can't do.
+    """
     fields = libxl.parse_disk(spec)
     used = prefixes(spec)
     if not TAP_PREFIXES.intersection(used):
@@ -128,11 +132,15 @@ def _check_path(path: str, local: bool) -> None:
     if not local:
         return
     try:
-        mode = os.stat(path).st_mode
+        mode = _file_mode(path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; correct the path or make the image") from None
     if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
         raise UserError(f"{path}: neither a regular file nor a block device; correct the path")
+
+
+def _file_mode(path: str) -> int:
+    return os.stat(path).st_mode
 
 
 def _compose(fields: dict[str, Any], target: str) -> str:
@@ -160,4 +168,4 @@ def _check_same(fields: dict[str, Any], rewritten: str, target: str) -> None:
     wanted |= {"pdev_path": target, "format": "raw", "script": SCRIPT}
     different = sorted(key for key in wanted.keys() | after.keys() if wanted.get(key) != after.get(key))
     if different:
-        raise UserError(f"{', '.join(different)} can't be carried over to script={SCRIPT}; write the disk in another form")
+        raise UserError(f"{', '.join(different)} can't be carried over to script={SCRIPT}; write it in another form")

@@ -6,6 +6,7 @@ Strings that come from files or the command line are str with undecodable bytes 
 
 import contextlib
 import errno
+import importlib
 import json
 import os
 from collections.abc import Iterator
@@ -29,13 +30,12 @@ class _Report:
 
 def _bindings() -> Any:
     try:
-        from xenblk import _libxl  # type: ignore[attr-defined]
+        return importlib.import_module("xenblk._libxl")
     except ImportError as error:
         raise UserError(
             f"libxl: the binding can't be loaded ({error}); it belongs to one Xen release: "
             "rebuild xenblk with this release's libxen-dev"
         ) from error
-    return _libxl
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-only
 """A xenstored without Xen: a tree in memory behind a unix socket, for libxenstore and the xenstore-* tools.
 
-The wire format is xen/include/public/io/xs_wire.h of Xen. Use it with XENSTORED_PATH=<socket>. Not here, because no user
-of it needs them: watches, permissions, quotas, conflicts between transactions.
+The wire format is xen/include/public/io/xs_wire.h of Xen. Use it with XENSTORED_PATH=<socket>. Not here, because no
+user of it needs them: watches, permissions, quotas, conflicts between transactions.
 """
 
 import contextlib

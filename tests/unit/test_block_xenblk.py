@@ -81,6 +81,7 @@ class Dom0:
         self.store.write(f"{path}/script", "/etc/xen/scripts/block-xenblk")
 
     def environment(self, path: str = VBD) -> dict[str, str]:
+        """What libxl sets for the script, and where the tests have moved things."""
         return bridge.environment(
             FAKE=str(self.directory / "fake"),
             XENSTORED_PATH=str(self.directory / "xenstored"),
@@ -91,16 +92,18 @@ class Dom0:
         )
 
     def start(self, command: str, path: str = VBD) -> "subprocess.Popen[bytes]":
-        # cwd and stdin as libxl gives them
+        """The script as libxl starts it."""
         return subprocess.Popen(
             [str(self.script), command], env=self.environment(path), stdin=subprocess.DEVNULL, cwd="/"
         )
 
     def run(self, command: str, path: str = VBD) -> int:
+        """The exit status of the script, within libxl's time limit."""
         with self.start(command, path) as process:
             return process.wait(timeout=40)
 
     def key(self, name: str, path: str = VBD) -> str | None:
+        """A key of the backend node."""
         return self.store.read(f"{path}/{name}")
 
     def calls(self) -> list[list[str]]:
@@ -123,6 +126,7 @@ class Dom0:
         (self.directory / "fake" / name).write_text(text, encoding="utf-8")
 
     def log(self) -> str:
+        """What an administrator finds."""
         return (self.directory / "log" / "xen-hotplug.log").read_text(encoding="utf-8")
 
 
@@ -399,7 +403,9 @@ def loop(dom0: Dom0, path: Path, read_only: bool) -> None:
     (node / "ro").write_text(f"{int(read_only)}\n", encoding="utf-8")
 
 
-@pytest.mark.parametrize(("ours", "theirs", "shared"), [("w", "w", False), ("w", "r", False), ("r", "w", False), ("r", "r", True)])
+@pytest.mark.parametrize(
+    ("ours", "theirs", "shared"), [("w", "w", False), ("w", "r", False), ("r", "w", False), ("r", "r", True)]
+)
 @pytest.mark.parametrize("user", ["qdisk", "loop"])
 def test_an_image_has_one_writer_or_only_readers(
     dom0: Dom0, image: Path, tmp_path: Path, user: str, ours: str, theirs: str, shared: bool

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""xenblk create and rewrite, as installed, with a program in xl's place that records what it is given."""
+
+import json
+import os
+import signal
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.lib import bridge
+from xenblk import create, libxl
+from xenblk.errors import UsageError
+
+pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("libxl_binding")]
+
+XL = """#!/bin/bash
+printf '%s\\0' "$@" >"$0.argv"
+sed -n 's/^SigIgn:\\s*//p' /proc/$$/status >"$0.signals"
+exit 7
+"""
+
+
+@dataclass
+class Host:
+    """A directory with a guest's image and configuration."""
+
+    directory: Path
+    command: Path
+
+    def write(self, text: str) -> str:
+        """Writes the guest's configuration and returns its path."""
+        path = self.directory / "guest.cfg"
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """Runs xenblk."""
+        environment = bridge.environment(
+            XENBLK_XL=str(self.directory / "xl"),
+            XENBLK_YAML=str(self.directory / "xenblk.yaml"),
+            XENBLK_CONFIG=str(self.directory / "run" / "config"),
+        )
+        return subprocess.run(
+            [str(self.command), *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    def xl(self) -> list[str] | None:
+        """The arguments that xl got, None if it wasn't started."""
+        try:
+            return (self.directory / "xl.argv").read_text(encoding="utf-8").split("\0")[:-1]
+        except FileNotFoundError:
+            return None
+
+    @property
+    def image(self) -> str:
+        """The path of an image that is there."""
+        return str(self.directory / "a.vhd")
+
+
+@pytest.fixture
+def host(tmp_path: Path, xenblk_command: Path) -> Host:
+    (tmp_path / "xl").write_text(XL, encoding="utf-8")
+    (tmp_path / "xl").chmod(0o755)
+    (tmp_path / "a.vhd").write_bytes(b"")
+    return Host(tmp_path, xenblk_command)
+
+
+def seen_by_xl(arguments: list[str]) -> list[str]:
+    """The disks that xl would use, by its own parser."""
+    request = create.parse_arguments(arguments)
+    return libxl.read_disks("test", create.read_config(request))
+
+
+def test_tap_disks_are_rewritten_and_everything_else_is_passed_on(host: Host) -> None:
+    config = host.write(f"name = 'g'\ndisk = ['phy:/dev/x,xvdb,r', 'tap2:vhd:{host.image},xvda,w']\nmemory = 64")
+    result = host.run("create", "-c", config, "-q", "vcpus=2")
+    assert (result.returncode, result.stderr) == (7, "")
+    arguments = host.xl()
+    assert arguments is not None
+    assert arguments[:5] == ["create", "-c", config, "-q", "vcpus=2"]
+    assert len(arguments) == 6
+    form = f"format=raw,script=block-xenblk,vdev=xvda,access=w,target=vhd:{host.image}"
+    assert seen_by_xl(arguments[1:]) == ["phy:/dev/x,xvdb,r", form]
+
+
+def test_a_guest_without_tap_disks_is_left_to_xl(host: Host) -> None:
+    config = host.write("disk = ['phy:/dev/x,xvdb,r']")
+    assert host.run("create", config, "-p").returncode == 7
+    assert host.xl() == ["create", config, "-p"]
+    assert not (host.directory / "run").exists()
+
+
+@pytest.mark.parametrize("text", ["disk = ['phy:x,y,z,q']", "x = ", "disk = ['nonsense']", "name='g'"])
+def test_what_xl_refuses_is_left_to_xl(host: Host, text: str) -> None:
+    config = host.write(text)
+    assert host.run("create", config).returncode == 7
+    assert host.xl() == ["create", config]
+
+
+@pytest.mark.parametrize("disk", ["tap2:vhd:{},xvda,w,of-a-newer-xen=1", "tap9:vhd:{},xvda,w"])
+def test_a_tap_disk_that_is_not_understood_does_not_reach_xl(host: Host, disk: str) -> None:
+    """xl may be newer than the libxlutil here, accept it and give the image to QEMU."""
+    config = host.write(f"disk = ['{disk.format(host.image)}']")
+    result = host.run("create", config)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"xenblk: {config}: not understood by libxl, nothing was started: ")
+    assert result.stderr.count("\n") == 1
+    assert host.xl() is None
+
+
+def test_a_disk_that_is_refused_is_named_and_nothing_is_started(host: Host) -> None:
+    config = host.write("disk = ['tap2:vhd:/no/such.vhd,xvda,w']")
+    result = host.run("create", config)
+    assert result.returncode == 1
+    assert result.stderr == (
+        f"xenblk: {config}: disk 'tap2:vhd:/no/such.vhd,xvda,w': "
+        "/no/such.vhd: No such file or directory; correct the path or make the image\n"
+    )
+    assert host.xl() is None
+
+
+def test_settings_on_the_command_line_count_as_for_xl(host: Host) -> None:
+    config = host.write("disk = ['tap2:vhd:/no/such.vhd,xvda,w']")
+    more = f"disk=['tap2:aio:{host.image},xvda,r']"
+    assert host.run("create", config, more, "disk+=['phy:/dev/x,xvdb,w']").returncode == 7
+    arguments = host.xl()
+    assert arguments is not None
+    form = f"format=raw,script=block-xenblk,vdev=xvda,access=r,target=aio:{host.image}"
+    assert seen_by_xl(arguments[1:]) == [form, "phy:/dev/x,xvdb,w"]
+
+
+def test_a_guest_may_be_all_on_the_command_line(host: Host) -> None:
+    assert host.run("create", "/dev/null", f"disk=['tap:aio:{host.image},xvda,w']").returncode == 7
+    arguments = host.xl()
+    assert arguments is not None
+    assert len(arguments) == 4
+
+
+@pytest.mark.parametrize("name", ["a b.vhd", "a,b.vhd", "a'b\".vhd", "a\\b.vhd", "ü.vhd", "a:b=c.vhd", "[#;].vhd"])
+def test_any_file_name_reaches_xl(host: Host, name: str) -> None:
+    (host.directory / name).write_bytes(b"")
+    spec = f"tap2:vhd:vdev=xvda,access=w,target={host.directory}/{name}"
+    config = host.write(f"disk = [{create.quote(spec)}]")
+    assert host.run("create", config).returncode == 7
+    arguments = host.xl()
+    assert arguments is not None
+    (disk,) = seen_by_xl(arguments[1:])
+    assert libxl.parse_disk(disk)["pdev_path"] == f"vhd:{host.directory}/{name}"
+
+
+def test_a_configuration_that_can_be_read_only_once_is_refused(host: Host) -> None:
+    fifo = host.directory / "pipe"
+    os.mkfifo(fifo)
+    config = f"disk = ['tap2:vhd:{host.image},xvda,w']"
+    with subprocess.Popen(["bash", "-c", 'printf %s "$1" >"$0"', str(fifo), config]) as writer:
+        result = host.run("create", str(fifo))
+        writer.kill()
+    assert (result.returncode, host.xl()) == (1, None)
+    assert "not a regular file" in result.stderr
+
+
+def test_a_missing_configuration_is_named(host: Host) -> None:
+    result = host.run("create", "/no/such.cfg")
+    assert result.returncode == 1
+    assert result.stderr.startswith("xenblk: /no/such.cfg: No such file or directory; ")
+
+
+def test_a_missing_xl_is_named(host: Host) -> None:
+    (host.directory / "xl").unlink()
+    result = host.run("create", host.write("name='g'"))
+    assert result.returncode == 1
+    assert "/xl: No such file or directory; install xen-utils-common" in result.stderr
+
+
+def test_xl_gets_the_signals_that_a_shell_would_give_it(host: Host) -> None:
+    host.run("create", host.write("name='g'"))
+    ignored = int((host.directory / "xl.signals").read_text(), 16)
+    assert not ignored & (1 << (signal.SIGPIPE - 1) | 1 << (signal.SIGXFSZ - 1))
+
+
+def test_tapdisk_finds_the_settings_of_xenblk_yaml(host: Host) -> None:
+    (host.directory / "xenblk.yaml").write_text("engine: posix\n")
+    assert host.run("create", host.write(f"disk = ['tap2:vhd:{host.image},xvda,w']")).returncode == 7
+    assert "engine=posix\n" in (host.directory / "run" / "config").read_text()
+
+
+def test_wrong_settings_start_nothing(host: Host) -> None:
+    (host.directory / "xenblk.yaml").write_text("engin: posix\n")
+    result = host.run("create", host.write(f"disk = ['tap2:vhd:{host.image},xvda,w']"))
+    assert (result.returncode, host.xl()) == (1, None)
+    assert "xenblk.yaml:1: unknown key engin; did you mean engine?" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "config_file", "settings"),
+    [
+        (["g.cfg"], "g.cfg", ()),
+        (["-c", "g.cfg"], "g.cfg", ()),
+        (["g.cfg", "-cp", "a=1", "-n"], "g.cfg", ("a=1",)),
+        (["-f", "g.cfg", "a=1"], "g.cfg", ("a=1",)),
+        (["-cfg.cfg", "a=1"], "g.cfg", ("a=1",)),
+        (["--defconfig=g.cfg"], "g.cfg", ()),
+        (["--def", "g.cfg", "--dry"], "g.cfg", ()),
+        (["h.cfg", "-f", "g.cfg"], "g.cfg", ()),
+        (["a=1", "g.cfg", "b=2"], "g.cfg", ("a=1", "b=2")),
+        (["--", "g.cfg", "a=-1"], "g.cfg", ("a=-1",)),
+        (["g=.cfg"], None, ("g=.cfg",)),
+        ([], None, ()),
+    ],
+)
+def test_arguments_are_read_as_xl_reads_them(
+    arguments: list[str], config_file: str | None, settings: tuple[str]
+) -> None:
+    assert create.parse_arguments(arguments) == create.Request(config_file, settings)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["-z", "g.cfg"], ["g.cfg", "-f"], ["--new", "g.cfg"], ["-f", "a", "b"], ["a=1", "b", "c"]]
+)
+def test_arguments_that_xl_create_does_not_have_are_refused(arguments: list[str]) -> None:
+    """They may mean another configuration file to a newer xl."""
+    with pytest.raises(UsageError):
+        create.parse_arguments(arguments)
+
+
+def test_usage_is_status_2(host: Host) -> None:
+    assert host.run("create").returncode == 2
+    assert host.run("create", "-z").returncode == 2
+    assert host.run("rewrite").returncode == 2
+    assert host.run("nonsense").returncode == 2
+    assert host.xl() is None
+
+
+def test_help_for_create_is_that_of_xl(host: Host) -> None:
+    assert host.run("create", "-h").returncode == 7
+    assert host.xl() == ["create", "-h"]
+
+
+@given(
+    st.lists(st.text(st.characters(blacklist_characters="\0", blacklist_categories=("Cs",)), max_size=40), max_size=4)
+)
+def test_quoted_text_is_read_back_by_libxlutil(texts: list[str]) -> None:
+    data = "disk=[" + ",".join(map(create.quote, texts)) + "]\n"
+    assert libxl.read_disks("test", data.encode()) == texts
+
+
+def test_rewrite_shows_a_configuration_that_xl_takes(host: Host) -> None:
+    config = host.write(f"disk = ['tap2:vhd:{host.image},xvda,w', '/x,raw,xvdb']")
+    result = host.run("rewrite", config)
+    assert result.returncode == 0
+    form = f"format=raw,script=block-xenblk,vdev=xvda,access=w,target=vhd:{host.image}"
+    assert libxl.read_disks("test", result.stdout.encode()) == [form, "/x,raw,xvdb"]
+
+
+def test_rewrite_as_json(host: Host) -> None:
+    config = host.write(f"disk = ['tap2:vhd:{host.image},xvda,w', '/x,raw,xvdb']")
+    tap, other = json.loads(host.run("rewrite", "--json", config).stdout)
+    assert tap == {
+        "vdev": "xvda",
+        "driver": "vhd",
+        "path": host.image,
+        "spec": f"tap2:vhd:{host.image},xvda,w",
+        "rewritten": f"format=raw,script=block-xenblk,vdev=xvda,access=w,target=vhd:{host.image}",
+    }
+    assert other == {"vdev": "xvdb", "driver": None, "path": None, "spec": "/x,raw,xvdb", "rewritten": "/x,raw,xvdb"}
+
+
+def test_rewrite_says_what_libxlutil_has_against_a_configuration(host: Host) -> None:
+    config = host.write("disk = ['nonsense']")
+    result = host.run("rewrite", config)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"xenblk: {config}: not understood by libxl: ")

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""Disk specs: what is rewritten, what is refused, and that nothing else changes. libxlutil is the judge."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xenblk import diskspec, libxl
+from xenblk.errors import UserError
+
+pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("libxl_binding")]
+
+REPLACED = {"pdev_path", "format", "script", "backend"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def images_exist() -> Iterator[None]:
+    """Every path is an image, but for the tests that make their own."""
+    with mock.patch.object(diskspec, "_file_mode", return_value=0o100600):
+        yield
+
+
+def kept(spec: str) -> dict[str, Any]:
+    """What libxlutil makes of a spec, without the fields that the rewriting is about."""
+    return {key: value for key, value in libxl.parse_disk(spec).items() if key not in REPLACED}
+
+
+@pytest.mark.parametrize(
+    ("spec", "target"),
+    [
+        ("tap2:vhd:/a.vhd,xvda,w", "vhd:/a.vhd"),
+        ("tap:vhd:/a.vhd,xvda,w", "vhd:/a.vhd"),
+        ("tap:tapdisk:vhd:/a.vhd,xvda,r", "vhd:/a.vhd"),
+        ("tap2:tapdisk:vhd:/a.vhd,xvda,w", "vhd:/a.vhd"),
+        ("tapdisk:vhd:/a.vhd,xvda,w", "vhd:/a.vhd"),
+        ("vhd:tap:/a.vhd,xvda,w", "vhd:/a.vhd"),
+        ("tap:/a.vhd,xvda,w,format=vhd", "vhd:/a.vhd"),
+        ("tap:aio:/a.img,xvda,w", "aio:/a.img"),
+        ("tap2:aio:/a.img,xvda,w", "aio:/a.img"),
+        ("tap:raw:/a.img,xvda,w", "aio:/a.img"),
+        ("tap:/a.img,xvda", "aio:/a.img"),
+        ("  tap2:vhd:/a.vhd, xvda, w", "vhd:/a.vhd"),
+        ("vdev=xvda,access=r,tap2:vhd:/a.vhd", "vhd:/a.vhd"),
+        ("tap2:vhd:/a:b.vhd,xvda,w", "vhd:/a:b.vhd"),
+        ("tap2:vhd:/a b.vhd,xvda:disk,w", "vhd:/a b.vhd"),
+        ("tap2:vhd:vdev=xvda,access=w,target=/a,b=c.vhd", "vhd:/a,b=c.vhd"),
+        ("tap2:vhd:vdev=xvda,target=/a.vhd,,", "vhd:/a.vhd,"),
+        ("tap2:vhd:/'\"\\.vhd,xvda,w", "vhd:/'\"\\.vhd"),
+        ("tap2:vhd:/ü\udcff.vhd,xvda,w", "vhd:/ü\udcff.vhd"),
+        ("tap:vhd:/a.vhd,xvda,w,backendtype=tap", "vhd:/a.vhd"),
+        ("tap2:vhd:/a.vhd,xvda,w,discard,direct-io-safe,backend=dd,specification=xen", "vhd:/a.vhd"),
+        ("tap2:vhd:/a.vhd,xvda,w,no-discard,colo,colo-host=h,colo-port=4,colo-export=e", "vhd:/a.vhd"),
+        ("tap2:vhd:/a.vhd,xvda,w,active-disk=/x,hidden-disk=/y,no-colo", "vhd:/a.vhd"),
+    ],
+)
+def test_tap_disks_get_the_script_and_keep_the_rest(spec: str, target: str) -> None:
+    disk = diskspec.read(spec)
+    after = libxl.parse_disk(disk.rewritten)
+    assert after["pdev_path"] == target == f"{disk.driver}:{disk.path}"
+    assert after["script"] == "block-xenblk"
+    assert after["format"] == "raw"
+    assert "backend" not in after
+    assert kept(disk.rewritten) == kept(spec)
+    assert disk.vdev == after["vdev"]
+
+
+def test_the_form_is_the_one_in_the_manual() -> None:
+    assert diskspec.read("tap2:vhd:/a,xvda,w,discard,direct-io-safe,backend=d").rewritten == (
+        "format=raw,script=block-xenblk,vdev=xvda,access=w,backend=d,direct-io-safe,discard,target=vhd:/a"
+    )
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "/a.vhd,vhd,xvda,w",
+        "vhd:/a.vhd,xvda,w",
+        "phy:/dev/vg/tap:vhd:lv,xvda,w",
+        "file:/a,xvda,w",
+        "vdev=xvda,target=tap2:vhd:/a",
+        "script=block-tap,vdev=xvda,target=tap:vhd:/a.vhd",
+        "format=raw,script=block-xenblk,vdev=xvda,access=w,target=vhd:/a.vhd",
+        "backendtype=tap,format=vhd,vdev=xvda,target=/a.vhd",
+        ",,hdc:cdrom",
+        "script=tap:x,vdev=xvda,target=/a",
+    ],
+)
+def test_other_disks_are_left_alone(spec: str) -> None:
+    disk = diskspec.read(spec)
+    assert (disk.rewritten, disk.driver, disk.path) == (spec, None, None)
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ("tap:qcow:/a,xvda,w", "tapdisk can't serve qcow; for QEMU write it without tap:, with format=qcow,"),
+        ("tap2:qcow2:/a,xvda,w", "tapdisk can't serve qcow2"),
+        ("tap:/a,xvda,w,format=qed", "tapdisk can't serve qed"),
+        ("tap:ioemu:/a,xvda,w", "ioemu: and tap: name two backends"),
+        ("tap:phy:/dev/a,xvda,w", "phy: and tap: name two backends"),
+        ("tap:nbd:/a,xvda,w", "nbd: and tap: name two backends"),
+        ("tap:vhd:/a,xvda,w,script=block-x", "script=block-x and tap: name two backends"),
+        ("tap:vhd:/a,xvda,w,backendtype=qdisk", "backendtype=qdisk and tap: name two backends"),
+        ("tap:aio:/a,xvda,w,backendtype=phy", "backendtype=phy and tap: name two backends"),
+        ("tap:aio:/a,hdc:cdrom,r", "tapdisk has no CD-ROM drives"),
+        ("tap:,hdc,r,cdrom", "tapdisk has no CD-ROM drives"),
+        ("tap2:vhd:a.vhd,xvda,w", "the path a.vhd must start with /"),
+        ("tap2:ram:64,xvda,w", "the path ram:64 must start with /"),
+        ("tap2:remus:h:9000|vhd:/a.vhd,xvda,w", "the path remus:h:9000|vhd:/a.vhd must start with /"),
+        ("tap2:vdev=xvda,/a\nb.vhd,w", "the path has a line break"),
+    ],
+)
+def test_what_tapdisk_cannot_do_is_refused_with_the_reason(spec: str, reason: str) -> None:
+    with pytest.raises(UserError) as error:
+        diskspec.read(spec)
+    assert str(error.value).startswith(f"disk '{spec}': {reason}")
+
+
+@pytest.mark.parametrize(
+    "spec", ["tap2:ram:/x,xvda,w", "tap2:vdi:/a,xvda,w", "tap3:vhd:/a,xvda,w", "tap2:vhd:/a,xvda,w!", "tap2:vhd:/a", ""]
+)
+def test_what_libxlutil_refuses_stays_refused(spec: str) -> None:
+    with pytest.raises(libxl.GrammarError):
+        diskspec.read(spec)
+
+
+def test_a_missing_image_is_named() -> None:
+    with mock.patch.object(diskspec, "_file_mode", side_effect=FileNotFoundError(2, "No such file or directory")):
+        with pytest.raises(UserError, match="No such file or directory; correct the path or make the image"):
+            diskspec.read("tap2:vhd:/a.vhd,xvda,w")
+        # what a driver domain has can't be seen from here
+        assert diskspec.read("tap2:vhd:/a.vhd,xvda,w,backend=storage").driver == "vhd"
+
+
+def test_an_image_is_a_file_or_a_block_device() -> None:
+    refused = pytest.raises(UserError, match="/srv: neither a regular file nor a block device")
+    with mock.patch.object(diskspec, "_file_mode", return_value=0o040755), refused:
+        diskspec.read("tap2:vhd:/srv,xvda,w")
+
+
+def test_a_field_of_a_newer_libxl_is_not_lost() -> None:
+    fields = libxl.parse_disk("tap2:vhd:/a,xvda,w") | {"multipath": 3}
+    refused = pytest.raises(UserError, match="disk field multipath=3 that xenblk doesn't know")
+    with mock.patch.object(libxl, "parse_disk", return_value=fields), refused:
+        diskspec.read("tap2:vhd:/a,xvda,w")
+
+
+def test_a_rewritten_disk_that_libxl_reads_differently_is_refused() -> None:
+    writable = "format=raw,script=block-xenblk,vdev=xvda,target=vhd:/a"
+    refused = pytest.raises(UserError, match="readwrite can't be carried over")
+    with mock.patch.object(diskspec, "_compose", return_value=writable), refused:
+        diskspec.read("tap2:vhd:/a,xvda,r")
+
+
+TEXT = st.characters(blacklist_categories=("Cs", "Cc"))
+PATHS = st.text(TEXT, max_size=30).map(lambda text: "/" + text)
+OPTIONS = st.lists(
+    st.sampled_from(
+        "discard;no-discard;direct-io-safe;backend=dom;specification=xen;access=r;access=w;devtype=disk;colo;no-colo;"
+        "colo-port=7;backendtype=tap;active-disk=/x y; discard".split(";")
+    ),
+    unique=True,
+    max_size=5,
+)
+
+
+@given(
+    stack=st.lists(st.sampled_from(["tap:", "tap2:", "tapdisk:", "aio:"]), min_size=1, max_size=4),
+    vhd=st.booleans(),
+    vdev=st.sampled_from(["xvda", "hdb", "sdc", "xvdz9", "d5p3"]),
+    options=OPTIONS,
+    path=PATHS,
+)
+def test_any_tap_disk_keeps_its_fields(stack: list[str], vhd: bool, vdev: str, options: list[str], path: str) -> None:
+    spec = "".join(stack) + ("vhd:" if vhd else "") + ",".join([f"vdev={vdev}", *options]) + f",target={path}"
+    disk = diskspec.read(spec)
+    if not {"tap:", "tap2:", "tapdisk:"}.intersection(stack):
+        assert disk.rewritten == spec
+        return
+    after = libxl.parse_disk(disk.rewritten)
+    driver = "vhd" if vhd else "aio"
+    assert after["pdev_path"] == f"{driver}:{libxl.parse_disk(spec)['pdev_path']}"
+    assert kept(disk.rewritten) == kept(spec)
+
+
+FRAGMENTS = "tap2: vhd: aio: raw: phy: file: , , = target= vdev=xvda xvda format=vhd format=raw /a / w r".split(" ")
+FRAGMENTS += "access=r;discard;script=x;backend=d;x;5; ;\n;\t".split(";")
+
+
+@given(st.lists(st.sampled_from(FRAGMENTS), max_size=12).map("".join))
+def test_a_prefix_is_found_exactly_where_libxlutil_drops_it(spec: str) -> None:
+    """libxlutil keeps every text but the prefixes in some field, so what it dropped can be counted."""
+    spec = re.sub("=\n+", "=", spec)  # ends the process: "flex scanner jammed"
+    for text in (spec, f"tap2:{spec},vdev=xvda", f"vdev=xvda,{spec}"):
+        try:
+            fields = libxl.parse_disk(text)
+        except libxl.GrammarError:
+            continue
+        in_fields = sum(value.count("tap2:") for value in fields.values() if isinstance(value, str))
+        assert diskspec.prefixes(text).count("tap2") == text.count("tap2:") - in_fields
