@@ -123,24 +123,31 @@ static unsigned int base_dirs(char *dir[2], const char *child)
 	if (dir[0])
 		n++;
 	dir[n] = vhd_dir_of_name(child);
-	if (dir[n] && n && !strcmp(dir[0], dir[1]))
+	if (dir[n] && n && !strcmp(dir[0], dir[1])) {
 		free(dir[n]);
-	else if (dir[n])
-		n++;
-	return n;
+		dir[n] = NULL;
+	}
+	return dir[n] ? n + 1 : n;
 }
 
+/* The name's path with its directory canonical; NULL with errno. */
 static char *join(const char *dir, const char *name)
 {
-	char *path;
+	char *path, *canonical = NULL, *real;
 
-	while (!strncmp(name, "./", 2))
-		name += 2;
 	if (*name == '/')
-		return strdup(name);
-	if (asprintf(&path, "%s/%s", dir, name) < 0)
+		path = strdup(name);
+	else if (asprintf(&path, "%s/%s", dir, name) < 0)
+		path = NULL;
+	if (!path)
 		return NULL;
-	return path;
+	real = vhd_dir_of_name(path);
+	if (real && asprintf(&canonical, "%s/%s", strcmp(real, "/") ? real : "",
+			     vhd_base_name(path)) < 0)
+		canonical = NULL;
+	free(real);
+	free(path);
+	return canonical;
 }
 
 static int not_found(const struct vhd_image *child,
@@ -193,11 +200,15 @@ int vhd_parent_open(struct vhd_parent *parent, const struct vhd_image *child,
 		for (unsigned int d = 0; d < nr_dirs && rc; d++) {
 			char *path = join(dir[d], names[i].path);
 
-			if (!path) {
+			if (!path && errno == ENOMEM) {
 				rc = error_set(err, -ENOMEM,
 					       "%s: out of memory",
 					       child->path);
 				goto out;
+			}
+			if (!path) {
+				rc = -ENOENT;
+				continue;
 			}
 			rc = try_path(parent, child, path, cfg, extra_dir,
 				      flags, seen, nr_seen, &now);

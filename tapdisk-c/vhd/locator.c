@@ -232,8 +232,9 @@ int vhd_locator_encode(uint8_t *out, size_t out_size, size_t *out_bytes,
 	/* A backslash in a name would be read as a separator. */
 	if (strchr(relative, '\\'))
 		return -EILSEQ;
-	windows = strdup(relative);
-	if (!windows)
+	/* Windows takes a path for relative if it starts with ".\\". */
+	if (asprintf(&windows, "%s%s", strncmp(relative, "./", 2) ? "./" : "",
+		     relative) < 0)
 		return -ENOMEM;
 	for (char *p = windows; *p; p++)
 		if (*p == '/')

@@ -137,6 +137,16 @@ char *vhd_relative_path(const char *dir, const char *path);
 /* Marks an opened image as a parent, where its file system has attributes. */
 int vhd_mark_parent(int fd, const char *path, struct error *err);
 
+/* read.c */
+/* bitmap: bitmap_sectors * VHD_SECTOR bytes; block is allocated. */
+int vhd_read_bitmap(const struct vhd_image *image, uint32_t block,
+		    uint8_t *bitmap);
+/*
+ * What a guest would read; sector + count lies inside the leaf.
+ */
+int vhd_chain_read(const struct vhd_chain *chain, uint64_t sector,
+		   uint32_t count, uint8_t *buf, struct error *err);
+
 /* chain.c */
 /*
  * The parent of an opened differencing image: *parent for a VHD, or *raw_fd,

@@ -141,13 +141,17 @@ int vhd_check_no_children(int fd, const char *path, struct error *err);
 /* create.c */
 struct vhd_create_args {
 	const char *path;
-	uint64_t size;			/* bytes; rounded up to a block by the callee */
+	uint64_t size;			/* bytes; 0: the parent's. Without a parent rounded up to a block */
 	bool fixed;
 	const char *parent;		/* NULL: no parent */
 	bool parent_raw;
-	uint64_t reserve_size;		/* BAT capacity for later growth, 0: size */
+	uint64_t reserve_size;		/* BAT capacity for later growth, bytes; 0: size */
 };
-/* Never replaces an existing regular file: -EEXIST. Durable on return. */
+/*
+ * Never replaces an existing file: -EEXIST; a block device is written in
+ * place. Durable on return. A parent is marked as one (children.c), is locked
+ * meanwhile, and must lie where vhd_chain_open() of the new image would look.
+ */
 int vhd_create(const struct vhd_create_args *args, const struct config *cfg,
 	       struct error *err);
 

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+#include <stdio.h>
+#include <unistd.h>
+
+#include "tools/vhd-util.h"
+#include "vhd/vhd-internal.h"
+
+static int run(const struct vhd_util_command *self, int argc, char **argv)
+{
+	const char *path = NULL;
+	struct vhd_image *image;
+	struct error err = { 0 };
+	int opt, rc;
+
+	while ((opt = getopt(argc, argv, "n:h")) != -1) {
+		switch (opt) {
+		case 'n':
+			path = optarg;
+			break;
+		default:
+			return vhd_util_usage(self, opt);
+		}
+	}
+	if (!path || optind != argc)
+		return vhd_util_usage(self, 0);
+	rc = vhd_open(&image, path, VHD_OPEN_WRITE | VHD_OPEN_REPAIR, &err);
+	if (rc)
+		return vhd_util_failed(&err);
+	/* Both footers from the good one; unused space at the end is cut off. */
+	rc = vhd_write_trailer(image, &err);
+	vhd_close(image);
+	return rc ? vhd_util_failed(&err) : EXIT_OK;
+}
+
+const struct vhd_util_command vhd_util_repair = {
+	.name = "repair",
+	.usage = "-n NAME [-h]\n"
+		 "  writes both footers anew from the one that is good",
+	.run = run,
+};

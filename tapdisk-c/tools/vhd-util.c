@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+/* vhd-util: make, look at and check VHD images. */
+#include "tools/vhd-util.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define LOOK_TRIES 5
+
+static const struct vhd_util_command *const commands[] = {
+	&vhd_util_create, &vhd_util_snapshot, &vhd_util_query,
+	&vhd_util_read, &vhd_util_check, &vhd_util_repair,
+};
+
+#define NR_COMMANDS (sizeof(commands) / sizeof(commands[0]))
+
+int vhd_util_usage(const struct vhd_util_command *self, int opt)
+{
+	FILE *out = opt == 'h' ? stdout : stderr;
+
+	fprintf(out, "usage: vhd-util %s %s\n", self->name, self->usage);
+	return opt == 'h' ? EXIT_OK : EXIT_USAGE;
+}
+
+int vhd_util_failed(const struct error *err)
+{
+	fflush(stdout);
+	fprintf(stderr, "vhd-util: %s\n", err->text);
+	return EXIT_FAILED;
+}
+
+bool vhd_util_number(const char *text, int opt, uint64_t max, uint64_t *n)
+{
+	char *end;
+
+	errno = 0;
+	*n = strtoull(text, &end, 10);
+	if (*text >= '0' && *text <= '9' && !*end && !errno && *n <= max)
+		return true;
+	fprintf(stderr,
+		"vhd-util: option -%c: '%s' is not a number from 0 to %llu\n",
+		opt, text, (unsigned long long)max);
+	return false;
+}
+
+bool vhd_util_megabytes(const char *text, int opt, uint64_t *bytes)
+{
+	if (!vhd_util_number(text, opt, UINT64_MAX >> 20, bytes))
+		return false;
+	*bytes <<= 20;
+	return true;
+}
+
+int vhd_util_look(struct vhd_image **image, const char *path,
+		  struct error *err)
+{
+	int rc = -EUCLEAN;
+
+	for (int i = 0; i < LOOK_TRIES && rc == -EUCLEAN; i++) {
+		if (i)
+			usleep(10000);
+		rc = vhd_open(image, path, VHD_OPEN_NOLOCK, err);
+	}
+	return rc;
+}
+
+int vhd_util_look_chain(struct vhd_chain **chain, const char *path,
+			const struct config *cfg, struct error *err)
+{
+	int rc = -EUCLEAN;
+
+	for (int i = 0; i < LOOK_TRIES && rc == -EUCLEAN; i++) {
+		if (i)
+			usleep(10000);
+		rc = vhd_chain_open(chain, path, cfg, VHD_OPEN_NOLOCK, err);
+	}
+	return rc;
+}
+
+static int help(FILE *out)
+{
+	fprintf(out, "usage: vhd-util COMMAND [OPTIONS]\nCOMMAND := {");
+	for (size_t i = 0; i < NR_COMMANDS; i++)
+		fprintf(out, "%s %s", i ? " |" : "", commands[i]->name);
+	fprintf(out, " }\n");
+	return out == stdout ? EXIT_OK : EXIT_USAGE;
+}
+
+int main(int argc, char **argv)
+{
+	const struct vhd_util_command *command = NULL;
+	int n = 0, status;
+
+	if (argc < 2)
+		return help(stderr);
+	if (!strcmp(argv[1], "-h") || !strcmp(argv[1], "--help") ||
+	    !strcmp(argv[1], "help"))
+		return help(stdout);
+	if (!strcmp(argv[1], "--version")) {
+		printf("vhd-util %s\n", XENBLK_VERSION);
+		return EXIT_OK;
+	}
+	for (size_t i = 0; i < NR_COMMANDS && !command; i++)
+		if (!strcmp(argv[1], commands[i]->name))
+			command = commands[i];
+	if (!command) {
+		fprintf(stderr, "vhd-util: unknown command '%s'\n", argv[1]);
+		return help(stderr);
+	}
+	/* XenServer's storage manager passes --debug everywhere. */
+	for (int i = 1; i < argc; i++)
+		if (strcmp(argv[i], "--debug"))
+			argv[++n] = argv[i];
+	argv[n + 1] = NULL;
+	status = command->run(command, n, argv + 1);
+	if (fflush(stdout) || ferror(stdout)) {
+		fprintf(stderr, "vhd-util: standard output: %s\n",
+			strerror(errno));
+		return status ? status : EXIT_FAILED;
+	}
+	return status;
+}

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+/* Synchronous reads of bitmaps and of a chain's data. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "vhd/vhd-internal.h"
+
+int vhd_read_bitmap(const struct vhd_image *image, uint32_t block,
+		    uint8_t *bitmap)
+{
+	return vhd_read_at(image->fd, bitmap,
+			   (size_t)image->bitmap_sectors * VHD_SECTOR,
+			   (uint64_t)image->bat[block] * VHD_SECTOR);
+}
+
+static uint32_t min_u32(uint64_t a, uint32_t b)
+{
+	return a < b ? (uint32_t)a : b;
+}
+
+/*
+ * The longest run from sector, of at most *count sectors, that one place
+ * holds: *fd and *offset, or *fd = -1 for zeros.
+ */
+static int locate(const struct vhd_chain *chain, uint64_t sector,
+		  uint32_t *count, int *fd, uint64_t *offset,
+		  struct error *err)
+{
+	*fd = -1;
+	for (unsigned int i = 0; i < chain->nr_vhd; i++) {
+		const struct vhd_image *image = chain->image[i];
+		uint64_t size = image->footer.current_size / VHD_SECTOR;
+		uint32_t block, first;
+		uint8_t *bitmap;
+		bool set;
+		int rc;
+
+		/* A child may be larger than its parent: zeros from there on. */
+		if (sector >= size)
+			return 0;
+		*count = min_u32(size - sector, *count);
+		if (image->footer.type == VHD_FIXED) {
+			*fd = image->fd;
+			*offset = sector * VHD_SECTOR;
+			return 0;
+		}
+		block = (uint32_t)(sector / image->spb);
+		first = (uint32_t)(sector % image->spb);
+		*count = min_u32(image->spb - first, *count);
+		if (image->bat[block] == VHD_BAT_UNUSED)
+			continue;
+		bitmap = malloc((size_t)image->bitmap_sectors * VHD_SECTOR);
+		if (!bitmap)
+			return error_set(err, -ENOMEM, "%s: out of memory",
+					 image->path);
+		rc = vhd_read_bitmap(image, block, bitmap);
+		if (!rc)
+			*count = vhd_bitmap_run(bitmap, first, first + *count,
+						&set);
+		free(bitmap);
+		if (rc)
+			return error_set(err, rc, "%s: bitmap of block %u: %s",
+					 image->path, block, strerror(-rc));
+		if (set) {
+			*fd = image->fd;
+			*offset = ((uint64_t)image->bat[block] +
+				   image->bitmap_sectors + first) * VHD_SECTOR;
+			return 0;
+		}
+	}
+	if (chain->raw_fd >= 0 && sector < chain->raw_sectors) {
+		*count = min_u32(chain->raw_sectors - sector, *count);
+		*fd = chain->raw_fd;
+		*offset = sector * VHD_SECTOR;
+	}
+	return 0;
+}
+
+int vhd_chain_read(const struct vhd_chain *chain, uint64_t sector,
+		   uint32_t count, uint8_t *buf, struct error *err)
+{
+	while (count) {
+		uint64_t offset = 0;
+		uint32_t n = count;
+		size_t bytes;
+		int fd, rc;
+
+		rc = locate(chain, sector, &n, &fd, &offset, err);
+		if (rc)
+			return rc;
+		bytes = (size_t)n * VHD_SECTOR;
+		if (fd < 0)
+			memset(buf, 0, bytes);
+		else
+			rc = vhd_read_at(fd, buf, bytes, offset);
+		if (rc)
+			return error_set(err, rc, "%s: reading sector %llu: %s",
+					 chain->image[0]->path,
+					 (unsigned long long)sector,
+					 strerror(-rc));
+		buf += bytes;
+		sector += n;
+		count -= n;
+	}
+	return 0;
+}
