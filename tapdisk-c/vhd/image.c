@@ -227,7 +227,7 @@ static int load_dynamic(struct vhd_image *image, uint64_t limit,
 			struct error *err)
 {
 	struct vhd_extent extent[VHD_MAX_EXTENTS];
-	unsigned int n;
+	unsigned int n = 0;
 	int rc;
 
 	rc = load_header(image, limit, err);
