@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.beds import BedPool, Beds
+from tests.lib.beds import BedPool, Beds
 
 TIERS = ("unit", "io", "vm", "xen")
 

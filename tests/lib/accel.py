@@ -9,10 +9,10 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from lib import cache
-from lib.cpio import Cpio
-from lib.image import BaseImage
-from lib.initrd import add_busybox
+from tests.lib import cache
+from tests.lib.cpio import Cpio
+from tests.lib.image import BaseImage
+from tests.lib.initrd import add_busybox
 
 # Natively it takes 1-2 s
 PROBE_SECONDS = 15.0
@@ -42,7 +42,10 @@ def runs_linux(accel: str, image: BaseImage, timeout: float) -> bool:
 
 
 def accelerator(image: BaseImage) -> str:
-    """ "kvm" where it runs Linux, else "tcg". Tried once for each boot of this machine; XENBLK_BED_ACCEL overrides it."""
+    """The accelerator of beds: "kvm" where it runs Linux, else "tcg".
+
+    Tried once for each boot of this machine; $XENBLK_BED_ACCEL overrides it.
+    """
     forced = os.environ.get("XENBLK_BED_ACCEL")
     if forced:
         return forced

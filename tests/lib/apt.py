@@ -6,11 +6,13 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.cache import step
+from tests.lib.cache import step
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 # Settings of this machine that reach its archive: proxies, time-outs, snapshots of the past
 PASSED_ON = re.compile(r'^Acquire::(https?::|Retries|Check-Valid-Until|Check-Date).* ".+";$')
+
+EXCLUDES = ("doc", "man", "locale", "info", "lintian")
 
 
 class AptError(Exception):
@@ -74,6 +76,17 @@ def sources(suite: str) -> list[Source]:
 def options() -> list[str]:
     """Settings of this machine's apt that a private apt must share, as `Name "value";` lines."""
     return [line for line in _run("apt-config", "dump").splitlines() if PASSED_ON.match(line)]
+
+
+def mmdebstrap(root: Path, suite: str, packages: list[str]) -> None:
+    """Make a root directory of `suite` with `packages` and what they need."""
+    command = ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", f"--include={','.join(packages)}"]
+    command += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in EXCLUDES]
+    command += [f"--aptopt={option}" for option in options()]
+    command += [suite, str(root), *(source.line() for source in sources(suite))]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise AptError(f"mmdebstrap of {suite} failed with {result.returncode}:\n{result.stderr[-3000:]}")
 
 
 class Archive:

@@ -3,8 +3,8 @@
 
 from typing import Any
 
-from lib.qemu import BedSpec
-from lib.vm import Bed, BedError
+from tests.lib.qemu import BedSpec
+from tests.lib.vm import Bed, BedError
 
 # Running beds share the cores even when idle, and each has its memory.
 KEPT = 2

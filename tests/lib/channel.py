@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from lib.bed import frames
+from tests.lib.bed import frames
 
 PUT_CHUNK = 512 * 1024
 

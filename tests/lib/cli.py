@@ -5,16 +5,17 @@ import argparse
 import os
 import shlex
 import sys
-import tty
 import termios
+import threading
+import tty
 from pathlib import Path
 
-from lib import cache
-from lib.apt import AptError
-from lib.image import ImageError
-from lib.qemu import BedSpec, Disk
-from lib.stage import STAGE_VARIABLE, StageError
-from lib.vm import Bed, BedError
+from tests.lib import cache
+from tests.lib.apt import AptError
+from tests.lib.image import ImageError
+from tests.lib.qemu import BedSpec, Disk
+from tests.lib.stage import STAGE_VARIABLE, StageError
+from tests.lib.vm import Bed, BedError
 
 EXIT_BED = 125  # the bed failed, not the command, as `docker run` has it
 
@@ -24,15 +25,15 @@ def parser() -> argparse.ArgumentParser:
     text = "Boot a virtual machine with our build, run COMMAND there, relay its output, exit with its status."
     result = argparse.ArgumentParser("tests/bed", description=text, epilog="Exit status 125: the bed itself failed.")
     result.add_argument("--release", type=int, choices=(12, 13), default=12, help="Debian release (default 12)")
-    result.add_argument("--xen", action=argparse.BooleanOptionalAction, default=True, help="boot Xen and dom0 (default)")
+    result.add_argument("--xen", action=argparse.BooleanOptionalAction, default=True, help="boot Xen (default)")
     result.add_argument("--init", choices=("sh", "systemd"), default="sh", help="a short script (default) or systemd")
-    result.add_argument("--package", action="append", default=[], metavar="P", help="install a Debian package (repeats)")
+    result.add_argument("--package", action="append", default=[], metavar="P", help="a Debian package (repeats)")
     result.add_argument("--cpu", default="", metavar="MODEL", help="CPU model of QEMU")
     result.add_argument("--memory", type=int, default=0, metavar="MB", help="memory of the machine")
     result.add_argument("--disk", action="append", default=[], metavar="FILE", help="an extra raw disk (repeats)")
     result.add_argument("--stage", metavar="DIR", help="a tree instead of `make install`'s; none: only the module")
     result.add_argument("--put", action="append", default=[], metavar="FILE", help="copy FILE to /root (repeats)")
-    result.add_argument("--get", action="append", default=[], metavar="FILE", help="copy the bed's FILE here at the end")
+    result.add_argument("--get", action="append", default=[], metavar="FILE", help="copy the bed's FILE here")
     result.add_argument("--timeout", type=float, default=3600.0, metavar="S", help="seconds for COMMAND (default 3600)")
     result.add_argument("--keep", action="store_true", help="afterwards, leave a shell on the bed")
     result.add_argument("--shell", action="store_true", help="a shell instead of COMMAND")
@@ -61,8 +62,6 @@ def shell(bed: Bed) -> int:
             while data := os.read(fd, 4096):
                 process.stdin(data)
             process.stdin(b"")
-
-        import threading
 
         threading.Thread(target=feed, daemon=True).start()
         return process.wait(timeout=24 * 3600.0, check=False).status

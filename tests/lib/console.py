@@ -5,7 +5,7 @@ import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 FATAL = re.compile(
     rb"Kernel panic - not syncing|Panic on CPU \d+:|Domain 0 crashed|Hardware Dom0 (crashed|halted)"
@@ -18,7 +18,7 @@ TAIL_LINES = 60
 class Console:
     """Reads a console until it ends, in a thread. `on_fatal(line)` is called, once, from that thread."""
 
-    def __init__(self, stream: BinaryIO, log: Path, on_fatal: Callable[[str], None]) -> None:
+    def __init__(self, stream: IO[bytes], log: Path, on_fatal: Callable[[str], None]) -> None:
         self._stream = stream
         self._log = log
         self._on_fatal = on_fatal

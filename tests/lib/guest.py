@@ -12,9 +12,9 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-from lib.cpio import Cpio
-from lib.initrd import SCRIPTS, add_busybox, add_modules
-from lib.vm import Bed, BedError, Process
+from tests.lib.cpio import Cpio
+from tests.lib.initrd import SCRIPTS, add_busybox, add_modules
+from tests.lib.vm import Bed, BedError, Process
 
 MODULES = ["xen-blkfront", "crc32c_generic", "ext4", "xfs"]
 HOME = "/srv/guest"
@@ -57,7 +57,7 @@ class Guest:
         name: str,
         script: str,
         disks: list[str] | None = None,
-        type: Literal["pv", "pvh"] = "pv",  # noqa: A002: as in xl.cfg
+        type: Literal["pv", "pvh"] = "pv",
         memory: int = 192,
         extra: str = "",
     ) -> None:

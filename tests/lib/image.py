@@ -12,13 +12,12 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib import apt, cache, kmod
-from lib.release import RELEASES, Release
+from tests.lib import apt, cache, kmod
+from tests.lib.release import RELEASES, Release
 
 # Sparse: room for images under /srv
 ROOT_SIZE = "8G"
 ROOT_INODES = 200_000
-EXCLUDES = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*", "/usr/share/lintian/*")
 NEEDED = {
     "mmdebstrap": "mmdebstrap",
     "mke2fs": "e2fsprogs",
@@ -38,6 +37,7 @@ class BaseImage:
     """The files of a base image, all in `directory`."""
 
     directory: Path
+    release: int
     kernel_version: str
 
     @property
@@ -94,7 +94,7 @@ def base_image(number: int, packages: tuple[str, ...] = ()) -> BaseImage:
 
     directory = cache.product(f"image-{number}", key, make)
     meta = json.loads((directory / "meta.json").read_text(encoding="ascii"))
-    return BaseImage(directory, meta["kernel_version"])
+    return BaseImage(directory, number, meta["kernel_version"])
 
 
 def _make(directory: Path, release: Release, packages: list[str]) -> None:
@@ -109,7 +109,7 @@ def _make(directory: Path, release: Release, packages: list[str]) -> None:
     with cache.step("kernel, its headers and Xen"):
         version = _kernel(directory, work, archive, release)
     with cache.step(f"root file system of {len(packages)} packages and what they need"):
-        _mmdebstrap(work / "root", release, packages)
+        apt.mmdebstrap(work / "root", release.suite, packages)
     _fill(work / "root", directory, version)
     with cache.step("ext4 image"):
         _ext4(work / "root", directory / "root.ext4")
@@ -140,17 +140,6 @@ def _kernel(directory: Path, work: Path, archive: apt.Archive, release: Release)
     here = "$(dir $(abspath $(lastword $(MAKEFILE_LIST))))"
     makefile.write_text(f"include {here}../{common}/Makefile\n", encoding="ascii")
     return version
-
-
-def _mmdebstrap(root: Path, release: Release, packages: list[str]) -> None:
-    command = ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", f"--include={','.join(packages)}"]
-    command += [f"--dpkgopt=path-exclude={path}" for path in EXCLUDES]
-    command += [f"--aptopt={option}" for option in apt.options()]
-    command += [release.suite, str(root)]
-    command += [source.line() for source in apt.sources(release.suite)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise ImageError(f"mmdebstrap failed with {result.returncode}:\n{result.stderr[-3000:]}")
 
 
 def _fill(root: Path, directory: Path, version: str) -> None:

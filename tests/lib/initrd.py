@@ -4,9 +4,9 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lib import kmod
-from lib.cpio import Cpio
-from lib.image import BaseImage
+from tests.lib import kmod
+from tests.lib.cpio import Cpio
+from tests.lib.image import BaseImage
 
 BOOT_MODULES = ["virtio_pci", "virtio_blk", "crc32c_generic", "ext4"]
 SCRIPTS = Path(__file__).parent / "bed"

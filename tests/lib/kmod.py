@@ -8,13 +8,13 @@ import subprocess
 from pathlib import Path
 
 # What a bed may need, in dom0 and in guests. Names without a module (built in, or not in that kernel) are left out.
-BED_MODULES = (
-    "virtio_pci virtio_blk virtio_console virtio_scsi 9p 9pnet_virtio ext4 xfs crc32c_generic crc32c_intel "
-    "xen-blkback xen-blkfront xen-gntdev xen-gntalloc xen-evtchn xen-privcmd xenfs xen-acpi-processor "
-    "loop nbd brd null_blk ublk_drv target_core_mod target_core_user tcm_loop "
-    "dm-mod dm-snapshot dm-thin-pool dm-log-writes dm-flakey dm-delay dm-crypt dm-mirror scsi_debug sd_mod "
-    "xen-netfront tun bridge autofs4 efivarfs configfs fuse overlay"
-).split()
+BED_MODULES = """
+    virtio_pci virtio_blk virtio_console virtio_scsi 9p 9pnet_virtio ext4 xfs crc32c_generic crc32c_intel
+    xen-blkback xen-blkfront xen-gntdev xen-gntalloc xen-evtchn xen-privcmd xenfs xen-acpi-processor
+    loop nbd brd null_blk ublk_drv target_core_mod target_core_user tcm_loop
+    dm-mod dm-snapshot dm-thin-pool dm-log-writes dm-flakey dm-delay dm-crypt dm-mirror scsi_debug sd_mod
+    xen-netfront tun bridge autofs4 efivarfs configfs fuse overlay
+""".split()
 
 
 class KernelModules:

@@ -4,7 +4,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lib.image import BaseImage
+from tests.lib.image import BaseImage
 
 # The steadiest for Xen under TCG: SMAP crashes dom0, rdtscp crashes PVH guests. PVH guests need "max,-smap,-rdtscp".
 XEN_CPU = "Nehalem,+svm,+npt,-smap,-rdtscp"

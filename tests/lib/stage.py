@@ -4,13 +4,12 @@
 import functools
 import os
 import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 
-from lib import cache, kmod
-from lib.image import BaseImage
-from lib.initrd import Overlay
+from tests.lib import builder, cache, kmod
+from tests.lib.image import BaseImage
+from tests.lib.initrd import Overlay
 
 REPOSITORY = Path(__file__).parents[2]
 BUILD = REPOSITORY / "build" / "bed"
@@ -23,35 +22,36 @@ class StageError(Exception):
     """Our build can't be made or installed."""
 
 
-def _make(what: str, arguments: list[str]) -> None:
-    command = ["make", "-s", "-j2", *arguments]
-    # a make that runs us must not lend our makes its job server or its variables
-    env = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
-    result = subprocess.run(
-        command, cwd=REPOSITORY, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
+def _make(what: str, image: BaseImage, arguments: list[str]) -> None:
+    """Run make in the repository: here, or in a root of the image's release if that is another."""
+    command = ["make", "-s", *arguments]
+    if builder.foreign(image.release):
+        visible = [REPOSITORY, image.directory]
+        command = builder.inside(builder.builder(image.release), visible, REPOSITORY, command)
+    result = builder.run(command, REPOSITORY)
     if result.returncode:
-        raise StageError(f"{what}: {' '.join(command)} failed:\n{(result.stdout + result.stderr)[-6000:]}")
+        raise StageError(f"{what}: make {' '.join(arguments)} failed:\n{result.stdout[-6000:]}")
 
 
 @functools.cache
-def stage_tree() -> Path:
+def stage_tree(image: BaseImage) -> Path:
     """The tree that `make install` made; $XENBLK_BED_STAGE names another one, or is "none"."""
-    given = os.environ.get(STAGE_VARIABLE)
-    tree = BUILD / "stage"
-    if given and given != "none":
+    given = os.environ.get(STAGE_VARIABLE, "")
+    if given not in ("", "none"):
         path = Path(given)
         if not path.is_dir():
             raise StageError(f"{STAGE_VARIABLE}={given}: no such directory")
         return path
+    tree = BUILD / (f"stage-{image.release}" if not given else "stage-none")
     with cache.locked("stage"):
-        if given == "none":
-            tree = BUILD / "stage-none"
         shutil.rmtree(tree, ignore_errors=True)
         tree.mkdir(parents=True)
-        if given != "none" and (REPOSITORY / "Makefile").exists():
+        if not given:
+            arguments = ["install", f"DESTDIR={tree}", "prefix=/usr", "JOBS=2"]
+            if builder.foreign(image.release):
+                arguments.append(f"BUILD={BUILD / str(image.release)}")
             with cache.step("make install"):
-                _make("our build", ["install", f"DESTDIR={tree}", "prefix=/usr"])
+                _make("our build", image, arguments)
     return tree
 
 
@@ -64,7 +64,7 @@ def built_module(image: BaseImage) -> Path | None:
     with cache.locked("stage"):
         out.mkdir(parents=True, exist_ok=True)
         with cache.step(f"module for Linux {image.kernel_version}"):
-            _make("the module", ["-C", "kernel-patches", f"KDIR={image.headers}", f"OUT={out}"])
+            _make("the module", image, ["-C", "kernel-patches", f"KDIR={image.headers}", f"OUT={out}"])
     module = out / f"{MODULE}.ko"
     if not module.exists():
         raise StageError(f"kernel-patches/Makefile made no {module}")
@@ -90,4 +90,4 @@ def module_files(image: BaseImage, module: Path) -> dict[str, bytes]:
 def overlay(image: BaseImage) -> Overlay:
     """What a bed of this image has of ours."""
     module = built_module(image)
-    return Overlay((stage_tree(),), module_files(image, module) if module else {})
+    return Overlay((stage_tree(image),), module_files(image, module) if module else {})

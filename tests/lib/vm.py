@@ -18,12 +18,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from lib import accel, cache, dmesg, qemu, stage
-from lib.channel import Channel, ChannelLost, Job, JobFailed
-from lib.console import Console
-from lib.image import BaseImage, base_image
-from lib.initrd import Overlay, write_initrd
-from lib.qemu import BedSpec
+from tests.lib import accel, cache, dmesg, qemu, stage
+from tests.lib.channel import Channel, ChannelLost, Job, JobFailed
+from tests.lib.console import Console
+from tests.lib.image import BaseImage, base_image
+from tests.lib.initrd import Overlay, write_initrd
+from tests.lib.qemu import BedSpec
 
 # Idle: 8 s without Xen, 13 s with it; a busy machine takes five times as long.
 BOOT_SECONDS = {"sh": 240.0, "systemd": 420.0}
@@ -95,14 +95,15 @@ class Process:
         except ChannelLost as error:
             raise bed.lost(f"{self.command}: {error}") from error
         assert self._job.done is not None
-        texts = [bytes(data).decode(errors="replace") for data in (self._job.stdout, self._job.stderr, self._job.output)]
+        streams = (self._job.stdout, self._job.stderr, self._job.output)
+        texts = [bytes(data).decode(errors="replace") for data in streams]
         result = Result(self.command, int(self._job.done["status"]), *texts)
         if check and result.status:
             raise CommandFailed(f"status {result.status} from: {self.command}\n{result.output[-8000:]}")
         return result
 
 
-# QEMU dies with the thread that started it (setpriv --pdeathsig), so one thread that lives as long as we do starts all.
+# QEMU dies with the thread that started it (setpriv --pdeathsig): one thread, which lives as long as we do, starts all.
 _launcher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bed-launcher")
 _running: "weakref.WeakSet[Bed]" = weakref.WeakSet()
 
@@ -145,7 +146,10 @@ class Bed:
         return self._qemu is not None and self._qemu.poll() is None and self.failure is None
 
     def start(self) -> None:
-        """Boot. An early crash of dom0's kernel, seen with 6.12 under multi-threaded TCG, is counted and tried once more."""
+        """Boot. An early crash of dom0's kernel is counted and tried once more.
+
+        It was seen with Linux 6.12: a race in it that multi-threaded TCG brings out.
+        """
         try:
             self._boot()
         except BedLost:

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from lib.beds import Beds
-from lib.vm import BedLost, CommandFailed, CommandTimeout
+from tests.lib.beds import Beds
+from tests.lib.vm import BedLost, CommandFailed, CommandTimeout
 
 
 def test_a_command_gives_back_its_status_and_both_streams(beds: Beds) -> None:

@@ -3,8 +3,8 @@
 
 import pytest
 
-from lib.beds import Beds
-from lib.guest import Guest, GuestLost
+from tests.lib.beds import Beds
+from tests.lib.guest import Guest, GuestLost
 
 
 def test_dom0_runs_on_xen_with_its_daemons(beds: Beds) -> None:

@@ -7,6 +7,7 @@ by the agent itself, since each fork costs some 50 ms under emulation; few impor
 """
 
 import contextlib
+import functools
 import json
 import os
 import selectors
@@ -119,28 +120,27 @@ class Agent:
         for pipe, kind in ((process.stdout, frames.OUT), (process.stderr, frames.ERR)):
             os.set_blocking(pipe.fileno(), False)
             command.pipes[pipe.fileno()] = kind
-            self.watch(pipe.fileno(), lambda fd=pipe.fileno(): self.relay(job, fd))
+            self.watch(pipe.fileno(), functools.partial(self.relay, job, pipe.fileno()))
         self.watch(command.pidfd, lambda: self.ended(job))
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
         """Call `callback` when `fd` is readable."""
         self.selector.register(fd, selectors.EVENT_READ, callback)
 
-    def relay(self, job: int, fd: int) -> bool:
-        """Pass on one piece of output. False if there was none."""
+    def relay(self, job: int, fd: int) -> None:
+        """Pass on one piece of output."""
         command = self.commands[job]
         try:
             data = os.read(fd, 65536)
         except BlockingIOError:
-            return False
+            return
         if data:
             self.send(job, command.pipes[fd], data)
-            return True
+            return
         self.selector.unregister(fd)
         del command.pipes[fd]
         if command.deadline is not None and not command.pipes:
             self.finish(job)
-        return False
 
     def ended(self, job: int) -> None:
         """The process is gone: output may still be in its pipes."""
