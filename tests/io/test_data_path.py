@@ -230,12 +230,12 @@ def test_disk_ends_where_the_file_says_no_more(tmp_path: Path) -> None:
     limit = path.stat().st_size
     subprocess.run(["truncate", "-s", str(limit), path], check=True)
     with Disk(f"vhd:{path}") as disk:
-        subprocess.run(["prlimit", f"--pid={disk.process.pid}", f"--fsize={limit}"], check=True)
+        subprocess.run(["prlimit", f"--pid={disk.process.pid}", f"--fsize={limit}:"], check=True)
         wanted = [f"w {s} 8 6" for s in range(4096, 1000 * MIB, 4096)]
         assert {a.split()[0] for a in disk.batch(wanted[:400])} == {"err"}
         assert disk.read(0, 8) == [5] * 8
         assert disk.write(0, 8, 7) == "ok"
-        subprocess.run(["prlimit", f"--pid={disk.process.pid}", "--fsize=unlimited"], check=True)
+        subprocess.run(["prlimit", f"--pid={disk.process.pid}", "--fsize=unlimited:"], check=True)
         assert set(disk.batch(wanted[:400])) == {"ok"}
         assert disk.read(4096, 8) == [6] * 8
     vhd_util("check", "-n", path)
