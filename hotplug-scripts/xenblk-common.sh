@@ -61,7 +61,8 @@ is_serving() {
 destroy() {
 	local list
 
-	error=$(tapctl destroy -p "$pid" -m "$minor" 2>&1) && return
+	# Closing writes out what is pending. libxl leaves us 40 s for all.
+	error=$(tapctl destroy -p "$pid" -m "$minor" -t 25 2>&1) && return
 	list=$(tapctl list -m "$minor") || return 1
 	case $list in
 	'') return 0 ;;

@@ -122,6 +122,8 @@ def _image_dirs(node: yaml.Node) -> tuple[str, ...]:
         raise _Wrong(node, "a list is wanted: [/srv, /var/lib/xen/images]")
     if len(node.value) > MAX_IMAGE_DIRS:
         raise _Wrong(node, f"{len(node.value)} directories, but {MAX_IMAGE_DIRS} is the limit")
+    if not node.value:
+        raise _Wrong(node, "empty; name a directory, or leave it out for the default")
     return tuple(_image_dir(item) for item in node.value)
 
 

@@ -32,8 +32,8 @@ def stage(directory: Path) -> Path:
     for source in [*(ROOT / "xenblk").glob("*.py"), *binding().glob("*.so")]:
         (package / source.name).symlink_to(source)
     command = directory / "xenblk"
-    wrapper = (ROOT / "xenblk" / "xenblk.in").read_text(encoding="utf-8")
-    command.write_text(wrapper.replace("@pkgdir@", str(directory / "lib")), encoding="utf-8")
+    wrapper = (ROOT / "hotplug-scripts" / "xenblk.in").read_text(encoding="utf-8")
+    command.write_text(wrapper.replace("@pkglib@", str(directory / "lib")), encoding="utf-8")
     command.chmod(0o755)
     return command
 

@@ -30,6 +30,7 @@ while [ $# -gt 0 ]; do
 	-m) minor=$2; shift 2 ;;
 	-a) args=$2; shift 2 ;;
 	-R) mode='<'; shift ;;
+	-t) shift 2 ;;
 	*) echo "tap-ctl: $1?" >&2; exit 2 ;;
 	esac
 done
