@@ -253,7 +253,7 @@ static bool be_evil(struct server *s, const struct blktap_sqe *e)
 		cqe.result = -ENOSPC;
 		answered = true;
 	} else if (!strcmp(mode, "nobuffer")) {
-		if (munmap(s->buf + e->buf_offset, s->opt.maxio) < 0)
+		if (munmap(s->buf, (size_t)s->entries * s->opt.maxio) < 0)
 			err(1, "munmap");
 		answered = true;
 	} else if (!strcmp(mode, "cqtail")) {

@@ -1,0 +1,416 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""The kernel driver under a toy server (kernel-patches/tests/toy-server.c): data, recovery, removal, bad servers.
+
+After each test the bed's kernel log is judged, so that a WARNING fails the test that caused it.
+"""
+
+import random
+import struct
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lib.beds import Beds
+from tests.lib.vm import Bed, Process
+
+REPOSITORY = Path(__file__).parents[2]
+SERVER = "/root/toy-server"
+START_SECONDS = 60.0
+EIO = "Input/output error"
+# a completion that must be refused, whose request then waits for the right one
+REFUSED = ("id", "zeroid", "tag", "othertag", "code", "positive", "toolow", "reserved", "double")
+
+
+def wait_for_output(process: Process, text: str) -> None:
+    """Wait until a process has said `text`."""
+    deadline = time.monotonic() + START_SECONDS
+    while text not in process.output():
+        assert time.monotonic() < deadline, f"no {text!r} but: {process.output()}"
+        time.sleep(0.05)
+
+
+class Tap:
+    """A minor in a bed, its image file and its server."""
+
+    def __init__(self, bed: Bed) -> None:
+        self.bed = bed
+        self.minor = int(bed.run(f"{SERVER} alloc").stdout)
+        self.device = f"/dev/xen/blktap-2/tapdev{self.minor}"
+        self.sysfs = f"/sys/class/blktap2/blktap{self.minor}"
+        self.file = f"/srv/toy{self.minor}.img"
+        self.server: Process | None = None
+        bed.run(f"rm -f {self.file} && truncate -s 400M {self.file}")
+
+    def start(self, **options: int | str) -> None:
+        """Start a server and wait until the device is there."""
+        words = " ".join(f"{name}={value}" for name, value in options.items())
+        self.server = self.bed.popen(f"exec {SERVER} serve {self.minor} {self.file} {words}")
+        self.expect("ready\n")
+
+    def resume(self, **options: int | str) -> None:
+        """Start a server for a device whose server is gone."""
+        self.start(resume=1, **options)
+
+    def expect(self, text: str) -> None:
+        """Wait until the server has said `text`."""
+        assert self.server is not None
+        wait_for_output(self.server, text)
+
+    def signal(self, name: str) -> None:
+        """Send the server a signal."""
+        self.bed.run(f"kill -{name} {self.attribute('task')}")
+
+    def kill(self) -> None:
+        """Kill the server as a crash would, and wait until the driver knows."""
+        self.signal("KILL")
+        assert self.server is not None
+        self.server.wait(check=False)
+        assert self.attribute("task") == "0"
+
+    def remove(self) -> None:
+        """Have the server remove the device. udev may have it open for a moment: try again."""
+        deadline = time.monotonic() + START_SECONDS
+        while "removed\n" not in (self.server.output() if self.server else ""):
+            assert time.monotonic() < deadline, "the device stays busy"
+            self.bed.run(f"kill -TERM {self.attribute('task')}", check=False)
+            time.sleep(0.1)
+        assert self.server is not None
+        self.server.wait()
+
+    def attribute(self, name: str) -> str:
+        """A file of the minor in sysfs."""
+        return self.bed.run(f"cat {self.sysfs}/{name}").stdout.strip()
+
+    def count(self, name: str) -> int:
+        """A counter of the minor."""
+        return int(self.attribute(f"counters/{name}"))
+
+    def queue(self, name: str) -> str:
+        """A queue attribute of the device."""
+        return self.bed.run(f"cat /sys/block/tapdev{self.minor}/queue/{name}").stdout.strip()
+
+    def close(self) -> None:
+        """Free the minor, whatever its state."""
+        self.bed.run(f"kill -9 $(cat {self.sysfs}/task)", check=False)
+        if self.server is not None:
+            self.server.wait(check=False)
+        self.bed.run(f"test ! -e {self.sysfs} || {SERVER} free {self.minor}; rm -f {self.file}")
+
+
+@pytest.fixture(scope="session")
+def toy_server(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    out = tmp_path_factory.mktemp("toy")
+    subprocess.run(["make", "-s", "-C", REPOSITORY / "kernel-patches", "toy", f"OUT={out}"], check=True)
+    return (out / "toy-server").read_bytes()
+
+
+@pytest.fixture
+def bed(beds: Beds, toy_server: bytes) -> Bed:
+    bed = beds(xen=False)
+    if bed.run(f"test -x {SERVER}", check=False).status:
+        bed.put(SERVER, toy_server, mode=0o755)
+        bed.run("dd if=/dev/urandom of=/root/random bs=1M count=16 status=none")
+    bed.run("modprobe blktap")
+    return bed
+
+
+@pytest.fixture
+def tap(bed: Bed) -> Iterator[Tap]:
+    tap = Tap(bed)
+    yield tap
+    tap.close()
+
+
+def test_what_is_written_directly_is_read_back(tap: Tap) -> None:
+    tap.start()
+    for size, count in (("512", 64), ("4k", 512), ("44k", 93), ("1M", 16)):
+        tap.bed.run(f"dd if=/root/random of={tap.device} bs={size} count={count} oflag=direct status=none")
+        tap.bed.run(f"dd if={tap.device} of=/root/got bs={size} count={count} iflag=direct status=none")
+        tap.bed.run("cmp -n $(stat -c %s /root/got) /root/got /root/random")
+    tap.bed.run(f"cmp -n 16777216 /root/random {tap.file}")
+
+
+def test_buffered_writes_reach_the_image_by_fsync(tap: Tap) -> None:
+    tap.start()
+    tap.bed.run(f"dd if=/root/random of={tap.device} bs=4k seek=512 conv=fsync status=none")
+    tap.bed.run(f"cmp -i 0:2M -n 16777216 /root/random {tap.file}")
+    tap.bed.run(f"echo 3 > /proc/sys/vm/drop_caches; cmp -i 0:2M -n 16777216 /root/random {tap.device}")
+
+
+@pytest.mark.parametrize("mkfs", ["mkfs.ext4 -q -b 1024", "mkfs.ext4 -q -b 4096", "mkfs.xfs -q -f"])
+def test_a_file_system_keeps_its_files(tap: Tap, mkfs: str) -> None:
+    """XFS writes from slab pages, ext4 with 1 KiB blocks from parts of pages."""
+    tap.start(maxio=1 << 20, entries=256)
+    tap.bed.run(f"{mkfs} {tap.device} && mount {tap.device} /mnt")
+    tap.bed.run("cp /root/random /mnt/copied; dd if=/root/random of=/mnt/synced bs=64k conv=fsync status=none")
+    tap.bed.run(f"umount /mnt; echo 3 > /proc/sys/vm/drop_caches; mount {tap.device} /mnt")
+    tap.bed.run("cmp /root/random /mnt/copied; cmp /root/random /mnt/synced; umount /mnt")
+    check = f"xfs_repair -n {tap.device}" if "xfs" in mkfs else f"e2fsck -fn {tap.device}"
+    tap.bed.run(check)
+
+
+def test_the_device_has_the_limits_the_server_gave(tap: Tap) -> None:
+    tap.start(maxio=1 << 20, block=4096, fua=1, discard=1, zeroes=1)
+    assert tap.queue("max_hw_sectors_kb") == "1024"
+    assert int(tap.queue("max_segments")) >= 256
+    assert tap.queue("logical_block_size") == "4096"
+    assert tap.queue("write_cache") == "write back"
+    assert tap.queue("fua") == "1"
+    assert tap.queue("discard_granularity") == "4096"
+    assert int(tap.queue("write_zeroes_max_bytes")) > 0
+    assert tap.bed.run(f"dd if={tap.device} of=/dev/null bs=512 count=1 iflag=direct", check=False).status == 1
+
+
+def test_a_partition_table_is_left_to_the_guest(tap: Tap) -> None:
+    """Its scan would be by dom0, of what a guest wrote, and wait for the server that makes the device."""
+    entry = struct.pack("<B3sB3sII", 0, b"", 0x83, b"", 2048, 20480)
+    tap.bed.put(tap.file, entry.rjust(446 + len(entry), b"\0").ljust(510, b"\0") + b"\x55\xaa")
+    tap.bed.run(f"truncate -s 400M {tap.file}")
+    tap.start()
+    tap.bed.run(f"blockdev --rereadpt {tap.device}", check=False)
+    assert tap.bed.run(f"grep -c tapdev{tap.minor} /proc/partitions").stdout == "1\n"
+
+
+def test_nodes_are_for_root_alone_and_need_the_capability(tap: Tap) -> None:
+    tap.start()
+    nodes = f"control blktap{tap.minor} tapdev{tap.minor}"
+    modes = tap.bed.run(f"cd /dev/xen/blktap-2 && stat -c '%a %u %g' {nodes}")
+    assert modes.stdout == "600 0 0\n" * 3
+    result = tap.bed.run(f"setpriv --bounding-set -sys_admin --inh-caps -sys_admin {SERVER} alloc", check=False)
+    assert "Operation not permitted" in result.stderr
+
+
+def test_a_second_server_is_turned_away(tap: Tap) -> None:
+    tap.start()
+    result = tap.bed.run(f"{SERVER} serve {tap.minor} {tap.file} resume=1", check=False)
+    assert "Device or resource busy" in result.stderr
+    assert "Device or resource busy" in tap.bed.run(f"{SERVER} free {tap.minor}", check=False).stderr
+    tap.bed.run(f"dd if={tap.device} of=/dev/null bs=4k count=1 iflag=direct status=none")
+
+
+def test_read_only_refuses_writers(tap: Tap) -> None:
+    tap.start(ro=1)
+    result = tap.bed.run(f"dd if=/root/random of={tap.device} bs=4k count=1", check=False)
+    assert "Read-only file system" in result.stderr
+    assert tap.bed.run(f"blockdev --getro {tap.device}").stdout == "1\n"
+    tap.bed.run(f"cmp -n 65536 {tap.device} /dev/zero")
+
+
+def test_a_device_grows_and_does_not_shrink(tap: Tap) -> None:
+    tap.start()
+    tap.bed.run(f"truncate -s 500M {tap.file}")
+    tap.signal("HUP")
+    tap.expect("resized\n")
+    assert tap.bed.run(f"blockdev --getsize64 {tap.device}").stdout == f"{500 << 20}\n"
+    tap.bed.run(f"truncate -s 450M {tap.file}")
+    tap.signal("HUP")
+    tap.expect("SET_DEVICE: Invalid argument\n")
+    assert tap.bed.run(f"blockdev --getsize64 {tap.device}").stdout == f"{500 << 20}\n"
+
+
+def test_discard_and_zeroes_touch_their_range_alone(tap: Tap) -> None:
+    tap.start(discard=1, zeroes=1, fua=1)
+    tap.bed.run(f"dd if=/root/random of={tap.device} bs=1M oflag=direct,sync status=none")
+    tap.bed.run(f"blkdiscard -o 1M -l 2M {tap.device} && blkdiscard -z -o 8M -l 64k {tap.device}")
+    tap.bed.run("cp /root/random /root/want")
+    for place in ("bs=1M seek=1 count=2", "bs=64k seek=128 count=1"):
+        tap.bed.run(f"dd if=/dev/zero of=/root/want {place} conv=notrunc status=none")
+    tap.bed.run(f"cmp -n 16777216 /root/want {tap.device}")
+
+
+def test_requests_of_a_killed_server_are_answered_by_the_next(tap: Tap) -> None:
+    tap.start(hold=1)
+    writer = tap.bed.popen(f"dd if=/root/random of={tap.device} bs=64k count=64 oflag=direct status=none")
+    reader = tap.bed.popen(f"cmp -i 200M:0 -n 1048576 {tap.device} /dev/zero")
+    tap.bed.wait_for(f"test $(cat {tap.sysfs}/counters/submitted) -ge 2", 60, 0.2)
+    tap.kill()
+    assert tap.attribute("state") == "quiesced"
+    tap.resume()
+    assert tap.attribute("state") == "live"
+    writer.wait()
+    reader.wait()
+    assert tap.count("recovered") >= 2
+    tap.bed.run(f"cmp -n 4194304 /root/random {tap.file}")
+
+
+def test_nothing_is_lost_when_servers_are_killed_under_load(tap: Tap) -> None:
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    tap.start(delay=40)
+    fio = tap.bed.popen(
+        f"fio --name=load --filename={tap.device} --rw=randwrite --bsrange=4k-256k --size=256M --direct=1"
+        f" --iodepth=16 --ioengine=libaio --verify=crc32c --do_verify=1 --verify_fatal=1 --randseed={seed} --minimal"
+    )
+    for _ in range(8):
+        time.sleep(rng.uniform(0.1, 0.8))
+        tap.kill()
+        time.sleep(rng.uniform(0, 0.2))
+        tap.resume(delay=rng.choice((0, 40, 80)))
+    fio.wait(timeout=300)
+    assert tap.count("recovered") > 0
+    assert tap.count("refused") == 0
+
+
+def test_a_server_with_other_ring_sizes_does_not_get_the_device(tap: Tap) -> None:
+    tap.start(entries=64)
+    tap.kill()
+    result = tap.bed.run(f"{SERVER} serve {tap.minor} {tap.file} resume=1 entries=32", check=False)
+    assert "Numerical result out of range" in result.stderr
+    assert "File exists" in tap.bed.run(f"{SERVER} serve {tap.minor} {tap.file}", check=False).stderr
+    result = tap.bed.run(f"{SERVER} serve {tap.minor} {tap.file} resume=1 ro=1", check=False)
+    assert "RESUME_DEVICE: Invalid argument" in result.stderr
+    tap.resume(entries=64)
+    tap.bed.run(f"cmp -n 65536 {tap.device} /dev/zero")
+
+
+def test_free_fails_what_nobody_will_answer(tap: Tap) -> None:
+    """The disk goes although a process has it open, which gets EIO, and so does blkback then."""
+    tap.start(hold=1)
+    reader = tap.bed.popen(f"dd if={tap.device} of=/dev/null bs=4k count=1 iflag=direct")
+    keeper = tap.bed.popen(f"exec 7< {tap.device}; read line; dd bs=4k count=1 iflag=direct <&7")
+    tap.bed.wait_for(f"test $(cat {tap.sysfs}/counters/submitted) -ge 1", 60, 0.2)
+    tap.kill()
+    tap.bed.run(f"{SERVER} free {tap.minor}", timeout=30)
+    assert EIO in reader.wait(check=False).stderr
+    assert tap.bed.run(f"test -e {tap.device} -o -e {tap.sysfs}", check=False).status == 1
+    assert tap.bed.run("modprobe -r blktap", check=False).status == 1, "a disk is still open"
+    keeper.stdin(b"\n")
+    result = keeper.wait(check=False)
+    assert result.status == 1 or "0+0 records in" in result.stderr
+    tap.bed.wait_for("modprobe -r blktap", 30, 0.2)
+
+
+def test_a_disk_in_use_is_not_removed(tap: Tap) -> None:
+    tap.start()
+    keeper = tap.bed.popen(f"exec 7< {tap.device}; echo open; read line")
+    wait_for_output(keeper, "open\n")
+    tap.signal("TERM")
+    tap.expect("busy\n")
+    tap.bed.run(f"cmp -n 65536 {tap.device} /dev/zero")
+    keeper.stdin(b"\n")
+    keeper.wait()
+    tap.remove()
+    assert tap.attribute("state") == "new"
+
+
+def test_force_removes_a_disk_in_use(tap: Tap) -> None:
+    tap.start(hold=1)
+    reader = tap.bed.popen(f"dd if={tap.device} of=/dev/null bs=4k count=1 iflag=direct")
+    tap.bed.wait_for(f"test $(cat {tap.sysfs}/counters/submitted) -ge 1", 60, 0.2)
+    tap.signal("USR1")
+    tap.expect("removed\n")
+    assert EIO in reader.wait(check=False).stderr
+    assert tap.attribute("state") == "new"
+    tap.start()
+    tap.bed.run(f"cmp -n 65536 {tap.device} /dev/zero")
+
+
+@pytest.mark.parametrize("mode", REFUSED)
+def test_a_wrong_completion_is_refused_and_the_request_still_waits(tap: Tap, mode: str) -> None:
+    tap.bed.run(f"cp /root/random {tap.file} && truncate -s 400M {tap.file}")
+    tap.start(evil=mode)
+    tap.bed.run(f"cmp -n 1048576 {tap.device} /root/random", timeout=60)
+    tap.expect(f"evil {mode} ret=0")
+    assert tap.count("refused") == 1
+    assert tap.count("completed") == tap.count("submitted")
+
+
+@pytest.mark.parametrize(("mode", "errno"), [("cqtail", 71), ("sqhead", 71), ("scribble", 0), ("child", 1)])
+def test_nonsense_in_the_ring_harms_nobody(tap: Tap, mode: str, errno: int) -> None:
+    tap.bed.run(f"cp /root/random {tap.file} && truncate -s 400M {tap.file}")
+    tap.start(evil=mode)
+    # one request at a time: the scribbler overwrites what waits in the ring
+    tap.bed.run(f"dd if={tap.device} of=/root/got bs=64k count=16 iflag=direct status=none", timeout=60)
+    tap.expect(f"evil {mode} ret={-errno if errno else 0}")
+    tap.bed.run("cmp -n 1048576 /root/got /root/random")
+
+
+def test_the_server_may_put_a_request_off(tap: Tap) -> None:
+    tap.start(evil="requeue")
+    tap.bed.run(f"cmp -n 65536 {tap.device} /dev/zero")
+    assert tap.count("requeued") == 1
+
+
+def test_an_error_of_the_server_reaches_the_reader(tap: Tap) -> None:
+    tap.start(evil="error")
+    result = tap.bed.run(f"dd if={tap.device} of=/dev/null bs=4k count=1 iflag=direct", check=False)
+    assert "No space left on device" in result.stderr
+    tap.bed.run(f"cmp -n 65536 {tap.device} /dev/zero")
+
+
+def test_a_server_without_its_buffer_fails_requests_and_can_be_replaced(tap: Tap) -> None:
+    tap.start(evil="nobuffer")
+    read = f"dd if={tap.device} of=/dev/null bs=4k count=1 iflag=direct"
+    assert EIO in tap.bed.run(read, check=False).stderr
+    result = tap.bed.run(f"dd if=/root/random of={tap.device} bs=4k count=1 oflag=direct", check=False)
+    assert EIO in result.stderr
+    assert tap.count("faults") == 2
+    tap.kill()
+    tap.resume()
+    tap.bed.run(f"cmp -n 65536 {tap.device} /dev/zero")
+
+
+def test_a_disk_whose_server_hangs_leaves_others_alone(tap: Tap) -> None:
+    tap.start(hold=1)
+    stuck = tap.bed.popen(f"dd if={tap.device} of=/dev/null bs=4k count=1 iflag=direct")
+    other = Tap(tap.bed)
+    try:
+        other.start()
+        other.bed.run(f"dd if=/root/random of={other.device} bs=64k oflag=direct status=none", timeout=60)
+        other.bed.run(f"cmp -n 16777216 /root/random {other.device}")
+        other.remove()
+    finally:
+        other.close()
+    tap.kill()
+    tap.resume()
+    stuck.wait()
+
+
+def test_removal_races_with_openers(tap: Tap) -> None:
+    """Openers, a killer and a remover at once: each open is served, refused or failed, and nothing hangs."""
+    openers = [
+        tap.bed.popen(
+            "while [ ! -e /root/enough ]; do"
+            f" dd if={tap.device} of=/dev/null bs=64k count=2 status=none 2>/dev/null;"
+            f" dd if=/root/random of={tap.device} bs=64k count=2 conv=nocreat status=none 2>/dev/null; done"
+        )
+        for _ in range(2)
+    ]
+    try:
+        for round_number in range(12):
+            tap.start()
+            time.sleep(0.2)
+            if round_number % 3 == 0:
+                tap.kill()
+                tap.resume()
+            if round_number % 2:
+                tap.signal("USR1")
+                tap.expect("removed\n")
+            else:
+                tap.remove()
+    finally:
+        tap.bed.run("touch /root/enough")
+    for opener in openers:
+        opener.wait(check=False)
+    tap.bed.run("rm /root/enough")
+
+
+def test_minors_come_and_go(bed: Bed) -> None:
+    bed.run("modprobe -r blktap && modprobe blktap max_minors=2")
+    try:
+        assert bed.run(f"{SERVER} alloc 1").stdout == "1\n"
+        assert "Device or resource busy" in bed.run(f"{SERVER} alloc 1", check=False).stderr
+        assert bed.run(f"{SERVER} alloc").stdout == "0\n"
+        assert "No space left on device" in bed.run(f"{SERVER} alloc", check=False).stderr
+        assert "Invalid argument" in bed.run(f"{SERVER} alloc 2", check=False).stderr
+        assert bed.run("modprobe -r blktap", check=False).status == 1, "minors hold the module"
+        bed.run(f"{SERVER} free 0 && {SERVER} free 1")
+        assert "No such device" in bed.run(f"{SERVER} free 0", check=False).stderr
+        assert bed.run("modprobe -r blktap; ls /dev/xen/blktap-2 2>/dev/null", check=False).stdout == ""
+        assert bed.run("modprobe blktap max_minors=5000", check=False).status == 1
+    finally:
+        bed.run("modprobe blktap")
