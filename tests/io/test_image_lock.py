@@ -32,9 +32,7 @@ def image(tmp_path: Path) -> Path:
 @pytest.fixture
 def vhd(tmp_path: Path) -> Path:
     path = tmp_path / "disk.vhd"
-    subprocess.run(
-        ["qemu-img", "create", "-q", "-f", "vpc", path, str(SIZE)], check=True, timeout=10
-    )
+    subprocess.run(["qemu-img", "create", "-q", "-f", "vpc", path, str(SIZE)], check=True, timeout=10)
     return path
 
 
@@ -71,14 +69,13 @@ def take_lock(mode: str, image: Path) -> tuple[int, str]:
         capture_output=True,
         text=True,
         timeout=10,
+        check=False,
     )
     return done.returncode, done.stderr
 
 
 def run_qemu(*argv: str) -> tuple[int, str]:
-    done = subprocess.run(
-        argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10
-    )
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10, check=False)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -139,7 +136,7 @@ def test_readers_of_both_kinds_share_an_image(vhd: Path) -> None:
 
 
 def test_lock_goes_with_a_killed_holder(image: Path) -> None:
-    argv = [program("tests/tool-lock"), "writer", image]
+    argv = [str(program("tests/tool-lock")), "writer", str(image)]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stdout.read(len(LOCKED)) == LOCKED

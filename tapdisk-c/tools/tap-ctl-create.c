@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+/* create and destroy: a disk from nothing, and back to nothing. */
+#include "tools/tap-ctl.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <blktap.h>
+
+#define EXIT_WAIT_MS 5000
+
+/* Stopping halfway would leave a minor or a tapdisk behind. */
+static void hold_signals(void)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGHUP);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+}
+
+int cmd_create(const struct options *opt, struct error *err)
+{
+	int minor, pid, rc;
+
+	hold_signals();
+	rc = device_allocate(&minor, err);
+	if (rc)
+		return rc;
+	rc = tapdisk_spawn(&pid, err);
+	if (rc)
+		goto fail_free;
+	rc = vbd_call("attach", pid, minor, err);
+	if (rc)
+		goto fail_kill;
+	rc = vbd_open(pid, minor, opt->args, opt->readonly, err);
+	if (rc)
+		goto fail_detach;
+	if (printf(BLKTAP_DEVICE_PATH "\n", minor) < 0 || fflush(stdout)) {
+		rc = error_set(err, -EIO, "cannot write the device's name; "
+			       "the device is removed");
+		goto fail_close;
+	}
+	return 0;
+
+	/* What fails while unwinding must not hide what failed first. */
+fail_close:
+	vbd_close(pid, minor, false, TAP_CTL_TIMEOUT_MS, NULL);
+fail_detach:
+	/* A tapdisk without a VBD exits. */
+	vbd_call("detach", pid, minor, NULL);
+fail_kill:
+	tapdisk_kill(pid);
+fail_free:
+	device_free(minor, NULL);
+	return rc;
+}
+
+enum found { DEAD, ATTACHED, OPEN };
+
+/*
+ * What the tapdisk says of the minor. *alone: it has no other, so that it exits
+ * with this one.
+ */
+static int look(int pid, int minor, enum found *found, bool *alone,
+		struct error *err)
+{
+	bool known = false;
+	json_t *vbds, *vbd;
+	size_t i;
+	int rc;
+
+	*found = DEAD;
+	*alone = false;
+	rc = tapdisk_vbds(pid, TAP_CTL_TIMEOUT_MS, &vbds, err);
+	if (rc)
+		return rc == -ESRCH ? 0 : rc;
+	*alone = json_array_size(vbds) == 1;
+	json_array_foreach(vbds, i, vbd) {
+		if (json_integer_value(json_object_get(vbd, "minor")) != minor)
+			continue;
+		known = true;
+		*found = json_is_null(json_object_get(vbd, "args")) ? ATTACHED :
+								      OPEN;
+	}
+	json_decref(vbds);
+	if (!known)
+		return error_set(err, -ENODEV, "minor %d is not attached to "
+				 "tapdisk %d", minor, pid);
+	return 0;
+}
+
+/*
+ * With a tapdisk that has died the minor is freed all the same; the driver
+ * refuses if another one has it.
+ */
+int cmd_destroy(const struct options *opt, struct error *err)
+{
+	struct pollfd exited = { .fd = -1, .events = POLLIN };
+	enum found found;
+	bool alone;
+	int rc;
+
+	hold_signals();
+	rc = look(opt->pid, opt->minor, &found, &alone, err);
+	if (rc)
+		return rc;
+	if (alone)
+		exited.fd = (int)syscall(SYS_pidfd_open, opt->pid, 0);
+	if (found == OPEN)
+		rc = vbd_close(opt->pid, opt->minor, opt->force,
+			       opt->timeout_ms, err);
+	if (!rc && found != DEAD)
+		rc = vbd_call("detach", opt->pid, opt->minor, err);
+	if (!rc && exited.fd >= 0)
+		poll(&exited, 1, EXIT_WAIT_MS);
+	if (exited.fd >= 0)
+		close(exited.fd);
+	return rc ? rc : device_free(opt->minor, err);
+}

@@ -1,0 +1,275 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+/* list: every tapdisk and its VBDs, and the minors that no tapdisk has. */
+#include "tools/tap-ctl.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <blktap.h>
+
+#include "control/client.h"
+
+#define SYSFS_CLASS	"/sys/class/blktap2"
+#define LIST_TIMEOUT_MS	5000
+
+int tapdisk_vbds(int pid, int timeout_ms, json_t **vbds, struct error *err)
+{
+	json_int_t first = 0;
+	json_t *next, *reply;
+	int rc;
+
+	*vbds = json_array();
+	do {
+		json_t *request = json_pack("{s:s, s:I}", "op", "list", "first",
+					    first);
+
+		rc = control_call(pid, request, &reply, timeout_ms, err);
+		json_decref(request);
+		if (rc) {
+			json_decref(*vbds);
+			*vbds = NULL;
+			return rc;
+		}
+		json_array_extend(*vbds, json_object_get(reply, "vbds"));
+		next = json_object_get(reply, "next");
+		first = json_integer_value(next);
+		json_decref(reply);
+	} while (next);
+	return 0;
+}
+
+/* The parts of TYPE:PATH, as new values; null where there are none. */
+static void split_args(const json_t *args, json_t **type, json_t **path)
+{
+	const char *text = json_string_value(args);
+	const char *colon = text ? strchr(text, ':') : NULL;
+
+	*type = colon ? json_stringn(text, (size_t)(colon - text)) : json_null();
+	*path = colon ? json_string(colon + 1) : json_null();
+}
+
+static json_t *number_or_null(int n)
+{
+	return n < 0 ? json_null() : json_integer(n);
+}
+
+json_t *vbd_output(int pid, const json_t *vbd)
+{
+	bool open = json_is_string(json_object_get(vbd, "args"));
+	const json_t *sectors = json_object_get(vbd, "sectors");
+	json_t *type, *path, *out;
+
+	split_args(json_object_get(vbd, "args"), &type, &path);
+	out = json_pack("{s:o, s:O?, s:O?, s:o, s:o}",
+			"pid", number_or_null(pid),
+			"minor", json_object_get(vbd, "minor"),
+			"state", json_object_get(vbd, "state"),
+			"type", type, "path", path);
+	json_object_set(out, "readonly", open ?
+			json_object_get(vbd, "readonly") : json_null());
+	json_object_set_new(out, "size", open ? json_integer(
+			json_integer_value(sectors) << BLKTAP_SECTOR_SHIFT) :
+			json_null());
+	json_object_set(out, "sector_size", open ?
+			json_object_get(vbd, "sector_size") : json_null());
+	json_object_set(out, "depth", open ?
+			json_object_get(vbd, "depth") : json_null());
+	return out;
+}
+
+/* Gathering: an array of what vbd_output() makes */
+
+static void add_tapdisk(json_t *rows, int pid, const json_t *vbds)
+{
+	json_t *vbd;
+	size_t i;
+
+	if (!json_array_size(vbds))
+		json_array_append_new(rows, vbd_output(pid, NULL));
+	json_array_foreach(vbds, i, vbd)
+		json_array_append_new(rows, vbd_output(pid, vbd));
+}
+
+static int gather_all(json_t *rows, struct error *err)
+{
+	struct error one;
+	size_t n;
+	int *pids;
+	int rc = control_pids(&pids, &n, err);
+
+	for (size_t i = 0; !rc && i < n; i++) {
+		json_t *vbds;
+		int r = tapdisk_vbds(pids[i], LIST_TIMEOUT_MS, &vbds, &one);
+
+		/* Another process has the pid now, or it has just ended. */
+		if (r == -ESRCH)
+			continue;
+		/* One that hangs must not hide the others. */
+		if (r)
+			complain(one.text);
+		add_tapdisk(rows, pids[i], vbds);
+		json_decref(vbds);
+	}
+	free(pids);
+	return rc;
+}
+
+static bool has_minor(const json_t *rows, int minor)
+{
+	const json_t *row;
+	size_t i;
+
+	json_array_foreach(rows, i, row) {
+		const json_t *value = json_object_get(row, "minor");
+
+		if (json_is_integer(value) && json_integer_value(value) == minor)
+			return true;
+	}
+	return false;
+}
+
+/* Sets allocated[minor] for each minor of the driver. */
+static void allocated_minors(bool *allocated)
+{
+	DIR *dir = opendir(SYSFS_CLASS);
+	const struct dirent *entry;
+	int minor;
+	char c;
+
+	while (dir && (entry = readdir(dir)))
+		if (sscanf(entry->d_name, "blktap%4d%c", &minor, &c) == 1 &&
+		    minor >= 0 && minor < BLKTAP_MAX_MINORS)
+			allocated[minor] = true;
+	if (dir)
+		closedir(dir);
+}
+
+static void add_unattached(json_t *rows, const bool *allocated)
+{
+	for (int minor = 0; minor < BLKTAP_MAX_MINORS; minor++) {
+		char path[64];
+		json_t *vbd;
+
+		if (!allocated[minor] || has_minor(rows, minor))
+			continue;
+		/* Freed while the tapdisks were asked? */
+		snprintf(path, sizeof(path), SYSFS_CLASS "/blktap%d", minor);
+		if (access(path, F_OK))
+			continue;
+		vbd = json_pack("{s:i}", "minor", minor);
+		json_array_append_new(rows, vbd_output(-1, vbd));
+		json_decref(vbd);
+	}
+}
+
+/* Printing */
+
+static bool is_text(const json_t *row, const char *key, const char *wanted)
+{
+	const char *text = json_string_value(json_object_get(row, key));
+
+	return !wanted || (text && !strcmp(text, wanted));
+}
+
+static bool is_wanted(const json_t *row, const struct options *opt)
+{
+	const json_t *minor = json_object_get(row, "minor");
+
+	if (opt->minor >= 0 && (!json_is_integer(minor) ||
+				json_integer_value(minor) != opt->minor))
+		return false;
+	return is_text(row, "type", opt->type) && is_text(row, "path", opt->file);
+}
+
+static const char *number(const json_t *row, const char *key, const char *fmt,
+			  char *buf, size_t size)
+{
+	const json_t *value = json_object_get(row, key);
+
+	snprintf(buf, size, "-");
+	if (json_is_integer(value)) {
+		int n = (int)json_integer_value(value);
+
+		if (*fmt == '#')
+			snprintf(buf, size, "%#x", (unsigned int)n);
+		else
+			snprintf(buf, size, "%d", n);
+	}
+	return buf;
+}
+
+static const char *string(const json_t *row, const char *key)
+{
+	const char *text = json_string_value(json_object_get(row, key));
+
+	return text ? text : "-";
+}
+
+/* Both forms are XenServer's; scripts parse the second. */
+static void print_row(const json_t *row, bool tty)
+{
+	char pid[16], minor[16], state[16];
+	const char *sep = "";
+
+	number(row, "pid", "", pid, sizeof(pid));
+	number(row, "minor", "", minor, sizeof(minor));
+	number(row, "state", "#", state, sizeof(state));
+	if (tty) {
+		printf("%8s %4s %4s %10s %s\n", pid, minor, state,
+		       string(row, "type"), string(row, "path"));
+		return;
+	}
+	if (*pid != '-') {
+		printf("pid=%s", pid);
+		sep = " ";
+	}
+	if (*minor != '-') {
+		printf("%sminor=%s", sep, minor);
+		sep = " ";
+	}
+	if (*state != '-')
+		printf("%sstate=%s", sep, state);
+	if (json_is_string(json_object_get(row, "path")))
+		printf(" args=%s:%s", string(row, "type"), string(row, "path"));
+	putchar('\n');
+}
+
+int cmd_list(const struct options *opt, struct error *err)
+{
+	static bool allocated[BLKTAP_MAX_MINORS];
+	json_t *rows = json_array(), *wanted = json_array(), *row;
+	json_t *vbds = NULL;
+	size_t i;
+	int rc;
+
+	if (opt->pid >= 0) {
+		rc = tapdisk_vbds(opt->pid, LIST_TIMEOUT_MS, &vbds, err);
+		if (!rc)
+			add_tapdisk(rows, opt->pid, vbds);
+	} else {
+		/* First: a minor that is attached meanwhile is then seen. */
+		allocated_minors(allocated);
+		rc = gather_all(rows, err);
+		if (!rc)
+			add_unattached(rows, allocated);
+	}
+	json_array_foreach(rows, i, row)
+		if (!rc && is_wanted(row, opt))
+			json_array_append(wanted, row);
+
+	if (!rc && opt->json) {
+		json_dumpf(wanted, stdout, JSON_INDENT(2));
+		putchar('\n');
+	} else {
+		json_array_foreach(wanted, i, row)
+			print_row(row, isatty(STDOUT_FILENO));
+	}
+	json_decref(vbds);
+	json_decref(wanted);
+	json_decref(rows);
+	return rc;
+}

@@ -1,0 +1,273 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+/*
+ * tap-ctl: makes and unmakes disks and steers tapdisk. Verbs, options and
+ * output are those that Xen's block-tap scripts and XenServer's tools use.
+ */
+#include "tools/tap-ctl.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <blktap.h>
+
+/*
+ * options: the letters the verb takes; needs: those it can't do without;
+ * refused: XenServer's letters that change what is done, so they are not
+ * ignored.
+ */
+static const struct verb {
+	const char *name;
+	const char *options;
+	const char *needs;
+	const char *refused;
+	int (*run)(const struct options *opt, struct error *err);
+	const char *usage;
+} verbs[] = {
+	{ "list", "p:m:t:f:j", "", "", cmd_list,
+	  "[-p PID] [-m MINOR] [-t TYPE] [-f FILE] [--json]" },
+	{ "allocate", "", "", "", cmd_allocate, "" },
+	{ "free", "m:", "m", "", cmd_free, "-m MINOR" },
+	{ "spawn", "", "", "", cmd_spawn, "" },
+	{ "attach", "p:m:", "pm", "", cmd_attach, "-p PID -m MINOR" },
+	{ "open", "p:m:a:R", "pma", "e:r2:sDC:t:E", cmd_open,
+	  "-p PID -m MINOR -a TYPE:PATH [-R]" },
+	{ "close", "p:m:ft:", "pm", "", cmd_close,
+	  "-p PID -m MINOR [-f] [-t SECONDS]" },
+	{ "detach", "p:m:", "pm", "", cmd_detach, "-p PID -m MINOR" },
+	{ "create", "a:R", "a", "d:e:r2:sDC:t:", cmd_create,
+	  "-a TYPE:PATH [-R]" },
+	{ "destroy", "p:m:ft:", "pm", "", cmd_destroy,
+	  "-p PID -m MINOR [-f] [-t SECONDS]" },
+	{ "pause", "p:m:t:", "pm", "", cmd_pause,
+	  "-p PID -m MINOR [-t SECONDS]" },
+	{ "unpause", "p:m:a:", "pm", "2:c:", cmd_unpause,
+	  "-p PID -m MINOR [-a TYPE:PATH]" },
+	{ "stats", "p:m:j", "pm", "", cmd_stats, "-p PID -m MINOR" },
+	{ "check", "", "", "", cmd_check, "" },
+};
+
+#define NR_VERBS (sizeof(verbs) / sizeof(verbs[0]))
+
+static const char *meaning(int letter)
+{
+	switch (letter) {
+	case 'd':
+		return "naming the device (it is /dev/xen/blktap-2/tapdevN)";
+	case 'e':
+		return "sharing the parents of another minor";
+	case 'r':
+		return "caching reads in the leaf";
+	case '2':
+		return "a secondary image";
+	case 's':
+		return "failing over to a secondary image";
+	case 'D':
+		return "serving an image through the page cache";
+	case 'C':
+	case 'c':
+		return "a log of changed blocks";
+	case 't':
+		return "a time limit for requests";
+	default:
+		return "encryption";
+	}
+}
+
+void complain(const char *text)
+{
+	fputs("tap-ctl: ", stderr);
+	for (; *text; text++)
+		fputc(iscntrl((unsigned char)*text) ? '?' : *text, stderr);
+	fputc('\n', stderr);
+}
+
+static void usage(FILE *f)
+{
+	fputs("usage: tap-ctl VERB [OPTION]...\n", f);
+	for (size_t i = 0; i < NR_VERBS; i++)
+		fprintf(f, "  tap-ctl %s%s%s\n", verbs[i].name,
+			*verbs[i].usage ? " " : "", verbs[i].usage);
+}
+
+static void verb_usage(FILE *f, const struct verb *verb)
+{
+	fprintf(f, "usage: tap-ctl %s%s%s\n", verb->name,
+		*verb->usage ? " " : "", verb->usage);
+}
+
+static bool parse_int(const char *text, int low, int high, int *value)
+{
+	char *end;
+	long n;
+
+	errno = 0;
+	n = strtol(text, &end, 10);
+	if (errno || end == text || *end || !isdigit((unsigned char)*text) ||
+	    n < low || n > high)
+		return false;
+	*value = (int)n;
+	return true;
+}
+
+static bool set_option(struct options *opt, const struct verb *verb, int c)
+{
+	switch (c) {
+	case 'p':
+		return parse_int(optarg, 1, INT_MAX, &opt->pid);
+	case 'm':
+		return parse_int(optarg, 0, BLKTAP_MAX_MINORS - 1, &opt->minor);
+	case 't':
+		if (verb->run == cmd_list) {
+			opt->type = optarg;
+			return true;
+		}
+		if (!parse_int(optarg, 1, INT_MAX / 1000, &opt->timeout_ms))
+			return false;
+		opt->timeout_ms *= 1000;
+		return true;
+	case 'f':
+		if (verb->run == cmd_list)
+			opt->file = optarg;
+		else
+			opt->force = true;
+		return true;
+	case 'a':
+		opt->args = optarg;
+		return true;
+	case 'R':
+		opt->readonly = true;
+		return true;
+	case 'j':
+		opt->json = true;
+		return true;
+	default:
+		return false;
+	}
+}
+
+static bool given(const struct options *opt, char letter)
+{
+	switch (letter) {
+	case 'p':
+		return opt->pid >= 0;
+	case 'm':
+		return opt->minor >= 0;
+	default:
+		return opt->args;
+	}
+}
+
+static int usage_error(const struct verb *verb, const char *what, int letter)
+{
+	char text[256];
+
+	snprintf(text, sizeof(text), "%s: -%c: %s", verb->name, letter, what);
+	complain(text);
+	verb_usage(stderr, verb);
+	return EXIT_USAGE;
+}
+
+/* -1: run the verb; else the exit status. */
+static int parse(const struct verb *verb, int argc, char **argv,
+		 struct options *opt)
+{
+	static const struct option long_options[] = {
+		{ "json", no_argument, NULL, 'j' },
+		{ "help", no_argument, NULL, 'h' },
+		{ NULL, 0, NULL, 0 },
+	};
+	char letters[64], text[256];
+	int c;
+
+	snprintf(letters, sizeof(letters), ":%s%sh", verb->options,
+		 verb->refused);
+	while ((c = getopt_long(argc, argv, letters, long_options, NULL)) != -1) {
+		if (c == 'h') {
+			verb_usage(stdout, verb);
+			return EXIT_SUCCESS;
+		}
+		if (c == ':')
+			return usage_error(verb, "its value is missing", optopt);
+		if (c != '?' && strchr(verb->refused, c)) {
+			snprintf(text, sizeof(text), "%s is not implemented",
+				 meaning(c));
+			return usage_error(verb, text, c);
+		}
+		if (c == '?' || !strchr(verb->options, c)) {
+			verb_usage(stderr, verb);
+			return EXIT_USAGE;
+		}
+		if (!set_option(opt, verb, c))
+			return usage_error(verb, "out of range or no number", c);
+	}
+	if (optind != argc) {
+		verb_usage(stderr, verb);
+		return EXIT_USAGE;
+	}
+	for (const char *p = verb->needs; *p; p++)
+		if (!given(opt, *p))
+			return usage_error(verb, "is required", *p);
+	return -1;
+}
+
+/* Descriptors 0 to 2 are open from here on, so nothing else becomes one of them. */
+static void open_standard_descriptors(void)
+{
+	int fd;
+
+	do {
+		fd = open("/dev/null", O_RDWR);
+	} while (fd >= 0 && fd <= STDERR_FILENO);
+	if (fd >= 0)
+		close(fd);
+}
+
+int main(int argc, char **argv)
+{
+	struct options opt = {
+		.pid = -1,
+		.minor = -1,
+		.timeout_ms = TAP_CTL_TIMEOUT_MS,
+	};
+	const struct verb *verb = NULL;
+	struct error err = { .code = 0 };
+	int rc;
+
+	open_standard_descriptors();
+	if (argc >= 2 && (!strcmp(argv[1], "-h") || !strcmp(argv[1], "--help") ||
+			  !strcmp(argv[1], "help"))) {
+		usage(stdout);
+		return EXIT_SUCCESS;
+	}
+	if (argc >= 2 && !strcmp(argv[1], "--version")) {
+		puts("tap-ctl " XENBLK_VERSION);
+		return EXIT_SUCCESS;
+	}
+	for (size_t i = 0; argc >= 2 && i < NR_VERBS; i++)
+		if (!strcmp(verbs[i].name, argv[1]))
+			verb = &verbs[i];
+	if (!verb) {
+		usage(stderr);
+		return EXIT_USAGE;
+	}
+	rc = parse(verb, argc - 1, argv + 1, &opt);
+	if (rc >= 0)
+		return rc;
+
+	/* A reader that has gone is an error to handle, not the end. */
+	signal(SIGPIPE, SIG_IGN);
+	rc = verb->run(&opt, &err);
+	if ((fflush(stdout) || ferror(stdout)) && !rc)
+		rc = error_set(&err, -EIO, "cannot write the output");
+	if (rc)
+		complain(err.text);
+	return rc ? EXIT_FAILURE : EXIT_SUCCESS;
+}

@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+/* What the files of tap-ctl share. */
+#ifndef XENBLK_TAP_CTL_H
+#define XENBLK_TAP_CTL_H
+
+#include <jansson.h>
+#include <stdbool.h>
+
+#include "common/error.h"
+
+#define TAP_CTL_TIMEOUT_MS 60000
+
+#define EXIT_USAGE 2
+
+/* What a verb was called with. Numbers are -1 and strings NULL if not given. */
+struct options {
+	int pid;
+	int minor;
+	const char *args;		/* TYPE:PATH */
+	const char *type;
+	const char *file;
+	bool readonly;
+	bool force;
+	bool json;
+	int timeout_ms;
+};
+
+/* Verbs: 0 or -errno with *err set. */
+int cmd_list(const struct options *opt, struct error *err);
+int cmd_allocate(const struct options *opt, struct error *err);
+int cmd_free(const struct options *opt, struct error *err);
+int cmd_check(const struct options *opt, struct error *err);
+int cmd_spawn(const struct options *opt, struct error *err);
+int cmd_attach(const struct options *opt, struct error *err);
+int cmd_detach(const struct options *opt, struct error *err);
+int cmd_open(const struct options *opt, struct error *err);
+int cmd_close(const struct options *opt, struct error *err);
+int cmd_pause(const struct options *opt, struct error *err);
+int cmd_unpause(const struct options *opt, struct error *err);
+int cmd_stats(const struct options *opt, struct error *err);
+int cmd_create(const struct options *opt, struct error *err);
+int cmd_destroy(const struct options *opt, struct error *err);
+
+/* tap-ctl.c: "tap-ctl: <text>" on stderr, in one line */
+void complain(const char *text);
+
+/* tap-ctl-device.c: the driver's control device */
+int device_allocate(int *minor, struct error *err);
+/* Waits a moment while a tapdisk lets go of the ring; -EBUSY if it does not. */
+int device_free(int minor, struct error *err);
+
+/* tap-ctl-spawn.c */
+/* Starts a tapdisk and waits until it answers. It is a child of the caller. */
+int tapdisk_spawn(int *pid, struct error *err);
+/* Ends a child that has no VBD. */
+void tapdisk_kill(int pid);
+
+/* tap-ctl-vbd.c */
+/* Verbs without further fields. */
+int vbd_call(const char *op, int pid, int minor, struct error *err);
+int vbd_open(int pid, int minor, const char *args, bool readonly,
+	     struct error *err);
+/* Tries again for a moment while the device is open, as udev does now and then. */
+int vbd_close(int pid, int minor, bool force, int timeout_ms,
+	      struct error *err);
+
+/* tap-ctl-list.c */
+/* All VBDs of a tapdisk as proto.h has them, in a new array. */
+int tapdisk_vbds(int pid, int timeout_ms, json_t **vbds, struct error *err);
+/* pid, minor, state, type, path, readonly, size, sector_size, depth. */
+json_t *vbd_output(int pid, const json_t *vbd);
+
+#endif
