@@ -119,6 +119,12 @@ static int check_blocks(struct vhd_image *image,
 	}
 	if (!in_order)
 		qsort(sorted, used, sizeof(*sorted), compare);
+	for (unsigned int i = 0; i < nr_extents; i++) {
+		rc = check_extent(image, sorted, used, sectors, &extent[i],
+				  err);
+		if (rc)
+			goto out;
+	}
 	for (uint32_t i = 1; i < used; i++) {
 		if (sorted[i] - sorted[i - 1] < sectors) {
 			uint32_t a = block_of(image, sorted[i - 1],
@@ -131,12 +137,6 @@ static int check_blocks(struct vhd_image *image,
 				       sorted[i]);
 			goto out;
 		}
-	}
-	for (unsigned int i = 0; i < nr_extents; i++) {
-		rc = check_extent(image, sorted, used, sectors, &extent[i],
-				  err);
-		if (rc)
-			goto out;
 	}
 	image->data_end = round_up_u64(image->data_end, VHD_SECTOR);
 	if (image->data_end < (sorted[used - 1] + sectors) * VHD_SECTOR)
