@@ -9,6 +9,7 @@ import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
@@ -173,7 +174,7 @@ def test_two_bad_footers_are_corrupt(tmp_path: Path) -> None:
 def test_guest_data_at_the_end_of_a_crashed_image_is_no_footer(tmp_path: Path) -> None:
     """A guest that keeps a VHD in its disk may leave that one's footer last."""
     inner = vhdmake.footer(Spec(size=2 * MIB, kind=vhdref.DYNAMIC, hidden=1))
-    spec = Spec(size=4 * MIB, blocks={0: {4095: inner}}, uuid=vhdref.uuid.UUID(int=77), tail=0)
+    spec = Spec(size=4 * MIB, blocks={0: {4095: inner}}, uuid=UUID(int=77), tail=0)
     path = make(tmp_path / "a.vhd", spec)
     got = json.loads(ok("query", "-n", path, "--json"))
     assert got["virtual_size"] == 4 * MIB and not got["hidden"]
@@ -350,11 +351,11 @@ DAMAGES: list[tuple[str, str, int, Damage]] = [
 
 @pytest.mark.parametrize(("words", "status", "fault"), [d[1:] for d in DAMAGES], ids=[d[0] for d in DAMAGES])
 def test_damage_is_named_and_nothing_is_changed(tmp_path: Path, words: str, status: int, fault: Damage) -> None:
-    make(tmp_path / "base.vhd", Spec(uuid=vhdref.uuid.UUID(int=9)))
+    make(tmp_path / "base.vhd", Spec(uuid=UUID(int=9)))
     spec = Spec(
         kind=DIFFERENCING,
         blocks={0: {1: sector(1)}, 2: {5: sector(2)}},
-        parent_uuid=vhdref.uuid.UUID(int=9),
+        parent_uuid=UUID(int=9),
         parent_name="base.vhd",
         locators=(Locator(b"W2ru", ".\\base.vhd".encode("utf-16-le")),),
     )
@@ -373,7 +374,7 @@ def test_random_damage_is_refused_or_read_and_never_crashes(tmp_path: Path) -> N
     seed = int(os.environ.get("XENBLK_SEED") or random.randrange(1 << 32))
     print(f"XENBLK_SEED={seed}")
     rng = random.Random(seed)
-    make(tmp_path / "base.vhd", Spec(uuid=vhdref.uuid.UUID(int=9), size=4 * MIB))
+    make(tmp_path / "base.vhd", Spec(uuid=UUID(int=9), size=4 * MIB))
     locators = (
         Locator(b"MacX", b"file://./base.vhd"),
         Locator(b"W2ku", ".\\base.vhd".encode("utf-16-le")),
@@ -386,7 +387,7 @@ def test_random_damage_is_refused_or_read_and_never_crashes(tmp_path: Path) -> N
         creator=b"tap\0",
         creator_version=0x00010003,
         blocks=sparse(8, 1024),
-        parent_uuid=vhdref.uuid.UUID(int=9),
+        parent_uuid=UUID(int=9),
         parent_name="base.vhd",
         locators=locators,
     )

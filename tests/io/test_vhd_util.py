@@ -281,7 +281,8 @@ def test_read_past_the_end_is_refused(tmp_path: Path, option: str) -> None:
 
 @pytest.mark.parametrize("command", ["create", "snapshot", "query", "read", "repair"])
 def test_a_wrong_call_is_status_2(command: str) -> None:
-    for args in ([], ["-n", "x", "extra"], ["-?"]):
+    wrong: list[list[str]] = [[], ["-n", "x", "extra"], ["-?"]]
+    for args in wrong:
         result = run(command, *args)
         assert result.returncode == 2 and b"usage: vhd-util" in result.stderr
     assert run(command, "-h").returncode == 0
@@ -301,5 +302,5 @@ def test_only_files_and_block_devices_are_images(tmp_path: Path, command: str) -
         s.bind(str(tmp_path / "socket"))
     for name, what in (("fifo", "FIFO"), ("dir", "directory"), ("socket", "socket"), ("/dev/zero", "character")):
         path = tmp_path / name
-        args = ["-n", tmp_path / "new", "-p", path] if command == "snapshot" else ["-n", path]
+        args = ["-n", str(tmp_path / "new"), "-p", str(path)] if command == "snapshot" else ["-n", str(path)]
         assert what in fails(command, *args)

@@ -52,7 +52,7 @@ def content(path: Path, *, config: Path | None = None) -> bytes:
 
 def open_refused(path: Path, *, kind: str = "vhd", readonly: bool = False) -> str:
     """The message with which tapdisk's driver refuses to open the image."""
-    argv = [program("tests/tool-disk"), *(["--readonly"] if readonly else []), f"{kind}:{path}"]
+    argv = [str(program("tests/tool-disk")), *(["--readonly"] if readonly else []), f"{kind}:{path}"]
     result = subprocess.run(argv, input=b"", capture_output=True, timeout=20, check=False)
     assert result.returncode == 1, result.stderr.decode(errors="replace")
     return result.stderr.decode(errors="replace").strip()
