@@ -14,8 +14,6 @@ import pytest
 
 from tests.lib.programs import program
 
-pytestmark = pytest.mark.io
-
 SIZE = 1 << 20
 LOCKED = b"locked\n"
 PROMPT = b"qemu-io> "

@@ -19,8 +19,6 @@ import pytest
 
 from tests.lib.programs import program
 
-pytestmark = pytest.mark.unit
-
 
 @dataclass(frozen=True)
 class Done:

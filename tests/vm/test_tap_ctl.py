@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""tap-ctl with the driver: disks are made from nothing, and nothing is left of them."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.lib.beds import Beds
+from tests.lib.vm import Bed, Result
+
+# What a disk leaves: rows of tap-ctl, minors, sockets, processes.
+LEFT = "tap-ctl list; ls /sys/class/blktap2 /run/blktap-control; pgrep -x tapdisk; true"
+IMAGE = "/srv/tap ctl.img"
+
+
+@dataclass(frozen=True)
+class Disk:
+    """What tap-ctl list says of a disk that tap-ctl create has made."""
+
+    device: str
+    pid: int
+    minor: int
+
+
+def create(bed: Bed, args: str, options: str = "") -> Disk:
+    device = bed.run(f"tap-ctl create -a '{args}' {options}").stdout.strip()
+    minor = int(device.removeprefix("/dev/xen/blktap-2/tapdev"))
+    (row,) = json.loads(bed.run(f"tap-ctl list -m {minor} --json").stdout)
+    return Disk(device, row["pid"], minor)
+
+
+def destroy(bed: Bed, disk: Disk, options: str = "") -> Result:
+    return bed.run(f"tap-ctl destroy -p {disk.pid} -m {disk.minor} {options}", check=False)
+
+
+def left(bed: Bed) -> str:
+    return bed.run(LEFT).stdout.replace("/sys/class/blktap2:", "").replace("/run/blktap-control:", "").strip()
+
+
+@pytest.fixture
+def bed(beds: Beds) -> Iterator[Bed]:
+    """A bed with the driver, a 4 MiB image, and nothing left behind at the end."""
+    bed = beds(xen=False)
+    bed.run(f"modprobe blktap; mkdir -p /run/blktap-control; head -c 4194304 /dev/urandom > '{IMAGE}'")
+    assert left(bed) == ""
+    yield bed
+    assert left(bed) == ""
+
+
+def test_check_finds_the_driver(bed: Bed) -> None:
+    result = bed.run("tap-ctl check")
+    assert result.output == ""
+
+
+def test_allocate_and_free(bed: Bed) -> None:
+    device = bed.run("tap-ctl allocate").stdout.strip()
+    minor = int(device.removeprefix("/dev/xen/blktap-2/tapdev"))
+    assert bed.run("tap-ctl list").stdout == f"minor={minor}\n"
+    assert bed.run(f"tap-ctl list -m {minor} -p 1", check=False).status == 1
+    assert json.loads(bed.run("tap-ctl list --json").stdout)[0]["pid"] is None
+    bed.run(f"tap-ctl free -m {minor}")
+    result = bed.run(f"tap-ctl free -m {minor}", check=False)
+    assert (result.status, result.output) == (1, f"tap-ctl: minor {minor}: No such device\n")
+
+
+def test_create_makes_a_disk_and_destroy_unmakes_it(bed: Bed) -> None:
+    disk = create(bed, f"aio:{IMAGE}")
+    assert bed.run("tap-ctl list").stdout == f"pid={disk.pid} minor={disk.minor} state=0 args=aio:{IMAGE}\n"
+    assert bed.run(f"blockdev --getsize64 {disk.device}").stdout == "4194304\n"
+    bed.run(f"cmp {disk.device} '{IMAGE}'")
+    bed.run(f"echo changed | dd of={disk.device} conv=notrunc,fsync bs=4096 count=1 iflag=fullblock")
+    assert bed.run(f"head -c 8 '{IMAGE}'").stdout == "changed\n"
+    stats = json.loads(bed.run(f"tap-ctl stats -p {disk.pid} -m {disk.minor}").stdout)
+    assert stats["chain"] == [IMAGE] and stats["write"]["requests"] > 0 and stats["write"]["errors"] == 0
+    assert destroy(bed, disk).output == ""
+    assert bed.run(f"test -e {disk.device}", check=False).status == 1
+
+
+def test_destroy_leaves_nothing_at_the_moment_it_returns(bed: Bed) -> None:
+    traces = "tap-ctl list; ls /sys/class/blktap2 /run/blktap-control | grep -v :; pgrep -x tapdisk"
+    bed.run(
+        "for i in 1 2 3 4 5; do"
+        f"  tap-ctl create -a 'aio:{IMAGE}' > /dev/null;"
+        "  set -- $(tap-ctl list | sed -e 's/pid=//' -e 's/minor=//');"
+        "  tap-ctl destroy -p $1 -m $2 || exit 1;"
+        f'  test -z "$({traces})" || exit 1;'
+        "done"
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ("aio:/srv/none.img", "/srv/none.img: No such file or directory"),
+        ("qcow3:/srv/none.img", "qcow3"),
+        ("vhd:" + IMAGE, IMAGE),
+    ],
+)
+def test_create_that_fails_says_why_and_leaves_nothing(bed: Bed, args: str, says: str) -> None:
+    result = bed.run(f"tap-ctl create -a '{args}'", check=False)
+    assert (result.status, result.stdout) == (1, "")
+    assert result.stderr.startswith("tap-ctl: ") and says in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_create_without_a_tapdisk_leaves_nothing(bed: Bed) -> None:
+    result = bed.run(f"TAPDISK=/bin/false tap-ctl create -a 'aio:{IMAGE}'", check=False)
+    assert result.status == 1 and "cannot start" in result.stderr
+
+
+def test_create_whose_output_is_lost_leaves_nothing(bed: Bed) -> None:
+    assert bed.run(f"tap-ctl create -a 'aio:{IMAGE}' > /dev/full", check=False).status == 1
+
+
+def test_the_image_lock_keeps_a_second_disk_away(bed: Bed) -> None:
+    disk = create(bed, f"aio:{IMAGE}")
+    result = bed.run(f"tap-ctl create -a 'aio:{IMAGE}'", check=False)
+    assert result.status == 1 and f"{IMAGE}: in use" in result.stderr
+    assert bed.run("tap-ctl list").stdout.count("\n") == 1
+    assert destroy(bed, disk).status == 0
+
+
+def test_destroy_refuses_an_open_device_unless_forced(bed: Bed) -> None:
+    disk = create(bed, f"aio:{IMAGE}")
+    holder = bed.popen(f"exec 3<{disk.device}; touch /run/held; read line; rm /run/held")
+    bed.wait_for("test -e /run/held", 60)
+    result = destroy(bed, disk)
+    assert result.status == 1 and result.stderr.count("\n") == 1
+    bed.run(f"cmp {disk.device} '{IMAGE}'")
+    assert destroy(bed, disk, "-f").output == ""
+    holder.stdin(b"\n")
+    holder.wait(check=False)
+
+
+def test_destroy_cleans_up_after_a_tapdisk_that_was_killed(bed: Bed) -> None:
+    disk = create(bed, f"aio:{IMAGE}")
+    bed.run(f"kill -9 {disk.pid}")
+    bed.wait_for(f"test $(cat /sys/class/blktap2/blktap{disk.minor}/task) = 0", 30)
+    assert bed.run("tap-ctl list").stdout == f"minor={disk.minor}\n"
+    assert destroy(bed, disk).output == ""
+
+
+def test_destroy_by_the_wrong_pid_leaves_the_disk(bed: Bed) -> None:
+    disk = create(bed, f"aio:{IMAGE}")
+    idle = int(bed.run("tap-ctl spawn").stdout)
+    for pid in (idle, 999999):
+        assert destroy(bed, Disk(disk.device, pid, disk.minor)).status == 1
+        bed.run(f"dd if={disk.device} of=/dev/null bs=4096 count=1 iflag=direct")
+    bed.run(f"kill {idle}")
+    assert destroy(bed, disk).output == ""
+
+
+def test_requests_wait_while_paused(bed: Bed) -> None:
+    disk = create(bed, f"aio:{IMAGE}")
+    at = f"-p {disk.pid} -m {disk.minor}"
+    bed.run(f"tap-ctl pause {at}")
+    assert " state=0x20 " in bed.run("tap-ctl list").stdout
+    reader = bed.popen(
+        f"dd if={disk.device} bs=4096 count=1 iflag=direct status=none | cmp -n 4096 - '{IMAGE}' && echo same"
+    )
+    bed.run(f"mv '{IMAGE}' '{IMAGE}.moved'; sleep 1")
+    assert reader.output() == ""
+    result = bed.run(f"tap-ctl unpause {at}", check=False)
+    assert result.status == 1 and "No such file" in result.stderr
+    bed.run(f"cp '{IMAGE}.moved' '{IMAGE}'; tap-ctl unpause {at} -a 'aio:{IMAGE}.moved'")
+    assert reader.wait().stdout == "same\n"
+    assert bed.run("tap-ctl list").stdout.endswith(f" args=aio:{IMAGE}.moved\n")
+    assert destroy(bed, disk).output == ""
+    bed.run(f"rm '{IMAGE}.moved'")
+
+
+def test_two_disks_in_one_tapdisk(bed: Bed) -> None:
+    disk = create(bed, f"aio:{IMAGE}")
+    bed.run(f"cp '{IMAGE}' /srv/second.img")
+    second = int(bed.run("tap-ctl allocate").stdout.strip().removeprefix("/dev/xen/blktap-2/tapdev"))
+    bed.run(f"tap-ctl attach -p {disk.pid} -m {second}")
+    bed.run(f"tap-ctl open -p {disk.pid} -m {second} -a aio:/srv/second.img -R")
+    assert bed.run(f"blockdev --getro /dev/xen/blktap-2/tapdev{second}").stdout == "1\n"
+    assert destroy(bed, disk).output == ""
+    bed.run(f"cmp /dev/xen/blktap-2/tapdev{second} /srv/second.img")
+    assert destroy(bed, Disk("", disk.pid, second)).output == ""
