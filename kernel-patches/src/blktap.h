@@ -141,7 +141,7 @@ struct blktap_remove {
 	__u32 flags;		/* BLKTAP_REMOVE_* */
 };
 
-#define BLKTAP_REMOVE_FORCE	(1u << 0)	/* although open: fails what is in flight with EIO */
+#define BLKTAP_REMOVE_FORCE	(1u << 0)	/* although open: what is in flight gets EIO */
 
 #define BLKTAP_IOC_SETUP	 _IOWR('t', 0x50, struct blktap_setup)
 #define BLKTAP_IOC_CREATE_DEVICE _IOW('t', 0x51, struct blktap_device_params)

@@ -111,6 +111,7 @@ static int blktap_consume(struct blktap *tap, struct blktap_enter *enter)
 	struct blktap_cqe cqe;
 	int left, ret = 0;
 
+	/* pairs with the server's release: its entries come before cq_tail */
 	left = blktap_ring_used(q->cq_head, smp_load_acquire(&q->ring->cq_tail),
 				q->entries);
 	if (left < 0) {
@@ -138,6 +139,7 @@ static int blktap_consume(struct blktap *tap, struct blktap_enter *enter)
 		enter->completed++;
 		cond_resched();
 	}
+	/* the entries are read: the server may write there again */
 	smp_store_release(&q->ring->cq_head, q->cq_head);
 	return ret;
 }
@@ -230,8 +232,11 @@ static int blktap_fetch(struct blktap *tap, struct blktap_enter *enter)
 	struct request *rq;
 	int used, ret = 0;
 
+	/* the server has read the entries before sq_head */
 	used = blktap_ring_used(smp_load_acquire(&q->ring->sq_head), q->sq_tail,
 				q->entries);
+	if (used < 0)
+		return used;
 	while (used + (q->sq_tail - first) < q->entries) {
 		rq = blktap_take_pending(tap);
 		if (!rq)
@@ -242,6 +247,7 @@ static int blktap_fetch(struct blktap *tap, struct blktap_enter *enter)
 		cond_resched();
 	}
 	enter->submitted = q->sq_tail - first;
+	/* the entries, and the data in the buffer, come before sq_tail */
 	smp_store_release(&q->ring->sq_tail, q->sq_tail);
 	return ret;
 }

@@ -235,6 +235,7 @@ static long blktap_ring_ioctl(struct file *file, unsigned int cmd,
 static int blktap_ring_mmap(struct file *file, struct vm_area_struct *vma)
 {
 	struct blktap *tap = file->private_data;
+	/* pairs with SETUP's release */
 	struct blktap_ring *ring = smp_load_acquire(&tap->queue.ring);
 
 	if (!ring || !(vma->vm_flags & VM_SHARED))
@@ -249,6 +250,7 @@ static __poll_t blktap_ring_poll(struct file *file, poll_table *table)
 {
 	struct blktap *tap = file->private_data;
 	struct blktap_queue *q = &tap->queue;
+	/* pairs with SETUP's release */
 	struct blktap_ring *ring = smp_load_acquire(&q->ring);
 	u32 used;
 
