@@ -4,6 +4,7 @@
 import argparse
 import os
 import shlex
+import signal
 import sys
 import termios
 import threading
@@ -73,6 +74,7 @@ def shell(bed: Bed) -> int:
 def main() -> int:
     """The program. Returns its exit status."""
     args = parser().parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if not args.command and not (args.shell or args.keep):
         parser().error("COMMAND is missing (or --shell)")
     if args.stage:

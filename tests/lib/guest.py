@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-only
 """A Xen guest of a bed: Debian's kernel and a busybox initrd that runs one script and powers off.
 
-The script finds its disks as /dev/xvda and so on (`wait_for_disk xvda` waits for one), busybox's commands, and mke2fs
-where the bed has it. What it prints is the guest's output, its exit status the guest's status.
+The script finds its disks as /dev/xvda and so on (`wait_for_disk xvda` waits for one), busybox's commands and the
+`files` given. What it prints is the guest's output, its exit status the guest's status. ext4 can be mounted there.
 """
 
 import io
@@ -16,7 +16,7 @@ from tests.lib.cpio import Cpio
 from tests.lib.initrd import SCRIPTS, add_busybox, add_modules
 from tests.lib.vm import Bed, BedError, Process
 
-MODULES = ["xen-blkfront", "crc32c_generic", "ext4", "xfs"]
+MODULES = ["xen-blkfront", "crc32c_generic", "ext4"]
 HOME = "/srv/guest"
 CONSOLE_LOG = "/var/log/xen/console/guest-{}.log"
 BEGIN = re.compile(r"^bed-guest: begin\r?$", re.M)
@@ -49,7 +49,10 @@ class GuestResult:
 
 
 class Guest:
-    """One guest. `disks` go into the configuration as they are; `extra` is appended to it."""
+    """One guest. `disks` go into the configuration as they are; `extra` is appended to it.
+
+    Name it unlike the other guests of the bed. Its files in the bed are HOME/NAME.* and its console log.
+    """
 
     def __init__(
         self,
@@ -60,6 +63,7 @@ class Guest:
         type: Literal["pv", "pvh"] = "pv",
         memory: int = 192,
         extra: str = "",
+        files: dict[str, bytes] | None = None,
     ) -> None:
         self.bed = bed
         self.name = name
@@ -68,6 +72,7 @@ class Guest:
         self.type = type
         self.memory = memory
         self.extra = extra
+        self.files = files or {}
         self.config_path = f"{HOME}/{name}.cfg"
         self._text = ""
         self._changed = threading.Condition()
@@ -100,6 +105,8 @@ class Guest:
         with io.BytesIO() as file:
             archive = Cpio(file)
             archive.file("script", (PRELUDE + self.script).encode())
+            for name, data in self.files.items():
+                archive.file(name, data, 0o755)
             archive.close()
             own = file.getvalue()
         self.bed.put(f"{HOME}/{self.name}.script", own)

@@ -31,6 +31,9 @@ def write_initrd(path: Path, image: BaseImage, overlay: Overlay) -> None:
         for name in ("init", "xen-start", "agent.py", "frames.py"):
             archive.file(f"overlay/{HOME}/{name}", (SCRIPTS / name).read_bytes(), 0o755)
         archive.tree(SCRIPTS / "systemd", "overlay/etc/systemd/system")
+        # as xen-start has it for the other init
+        archive.file("overlay/etc/default/xen", b'XENCONSOLED_ARGS="--log=guest"\n')
+        archive.directory("overlay/var/log/xen/console")
         for tree in overlay.trees:
             archive.tree(tree, "overlay")
         for name, data in overlay.files.items():

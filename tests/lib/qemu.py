@@ -9,6 +9,20 @@ from tests.lib.image import BaseImage
 # The steadiest for Xen under TCG: SMAP crashes dom0, rdtscp crashes PVH guests. PVH guests need "max,-smap,-rdtscp".
 XEN_CPU = "Nehalem,+svm,+npt,-smap,-rdtscp"
 AGENT_PORT = "xenblk.agent"
+# Units that a bed has no use for, or lacks the modules for
+MASKED = (
+    "systemd-binfmt.service",
+    "proc-sys-fs-binfmt_misc.automount",
+    "proc-sys-fs-binfmt_misc.mount",
+    "e2scrub_reap.service",
+    "getty-static.service",
+    "getty@tty1.service",
+    "serial-getty@ttyS0.service",
+    "serial-getty@hvc0.service",
+    "apt-daily.timer",
+    "apt-daily-upgrade.timer",
+    "dpkg-db-backup.timer",
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +63,8 @@ class BedSpec:
     def __post_init__(self) -> None:
         if self.init not in ("sh", "systemd"):
             raise ValueError(f"init={self.init!r}: not one of sh, systemd")
+        if self.xen and "," in self.kernel_args:
+            raise ValueError(f"kernel_args={self.kernel_args!r}: QEMU ends a multiboot module's arguments at a comma")
 
 
 def kernel_arguments(spec: BedSpec, accel: str) -> str:
@@ -59,6 +75,7 @@ def kernel_arguments(spec: BedSpec, accel: str) -> str:
         words += ["tsc=reliable", "no_timer_check"]
     if spec.init == "systemd":
         words += ["bed.init=/usr/lib/systemd/systemd", "systemd.show_status=no", "rw"]
+        words += [f"systemd.mask={unit}" for unit in MASKED]
     return " ".join([*words, spec.kernel_args]).strip()
 
 
@@ -89,7 +106,6 @@ def command(spec: BedSpec, image: BaseImage, initrd: Path, socket: Path, accel: 
     args += ["-device", "virtio-serial-pci", "-chardev", f"socket,id=agent,path={escaped(socket)},server=off"]
     args += ["-device", f"virtserialport,chardev=agent,name={AGENT_PORT}"]
     if spec.xen:
-        # a comma ends a module, so none may be in its arguments
         args += ["-kernel", str(image.xen), "-append", xen_arguments(spec)]
         args += ["-initrd", f"{image.kernel} {kernel_arguments(spec, accel)},{initrd}"]
     else:

@@ -25,10 +25,11 @@ class StageError(Exception):
 def _make(what: str, image: BaseImage, arguments: list[str]) -> None:
     """Run make in the repository: here, or in a root of the image's release if that is another."""
     command = ["make", "-s", *arguments]
-    if builder.foreign(image.release):
-        visible = [REPOSITORY, image.directory]
-        command = builder.inside(builder.builder(image.release), visible, REPOSITORY, command)
-    result = builder.run(command, REPOSITORY)
+    root = builder.builder(image.release) if builder.foreign(image.release) else None
+    with cache.step(what):
+        if root:
+            command = builder.inside(root, [REPOSITORY, image.directory], REPOSITORY, command)
+        result = builder.run(command, REPOSITORY)
     if result.returncode:
         raise StageError(f"{what}: make {' '.join(arguments)} failed:\n{result.stdout[-6000:]}")
 
@@ -50,8 +51,7 @@ def stage_tree(image: BaseImage) -> Path:
             arguments = ["install", f"DESTDIR={tree}", "prefix=/usr", "JOBS=2"]
             if builder.foreign(image.release):
                 arguments.append(f"BUILD={BUILD / str(image.release)}")
-            with cache.step("make install"):
-                _make("our build", image, arguments)
+            _make(f"our build for Debian {image.release}", image, arguments)
     return tree
 
 
@@ -63,8 +63,8 @@ def built_module(image: BaseImage) -> Path | None:
     out = BUILD / f"module-{image.kernel_version}"
     with cache.locked("stage"):
         out.mkdir(parents=True, exist_ok=True)
-        with cache.step(f"module for Linux {image.kernel_version}"):
-            _make("the module", image, ["-C", "kernel-patches", f"KDIR={image.headers}", f"OUT={out}"])
+        arguments = ["-C", "kernel-patches", f"KDIR={image.headers}", f"OUT={out}"]
+        _make(f"module for Linux {image.kernel_version}", image, arguments)
     module = out / f"{MODULE}.ko"
     if not module.exists():
         raise StageError(f"kernel-patches/Makefile made no {module}")

@@ -165,7 +165,7 @@ class Bed:
     def _boot(self) -> None:
         start = time.monotonic()
         how = accel.accelerator(self.image)
-        self.directory = Path(tempfile.mkdtemp(prefix="xenblk-bed-", dir="/var/tmp"))
+        self.directory = _working_directory()
         _running.add(self)
         try:
             for disk in self.spec.disks:
@@ -216,8 +216,7 @@ class Bed:
         """The console shows that the machine is lost."""
         self.failure = line
         # what follows says why: let it come before the waiters are woken
-        time.sleep(1.0)
-        self.channel.lose(line)
+        threading.Timer(1.0, self.channel.lose, [line]).start()
 
     def lost(self, what: str) -> BedLost:
         """The error for a machine that is gone, with the end of its console."""
@@ -307,6 +306,19 @@ class Bed:
             if self.directory != Path():
                 shutil.rmtree(self.directory, ignore_errors=True)
             _running.discard(self)
+
+
+def _working_directory() -> Path:
+    """A new directory, for the console's record and what the bed writes to its disks.
+
+    /tmp may be too small. Those of processes that were killed are removed.
+    """
+    base = Path("/var/tmp")
+    for old in base.glob("xenblk-bed-*-*"):
+        owner = old.name.split("-")[2]
+        if owner.isdigit() and not Path("/proc", owner).exists():
+            shutil.rmtree(old, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"xenblk-bed-{os.getpid()}-", dir=base))
 
 
 @atexit.register

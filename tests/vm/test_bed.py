@@ -3,10 +3,12 @@
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.lib.beds import Beds
+from tests.lib.qemu import Disk
 from tests.lib.vm import BedLost, CommandFailed, CommandTimeout
 
 
@@ -86,3 +88,29 @@ def test_a_panic_is_noticed_at_once_and_shown(beds: Beds) -> None:
         bed.run("echo c > /proc/sysrq-trigger; sleep 300")
     assert time.monotonic() - start < 60
     assert not bed.alive
+
+
+def test_the_module_built_for_its_kernel_is_where_modprobe_finds_it(beds: Beds) -> None:
+    bed = beds(xen=False)
+    assert bed.run("modinfo -n blktap").stdout == f"/lib/modules/{bed.image.kernel_version}/extra/blktap.ko\n"
+
+
+def test_two_beds_share_a_disk(beds: Beds, tmp_path: Path) -> None:
+    disk = Disk(tmp_path / "shared.raw", size=1 << 20, shared=True)
+    one, two = (beds.fresh(xen=False, disks=(disk,)) for _ in range(2))
+    one.run("echo from one | dd of=/dev/vdb conv=fsync")
+    assert two.run("dd if=/dev/vdb bs=512 count=1 iflag=direct | head -n 1").stdout == "from one\n"
+
+
+@pytest.mark.slow
+def test_systemd_and_udev_come_up_whole(beds: Beds) -> None:
+    bed = beds(xen=False, init="systemd")
+    assert bed.run("systemctl --failed --plain --no-legend").stdout == ""
+    assert "virtio" in bed.run("ls /dev/disk/by-path").stdout
+
+
+@pytest.mark.slow
+def test_debian_13_boots(beds: Beds) -> None:
+    bed = beds(xen=False, release=13)
+    assert bed.run(". /etc/os-release; echo $VERSION_ID").stdout == "13\n"
+    bed.run("modinfo blktap")

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""The parts of the test bed that need no machine: frames, archives, apt's sources, the judging of a kernel's log."""
+
+import io
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.lib import apt, dmesg, guest
+from tests.lib.bed import frames
+from tests.lib.cpio import Cpio
+from tests.lib.kmod import module_name
+from tests.lib.qemu import BedSpec, kernel_arguments, xen_arguments
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 255), st.binary(max_size=300))), st.data())
+def test_frames_come_out_as_they_went_in_however_the_stream_is_cut(
+    sent: list[tuple[int, int, bytes]], data: st.DataObject
+) -> None:
+    stream = b"".join(frames.encode(*frame) for frame in sent)
+    decoder = frames.Decoder()
+    got = []
+    while stream:
+        size = data.draw(st.integers(1, len(stream)))
+        got += decoder.feed(stream[:size])
+        stream = stream[size:]
+    assert got == sent
+
+
+def test_a_frame_longer_than_the_limit_is_refused_on_both_sides() -> None:
+    with pytest.raises(frames.FrameError, match="the limit is"):
+        frames.encode(1, frames.OUT, bytes(frames.MAX_PAYLOAD + 1))
+    with pytest.raises(frames.FrameError, match="the limit is"):
+        frames.Decoder().feed(frames.HEADER.pack(1, frames.OUT, frames.MAX_PAYLOAD + 1))
+
+
+def test_cpio_reads_what_was_written_and_lays_lib_into_usr(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    (tree / "lib/systemd").mkdir(parents=True)
+    (tree / "lib/systemd/unit").write_bytes(b"unit")
+    (tree / "etc").mkdir()
+    (tree / "etc/link").symlink_to("../lib/systemd/unit")
+    with io.BytesIO() as file:
+        archive = Cpio(file)
+        archive.file("init", b"#!/bin/sh\n", 0o755)
+        archive.tree(tree, "overlay")
+        archive.close()
+        packed = file.getvalue()
+    out = tmp_path / "out"
+    out.mkdir()
+    subprocess.run(["busybox", "cpio", "-idm"], input=packed, cwd=out, check=True, capture_output=True)
+    assert stat.S_IMODE((out / "init").stat().st_mode) == 0o755
+    assert (out / "overlay/usr/lib/systemd/unit").read_bytes() == b"unit"
+    assert (out / "overlay/etc/link").readlink() == Path("../lib/systemd/unit")
+    assert not (out / "overlay/lib").exists()
+
+
+POLICY = """Package files:
+ 100 /var/lib/dpkg/status
+     release a=now
+ 500 https://other.example/apt stable/main amd64 Packages
+     release o=Other,a=stable,n=stable,l=Other,c=main,b=amd64
+     origin other.example
+ 500 https://other.example/debian bookworm/main amd64 Packages
+     release o=Other,a=stable,n=bookworm,l=Other,c=main,b=amd64
+     origin other.example
+ 100 http://mirror.example/debian bookworm-backports/main amd64 Packages
+     release o=Debian Backports,a=oldstable-backports,n=bookworm-backports,l=Debian Backports,c=main,b=amd64
+     origin mirror.example
+ 500 http://mirror.example/debian-security bookworm-security/main amd64 Packages
+     release v=12,o=Debian,a=oldstable-security,n=bookworm-security,l=Debian-Security,c=main,b=amd64
+     origin mirror.example
+ 500 http://mirror.example/debian bookworm/main amd64 Packages
+     release v=12.15,o=Debian,a=oldstable,n=bookworm,l=Debian,c=main,b=amd64
+     origin mirror.example
+Pinned packages:
+"""
+
+
+def test_debians_own_sources_are_taken_and_no_others() -> None:
+    assert apt.parse_policy(POLICY, "bookworm") == [
+        apt.Source("http://mirror.example/debian-security", "bookworm-security", "main"),
+        apt.Source("http://mirror.example/debian", "bookworm", "main"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[    1.0] BUG: unable to handle page fault for address: ffff",
+        "[    1.0] WARNING: CPU: 0 PID: 7 at block/blk-mq.c:1",
+        "[    1.0] INFO: task dd:123 blocked for more than 120 seconds.",
+        "[    1.0] Oops: 0000 [#1] PREEMPT SMP",
+    ],
+)
+def test_faults_of_the_kernel_are_found(line: str) -> None:
+    assert dmesg.findings(f"[    0.5] all is well\n{line}\n") == [line]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '[    0.8] PCI: Using host bridge windows from ACPI; if necessary, use "pci=nocrs" and report a bug',
+        "[    1.4] AMD-Vi: AMD IOMMUv2 functionality not available on this system - This is not a bug.",
+    ],
+)
+def test_talk_of_bugs_is_no_fault(line: str) -> None:
+    assert dmesg.findings(line) == []
+
+
+def test_no_comma_reaches_the_arguments_of_a_multiboot_module() -> None:
+    assert "," not in kernel_arguments(BedSpec(xen=True, init="systemd"), "tcg")
+    with pytest.raises(ValueError, match="at a comma"):
+        BedSpec(xen=True, kernel_args="a=b,c")
+    assert "dom0_mem=700M,max:700M" in xen_arguments(BedSpec(dom0_memory=700))
+
+
+def test_an_unknown_init_is_refused() -> None:
+    with pytest.raises(ValueError, match="init='upstart': not one of sh, systemd"):
+        BedSpec(init="upstart")
+
+
+def test_a_disk_spec_goes_into_a_guests_configuration_whole() -> None:
+    spec = "script=block-xenblk,vdev=xvda,target=vhd:/srv/a b,c.vhd"
+    assert guest.quoted(spec) == f"'{spec}'"
+    assert guest.quoted("it's") == '"it\'s"'
+    with pytest.raises(ValueError, match="both kinds of quotes"):
+        guest.quoted("'\"")
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("kernel/drivers/block/xen-blkfront.ko.xz", "xen_blkfront"),
+        ("dm-mod.ko", "dm_mod"),
+        ("ext4", "ext4"),
+    ],
+)
+def test_a_modules_name_is_modprobes(path: str, name: str) -> None:
+    assert module_name(path) == name
