@@ -5,7 +5,7 @@
 # these variables with it.
 # shellcheck disable=SC2034
 
-params='' pid='' minor='' error='' undo='' locked=''
+params='' mode='' state='' pid='' minor='' error='' undo='' locked=''
 
 # Fails with text in hotplug-error, where libxl finds it. xenstore-write takes a
 # backslash for an escape.
@@ -13,13 +13,11 @@ fail() {
 	fatal "${1//\\/\\\\}"
 }
 
-# tap-ctl without the descriptor of the lock: a tapdisk that it starts would
-# hold the lock for as long as it lives.
+# Only within $(...): becomes tap-ctl, without the descriptor of the lock, which
+# a tapdisk that it starts would hold for as long as it lives.
 tapctl() {
-	(
-		eval "exec ${_lockfd:-200}>&-"
-		exec tap-ctl "$@" </dev/null
-	)
+	eval "exec ${_lockfd:-200}>&-"
+	exec tap-ctl "$@" </dev/null
 }
 
 # One lock for each vbd: add and remove of one device exclude each other, and a
@@ -47,9 +45,38 @@ finish() {
 	esac
 }
 
-read_keys() {
-	pid=$(xenstore_read_default "$XENBUS_PATH/tapdisk-pid" "")
-	minor=$(xenstore_read_default "$XENBUS_PATH/tapdisk-minor" "")
+# A line of xenstore-ls -f, in which unusual characters are escaped.
+split_line() {
+	key=${1%% = \"*}
+	value=${1#* = \"}
+	printf -v value %b "${value%\"}"
+}
+
+# The backend node, in one call: forks are what this script's time is made of.
+read_vbd() {
+	local line key value
+
+	params='' mode='' state=none pid='' minor=''
+	while IFS= read -r line; do
+		split_line "$line"
+		case ${key#"$XENBUS_PATH/"} in
+		params) params=$value ;;
+		mode) mode=$value ;;
+		state) state=$value ;;
+		tapdisk-pid) pid=$value ;;
+		tapdisk-minor) minor=$value ;;
+		esac
+	done < <(xenstore-ls -f "$XENBUS_PATH" 2>/dev/null)
+}
+
+# What Xen's write_dev does, and our keys, in two writes instead of four.
+publish() {
+	local number
+
+	number=$(device_major_minor "$1") || fail "$params: there is no $1"
+	xenstore_write "$XENBUS_PATH/tapdisk-pid" "$pid" "$XENBUS_PATH/tapdisk-minor" "$minor" \
+		"$XENBUS_PATH/physical-device-path" "$1" "$XENBUS_PATH/physical-device" "$number"
+	success
 }
 
 is_serving() {
@@ -91,10 +118,10 @@ find_users() {
 	user_path=() user_mode=() user_name=()
 	[ ! -b "${params#*:}" ] || bases+=(vbd)
 	while IFS= read -r line; do
-		key=${line%% = \"*} value=${line#* = \"} value=${value%\"}
+		split_line "$line"
 		dev=${key%/*}
 		case $key in
-		*/params) printf -v "user_path[$dev]" %b "$value" ;;
+		*/params) user_path[$dev]=$value ;;
 		*/mode) user_mode[$dev]=$value ;;
 		*/script) script[$dev]=$value ;;
 		esac
