@@ -6,9 +6,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #define LOOK_TRIES 5
+#define RECENT_SECONDS 2
 
 static const struct vhd_util_command *const commands[] = {
 	&vhd_util_create, &vhd_util_snapshot, &vhd_util_query,
@@ -54,29 +57,40 @@ bool vhd_util_megabytes(const char *text, int opt, uint64_t *bytes)
 	return true;
 }
 
+/*
+ * Whether to look again at an image that seemed corrupt: only if somebody
+ * may be writing it, since a file can be made that takes long to judge.
+ */
+static bool again(const char *path, int rc, int tries)
+{
+	struct stat st;
+
+	if (rc != -EUCLEAN || tries >= LOOK_TRIES || stat(path, &st) ||
+	    time(NULL) - st.st_mtime > RECENT_SECONDS)
+		return false;
+	usleep(10000);
+	return true;
+}
+
 int vhd_util_look(struct vhd_image **image, const char *path,
 		  struct error *err)
 {
-	int rc = -EUCLEAN;
+	int rc, tries = 0;
 
-	for (int i = 0; i < LOOK_TRIES && rc == -EUCLEAN; i++) {
-		if (i)
-			usleep(10000);
+	do
 		rc = vhd_open(image, path, VHD_OPEN_NOLOCK, err);
-	}
+	while (again(path, rc, ++tries));
 	return rc;
 }
 
 int vhd_util_look_chain(struct vhd_chain **chain, const char *path,
 			const struct config *cfg, struct error *err)
 {
-	int rc = -EUCLEAN;
+	int rc, tries = 0;
 
-	for (int i = 0; i < LOOK_TRIES && rc == -EUCLEAN; i++) {
-		if (i)
-			usleep(10000);
+	do
 		rc = vhd_chain_open(chain, path, cfg, VHD_OPEN_NOLOCK, err);
-	}
+	while (again(path, rc, ++tries));
 	return rc;
 }
 

@@ -35,7 +35,8 @@ uint32_t vhd_batmap_covered(const struct vhd_image *image)
 	return bytes ? (uint32_t)bytes : VHD_SECTOR;
 }
 
-static uint32_t map_checksum(const uint8_t *map, uint32_t len, uint32_t version)
+uint32_t vhd_batmap_checksum(const uint8_t *map, uint32_t len,
+			     uint32_t version)
 {
 	uint32_t sum = 0;
 
@@ -59,7 +60,7 @@ void vhd_batmap_header_init(uint8_t out[VHD_SECTOR], uint64_t offset,
 	put_be32(out + OFF_VERSION, BATMAP_1_2);
 	/* The sum of zeros is the same for any length. */
 	put_be32(out + OFF_CHECKSUM,
-		 map_checksum(zeros, sizeof(zeros), BATMAP_1_2));
+		 vhd_batmap_checksum(zeros, sizeof(zeros), BATMAP_1_2));
 }
 
 /* Only XenServer's images have one; of version 1.1 not all. */
@@ -134,7 +135,8 @@ int vhd_batmap_load(struct vhd_image *image, uint64_t limit, struct error *err)
 	if (rc)
 		return error_set(err, rc, "%s: batmap: reading: %s",
 				 image->path, strerror(-rc));
-	image->batmap_ok = map_checksum(image->batmap, covered, version) ==
+	image->batmap_ok = vhd_batmap_checksum(image->batmap, covered,
+					       version) ==
 			   get_be32(head + OFF_CHECKSUM);
 	if (!image->batmap_ok)
 		memset(image->batmap, 0, bytes);
@@ -165,7 +167,7 @@ int vhd_batmap_store(struct vhd_image *image, struct error *err)
 	if (rc)
 		goto fail;
 	put_be32(head + OFF_CHECKSUM,
-		 map_checksum(image->batmap, covered,
+		 vhd_batmap_checksum(image->batmap, covered,
 			      get_be32(head + OFF_VERSION)));
 	/*
 	 * Torn between the two, the checksum is wrong and the map counts as

@@ -44,6 +44,8 @@ int vhd_parent_allowed(const struct config *cfg, const char *path,
 	if (!dir)
 		return error_set(err, -errno, "%s: %s", path, strerror(errno));
 	rc = config_allows(cfg, dir, extra_dir, err);
+	if (rc)
+		error_prefix(err, "%s", path);
 	free(dir);
 	return rc;
 }

@@ -22,20 +22,28 @@ struct self {
 	const char *dir;
 };
 
-/* Either footer of a file, without the checks of vhd_open(). */
+/*
+ * The footer of a file as vhd_open() would choose it, without its checks. The
+ * first sector of a fixed image is its guest's.
+ */
 static bool peek_footer(int fd, uint64_t size, struct vhd_footer *footer)
 {
 	uint64_t tail_len = size % VHD_SECTOR == 511 ? 511 : VHD_FOOTER_BYTES;
 	uint8_t raw[VHD_FOOTER_BYTES] = { 0 };
+	struct vhd_footer tail;
+	bool tail_ok;
 
 	if (size < VHD_FOOTER_BYTES)
 		return false;
-	if (!vhd_read_at(fd, raw, sizeof(raw), 0) &&
+	tail_ok = !vhd_read_at(fd, raw, (size_t)tail_len, size - tail_len) &&
+		  !vhd_footer_decode(&tail, raw, "", "", NULL);
+	if (!(tail_ok && tail.type == VHD_FIXED) &&
+	    !vhd_read_at(fd, raw, sizeof(raw), 0) &&
 	    !vhd_footer_decode(footer, raw, "", "", NULL))
 		return true;
-	memset(raw, 0, sizeof(raw));
-	return !vhd_read_at(fd, raw, (size_t)tail_len, size - tail_len) &&
-	       !vhd_footer_decode(footer, raw, "", "", NULL);
+	if (tail_ok)
+		*footer = tail;
+	return tail_ok;
 }
 
 /* Whether a path of the child leads to the image. */
@@ -74,7 +82,12 @@ static bool is_child(int fd, uint64_t size, const struct self *self)
 	if (vhd_read_at(fd, raw, sizeof(raw), footer.data_offset) ||
 	    vhd_header_decode(&header, raw, "", NULL))
 		return false;
-	/* Copies of an image share its name's place in turn, but not its uuid's. */
+	/*
+	 * A name may have passed to another image, which the child does not
+	 * mean. (A null uuid means a raw parent. Such a child can be forged by
+	 * a guest in its own raw disk; better a disk that is refused, with the
+	 * file named, than one that is written under its children.)
+	 */
 	if (!uuid_is_null(header.parent_uuid) &&
 	    uuid_compare(header.parent_uuid, self->uuid))
 		return false;

@@ -180,9 +180,27 @@ static void dump_locators(struct dump *d, const struct vhd_header *h)
 	}
 }
 
-static void dump_batmap(struct dump *d, const struct vhd_header *h)
+/* The checksum that the map should have, if it can be read. */
+static bool batmap_sum(struct dump *d, const struct vhd_footer *f,
+		       const struct vhd_header *h, const uint8_t *raw,
+		       uint32_t *sum)
+{
+	const struct vhd_image image = { .footer = *f, .header = *h };
+	uint32_t len = vhd_batmap_covered(&image);
+	uint8_t *map = malloc(len);
+	bool ok = map && !vhd_read_at(d->fd, map, len, get_be64(raw + 8));
+
+	if (ok)
+		*sum = vhd_batmap_checksum(map, len, get_be32(raw + 20));
+	free(map);
+	return ok;
+}
+
+static void dump_batmap(struct dump *d, const struct vhd_footer *f,
+			const struct vhd_header *h)
 {
 	uint8_t raw[VHD_SECTOR];
+	uint32_t sum;
 
 	if (vhd_read_at(d->fd, raw, sizeof(raw), vhd_batmap_header_offset(h)) ||
 	    memcmp(raw, "tdbatmap", 8))
@@ -192,7 +210,9 @@ static void dump_batmap(struct dump *d, const struct vhd_header *h)
 	fprintf(d->out, "Batmap size (secs)  : %s\n",
 		num(d, get_be32(raw + 16)));
 	fprintf(d->out, "Batmap version      : 0x%08x\n", get_be32(raw + 20));
-	fprintf(d->out, "Checksum            : 0x%x\n\n", get_be32(raw + 24));
+	if (batmap_sum(d, f, h, raw, &sum))
+		put_checksum(d, get_be32(raw + 24), sum);
+	fprintf(d->out, "\n");
 }
 
 int vhd_dump_headers(FILE *out, const char *path, bool hex, struct error *err)
@@ -234,11 +254,14 @@ int vhd_dump_headers(FILE *out, const char *path, bool hex, struct error *err)
 	dump_footer(&d, footer, &f);
 	if (vhd_read_at(d.fd, header, sizeof(header), f.data_offset))
 		goto out;
-	vhd_header_decode(&h, header, path, NULL);
+	rc = vhd_header_decode(&h, header, path, NULL);
 	dump_header(&d, header, &h);
 	if (get_be32(footer + 60) == VHD_DIFF)
 		dump_locators(&d, &h);
-	dump_batmap(&d, &h);
+	/* Not after a bad header: the place and size of the map come from it. */
+	if (!rc && f.current_size / h.block_size <= h.max_bat_size)
+		dump_batmap(&d, &f, &h);
+	rc = 0;
 out:
 	close(d.fd);
 	return rc;

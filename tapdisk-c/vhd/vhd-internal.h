@@ -94,6 +94,8 @@ int vhd_bat_load(struct vhd_image *image, const struct vhd_extent *extent,
 uint64_t vhd_batmap_header_offset(const struct vhd_header *header);
 /* Bytes of the map that its checksum covers. */
 uint32_t vhd_batmap_covered(const struct vhd_image *image);
+uint32_t vhd_batmap_checksum(const uint8_t *map, uint32_t len,
+			     uint32_t version);
 /* Finds the batmap if there is one; a map with a bad checksum counts as empty. */
 int vhd_batmap_load(struct vhd_image *image, uint64_t limit,
 		    struct error *err);

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 
-from tests.lib import vhdref
+from tests.lib import vhdmake, vhdref
 from tests.lib.disk import Disk
 from tests.lib.vhdmake import DIFFERENCING, FIXED, MIB, Locator, Spec, make
 from tests.lib.vhdutil import content, fails, ok, open_refused, run
@@ -292,3 +292,13 @@ def test_raw_image_with_a_child_beside_it_is_not_written(tmp_path: Path) -> None
     raw.write_bytes(bytes(MIB))
     make(tmp_path / "leaf.vhd", child(w2ru(".\\base.img"), parent=UUID(int=0)))
     assert "leaf.vhd" in open_refused(raw, kind="aio")
+
+
+def test_a_guest_cannot_make_its_fixed_disk_pass_for_a_child(tmp_path: Path) -> None:
+    raw = tmp_path / "base.img"
+    raw.write_bytes(bytes(MIB))
+    fixed = make(tmp_path / "guest.vhd", Spec(kind=FIXED))
+    with fixed.open("r+b") as f:
+        f.write(vhdmake.image(child(w2ru(".\\base.img"), parent=UUID(int=0), size=2 * MIB)))
+    with Disk(f"aio:{raw}") as disk:
+        assert disk.write(0, 1, 1) == "ok"

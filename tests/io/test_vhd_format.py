@@ -103,6 +103,12 @@ def test_any_creator(tmp_path: Path, creator: bytes) -> None:
 def test_footer_of_511_bytes(tmp_path: Path, kind: int) -> None:
     spec = Spec(kind=kind, blocks=sparse(4, 4096), tail=511)
     path = make(tmp_path / "a.vhd", spec)
+    want = vhdref.Chain(path).read(0, spec.size)
+    assert content(path) == want
+    assert check_warnings(path) == []
+    with Disk(f"vhd:{path}") as disk:
+        assert disk.write(16380, 4, 1) == "ok"
+    assert content(path)[:-2048] == want[:-2048]
     assert content(path) == vhdref.Chain(path).read(0, spec.size)
     assert check_warnings(path) == []
 

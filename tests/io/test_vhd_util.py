@@ -259,7 +259,7 @@ def test_read_dumps_what_people_look_at(tmp_path: Path) -> None:
     assert run("read", "-n", base, "-d", 0).stdout == image.data[offset + 512 :][: 2 * MIB]
     headers = ok("read", "-n", base, "-p")
     assert "Current disk size   : 6 MB (6291456 Bytes)" in headers
-    assert headers.count("(Good!)") == 2
+    assert headers.count("(Good!)") == 3  # footer, header, batmap
 
 
 def test_read_dumps_headers_of_a_broken_image_and_says_so(tmp_path: Path) -> None:
@@ -274,6 +274,36 @@ def test_read_past_the_end_is_refused(tmp_path: Path, option: str) -> None:
     base = create(tmp_path / "a.vhd", 6)
     assert "past the end" in fails("read", "-n", base, option, 3)
     assert "past the end" in fails("read", "-n", base, option, 1, "-c", 3)
+
+
+# check
+
+
+def test_check_counts_what_is_written(tmp_path: Path) -> None:
+    base = create(tmp_path / "a.vhd", 20)
+    with Disk(f"vhd:{base}") as disk:
+        assert disk.batch(["w 0 100 1", "w 9000 24 1"]) == ["ok", "ok"]
+    assert ok("check", "-n", base, "-s") == "a.vhd: secs allocated: 0x2000 secs written: 0x7c (1.51%)\n"
+    leaf = snapshot(tmp_path / "b.vhd", base)
+    assert ok("check", "-n", leaf, "-p") == f"{leaf} is valid\n{base} is valid\n"
+    assert [x["image"] for x in json.loads(ok("check", "-n", leaf, "-p", "--json"))["checked"]] == [
+        str(leaf),
+        str(base),
+    ]
+
+
+def test_check_of_an_image_in_use_is_a_failure_not_corruption(tmp_path: Path) -> None:
+    base = create(tmp_path / "a.vhd")
+    with Disk(f"vhd:{base}"):
+        assert str(base) in fails("check", "-n", base, status=1)
+        result = run("check", "-n", base, "--json")
+    assert (result.returncode, json.loads(result.stdout)["status"]) == (1, "failed")
+
+
+def test_repair_refuses_an_image_in_use(tmp_path: Path) -> None:
+    base = create(tmp_path / "a.vhd")
+    with Disk(f"vhd:{base}"):
+        assert str(base) in fails("repair", "-n", base)
 
 
 # all
