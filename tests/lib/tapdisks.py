@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""tapdisk in a bed: images made there, what serves them, and what must not be left."""
+
+import shlex
+from dataclasses import dataclass
+
+from tests.lib.vm import Bed
+
+NOTHING_LEFT = """
+modprobe blktap
+tap-ctl list
+ls /dev/xen/blktap-2 | grep -v '^control$'
+ls /sys/class/blktap2 2>/dev/null
+pgrep -a tapdisk
+ls /run/blktap-control 2>/dev/null
+! command -v xenstore-ls >/dev/null || xenstore-ls -f /local/domain/0/backend 2>/dev/null | grep -E 'params|tapdisk'
+true
+"""
+
+
+@dataclass(frozen=True)
+class Served:
+    """One line of tap-ctl list."""
+
+    pid: int
+    minor: int
+    state: str
+    args: str
+
+
+def served(bed: Bed) -> list[Served]:
+    """What `tap-ctl list` shows."""
+    result = []
+    for line in bed.run("tap-ctl list").stdout.splitlines():
+        head, _, args = line.partition(" args=")
+        fields = dict(word.split("=", 1) for word in head.split())
+        result.append(Served(int(fields["pid"]), int(fields["minor"]), fields["state"], args))
+    return result
+
+
+def leftovers(bed: Bed) -> str:
+    """Whatever of tapdisk is still there when all of it should be gone; empty if nothing is."""
+    return bed.run(NOTHING_LEFT).output
+
+
+def create(bed: Bed, spec: str, readonly: bool = False) -> str:
+    """The device path of a new disk."""
+    flag = "-R " if readonly else ""
+    return bed.run(f"modprobe blktap; tap-ctl create {flag}-a {shlex.quote(spec)}").stdout.strip()
+
+
+def destroy(bed: Bed, device: str) -> None:
+    """End the disk and its tapdisk."""
+    minor = int(device.rpartition("tapdev")[2])
+    [disk] = [disk for disk in served(bed) if disk.minor == minor]
+    bed.run(f"tap-ctl destroy -p {disk.pid} -m {minor}")
+
+
+def checksum(bed: Bed, spec: str, megabytes: int) -> str:
+    """SHA-256 of the first MiB of an image as tapdisk reads it."""
+    device = create(bed, spec, readonly=True)
+    try:
+        return bed.run(f"dd if={device} bs=1M count={megabytes} iflag=direct 2>/dev/null | sha256sum").stdout.split()[0]
+    finally:
+        destroy(bed, device)
+
+
+def make_chain(bed: Bed, directory: str, depth: int, megabytes: int) -> list[str]:
+    """A chain in which every image holds something of its own; paths, leaf first."""
+    bed.run(f"mkdir -p {directory}")
+    paths: list[str] = []
+    for level in range(depth):
+        path = f"{directory}/{level}.vhd"
+        if level == 0:
+            bed.run(f"vhd-util create -n {path} -s {megabytes}")
+        else:
+            bed.run(f"vhd-util snapshot -n {path} -p {paths[0]}")
+        paths.insert(0, path)
+        if level < depth - 1:
+            device = create(bed, f"vhd:{path}")
+            bed.run(
+                f"dd if=/dev/urandom of={device} bs=64k count=4 seek={8 + 3 * level} oflag=direct 2>/dev/null"
+            )
+            destroy(bed, device)
+    return paths
