@@ -244,18 +244,25 @@ def test_spawned_tapdisk_holds_nothing_of_its_caller(tap: TapCtl) -> None:
     assert os.readlink(f"/proc/{pid}/cwd") == "/"
 
 
-def test_spawn_without_standard_descriptors(tap: TapCtl) -> None:
+def run_without(tap: TapCtl, closed: str, **env: str) -> Done:
+    """Spawns with standard descriptors closed, as the shell writes it."""
     done = subprocess.run(
-        ["sh", "-c", 'exec "$0" spawn <&- 2>&-', program("tap-ctl")],
-        env=tap.env,
-        stdout=subprocess.PIPE,
+        ["sh", "-c", f'exec "$0" spawn {closed}', program("tap-ctl")],
+        env=tap.env | env,
+        capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-    pid = int(done.stdout)
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def test_spawn_without_standard_descriptors(tap: TapCtl) -> None:
+    pid = int(run_without(tap, "<&- 2>&-").out)
     assert os.readlink(f"/proc/{pid}/fd/0") == "/dev/null"
     assert tap.ok("list") == f"pid={pid}\n"
+    failed = run_without(tap, "<&-", TOOL_CONTROL_FAIL="reason")
+    assert failed.err == "tap-ctl: cannot start: tapdisk: reason\n"
 
 
 def test_spawn_says_why_tapdisk_does_not_start(tap: TapCtl) -> None:
