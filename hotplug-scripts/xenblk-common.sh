@@ -5,7 +5,9 @@
 # these variables with it.
 # shellcheck disable=SC2034
 
-params='' mode='' state='' pid='' minor='' error='' undo='' locked=''
+params='' mode='' state=none pid='' minor='' error='' undo='' locked='' lock_fd=''
+backends=${XENBUS_BASE_PATH:-backend}
+declare -A user_path user_mode user_name user_script
 
 # Fails with text in hotplug-error, where libxl finds it. xenstore-write takes a
 # backslash for an escape.
@@ -13,20 +15,41 @@ fail() {
 	fatal "${1//\\/\\\\}"
 }
 
-# Only within $(...): becomes tap-ctl, without the descriptor of the lock, which
-# a tapdisk that it starts would hold for as long as it lives.
-tapctl() {
-	eval "exec ${_lockfd:-200}>&-"
-	exec tap-ctl "$@" </dev/null
+# Xen's scripts start logger for every line. stderr is xen-hotplug.log, and a
+# fork less: the time of this script is made of forks, and libxl kills it after
+# 40 s, which is little on a dom0 that is very busy or emulated.
+log() {
+	local level=$1
+
+	shift
+	case $level in
+	debug) echo "${0##*/}: $*" >&2 ;;
+	*) logger -p "daemon.$level" -- "${0##*/}: $*" || echo "${0##*/}: $*" >&2 ;;
+	esac
 }
 
 # One lock for each vbd: add and remove of one device exclude each other, and a
 # file server that hangs holds up nobody else's disks. Who may open an image is
-# the image lock's to decide.
+# the image lock's to decide. The protocol is claim_lock's, with fewer forks.
 lock_vbd() {
-	lock=xenblk-${XENBUS_PATH//\//-}
-	claim_lock "$lock"
-	locked=yes
+	lock=$LOCK_BASEDIR/xenblk-${XENBUS_PATH//\//-}
+	[ -d "$LOCK_BASEDIR" ] || mkdir -p "$LOCK_BASEDIR"
+	while :; do
+		exec {lock_fd}<>"$lock"
+		flock -x "$lock_fd"
+		if [ "/proc/self/fd/$lock_fd" -ef "$lock" ]; then
+			locked=yes
+			return
+		fi
+		exec {lock_fd}>&-
+	done
+}
+
+# Only within $(...): becomes tap-ctl, without the descriptor of the lock, which
+# a tapdisk that it starts would hold for as long as it lives.
+tapctl() {
+	exec {lock_fd}>&-
+	exec tap-ctl "$@" </dev/null
 }
 
 # Runs at exit. A command that fails inside a function ends the script past
@@ -37,7 +60,7 @@ finish() {
 	set +e
 	trap - ERR
 	[ -z "$undo" ] || "$undo"
-	[ -z "$locked" ] || release_lock "$lock"
+	[ -z "$locked" ] || rm -f "$lock"
 	[ "$status" -ne 0 ] || return
 	case $(xenstore_read_default "$XENBUS_PATH/hotplug-status" none) in
 	error | busy) ;;
@@ -45,38 +68,42 @@ finish() {
 	esac
 }
 
-# A line of xenstore-ls -f, in which unusual characters are escaped.
-split_line() {
-	key=${1%% = \"*}
-	value=${1#* = \"}
-	printf -v value %b "${value%\"}"
-}
+# Takes over the nodes below each PATH: our backend's keys, and who else uses
+# files. A PATH that isn't there ends the list.
+read_store() {
+	local line key value dev
 
-# The backend node, in one call: forks are what this script's time is made of.
-read_vbd() {
-	local line key value
-
-	params='' mode='' state=none pid='' minor=''
 	while IFS= read -r line; do
-		split_line "$line"
-		case ${key#"$XENBUS_PATH/"} in
+		# unusual characters of the value are escaped
+		key=${line%% = \"*} value=${line#* = \"}
+		printf -v value %b "${value%\"}"
+		dev=${key%/*} key=${key##*/}
+		if [ "$dev" != "$XENBUS_PATH" ]; then
+			case $key in
+			params) user_path[$dev]=$value user_name[$dev]="the disk $dev" ;;
+			mode) user_mode[$dev]=$value ;;
+			script) user_script[$dev]=$value ;;
+			esac
+			continue
+		fi
+		case $key in
 		params) params=$value ;;
 		mode) mode=$value ;;
 		state) state=$value ;;
 		tapdisk-pid) pid=$value ;;
 		tapdisk-minor) minor=$value ;;
 		esac
-	done < <(xenstore-ls -f "$XENBUS_PATH" 2>/dev/null)
+	done < <(exec xenstore-ls -f "$@" 2>/dev/null)
 }
 
-# What Xen's write_dev does, and our keys, in two writes instead of four.
-publish() {
+# What Xen's write_dev does, and our keys, in one transaction.
+connect() {
 	local number
 
 	number=$(device_major_minor "$1") || fail "$params: there is no $1"
 	xenstore_write "$XENBUS_PATH/tapdisk-pid" "$pid" "$XENBUS_PATH/tapdisk-minor" "$minor" \
-		"$XENBUS_PATH/physical-device-path" "$1" "$XENBUS_PATH/physical-device" "$number"
-	success
+		"$XENBUS_PATH/physical-device-path" "$1" "$XENBUS_PATH/physical-device" "$number" \
+		"$XENBUS_PATH/hotplug-status" connected
 }
 
 is_serving() {
@@ -106,35 +133,16 @@ destroy_now() {
 	destroy || log err "$params: pid=$pid minor=$minor is left over: $error"
 }
 
-# Fills user_path, user_mode and user_name with what uses files and takes no
-# image lock: QEMU's disks (libxl turns locking off), loop devices, and for a
-# block device mounts and other backends. Other xenblk disks are left to the
-# lock, which knows more.
-declare -A user_path user_mode user_name
+# Completes the list of those who use files and take no image lock: QEMU's disks
+# (libxl turns locking off), loop devices, and for a block device mounts and
+# other backends. Other xenblk disks are left to the lock, which knows more.
 find_users() {
-	local key value dev line rest sys=${XENBLK_SYSFS:-/sys} bases=(qdisk)
-	local -A script=()
+	local dev line rest sys=${XENBLK_SYSFS:-/sys}
 
-	user_path=() user_mode=() user_name=()
-	[ ! -b "${params#*:}" ] || bases+=(vbd)
-	while IFS= read -r line; do
-		split_line "$line"
-		dev=${key%/*}
-		case $key in
-		*/params) user_path[$dev]=$value ;;
-		*/mode) user_mode[$dev]=$value ;;
-		*/script) script[$dev]=$value ;;
-		esac
-	done < <(for dev in "${bases[@]}"; do
-		xenstore-ls -f "${XENBUS_BASE_PATH:-backend}/$dev" 2>/dev/null
-	done)
+	[ ! -b "${params#*:}" ] || read_store "$backends/vbd"
 	for dev in "${!user_path[@]}"; do
-		if [ "$dev" = "$XENBUS_PATH" ] || [[ ${script[$dev]-} == */block-xenblk ]]; then
-			unset "user_path[$dev]"
-			continue
-		fi
-		[[ ${user_path[$dev]%%:*} == */* ]] || user_path[$dev]=${user_path[$dev]#*:}
-		user_name[$dev]="the disk $dev"
+		[[ ${user_script[$dev]-} != */block-xenblk ]] || unset "user_path[$dev]"
+		[[ ${user_path[$dev]-/} == /* ]] || user_path[$dev]=${user_path[$dev]#*:}
 	done
 	for line in "$sys"/block/loop*/loop/backing_file; do
 		dev=${line%/loop/backing_file}
@@ -145,9 +153,9 @@ find_users() {
 		[ "$rest" != 1 ] || user_mode[$dev]=r
 	done
 	[ -b "${params#*:}" ] || return 0
-	while read -r dev key _ rest; do
+	while read -r dev line _ rest; do
 		[[ $dev == /dev/* ]] || continue
-		user_path[$dev]=$dev user_name[$dev]="the mount $key" user_mode[$dev]=w
+		user_path[$dev]=$dev user_name[$dev]="the mount $line" user_mode[$dev]=w
 		[[ $rest != ro[,\ ]* ]] || user_mode[$dev]=r
 	done </proc/self/mounts
 }
