@@ -141,6 +141,17 @@ def test_destroy_cleans_up_after_a_tapdisk_that_was_killed(bed: Bed) -> None:
     assert destroy(bed, disk).output == ""
 
 
+def test_a_new_tapdisk_goes_on_after_one_that_was_killed(bed: Bed) -> None:
+    disk = create(bed, f"aio:{IMAGE}")
+    bed.run(f"kill -9 {disk.pid}")
+    bed.wait_for(f"test $(cat /sys/class/blktap2/blktap{disk.minor}/task) = 0", 30)
+    reader = bed.popen(f"dd if={disk.device} bs=65536 iflag=direct status=none | cmp - '{IMAGE}' && echo same")
+    pid = int(bed.run("tap-ctl spawn").stdout)
+    bed.run(f"tap-ctl attach -p {pid} -m {disk.minor} && tap-ctl open -p {pid} -m {disk.minor} -a 'aio:{IMAGE}'")
+    assert reader.wait().stdout == "same\n"
+    assert destroy(bed, Disk(disk.device, pid, disk.minor)).output == ""
+
+
 def test_destroy_by_the_wrong_pid_leaves_the_disk(bed: Bed) -> None:
     disk = create(bed, f"aio:{IMAGE}")
     idle = int(bed.run("tap-ctl spawn").stdout)
