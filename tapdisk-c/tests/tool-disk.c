@@ -11,7 +11,6 @@
  *   r SECTOR COUNT        -> the seeds found, "0" for a zero sector, "?" if it holds
  *                            anything else | err ERRNO
  *   f                     flush                                      -> ok | err ERRNO
- *   mallocs               calls of malloc and the like so far        -> N (-1 in a sanitizer build)
  *   crash                 exits at once, as if killed
  * The end of input closes the image. The first line printed is "SECTORS DEPTH".
  */
@@ -19,7 +18,6 @@
 #include <getopt.h>
 #include <inttypes.h>
 #include <signal.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,36 +27,6 @@
 
 #define MAX_REQUESTS 1024
 #define MAX_SECTORS  4096u
-
-#if defined(__SANITIZE_ADDRESS__)
-#define COUNTING 0
-static atomic_long mallocs;
-#else
-#define COUNTING 1
-static atomic_long mallocs;
-
-void *__libc_malloc(size_t size);
-void *__libc_calloc(size_t n, size_t size);
-void *__libc_realloc(void *p, size_t size);
-
-void *malloc(size_t size)
-{
-	atomic_fetch_add(&mallocs, 1);
-	return __libc_malloc(size);
-}
-
-void *calloc(size_t n, size_t size)
-{
-	atomic_fetch_add(&mallocs, 1);
-	return __libc_calloc(n, size);
-}
-
-void *realloc(void *p, size_t size)
-{
-	atomic_fetch_add(&mallocs, 1);
-	return __libc_realloc(p, size);
-}
-#endif
 
 struct slot {
 	struct image_request req;
@@ -185,8 +153,6 @@ static int serve(struct image *image)
 			rc = start(image, IMAGE_FLUSH, 0, 0, 0);
 		else if (!strcmp(line, "go\n"))
 			rc = go(image);
-		else if (!strcmp(line, "mallocs\n"))
-			printf("%ld\n", COUNTING ? atomic_load(&mallocs) : -1);
 		else if (!strcmp(line, "crash\n"))
 			_exit(9);
 		else
@@ -240,7 +206,7 @@ int main(int argc, char **argv)
 		rc = driver->open(&image, &args, &err);
 	if (rc) {
 		fprintf(stderr, "tool-disk: %s\n", err.text);
-		return 1;
+		goto out;
 	}
 	rc = serve(image);
 	if (rc)
@@ -249,7 +215,9 @@ int main(int argc, char **argv)
 		fprintf(stderr, "tool-disk: %s\n", err.text);
 		rc = -EIO;
 	}
-	engine_close(args.engine);
+out:
+	if (args.engine)
+		engine_close(args.engine);
 	config_dispose(&cfg);
 	for (unsigned int i = 0; i < MAX_REQUESTS; i++)
 		free(slots[i].req.buf);

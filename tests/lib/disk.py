@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-only
 """tool-disk: an image driver over an I/O engine, driven line by line."""
 
+import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,9 @@ class Disk:
         readonly: bool = False,
         requests: int = 64,
         mode: str | None = None,
+        env: dict[str, str] | None = None,
     ) -> None:
+        """Raises OSError with tool-disk's words if the image can't be opened."""
         argv = [str(program("tests/tool-disk", mode)), f"--engine={engine}", f"--requests={requests}"]
         if readonly:
             argv.append("--readonly")
@@ -37,14 +40,16 @@ class Disk:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            env={**os.environ, **(env or {})},
         )
         assert self.process.stdin and self.process.stdout and self.process.stderr
         self.input = self.process.stdin
         self.output = self.process.stdout
         first = self.output.readline().split()
         if not first:
-            self.process.wait()
-            raise OSError(self.process.stderr.read().strip())
+            text = self.stderr().strip()
+            self._close_pipes()
+            raise OSError(text)
         self.sectors, self.depth = int(first[0]), int(first[1])
 
     def batch(self, commands: Sequence[str]) -> list[Answer]:
@@ -57,20 +62,17 @@ class Disk:
         return answers
 
     def write(self, sector: int, count: int, seed: int) -> Answer:
+        """Writes sectors that carry the seed."""
         return self.batch([f"w {sector} {count} {seed}"])[0]
 
     def read(self, sector: int, count: int) -> list[int]:
+        """The seeds of the sectors; ValueError for an error or for foreign bytes."""
         answer = self.batch([f"r {sector} {count}"])[0]
         return [int(word) for word in answer.split()]
 
     def flush(self) -> Answer:
+        """A flush alone."""
         return self.batch(["f"])[0]
-
-    def mallocs(self) -> int:
-        """Allocations of the process so far; -1 in a sanitizer build."""
-        self.input.write("mallocs\n")
-        self.input.flush()
-        return int(self.output.readline())
 
     def crash(self) -> None:
         """Ends the process without closing the image."""
@@ -80,6 +82,7 @@ class Disk:
         self._close_pipes()
 
     def stderr(self) -> str:
+        """What it complained of, once it has ended."""
         self.process.wait()
         assert self.process.stderr
         return self.process.stderr.read()
