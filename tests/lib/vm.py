@@ -70,6 +70,11 @@ class Process:
         """What came so far of both streams."""
         return bytes(self._job.output).decode(errors="replace")
 
+    @property
+    def ended(self) -> bool:
+        """Is the command over?"""
+        return self._job.over
+
     def stdin(self, data: bytes) -> None:
         """Feed the command; empty data ends its input."""
         self._bed.channel.stdin(self._job, data)

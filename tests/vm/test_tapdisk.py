@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""tapdisk on the driver's ring, without Xen: what it costs, and what it survives."""
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lib import tapdisks
+from tests.lib.beds import Beds
+from tests.lib.programs import program
+from tests.lib.vm import Bed
+
+
+@pytest.fixture
+def bed(beds: Beds) -> Iterator[Bed]:
+    """A bed with nothing of tapdisk in it, before and after."""
+    bed = beds(xen=False)
+    assert tapdisks.leftovers(bed) == ""
+    yield bed
+    assert tapdisks.leftovers(bed) == ""
+
+
+def test_no_allocation_from_the_ring_to_the_files(bed: Bed) -> None:
+    """Reads, writes to present and to new blocks, and flushes through the gendisk: the counter stands still."""
+    bed.put("/root/count.so", program("tests/preload-malloc.so", "release").read_bytes(), 0o755)
+    tapdisks.make_chain(bed, "/srv/alloc", 2, 400)
+    env = {"LD_PRELOAD": "/root/count.so", "MALLOC_COUNT": "/root/count"}
+    bed.run("modprobe blktap")
+    device = bed.run("tap-ctl create -a vhd:/srv/alloc/1.vhd", env=env).stdout.strip()
+    io = (
+        f"fio --name=x --filename={device} --direct=1 --ioengine=libaio --iodepth=32 --rw=randrw --bs=16k"
+        " --size={} --io_size={} --fsync=16 --randseed=1 --output=/dev/null"
+    )
+    try:
+        bed.run(io.format("400M", "8M"))
+        before = bed.get("/root/count")
+        bed.run(io.format("400M", "32M").replace("randseed=1", "randseed=2"))
+        after = bed.get("/root/count")
+        requests = bed.run("tap-ctl stats -p $(pgrep -x tapdisk) -m 0 | grep -c requests").stdout.strip()
+    finally:
+        tapdisks.destroy(bed, device)
+    assert requests == "3"
+    assert int.from_bytes(before, sys.byteorder) > 0
+    assert after == before
+    bed.run("vhd-util check -n /srv/alloc/1.vhd -p -b && rm -rf /srv/alloc")
+
+
+def test_a_file_system_survives_the_death_of_tapdisk(bed: Bed) -> None:
+    """kill -9 under load: the device holds its requests, and a new tapdisk goes on; what was written is there."""
+    leaf = tapdisks.make_chain(bed, "/srv/death", 2, 200)[0]
+    device = tapdisks.create(bed, f"vhd:{leaf}")
+    bed.run(f"mkfs.ext4 -q {device} && mount {device} /mnt")
+    writer = bed.popen(
+        "for i in 1 2 3 4 5 6; do dd if=/dev/urandom of=/mnt/$i bs=64k count=80 conv=fsync 2>/dev/null || exit 1; done;"
+        " cd /mnt && sha256sum 1 2 3 4 5 6 > /root/sums"
+    )
+    bed.wait_for("test -s /mnt/2", 60, interval=0.2)
+    bed.run("kill -9 $(pgrep -x tapdisk)")
+    bed.run("pid=$(tap-ctl spawn) && tap-ctl attach -p $pid -m 0 && tap-ctl open -p $pid -m 0 -a vhd:" + leaf)
+    writer.wait(120)
+    bed.run("umount /mnt")
+    tapdisks.destroy(bed, device)
+    device = tapdisks.create(bed, f"vhd:{leaf}", readonly=True)
+    bed.run(f"mount -o ro,noload {device} /mnt && cd /mnt && sha256sum -c /root/sums; cd / && umount /mnt")
+    tapdisks.destroy(bed, device)
+    bed.run("vhd-util check -n /srv/death/1.vhd -p && rm -rf /srv/death")
+
+
+def test_pause_and_unpause_under_load(bed: Bed) -> None:
+    """Paused, the image is closed and may be snapshotted; unpaused, the device goes on with the new leaf."""
+    leaf = tapdisks.make_chain(bed, "/srv/pause", 1, 200)[0]
+    device = tapdisks.create(bed, f"vhd:{leaf}")
+    [disk] = tapdisks.served(bed)
+    writer = bed.popen(
+        f"fio --name=x --filename={device} --direct=1 --ioengine=libaio --iodepth=16 --rw=randwrite --bs=8k"
+        " --size=200M --io_size=24M --rate_iops=300 --verify=crc32c --do_verify=1 --output=/root/fio.log"
+    )
+    bed.wait_for("awk '{ exit $5 < 50 }' /sys/block/tapdev0/stat", 60, interval=0.2)
+    for turn in range(1, 5):
+        bed.run(f"timeout 10 tap-ctl pause -p {disk.pid} -m {disk.minor}")
+        assert tapdisks.served(bed)[0].state == "0x20"
+        new = f"/srv/pause/new{turn}.vhd"
+        bed.run(f"vhd-util snapshot -n {new} -p {leaf}")
+        bed.run(f"tap-ctl unpause -p {disk.pid} -m {disk.minor} -a vhd:{new}")
+        leaf = new
+        assert not writer.ended, "the load ended before the last pause"
+    writer.wait(240)
+    assert "err= 0" in bed.run("cat /root/fio.log").stdout
+    tapdisks.destroy(bed, device)
+    bed.run(f"vhd-util check -n {leaf} -p && rm -rf /srv/pause")
+
+
+def test_one_process_serves_several_disks(bed: Bed) -> None:
+    bed.run("modprobe blktap; truncate -s 16M /srv/one.img /srv/two.img")
+    pid = bed.run("tap-ctl spawn").stdout.strip()
+    devices = [bed.run("tap-ctl allocate").stdout.strip() for _ in range(2)]
+    for minor, (device, name) in enumerate(zip(devices, ("one", "two"), strict=True)):
+        bed.run(f"tap-ctl attach -p {pid} -m {minor} && tap-ctl open -p {pid} -m {minor} -a aio:/srv/{name}.img")
+        bed.run(f"yes {name} | dd of={device} bs=64k count=100 iflag=fullblock oflag=direct 2>/dev/null")
+    assert [(disk.pid, disk.minor) for disk in tapdisks.served(bed)] == [(int(pid), 0), (int(pid), 1)]
+    for minor, device in enumerate(devices):
+        bed.run(f"tap-ctl close -p {pid} -m {minor} && tap-ctl detach -p {pid} -m {minor} && tap-ctl free -m {minor}")
+    for name in ("one", "two"):
+        assert bed.get(f"/srv/{name}.img")[:4] == name.encode() + b"\n"
+    bed.run("rm /srv/one.img /srv/two.img")
