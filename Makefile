@@ -10,7 +10,10 @@
 prefix     ?= /usr
 sysconfdir ?= /etc
 unitdir    ?= $(prefix)/lib/systemd/system
+sbindir    := $(prefix)/sbin
 pkglib     := $(prefix)/lib/xenblk
+# Where libxl looks for block scripts.
+scriptdir  := $(sysconfdir)/xen/scripts
 BUILD      := $(CURDIR)/build
 MODE       ?= release
 # The Python of the system, which the installed programs run on.
@@ -25,6 +28,10 @@ pods   := $(wildcard tapdisk-c/man/*.pod docs/man/*.pod)
 # section 8 but for file formats, which say so in their name
 manname = $(if $(findstring .yaml,$(1)),$(1).5,$(1).8)
 pages  := $(foreach p,$(pods),$(man)/$(call manname,$(basename $(notdir $(p)))))
+
+# What an installed file says of where the others are.
+places := -e 's|@pkglib@|$(pkglib)|g; s|@sbindir@|$(sbindir)|g' \
+	  -e '/^PATH=/s|/usr/sbin|$(sbindir)|' -e '/^YAML_PATH/s|/etc|$(sysconfdir)|'
 
 all: programs bridge $(pages)
 
@@ -50,36 +57,44 @@ $(foreach p,$(pods),$(eval $(call manrule,$(p))))
 module:
 	@$(MAKE) --no-print-directory -C kernel-patches KDIR=$(KDIR) OUT=$(BUILD)/module
 
+# Byte-compiled, since xl create waits for it; by hash, so that no clock and no copy makes the result stale.
 install: all
-	install -d $(DESTDIR)$(prefix)/sbin $(DESTDIR)$(prefix)/bin $(DESTDIR)$(prefix)/libexec \
-		$(DESTDIR)$(pkglib)/xenblk $(DESTDIR)$(sysconfdir)/xen/scripts $(DESTDIR)$(unitdir) \
+	install -d $(DESTDIR)$(sbindir) $(DESTDIR)$(prefix)/bin $(DESTDIR)$(prefix)/libexec \
+		$(DESTDIR)$(scriptdir) $(DESTDIR)$(unitdir) $(DESTDIR)$(prefix)/lib/udev/rules.d \
 		$(DESTDIR)$(prefix)/lib/tmpfiles.d $(DESTDIR)$(prefix)/lib/modules-load.d \
 		$(DESTDIR)$(prefix)/share/man/man8 $(DESTDIR)$(prefix)/share/man/man5
-	install -m 755 $(bin)/tap-ctl $(DESTDIR)$(prefix)/sbin/
+	install -m 755 $(bin)/tap-ctl $(DESTDIR)$(sbindir)/
 	install -m 755 $(bin)/vhd-util $(DESTDIR)$(prefix)/bin/
 	install -m 755 $(bin)/tapdisk $(DESTDIR)$(prefix)/libexec/
-	install -m 644 $(wildcard xenblk/*.py) $(wildcard $(pybuild)/*.so) $(DESTDIR)$(pkglib)/xenblk/
-	sed 's|@pkglib@|$(pkglib)|' hotplug-scripts/xenblk.in > $(DESTDIR)$(prefix)/sbin/xenblk
-	chmod 755 $(DESTDIR)$(prefix)/sbin/xenblk
-	install -m 755 hotplug-scripts/block-xenblk $(DESTDIR)$(sysconfdir)/xen/scripts/
-	install -m 644 hotplug-scripts/xenblk-common.sh $(DESTDIR)$(sysconfdir)/xen/scripts/
+	rm -rf $(DESTDIR)$(pkglib)/xenblk && install -d $(DESTDIR)$(pkglib)/xenblk
+	install -m 644 $(filter-out %_build.py,$(wildcard xenblk/*.py)) $(pybuild)/*.so $(DESTDIR)$(pkglib)/xenblk/
+	sed $(places) xenblk/config.py > $(DESTDIR)$(pkglib)/xenblk/config.py
+	$(PYTHON) -m compileall -q --invalidation-mode checked-hash $(if $(DESTDIR),-s $(DESTDIR) -p /) \
+		$(DESTDIR)$(pkglib)/xenblk
+	chmod -R a+rX $(DESTDIR)$(pkglib)/xenblk
+	sed $(places) hotplug-scripts/xenblk.in > $(DESTDIR)$(sbindir)/xenblk
+	sed $(places) hotplug-scripts/block-xenblk > $(DESTDIR)$(scriptdir)/block-xenblk
+	chmod 755 $(DESTDIR)$(sbindir)/xenblk $(DESTDIR)$(scriptdir)/block-xenblk
+	install -m 644 hotplug-scripts/xenblk-common.sh $(DESTDIR)$(scriptdir)/
 	test -e $(DESTDIR)$(sysconfdir)/xen/xenblk.yaml || \
 		install -m 644 hotplug-scripts/xenblk.yaml $(DESTDIR)$(sysconfdir)/xen/
+	sed $(places) hotplug-scripts/systemd/xenblk.service.in > $(DESTDIR)$(unitdir)/xenblk.service
+	chmod 644 $(DESTDIR)$(unitdir)/xenblk.service
 	install -m 644 hotplug-scripts/tmpfiles.d/xenblk.conf $(DESTDIR)$(prefix)/lib/tmpfiles.d/
 	install -m 644 hotplug-scripts/modules-load.d/xenblk.conf $(DESTDIR)$(prefix)/lib/modules-load.d/
-	install -m 644 $(wildcard hotplug-scripts/systemd/*.service) $(DESTDIR)$(unitdir)/
+	install -m 644 hotplug-scripts/udev/59-xenblk.rules $(DESTDIR)$(prefix)/lib/udev/rules.d/
 	install -m 644 $(filter %.8,$(pages)) $(DESTDIR)$(prefix)/share/man/man8/
 	install -m 644 $(filter %.5,$(pages)) $(DESTDIR)$(prefix)/share/man/man5/
 
 # The configuration stays: it may have been edited.
 uninstall:
-	rm -f $(DESTDIR)$(prefix)/sbin/tap-ctl $(DESTDIR)$(prefix)/bin/vhd-util \
-		$(DESTDIR)$(prefix)/libexec/tapdisk $(DESTDIR)$(prefix)/sbin/xenblk \
-		$(DESTDIR)$(sysconfdir)/xen/scripts/block-xenblk \
-		$(DESTDIR)$(sysconfdir)/xen/scripts/xenblk-common.sh \
+	rm -f $(DESTDIR)$(sbindir)/tap-ctl $(DESTDIR)$(prefix)/bin/vhd-util \
+		$(DESTDIR)$(prefix)/libexec/tapdisk $(DESTDIR)$(sbindir)/xenblk \
+		$(DESTDIR)$(scriptdir)/block-xenblk $(DESTDIR)$(scriptdir)/xenblk-common.sh \
+		$(DESTDIR)$(unitdir)/xenblk.service \
 		$(DESTDIR)$(prefix)/lib/tmpfiles.d/xenblk.conf \
 		$(DESTDIR)$(prefix)/lib/modules-load.d/xenblk.conf \
-		$(patsubst hotplug-scripts/systemd/%,$(DESTDIR)$(unitdir)/%,$(wildcard hotplug-scripts/systemd/*.service)) \
+		$(DESTDIR)$(prefix)/lib/udev/rules.d/59-xenblk.rules \
 		$(patsubst $(man)/%,$(DESTDIR)$(prefix)/share/man/man*/%,$(pages))
 	rm -rf $(DESTDIR)$(pkglib)
 

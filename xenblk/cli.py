@@ -9,7 +9,7 @@ import sys
 
 import yaml
 
-from xenblk import config, create, libxl
+from xenblk import VERSION, config, create, libxl
 from xenblk.errors import UsageError, UserError
 
 
@@ -17,6 +17,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="xenblk", description="Guests whose disks tapdisk serves.", epilog="See xenblk(8) and xenblk.yaml(5)."
     )
+    parser.add_argument("--version", action="version", version=f"xenblk {VERSION}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     # Only for the help: its arguments are xl's, and main() passes them on.

@@ -145,8 +145,10 @@ def dom0(tmp_path: Path) -> Iterator[Dom0]:
             text = text.replace(old, str(new))
         (scripts / source.name).write_text(text, encoding="utf-8")
     (scripts / "hotplugpath.sh").write_text(f'bindir="{tools}"\nsbindir="{tools}"\nLIBEXEC_BIN="{tools}"\n')
-    for name in ("block-xenblk", "xenblk-common.sh"):
-        shutil.copy(bridge.ROOT / "hotplug-scripts" / name, scripts / name)
+    shutil.copy(bridge.ROOT / "hotplug-scripts" / "xenblk-common.sh", scripts)
+    script = (bridge.ROOT / "hotplug-scripts" / "block-xenblk").read_text(encoding="utf-8")
+    (scripts / "block-xenblk").write_text(script.replace("PATH=/usr/sbin:", f"PATH={tools}:"), encoding="utf-8")
+    (scripts / "block-xenblk").chmod(0o755)
     for tool in (files / "usr/bin").glob("xenstore-*"):
         if not tool.is_symlink():
             (tools / tool.name).symlink_to(tool)

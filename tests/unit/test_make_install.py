@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""`make install` and `make uninstall`: every path is where DESTDIR, prefix and sysconfdir say."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import xenblk
+from tests.lib import bridge
+
+SETTINGS = "version: 1\nengine: posix\n"
+
+
+def make(*arguments: str, umask: int = 0o022) -> None:
+    """Runs make in the repository, apart from a make that runs this test."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("M")}
+    result = subprocess.run(
+        ["make", "-s", "JOBS=2", *arguments],
+        cwd=bridge.ROOT,
+        env=environment,
+        umask=umask,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def files(root: Path) -> set[str]:
+    """The files under root, by their absolute names once root is /."""
+    return {"/" + str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir()}
+
+
+@pytest.fixture(scope="module")
+def usr(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("usr")
+    make("install", f"DESTDIR={root}", umask=0o077)
+    return root
+
+
+@pytest.fixture(scope="module")
+def opt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An install without DESTDIR, to run from its place."""
+    root = tmp_path_factory.mktemp("opt")
+    make("install", f"prefix={root}/opt", f"sysconfdir={root}/etc")
+    yield root
+    make("uninstall", f"prefix={root}/opt", f"sysconfdir={root}/etc")
+    assert files(root) == {"/etc/xen/xenblk.yaml"}
+
+
+def test_all_that_xen_systemd_and_udev_look_for_is_in_its_place(usr: Path) -> None:
+    assert files(usr) >= {
+        "/etc/xen/scripts/block-xenblk",
+        "/etc/xen/scripts/xenblk-common.sh",
+        "/etc/xen/xenblk.yaml",
+        "/usr/bin/vhd-util",
+        "/usr/lib/modules-load.d/xenblk.conf",
+        "/usr/lib/systemd/system/xenblk.service",
+        "/usr/lib/tmpfiles.d/xenblk.conf",
+        "/usr/lib/udev/rules.d/59-xenblk.rules",
+        "/usr/libexec/tapdisk",
+        "/usr/sbin/tap-ctl",
+        "/usr/sbin/xenblk",
+        "/usr/share/man/man5/xenblk.yaml.5",
+        "/usr/share/man/man8/tap-ctl.8",
+        "/usr/share/man/man8/tapdisk.8",
+        "/usr/share/man/man8/vhd-util.8",
+        "/usr/share/man/man8/xenblk.8",
+    }
+
+
+def test_no_installed_file_knows_where_it_was_staged_or_built(usr: Path) -> None:
+    text_files = [path for path in usr.rglob("*") if path.is_file() and "\0" not in path.read_text(errors="replace")]
+    compiled = list(usr.rglob("*.pyc"))
+    assert text_files
+    for path in [*text_files, *compiled]:
+        data = path.read_bytes()
+        assert os.fsencode(usr) not in data, path
+        assert os.fsencode(bridge.ROOT) not in data, path
+        assert b"@" not in data or b"bindir@" not in data and b"lib@" not in data, path
+
+
+def test_whatever_the_umask_all_users_can_read_what_is_installed(usr: Path) -> None:
+    for path in usr.rglob("*"):
+        if path.is_file():
+            assert path.stat().st_mode & 0o044 == 0o044, path
+
+
+def test_python_finds_every_module_compiled_whatever_the_clock_says(usr: Path) -> None:
+    package = usr / "usr/lib/xenblk/xenblk"
+    modules = sorted(path.stem for path in package.glob("*.py"))
+    compiled = {path.name.split(".")[0]: path for path in package.glob("__pycache__/*.pyc")}
+    assert sorted(compiled) == modules
+    for path in compiled.values():
+        # PEP 552: found by the source's hash, checked at import
+        assert path.read_bytes()[4:8] == b"\x03\0\0\0"
+
+
+def test_another_prefix_runs_from_its_place(opt: Path) -> None:
+    command = [str(opt / "opt/sbin/xenblk")]
+    environment = {"PATH": "/usr/bin:/bin"}
+    shown = subprocess.run(
+        [*command, "--version"], env=environment, capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+    assert shown == f"xenblk {xenblk.VERSION}\n"
+    (opt / "etc/xen/xenblk.yaml").write_text("engine: none\n", encoding="utf-8")
+    checked = subprocess.run(
+        [*command, "config", "check"], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert checked.stderr.startswith(f"xenblk: {opt}/etc/xen/xenblk.yaml:1: engine: ")
+    unit = (opt / "opt/lib/systemd/system/xenblk.service").read_text(encoding="utf-8")
+    assert f"ExecStart={command[0]} config apply\n" in unit
+
+
+def test_the_block_script_and_tap_ctl_of_another_prefix_find_the_rest(opt: Path, tmp_path: Path) -> None:
+    script = (opt / "etc/xen/scripts/block-xenblk").read_text(encoding="utf-8")
+    assert f"\nPATH={opt}/opt/sbin:$PATH\n" in script
+    environment = {"PATH": "/usr/bin:/bin", "XENBLK_CONTROL_DIR": str(tmp_path)}
+    spawned = subprocess.run(
+        [str(opt / "opt/sbin/tap-ctl"), "spawn"], env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    pid = int(spawned.stdout)
+    try:
+        assert os.readlink(f"/proc/{pid}/exe") == f"{opt}/opt/libexec/tapdisk"
+    finally:
+        os.kill(pid, signal.SIGTERM)
+
+
+def test_an_edited_configuration_outlives_install_and_uninstall(tmp_path: Path) -> None:
+    settings = tmp_path / "etc/xen/xenblk.yaml"
+    make("install", f"DESTDIR={tmp_path}", "prefix=/usr/local")
+    settings.write_text(SETTINGS, encoding="utf-8")
+    before = files(tmp_path)
+    make("install", f"DESTDIR={tmp_path}", "prefix=/usr/local")
+    assert files(tmp_path) == before
+    assert settings.read_text(encoding="utf-8") == SETTINGS
+    make("uninstall", f"DESTDIR={tmp_path}", "prefix=/usr/local")
+    assert files(tmp_path) == {"/etc/xen/xenblk.yaml"}
+    assert settings.read_text(encoding="utf-8") == SETTINGS
+
+
+def test_a_module_that_is_gone_from_the_source_is_gone_after_the_next_install(tmp_path: Path) -> None:
+    stale = tmp_path / "usr/lib/xenblk/xenblk/stale.py"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    make("install", f"DESTDIR={tmp_path}")
+    assert not stale.exists()
+
+
+def test_every_program_tells_the_same_version(usr: Path) -> None:
+    version = (bridge.ROOT / "VERSION").read_text(encoding="ascii").strip()
+    assert version == xenblk.VERSION
+    for program in ("usr/sbin/tap-ctl", "usr/bin/vhd-util", "usr/libexec/tapdisk"):
+        shown = subprocess.run(
+            [str(usr / program), "--version"], capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+        assert shown == f"{Path(program).name} {version}\n"
