@@ -24,7 +24,6 @@ BACKEND = "/local/domain/0/backend/vbd/{domid}/51712"
 SCRIPT = """
 wait_for_disk xvda
 echo "the kernel says: /dev/xvda has $(cat /sys/block/xvda/size) sectors"
-mkdir /mnt
 mount -t ext4 /dev/xvda /mnt
 echo "the base image's file: $(cat /mnt/base.txt)"
 echo "written by the guest on its tap2 disk" > /mnt/guest.txt
@@ -65,8 +64,8 @@ class Screen:
         """The time of each step."""
         print(f"\n{self.bold}Time{self.plain}")
         for number, (title, seconds) in enumerate(self.times, 1):
-            print(f"   {number}. {title:<66} {seconds:6.1f} s")
-        print(f"      {'in all':<66} {sum(seconds for _, seconds in self.times):6.1f} s")
+            print(f"   {number}. {title:<72} {seconds:6.1f} s")
+        print(f"      {'in all':<72} {sum(seconds for _, seconds in self.times):6.1f} s")
 
 
 class Demo:
