@@ -7,8 +7,6 @@ import json
 import signal
 import sys
 
-import yaml
-
 from xenblk import VERSION, config, create, libxl
 from xenblk.errors import UsageError, UserError
 
@@ -77,6 +75,8 @@ def _config_show(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(values, indent=2))
     else:
+        import yaml  # noqa: PLC0415 # it's slow to import, see config.load
+
         print(yaml.safe_dump(values, sort_keys=False, default_flow_style=False), end="")
 
 

@@ -5,14 +5,8 @@ The flat file's format is in docs/architecture.md, "Configuration". $XENBLK_YAML
 """
 
 import contextlib
-import difflib
 import os
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import TypeVar
-
-import yaml
 
 from xenblk.errors import UserError
 
@@ -21,8 +15,6 @@ FLAT_PATH = "/run/xenblk/config"
 VERSION = 1
 MAX_IMAGE_DIRS = 64
 ENGINES = ("uring", "posix")
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -45,102 +37,22 @@ def flat_path() -> str:
 
 
 def load(path: str | None = None) -> Config:
-    """The settings in a YAML file. No file: the defaults. Raises UserError that names file, line, key and remedy."""
-    path = path or yaml_path()
+    """The settings in a YAML file, the usual one if path is None, which need not exist: then all is as by default.
+
+    Raises UserError that names file, line, key and remedy.
+    """
+    named = path or yaml_path()
     try:
-        with open(path, "rb") as file:
+        with open(named, "rb") as file:
             data = file.read()
-    except FileNotFoundError:
-        return Config()
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; make it a file that can be read") from None
-    return parse(data, path)
+        if isinstance(error, FileNotFoundError) and path is None:
+            return Config()
+        raise UserError(f"{named}: {error.strerror}; make it a file that can be read") from None
+    # Here, not above: importing yaml takes as long as all else that xenblk does for a guest without our disks.
+    from xenblk import configfile  # noqa: PLC0415
 
-
-def parse(data: bytes, path: str) -> Config:
-    """The settings in the YAML text. path names it in messages. Raises UserError."""
-    try:
-        root = yaml.compose(data, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        what = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error).splitlines()[0]
-        raise UserError(f"{path}:{mark.line + 1 if mark else 1}: not YAML: {what}") from None
-    if root is None:
-        return Config()
-    if not isinstance(root, yaml.MappingNode):
-        raise UserError(f"{path}:{_line(root)}: not a list of settings; write them as `key: value`, one a line")
-    readers: dict[str, Callable[[yaml.Node], object]] = {
-        "version": _version,
-        "image_dirs": _image_dirs,
-        "engine": _engine,
-    }
-    values: dict[str, object] = {}
-    for key_node, value_node in root.value:
-        key = key_node.value if isinstance(key_node, yaml.ScalarNode) else "?"
-        if key not in readers:
-            close = difflib.get_close_matches(key, readers, 1)
-            remedy = f"did you mean {close[0]}?" if close else f"there are {', '.join(readers)}"
-            raise UserError(f"{path}:{_line(key_node)}: unknown key {key}; {remedy}")
-        if key in values:
-            raise UserError(f"{path}:{_line(key_node)}: {key} is set twice; keep one")
-        try:
-            values[key] = readers[key](value_node)
-        except _Wrong as error:
-            raise UserError(f"{path}:{_line(error.node)}: {key}: {error}") from None
-    return Config(**values)  # type: ignore[arg-type]
-
-
-class _Wrong(Exception):
-    def __init__(self, node: yaml.Node, text: str) -> None:
-        super().__init__(text)
-        self.node = node
-
-
-def _line(node: yaml.Node) -> int:
-    return int(node.start_mark.line) + 1
-
-
-def _scalar(node: yaml.Node, kind: type[_T], wanted: str) -> _T:
-    tags = {str: "tag:yaml.org,2002:str", int: "tag:yaml.org,2002:int"}
-    if not isinstance(node, yaml.ScalarNode) or node.tag != tags[kind]:
-        raise _Wrong(node, f"{wanted} is wanted")
-    try:
-        return kind(node.value)  # type: ignore[call-arg]
-    except ValueError:
-        raise _Wrong(node, f"{wanted} is wanted, not {node.value}") from None
-
-
-def _version(node: yaml.Node) -> int:
-    version = _scalar(node, int, "a number")
-    if version != VERSION:
-        raise _Wrong(node, f"{version} isn't known, only {VERSION}; this file is for another release of xenblk")
-    return version
-
-
-def _image_dirs(node: yaml.Node) -> tuple[str, ...]:
-    if not isinstance(node, yaml.SequenceNode):
-        raise _Wrong(node, "a list is wanted: [/srv, /var/lib/xen/images]")
-    if len(node.value) > MAX_IMAGE_DIRS:
-        raise _Wrong(node, f"{len(node.value)} directories, but {MAX_IMAGE_DIRS} is the limit")
-    if not node.value:
-        raise _Wrong(node, "empty; name a directory, or leave it out for the default")
-    return tuple(_image_dir(item) for item in node.value)
-
-
-def _image_dir(node: yaml.Node) -> str:
-    path = _scalar(node, str, "the path of a directory")
-    if not path.startswith("/"):
-        raise _Wrong(node, f"{path or 'an empty path'} isn't absolute; start it with /")
-    if path != path.strip() or not path.isprintable():
-        raise _Wrong(node, f"{path!r} has control characters, or spaces at an end; rename the directory")
-    return path
-
-
-def _engine(node: yaml.Node) -> str:
-    engine = _scalar(node, str, " or ".join(ENGINES))
-    if engine not in ENGINES:
-        raise _Wrong(node, f"{engine} isn't known; write {' or '.join(ENGINES)}")
-    return engine
+    return configfile.parse(data, named)
 
 
 def flat(config: Config) -> str:
@@ -164,6 +76,8 @@ def apply(config: Config) -> None:
     temporary = None
     try:
         os.makedirs(directory, mode=0o755, exist_ok=True)
+        import tempfile  # noqa: PLC0415 # rarely needed, slow to import
+
         descriptor, temporary = tempfile.mkstemp(prefix=".config-", dir=directory)
         with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(flat(config))

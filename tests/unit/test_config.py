@@ -2,6 +2,7 @@
 """xenblk.yaml, and the flat file that is made of it."""
 
 import os
+import re
 import stat
 import subprocess
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.lib import bridge
-from xenblk import config
+from xenblk import config, configfile
 from xenblk.config import Config
 from xenblk.errors import UserError
 
@@ -36,7 +37,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_settings_are_read(text: str, settings: Config) -> None:
-    assert config.parse(text.encode(), "x.yaml") == settings
+    assert configfile.parse(text.encode(), "x.yaml") == settings
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,7 @@ def test_settings_are_read(text: str, settings: Config) -> None:
 )
 def test_a_wrong_setting_is_named_with_its_line(text: str, message: str) -> None:
     with pytest.raises(UserError) as error:
-        config.parse(text.encode(), "x.yaml")
+        configfile.parse(text.encode(), "x.yaml")
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
 
@@ -76,7 +77,7 @@ def test_a_wrong_setting_is_named_with_its_line(text: str, message: str) -> None
 @pytest.mark.parametrize("data", [b"\xff\xfe\x00", b"engine: \x01\n", b"!!python/object/apply:os.system ['id']\n"])
 def test_what_is_not_text_or_not_safe_is_an_error(data: bytes) -> None:
     with pytest.raises(UserError, match=r"x\.yaml"):
-        config.parse(data, "x.yaml")
+        configfile.parse(data, "x.yaml")
 
 
 def test_without_a_file_the_defaults_hold(files: Path) -> None:
@@ -90,7 +91,7 @@ def test_the_installed_file_has_the_defaults() -> None:
         line.removeprefix("#") if line.startswith(("#image_dirs", "#  -", "#engine:")) else line
         for line in path.read_text(encoding="utf-8").splitlines(keepends=True)
     )
-    assert config.parse(uncommented.encode(), str(path)) == Config()
+    assert configfile.parse(uncommented.encode(), str(path)) == Config()
     assert uncommented != path.read_text(encoding="utf-8")
 
 
@@ -150,7 +151,7 @@ def test_the_commands(tmp_path: Path, xenblk_command: Path) -> None:
     assert run(xenblk_command, tmp_path, "config", "apply").returncode == 0
     assert "engine=posix" in (tmp_path / "run" / "config").read_text()
     shown = run(xenblk_command, tmp_path, "config", "show")
-    assert config.parse(shown.stdout.encode(), "shown") == Config(engine="posix")
+    assert configfile.parse(shown.stdout.encode(), "shown") == Config(engine="posix")
 
 
 def test_a_wrong_file_changes_nothing_and_exits_with_1(tmp_path: Path, xenblk_command: Path) -> None:
@@ -162,3 +163,28 @@ def test_a_wrong_file_changes_nothing_and_exits_with_1(tmp_path: Path, xenblk_co
         assert result.returncode == 1
         assert result.stderr == f"xenblk: {tmp_path}/xenblk.yaml:1: engine: fast isn't known; write uring or posix\n"
     assert (tmp_path / "run" / "config").read_text() == before
+
+
+def test_a_file_that_is_named_must_exist(tmp_path: Path, xenblk_command: Path) -> None:
+    for action in ("check", "apply", "show"):
+        result = run(xenblk_command, tmp_path, "config", action, f"{tmp_path}/none.yaml")
+        assert result.returncode == 1
+        assert (
+            result.stderr
+            == f"xenblk: {tmp_path}/none.yaml: No such file or directory; make it a file that can be read\n"
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_guest_without_our_disks_does_not_wait_for_yaml(tmp_path: Path, xenblk_command: Path) -> None:
+    (tmp_path / "guest.cfg").write_text("name = 'g'\n")
+    loaded = subprocess.run(
+        [bridge.PYTHON, "-X", "importtime", str(xenblk_command), "rewrite", f"{tmp_path}/guest.cfg"],
+        env=bridge.environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stderr
+    assert "xenblk.libxl" in loaded
+    assert not re.search(r"\| +yaml$", loaded, re.M)
