@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""What `make install` gives a plain Debian with systemd and udev: disks that nothing parses and all can use."""
+
+import os
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lib import tapdisks
+from tests.lib.beds import Beds
+from tests.lib.vm import Bed
+
+NODES = "/dev/xen/blktap-2"
+
+
+@pytest.fixture
+def bed(beds: Beds) -> Iterator[Bed]:
+    bed = beds(xen=False, init="systemd")
+    yield bed
+    assert tapdisks.leftovers(bed) == ""
+
+
+@pytest.fixture
+def disk(bed: Bed) -> Iterator[str]:
+    """The device of a raw image of 64 MiB, once udev is done with it."""
+    bed.run("rm -f /srv/install.img; truncate -s 64M /srv/install.img")
+    device = tapdisks.create(bed, "aio:/srv/install.img")
+    bed.run("udevadm settle")
+    yield device
+    tapdisks.destroy(bed, device)
+
+
+def reopen(bed: Bed, device: str) -> str:
+    """The disk anew, so that udev sees what is on it now."""
+    tapdisks.destroy(bed, device)
+    again = tapdisks.create(bed, "aio:/srv/install.img")
+    assert again == device
+    bed.run(f"udevadm settle; udevadm trigger --action=change --settle {device}")
+    return again
+
+
+def properties(bed: Bed, device: str) -> dict[str, str]:
+    """What udev knows of a device."""
+    lines = bed.run(f"udevadm info -q property {device}").stdout.splitlines()
+    return dict(line.split("=", 1) for line in lines)
+
+
+def test_boot_loads_the_driver_makes_the_directories_and_fails_no_unit(bed: Bed) -> None:
+    assert bed.run("test -d /sys/module/blktap && systemctl is-system-running", check=False).stdout == "running\n"
+    stats = bed.run("stat -c '%n %a %U:%G' /run/blktap-control /run/xenblk").stdout
+    assert stats == "/run/blktap-control 700 root:root\n/run/xenblk 755 root:root\n"
+
+
+def test_nodes_belong_to_root_alone_whatever_the_default_rules_say(bed: Bed, disk: str) -> None:
+    minor = disk.rpartition("tapdev")[2]
+    stats = bed.run(f"cd {NODES} && stat -c '%n %a %U:%G' control blktap{minor} tapdev{minor}").stdout
+    assert set(stats.splitlines()) == {
+        "control 600 root:root",
+        f"blktap{minor} 600 root:root",
+        f"tapdev{minor} 600 root:root",
+    }
+    # the rules do give other disks to a group
+    assert bed.run("stat -c '%a %G' /dev/vda").stdout == "660 disk\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "mkfs.ext4 -q -L guest {}",
+        "pvcreate -qy {0} && vgcreate -qy guestvg {0} && lvcreate -qy -an -L 8M -n guestlv guestvg",
+        # one partition, type 83, of 8 MiB at 1 MiB
+        r"printf '\203\0\0\0\0\010\0\0\0\100' | dd of={0} bs=1 seek=450 conv=notrunc status=none;"
+        r"printf '\125\252' | dd of={0} bs=1 seek=510 conv=notrunc status=none; blkid -p -o value -s PTTYPE {0}",
+    ],
+    ids=["ext4", "lvm", "partitions"],
+)
+def test_what_a_guest_wrote_is_not_parsed(bed: Bed, disk: str, content: str) -> None:
+    bed.run(content.format(disk))
+    before = bed.run("ls /dev/disk/* /dev/mapper; cat /proc/partitions").stdout
+    reopen(bed, disk)
+    known = properties(bed, disk)
+    assert [key for key in known if key.startswith(("ID_", "LVM_"))] == []
+    assert known["UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG"] == "1"
+    assert bed.run("ls /dev/disk/* /dev/mapper; cat /proc/partitions").stdout == before
+    assert bed.run("systemctl list-units --all 'lvm-activate-*' --no-legend").stdout == ""
+
+
+def test_closing_a_disk_makes_no_event(bed: Bed, disk: str) -> None:
+    """udev's watch would look at the disk after each writer."""
+    bed.run(f"dd if=/dev/zero of={disk} bs=4k count=1 conv=fsync 2>/dev/null; udevadm settle")
+    links = bed.run("for l in /run/udev/watch/*; do readlink $l; done", check=False).stdout.split()
+    assert f"b{bed.run(f'stat -c %Hr:%Lr {disk}').stdout.strip()}" not in links
+    # the boot disk is watched
+    assert f"b{bed.run('stat -c %Hr:%Lr /dev/vda').stdout.strip()}" in links
+
+
+def test_lvm_can_be_told_to_keep_away(bed: Bed, disk: str) -> None:
+    """The filter that xenblk(8) gives: LVM's own commands scan all block devices."""
+    bed.run(f"pvcreate -qy {disk}")
+    assert disk in bed.run("pvs --noheadings -o pv_name").stdout
+    told = 'devices{global_filter=["r|^/dev/xen/blktap-2/|"]}'
+    assert disk not in bed.run(f"pvs --noheadings -o pv_name --config '{told}'").stdout
+    bed.run(f"wipefs -qa {disk}")
+
+
+def test_a_disk_is_used_by_its_name(bed: Bed, disk: str) -> None:
+    bed.run(f"mkfs.ext4 -q {disk} && mount {disk} /mnt && echo text > /mnt/file && umount /mnt")
+    again = reopen(bed, disk)
+    assert bed.run(f"mount {again} /mnt && sleep 1 && cat /mnt/file; umount /mnt").stdout == "text\n"
+
+
+def test_the_unit_is_valid_and_does_nothing_without_xen(bed: Bed) -> None:
+    assert bed.run("systemd-analyze verify --man=no xenblk.service").output == ""
+    bed.run("systemctl enable --now xenblk.service")
+    try:
+        shown = bed.run("systemctl show -p ActiveState,ConditionResult,Result xenblk.service").stdout
+        assert sorted(shown.split()) == ["ActiveState=inactive", "ConditionResult=no", "Result=success"]
+        assert bed.run("systemctl is-system-running").stdout == "running\n"
+    finally:
+        bed.run("systemctl disable xenblk.service")
+
+
+def test_the_unit_applies_the_settings(bed: Bed) -> None:
+    """Its condition aside: as on a dom0."""
+    bed.put("/run/systemd/system/xenblk.service.d/here.conf", b"[Unit]\nConditionPathExists=\n")
+    try:
+        bed.run("systemctl daemon-reload; systemctl start xenblk.service")
+        assert "image_dir=/srv\n" in bed.get("/run/xenblk/config").decode()
+    finally:
+        bed.run("systemctl stop xenblk.service; rm -r /run/systemd/system/xenblk.service.d /run/xenblk/config")
+        bed.run("systemctl daemon-reload")
+
+
+def test_every_command_has_help_and_a_version(bed: Bed) -> None:
+    for command in ("xenblk", "tap-ctl", "vhd-util", "/usr/libexec/tapdisk"):
+        assert bed.run(f"{command} --help").stdout, command
+        name = os.path.basename(command)
+        assert re.fullmatch(rf"{name} \d+\.\d+\.\d+\n", bed.run(f"{command} --version").stdout)
+        wrong = bed.run(f"{command} --no-such-option", check=False)
+        assert wrong.status == 2, command
+        assert f"usage: {name} " in wrong.stderr
+
+
+def test_the_settings_as_installed_are_the_defaults(bed: Bed) -> None:
+    bed.run("xenblk config check")
+    assert bed.run("xenblk config show").stdout == bed.run("XENBLK_YAML=/none xenblk config show").stdout
