@@ -23,7 +23,9 @@ def _parser() -> argparse.ArgumentParser:
 
     rewrite = commands.add_parser("rewrite", help="show the disks of a guest as xenblk create gives them to xl")
     rewrite.add_argument("config_file", help="the guest's configuration, as in xl.cfg(5)")
-    rewrite.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings added to it, as with xl create")
+    rewrite.add_argument(
+        "settings", nargs="*", default=[], metavar="KEY=VALUE", help="settings added to it, as with xl create"
+    )
     rewrite.add_argument("--json", action="store_true", help="all that is known of each disk")
     rewrite.set_defaults(run=_rewrite)
 

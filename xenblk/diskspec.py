@@ -125,6 +125,11 @@ def _tap_disk(spec: str, fields: dict[str, Any], used: list[str]) -> Disk:
 
 def _check_path(path: str, local: bool) -> None:
     """What can be seen without opening the image. An image in a driver domain can't be seen at all."""
+    driver = re.match(r"[a-z][a-z0-9]*(?=:)", path)
+    if driver and driver[0] in DRIVERS.values():
+        raise UserError(f"the path {path} must start with /; begin the disk with tap2:{driver[0]}: instead")
+    if driver:
+        raise UserError(f"tapdisk has no driver {driver[0]}; it has {' and '.join(DRIVERS.values())}")
     if not path.startswith("/"):
         raise UserError(f"the path {path or '(none)'} must start with /, since the block script runs elsewhere")
     if "\n" in path:

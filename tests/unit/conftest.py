@@ -4,9 +4,14 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 import xenblk
 from tests.lib import bridge
+
+# How long one example takes says nothing on a busy machine.
+settings.register_profile("unit", deadline=None, print_blob=True)
+settings.load_profile("unit")
 
 
 @pytest.fixture(scope="session")

@@ -275,3 +275,9 @@ def test_rewrite_says_what_libxlutil_has_against_a_configuration(host: Host) -> 
     result = host.run("rewrite", config)
     assert result.returncode == 1
     assert result.stderr.startswith(f"xenblk: {config}: not understood by libxl: ")
+
+
+def test_rewrite_without_a_file_asks_for_just_that(host: Host) -> None:
+    result = host.run("rewrite")
+    assert result.returncode == 2
+    assert result.stderr.endswith("the following arguments are required: config_file\n")
