@@ -108,9 +108,10 @@ struct blktap_device_params {
 	__u32 logical_block_size;	/* bytes: 512 to 4096 */
 	__u32 physical_block_size;	/* a power of two, not less than the logical */
 	__u32 io_min;			/* bytes, 0: not said */
-	__u32 io_opt;
-	__u32 discard_granularity;	/* bytes; both with BLKTAP_DEV_DISCARD */
-	__u32 discard_max;		/* sectors */
+	__u32 io_opt;			/* bytes, 0: not said; 16 MiB if more */
+	/* with BLKTAP_DEV_DISCARD */
+	__u32 discard_granularity;	/* bytes: a power of two, not less than the logical block */
+	__u32 discard_max;		/* sectors of one request, not less than the granularity */
 };
 
 /*

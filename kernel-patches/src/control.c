@@ -14,8 +14,7 @@ static DEFINE_XARRAY_ALLOC(blktap_minors);
 
 /*
  * The last reference is gone: no open ring, no open disk. The module can only
- * be unloaded from here on; it waits for an RCU grace period before its text
- * goes, so the return below is safe.
+ * be unloaded from here on; blktap_exit() waits until we have returned.
  */
 static void blktap_dev_release(struct device *dev)
 {

@@ -9,6 +9,7 @@
 #include "compat.h"
 
 #define BLKTAP_ZEROES_SECTORS	(1u << 21)	/* 1 GiB in one request */
+#define BLKTAP_MAX_IO_OPT	(16u << 20)	/* twice of it is read ahead */
 
 static bool blktap_op_allowed(struct blktap *tap, struct request *rq,
 			      blk_status_t *why)
@@ -133,7 +134,7 @@ static struct gendisk *blktap_make_disk(struct blktap *tap,
 		.physical = params->physical_block_size,
 		.max_io = tap->max_io_bytes,
 		.io_min = params->io_min,
-		.io_opt = params->io_opt,
+		.io_opt = min(params->io_opt, BLKTAP_MAX_IO_OPT),
 		.cache = params->flags & BLKTAP_DEV_FLUSH,
 		.fua = params->flags & BLKTAP_DEV_FUA,
 	};

@@ -17,12 +17,15 @@
 static atomic64_t blktap_last_id = ATOMIC64_INIT(0);
 
 /*
- * EAGAIN tells the block layer that a caller asked not to wait, which it did
- * not: to the disk's user it is an error like others.
+ * Two errors are words between parts of the block layer: EAGAIN that a caller
+ * asked not to wait, EREMCHG that device mapper shall issue the request again.
+ * From a server they are errors like others.
  */
 static blk_status_t blktap_status(s32 result)
 {
-	return errno_to_blk_status(result == -EAGAIN ? -EIO : result);
+	if (result == -EAGAIN || result == -EREMCHG)
+		return BLK_STS_IOERR;
+	return errno_to_blk_status(result);
 }
 
 static void blktap_hold(struct blktap_queue *q, struct request *rq, u64 id)
@@ -225,18 +228,14 @@ static int blktap_issue(struct blktap *tap, struct request *rq)
 	return 0;
 }
 
-static int blktap_fetch(struct blktap *tap, struct blktap_enter *enter)
+/* used: entries of the submission ring that the server has not taken. */
+static int blktap_fetch(struct blktap *tap, struct blktap_enter *enter, u32 used)
 {
 	struct blktap_queue *q = &tap->queue;
 	u32 first = q->sq_tail;
 	struct request *rq;
-	int used, ret = 0;
+	int ret = 0;
 
-	/* the server has read the entries before sq_head */
-	used = blktap_ring_used(smp_load_acquire(&q->ring->sq_head), q->sq_tail,
-				q->entries);
-	if (used < 0)
-		return used;
 	while (used + (q->sq_tail - first) < q->entries) {
 		rq = blktap_take_pending(tap);
 		if (!rq)
@@ -255,22 +254,24 @@ static int blktap_fetch(struct blktap *tap, struct blktap_enter *enter)
 int blktap_enter(struct blktap *tap, struct blktap_enter *enter)
 {
 	struct blktap_queue *q = &tap->queue;
-	int ret;
+	int used, ret;
 
 	if (!tap->set_up || tap->state != BLKTAP_LIVE)
 		return -ENODEV;
 	/* another process would have its own memory copied */
 	if (tap->mm != current->mm)
 		return -EPERM;
-	if (blktap_ring_used(READ_ONCE(q->ring->sq_head), q->sq_tail,
-			     q->entries) < 0) {
+	/* once, before anything is done; the server has read what is before it */
+	used = blktap_ring_used(smp_load_acquire(&q->ring->sq_head), q->sq_tail,
+				q->entries);
+	if (used < 0) {
 		dev_err_ratelimited(&tap->dev,
 				    "sq_head of task %d is beyond the ring\n",
 				    tap->task);
-		return -EPROTO;
+		return used;
 	}
 	ret = blktap_consume(tap, enter);
 	if (!ret && !(enter->flags & BLKTAP_ENTER_NOFETCH))
-		ret = blktap_fetch(tap, enter);
+		ret = blktap_fetch(tap, enter, used);
 	return ret;
 }

@@ -5,6 +5,7 @@
  */
 #include <linux/fs.h>
 #include <linux/module.h>
+#include <linux/rcupdate.h>
 #include <linux/uaccess.h>
 
 #include "blktap_internal.h"
@@ -20,12 +21,16 @@ MODULE_PARM_DESC(max_minors, "Number of minors that can be allocated (1 to 4096,
 int blktap_get_arg(void *arg, size_t ksize, size_t min, const void __user *from)
 {
 	u32 usize;
+	int ret;
 
 	if (get_user(usize, (const u32 __user *)from))
 		return -EFAULT;
 	if (usize < min || usize > PAGE_SIZE)
 		return -EINVAL;
-	return copy_struct_from_user(arg, ksize, from, usize);
+	ret = copy_struct_from_user(arg, ksize, from, usize);
+	/* read twice: keep the one that was checked */
+	*(u32 *)arg = usize;
+	return ret;
 }
 
 int blktap_put_arg(const void *arg, size_t ksize, void __user *to)
@@ -72,9 +77,14 @@ out_region:
 	return ret;
 }
 
-/* Every minor holds a reference on the module: none is left here. */
+/*
+ * Every minor holds a reference on the module: none is left here. The last
+ * close of a disk may have dropped it from within our text, though, and may be
+ * preempted there.
+ */
 static void __exit blktap_exit(void)
 {
+	synchronize_rcu_tasks();
 	blktap_control_exit();
 	class_destroy(blktap_class);
 	unregister_chrdev_region(blktap_devt, blktap_max_minors);

@@ -102,8 +102,11 @@ int blktap_check_params(const struct blktap_device_params *params,
 		return -EINVAL;
 	if (params->flags & BLKTAP_DEV_DISCARD) {
 		if (!power_of_two(params->discard_granularity) ||
-		    params->discard_granularity < lbs ||
-		    params->discard_max < (lbs >> BLKTAP_SECTOR_SHIFT))
+		    params->discard_granularity < lbs)
+			return -EINVAL;
+		/* the block layer ignores a limit below the granularity */
+		if (params->discard_max <
+		    params->discard_granularity >> BLKTAP_SECTOR_SHIFT)
 			return -EINVAL;
 	}
 	return 0;

@@ -8,8 +8,8 @@
  *
  * Options: resume=1, delay=MS (answers all it holds after that time), hold=1
  * (never answers), entries=N, maxio=BYTES, block=BYTES, ro=1, flush=0, fua=1,
- * zeroes=1, discard=1, evil=MODE (one wrong answer to the first read, then as
- * it should be). SIGTERM removes the device and exits (says "busy" and goes on
+ * zeroes=1, discard=1, ioopt=BYTES, evil=MODE (one wrong answer to the first
+ * read, then as it should be). SIGTERM removes the device and exits (says "busy" and goes on
  * if it is open), SIGUSR1 does so by force, SIGHUP takes over the file's size.
  * Prints "ready" when the device is there. Exit status 1 and a line on stderr
  * on a failed call.
@@ -36,7 +36,7 @@
 
 struct options {
 	bool resume, hold, ro, flush, fua, zeroes, discard;
-	unsigned int delay, entries, maxio, block;
+	unsigned int delay, entries, maxio, block, ioopt;
 	const char *evil;
 };
 
@@ -110,6 +110,7 @@ static struct blktap_device_params params(const struct server *s)
 		.sectors = s->sectors,
 		.logical_block_size = o->block,
 		.physical_block_size = 4096,
+		.io_opt = o->ioopt,
 		.discard_granularity = o->discard ? 4096 : 0,
 		.discard_max = o->discard ? 1u << 20 : 0,
 	};
@@ -251,6 +252,9 @@ static bool be_evil(struct server *s, const struct blktap_sqe *e)
 		answered = true;
 	} else if (!strcmp(mode, "error")) {
 		cqe.result = -ENOSPC;
+		answered = true;
+	} else if (!strcmp(mode, "eremchg")) {
+		cqe.result = -EREMCHG;
 		answered = true;
 	} else if (!strcmp(mode, "nobuffer")) {
 		if (munmap(s->buf, (size_t)s->entries * s->opt.maxio) < 0)
@@ -415,6 +419,8 @@ static void parse_option(struct options *o, const char *arg)
 		o->maxio = v;
 	else if (IS("block"))
 		o->block = v;
+	else if (IS("ioopt"))
+		o->ioopt = v;
 	else if (IS("evil"))
 		o->evil = eq + 1;
 	else
