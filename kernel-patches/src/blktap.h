@@ -120,7 +120,8 @@ struct blktap_device_params {
  * refused, logged and dropped: the request it meant still waits for an answer.
  * -ENODEV: no live device. -EPERM: not the process that did SETUP.
  * -EPROTO: sq_head or cq_tail is further from the kernel's index than the ring
- * is long; nothing was done. poll() reports EPOLLIN while requests wait.
+ * is long; nothing was done. poll() reports EPOLLIN while requests wait and the
+ * submission ring has room: take what is in it before you wait.
  */
 struct blktap_enter {
 	__u32 size;
