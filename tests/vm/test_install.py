@@ -4,6 +4,7 @@
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -145,3 +146,19 @@ def test_every_command_has_help_and_a_version(bed: Bed) -> None:
 def test_the_settings_as_installed_are_the_defaults(bed: Bed) -> None:
     bed.run("xenblk config check")
     assert bed.run("xenblk config show").stdout == bed.run("XENBLK_YAML=/none xenblk config show").stdout
+
+
+def test_what_the_readme_says_of_use_without_xen_is_true(bed: Bed) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("## Use it without Xen\n")[2].partition("\n## ")[0]
+    commands = [line.strip() for line in section.splitlines() if line.startswith("    ")]
+    assert commands.pop(commands.index("...")) and len(commands) == 7
+    pid = "4711"
+    for line in commands:
+        command, _, promised = line.partition("#")
+        shown = bed.run(command.replace("4711", pid)).stdout.strip()
+        if "tap-ctl list" in command:
+            pid = shown.partition(" ")[0].removeprefix("pid=")
+            assert shown == promised.strip().replace("4711", pid)
+        elif "prints" in promised:
+            assert shown == promised.removeprefix(" prints ")
