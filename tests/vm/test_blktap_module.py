@@ -18,10 +18,16 @@ from tests.lib.vm import Bed, Process
 
 REPOSITORY = Path(__file__).parents[2]
 SERVER = "/root/toy-server"
+HAMMER = "/root/hammer"
 START_SECONDS = 60.0
 EIO = "Input/output error"
 # a completion that must be refused, whose request then waits for the right one
 REFUSED = ("id", "zeroid", "tag", "othertag", "code", "positive", "toolow", "reserved", "double")
+
+# Debian 12 has Linux 6.1, 13 has 6.12, whose block layer asks for other calls
+ON_BOTH_KERNELS = pytest.mark.parametrize(
+    "release", [12, pytest.param(13, marks=pytest.mark.slow)], ids="debian{}".format, scope="session"
+)
 
 
 def wait_for_output(process: Process, text: str) -> None:
@@ -101,20 +107,32 @@ class Tap:
 
 
 @pytest.fixture(scope="session")
-def toy_server(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    out = tmp_path_factory.mktemp("toy")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the toy server and the hammer."""
+    out = tmp_path_factory.mktemp("toys")
     subprocess.run(["make", "-s", "-C", REPOSITORY / "kernel-patches", "toy", f"OUT={out}"], check=True)
-    return (out / "toy-server").read_bytes()
+    return out
 
 
-@pytest.fixture
-def bed(beds: Beds, toy_server: bytes) -> Bed:
-    bed = beds(xen=False)
+def prepare(bed: Bed, toys: Path) -> Bed:
+    """Load the driver and bring what the tests run."""
     if bed.run(f"test -x {SERVER}", check=False).status:
-        bed.put(SERVER, toy_server, mode=0o755)
+        for program in (SERVER, HAMMER):
+            bed.put(program, (toys / Path(program).name).read_bytes(), mode=0o755)
         bed.run("dd if=/dev/urandom of=/root/random bs=1M count=16 status=none")
     bed.run("modprobe blktap")
     return bed
+
+
+@pytest.fixture(scope="session")
+def release() -> int:
+    """The bed's Debian release, for tests that are not ON_BOTH_KERNELS."""
+    return 12
+
+
+@pytest.fixture
+def bed(beds: Beds, toys: Path, release: int) -> Bed:
+    return prepare(beds(release=release, xen=False), toys)
 
 
 @pytest.fixture
@@ -124,6 +142,7 @@ def tap(bed: Bed) -> Iterator[Tap]:
     tap.close()
 
 
+@ON_BOTH_KERNELS
 def test_what_is_written_directly_is_read_back(tap: Tap) -> None:
     tap.start()
     for size, count in (("512", 64), ("4k", 512), ("44k", 93), ("1M", 16)):
@@ -140,6 +159,7 @@ def test_buffered_writes_reach_the_image_by_fsync(tap: Tap) -> None:
     tap.bed.run(f"echo 3 > /proc/sys/vm/drop_caches; cmp -i 0:2M -n 16777216 /root/random {tap.device}")
 
 
+@ON_BOTH_KERNELS
 @pytest.mark.parametrize("mkfs", ["mkfs.ext4 -q -b 1024", "mkfs.ext4 -q -b 4096", "mkfs.xfs -q -f"])
 def test_a_file_system_keeps_its_files(tap: Tap, mkfs: str) -> None:
     """XFS writes from slab pages, ext4 with 1 KiB blocks from parts of pages."""
@@ -152,6 +172,7 @@ def test_a_file_system_keeps_its_files(tap: Tap, mkfs: str) -> None:
     tap.bed.run(check)
 
 
+@ON_BOTH_KERNELS
 def test_the_device_has_the_limits_the_server_gave(tap: Tap) -> None:
     tap.start(maxio=1 << 20, block=4096, fua=1, discard=1, zeroes=1)
     assert tap.queue("max_hw_sectors_kb") == "1024"
@@ -162,6 +183,13 @@ def test_the_device_has_the_limits_the_server_gave(tap: Tap) -> None:
     assert tap.queue("discard_granularity") == "4096"
     assert int(tap.queue("write_zeroes_max_bytes")) > 0
     assert tap.bed.run(f"dd if={tap.device} of=/dev/null bs=512 count=1 iflag=direct", check=False).status == 1
+
+
+@ON_BOTH_KERNELS
+def test_a_hint_of_the_server_does_not_fill_memory_with_what_is_read_ahead(tap: Tap) -> None:
+    tap.start(ioopt=1 << 30)
+    assert tap.queue("optimal_io_size") == str(16 << 20)
+    assert int(tap.queue("read_ahead_kb")) <= 32 << 10
 
 
 def test_a_partition_table_is_left_to_the_guest(tap: Tap) -> None:
@@ -191,6 +219,7 @@ def test_a_second_server_is_turned_away(tap: Tap) -> None:
     tap.bed.run(f"dd if={tap.device} of=/dev/null bs=4k count=1 iflag=direct status=none")
 
 
+@ON_BOTH_KERNELS
 def test_read_only_refuses_writers(tap: Tap) -> None:
     tap.start(ro=1)
     result = tap.bed.run(f"dd if=/root/random of={tap.device} bs=4k count=1", check=False)
@@ -199,6 +228,7 @@ def test_read_only_refuses_writers(tap: Tap) -> None:
     tap.bed.run(f"cmp -n 65536 {tap.device} /dev/zero")
 
 
+@ON_BOTH_KERNELS
 def test_a_device_grows_and_does_not_shrink(tap: Tap) -> None:
     tap.start()
     tap.bed.run(f"truncate -s 500M {tap.file}")
@@ -211,6 +241,7 @@ def test_a_device_grows_and_does_not_shrink(tap: Tap) -> None:
     assert tap.bed.run(f"blockdev --getsize64 {tap.device}").stdout == f"{500 << 20}\n"
 
 
+@ON_BOTH_KERNELS
 def test_discard_and_zeroes_touch_their_range_alone(tap: Tap) -> None:
     tap.start(discard=1, zeroes=1, fua=1)
     tap.bed.run(f"dd if=/root/random of={tap.device} bs=1M oflag=direct,sync status=none")
@@ -221,6 +252,7 @@ def test_discard_and_zeroes_touch_their_range_alone(tap: Tap) -> None:
     tap.bed.run(f"cmp -n 16777216 /root/want {tap.device}")
 
 
+@ON_BOTH_KERNELS
 def test_requests_of_a_killed_server_are_answered_by_the_next(tap: Tap) -> None:
     tap.start(hold=1)
     writer = tap.bed.popen(f"dd if=/root/random of={tap.device} bs=64k count=64 oflag=direct status=none")
@@ -236,11 +268,15 @@ def test_requests_of_a_killed_server_are_answered_by_the_next(tap: Tap) -> None:
     tap.bed.run(f"cmp -n 4194304 /root/random {tap.file}")
 
 
-def test_nothing_is_lost_when_servers_are_killed_under_load(tap: Tap) -> None:
+@ON_BOTH_KERNELS
+@pytest.mark.parametrize("scheduler", ["none", pytest.param("mq-deadline", marks=pytest.mark.slow)])
+def test_nothing_is_lost_when_servers_are_killed_under_load(tap: Tap, scheduler: str) -> None:
+    """A scheduler has tags of its own: a request's driver tag then changes when it is put off."""
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     rng = random.Random(seed)
-    tap.start(delay=40)
+    tap.start(delay=40, evil="requeue")
+    tap.bed.run(f"echo {scheduler} > /sys/block/tapdev{tap.minor}/queue/scheduler")
     fio = tap.bed.popen(
         f"fio --name=load --filename={tap.device} --rw=randwrite --bsrange=4k-256k --size=256M --direct=1"
         f" --iodepth=16 --ioengine=libaio --verify=crc32c --do_verify=1 --verify_fatal=1 --randseed={seed} --minimal"
@@ -267,6 +303,7 @@ def test_a_server_with_other_ring_sizes_does_not_get_the_device(tap: Tap) -> Non
     tap.bed.run(f"cmp -n 65536 {tap.device} /dev/zero")
 
 
+@ON_BOTH_KERNELS
 def test_free_fails_what_nobody_will_answer(tap: Tap) -> None:
     """The disk goes although a process has it open, which gets EIO, and so does blkback then."""
     tap.start(hold=1)
@@ -284,6 +321,22 @@ def test_free_fails_what_nobody_will_answer(tap: Tap) -> None:
     tap.bed.wait_for("modprobe -r blktap", 30, 0.2)
 
 
+@ON_BOTH_KERNELS
+@pytest.mark.parametrize("mkfs", ["mkfs.ext4 -q", "mkfs.xfs -q -f"])
+def test_free_ends_a_mounted_file_system_that_has_dirty_pages(tap: Tap, mkfs: str) -> None:
+    """Removal flushes the file system: it must get errors then, not wait for a server."""
+    tap.start()
+    tap.bed.run(f"{mkfs} {tap.device} && mount {tap.device} /mnt && cp /root/random /mnt/synced && sync /mnt/synced")
+    tap.kill()
+    tap.bed.run("dd if=/root/random of=/mnt/dirty bs=64k count=64 status=none")
+    syncer = tap.bed.popen("sync /mnt/dirty")
+    time.sleep(0.5)
+    tap.bed.run(f"{SERVER} free {tap.minor}", timeout=30)
+    assert EIO in syncer.wait(check=False).stderr
+    tap.bed.run("umount /mnt", timeout=30)
+    tap.bed.wait_for("modprobe -r blktap", 30, 0.2)
+
+
 def test_a_disk_in_use_is_not_removed(tap: Tap) -> None:
     tap.start()
     keeper = tap.bed.popen(f"exec 7< {tap.device}; echo open; read line")
@@ -297,6 +350,7 @@ def test_a_disk_in_use_is_not_removed(tap: Tap) -> None:
     assert tap.attribute("state") == "new"
 
 
+@ON_BOTH_KERNELS
 def test_force_removes_a_disk_in_use(tap: Tap) -> None:
     tap.start(hold=1)
     reader = tap.bed.popen(f"dd if={tap.device} of=/dev/null bs=4k count=1 iflag=direct")
@@ -342,6 +396,12 @@ def test_an_error_of_the_server_reaches_the_reader(tap: Tap) -> None:
     tap.bed.run(f"cmp -n 65536 {tap.device} /dev/zero")
 
 
+def test_a_word_of_the_block_layer_is_an_error_like_others(tap: Tap) -> None:
+    """EREMCHG tells device mapper to issue the request again."""
+    tap.start(evil="eremchg")
+    assert EIO in tap.bed.run(f"dd if={tap.device} of=/dev/null bs=4k count=1 iflag=direct", check=False).stderr
+
+
 def test_a_server_without_its_buffer_fails_requests_and_can_be_replaced(tap: Tap) -> None:
     tap.start(evil="nobuffer")
     read = f"dd if={tap.device} of=/dev/null bs=4k count=1 iflag=direct"
@@ -370,6 +430,7 @@ def test_a_disk_whose_server_hangs_leaves_others_alone(tap: Tap) -> None:
     stuck.wait()
 
 
+@ON_BOTH_KERNELS
 def test_removal_races_with_openers(tap: Tap) -> None:
     """Openers, a killer and a remover at once: each open is served, refused or failed, and nothing hangs."""
     openers = [
@@ -414,3 +475,15 @@ def test_minors_come_and_go(bed: Bed) -> None:
         assert bed.run("modprobe blktap max_minors=5000", check=False).status == 1
     finally:
         bed.run("modprobe blktap")
+
+
+@ON_BOTH_KERNELS
+@pytest.mark.slow
+def test_calls_from_everywhere_at_once_leave_nothing_behind(beds: Beds, toys: Path, release: int) -> None:
+    """Freed memory is poisoned and checked in this kernel: what is used after its end shows in the log."""
+    bed = prepare(beds.fresh(release=release, xen=False, kernel_args="slub_debug=FZPU"), toys)
+    assert bed.run("cat /sys/kernel/slab/kmalloc-8k/poison").stdout == "1\n"
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    assert bed.run(f"{HAMMER} 60 {seed}", timeout=240).stdout.endswith("quiet\n")
+    bed.run("modprobe -r blktap; test ! -e /dev/xen/blktap-2/control")
