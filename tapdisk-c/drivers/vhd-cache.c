@@ -59,6 +59,7 @@ static struct vhd_bitmap *take(struct vhd_disk *disk, unsigned int level,
 	bm->pins = 1;
 	bm->dirty = false;
 	bm->writing = false;
+	bm->exposed = false;
 	bm->hashed = true;
 	p = bucket(cache, level, block);
 	bm->hash_next = *p;

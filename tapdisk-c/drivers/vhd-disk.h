@@ -18,8 +18,10 @@
  * then. The file is extended in large steps, with a footer at the new end,
  * and synced, before any block is placed there: after a power loss no BAT
  * entry points past the end of the file, and what was not written reads as
- * zeros, which as a bitmap means "ask the parent". On a block device the unwritten
- * space is not zero, so there the bitmap is made durable before the BAT entry.
+ * zeros, which as a bitmap means "ask the parent". For that the file is first
+ * cut to its last block, and each footer is zeroed when the next one is there.
+ * On a block device the unwritten space is not zero, so there data is made
+ * durable before its bits, and the bitmap before the BAT entry.
  */
 #ifndef XENBLK_VHD_DISK_H
 #define XENBLK_VHD_DISK_H
@@ -51,6 +53,7 @@ struct vhd_bitmap {
 	uint8_t *out;			/* what is being written */
 	bool dirty;			/* map differs from what was last written */
 	bool writing;			/* bitmap or BAT write in flight */
+	bool exposed;			/* a BAT entry may lead to it on the medium */
 	struct list commit;		/* vhd_ops whose bits await the next write */
 	struct list committing;		/* vhd_ops of the write in flight */
 	struct list publish;		/* in the queue for the BAT */
@@ -82,6 +85,7 @@ struct vhd_bat_writer {
 	struct list batch;		/* those of the write in flight */
 	uint32_t sector;		/* of the BAT, in flight */
 	uint32_t *entries;		/* one sector's worth */
+	uint32_t *spare;		/* of the last sector in use: what is beyond the size */
 	uint8_t *buf;
 	bool busy;
 	struct io_req io;
@@ -91,6 +95,7 @@ struct vhd_bat_writer {
 struct vhd_grower {
 	uint64_t durable_end;		/* blocks may be placed below this, bytes */
 	uint64_t target;		/* durable_end when the step in flight is done */
+	bool cut;			/* nothing but zeros is after data_end */
 	bool busy;
 	struct list waiting;		/* image requests */
 	uint8_t *buf;
@@ -107,6 +112,7 @@ struct vhd_disk {
 	struct list starved;		/* image requests without an op or bitmap */
 	struct vhd_cache cache;
 	uint8_t *unpublished;		/* a bit per leaf block */
+	uint32_t *place;		/* sectors; of blocks that were given up, else 0 */
 	struct vhd_bat_writer bat;
 	struct vhd_grower grow;
 	bool changed;			/* the trailer must be rewritten at close */
@@ -144,11 +150,13 @@ enum step vhd_read_step(struct vhd_disk *disk, struct image_request *req);
 enum step vhd_write_step(struct vhd_disk *disk, struct image_request *req);
 
 /* vhd-meta.c */
-int vhd_meta_init(struct vhd_disk *disk);
+int vhd_meta_init(struct vhd_disk *disk, struct error *err);
 void vhd_meta_destroy(struct vhd_disk *disk);
 /*
  * An operation on the bitmap's block failed and let go of it: if nothing else
- * uses the block and it was never published, it is unallocated again.
+ * uses the block and it was never published, it is unallocated again. Its place
+ * stays its own: reads of it may be in flight, and a BAT write that failed may
+ * have reached the file.
  */
 void vhd_meta_abandon(struct vhd_bitmap *bitmap);
 /* The op's bits are set in its bitmap: write it, then end the op. */
@@ -157,8 +165,8 @@ void vhd_meta_commit(struct vhd_op *op);
  * Where a new block goes, as a byte offset of its bitmap. False: the request
  * waits for the file to grow, or has failed (req->err).
  */
-bool vhd_meta_place(struct vhd_disk *disk, struct image_request *req,
-		    uint64_t *offset);
+bool vhd_meta_place(struct vhd_disk *disk, uint32_t block,
+		    struct image_request *req, uint64_t *offset);
 
 /* vhd-cache.c */
 int vhd_cache_init(struct vhd_disk *disk, unsigned int max_requests);

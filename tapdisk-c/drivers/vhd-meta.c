@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/bytes.h"
 #include "common/log.h"
@@ -68,6 +69,28 @@ static void bitmap_written(struct io_req *io, int err)
 	bat_next(disk);
 }
 
+static void bitmap_out(struct vhd_bitmap *bm)
+{
+	bm->io.op = IO_WRITE;
+	bm->io.done = bitmap_written;
+	engine_queue(bm->disk->image.engine, &bm->io);
+}
+
+static void data_synced(struct io_req *io, int err)
+{
+	struct vhd_bitmap *bm = container_of(io, struct vhd_bitmap, io);
+
+	if (err)
+		bitmap_settle(bm, err);
+	else
+		bitmap_out(bm);
+}
+
+/*
+ * On a block device a bit that reaches the medium before its data shows what
+ * lay there before. As long as no BAT entry leads to the bitmap, the sync
+ * before that entry is early enough.
+ */
 static void bitmap_write(struct vhd_bitmap *bm)
 {
 	struct vhd_image *leaf = bm->disk->leaf;
@@ -78,12 +101,17 @@ static void bitmap_write(struct vhd_bitmap *bm)
 	bm->iov.iov_base = bm->out;
 	bm->iov.iov_len = (size_t)leaf->bitmap_sectors << SECTOR_SHIFT;
 	memcpy(bm->out, bm->map, bm->iov.iov_len);
-	bm->io.op = IO_WRITE;
 	bm->io.fd = leaf->fd;
 	bm->io.offset = (uint64_t)leaf->bat[bm->block] << SECTOR_SHIFT;
 	bm->io.iov = &bm->iov;
 	bm->io.iovcnt = 1;
-	bm->io.done = bitmap_written;
+	if (!leaf->is_blk ||
+	    (unpublished(bm->disk, bm->block) && !bm->exposed)) {
+		bitmap_out(bm);
+		return;
+	}
+	bm->io.op = IO_SYNC;
+	bm->io.done = data_synced;
 	engine_queue(bm->disk->image.engine, &bm->io);
 }
 
@@ -91,14 +119,10 @@ void vhd_meta_abandon(struct vhd_bitmap *bm)
 {
 	struct vhd_disk *disk = bm->disk;
 	struct vhd_image *leaf = disk->leaf;
-	uint64_t offset;
 
 	if (!unpublished(disk, bm->block) || bm->pins > 1 || bm->writing)
 		return;
-	offset = (uint64_t)leaf->bat[bm->block] << SECTOR_SHIFT;
-	if (leaf->data_end == offset + ((uint64_t)leaf->bitmap_sectors +
-					leaf->spb) * SECTOR_SIZE)
-		leaf->data_end = offset;
+	disk->place[bm->block] = leaf->bat[bm->block];
 	leaf->bat[bm->block] = VHD_BAT_UNUSED;
 	disk->unpublished[bm->block >> 3] &=
 		(uint8_t)~(0x80u >> (bm->block & 7));
@@ -149,12 +173,16 @@ static void bat_write(struct vhd_disk *disk)
 		bat->entries[i] = block < leaf->bat_entries &&
 				  !unpublished(disk, block) ?
 				  leaf->bat[block] : VHD_BAT_UNUSED;
+		if (block >= leaf->bat_entries)
+			bat->entries[i] = bat->spare[i];
 	}
 	list_for_each(pos, &bat->batch) {
 		struct vhd_bitmap *bm =
 			container_of(pos, struct vhd_bitmap, publish);
 
 		bat->entries[bm->block - base] = leaf->bat[bm->block];
+		/* If the write fails, the entry may be there all the same. */
+		bm->exposed = true;
 	}
 	vhd_bat_encode(bat->buf, bat->entries, BAT_PER_SECTOR);
 	bat->iov.iov_base = bat->buf;
@@ -212,6 +240,15 @@ static void grown(struct io_req *io, int err)
 	struct vhd_disk *disk = container_of(grow, struct vhd_disk, grow);
 	struct list waiting;
 
+	if (!err && io->op == IO_WRITE && io->offset == grow->target &&
+	    grow->durable_end) {
+		/* The footer before is where blocks will be. */
+		grow->iov.iov_base = grow->buf + VHD_SECTOR;
+		grow->iov.iov_len = VHD_SECTOR;
+		io->offset = grow->durable_end;
+		engine_queue(disk->image.engine, io);
+		return;
+	}
 	if (!err && io->op == IO_WRITE) {
 		io->op = IO_SYNC;
 		engine_queue(disk->image.engine, io);
@@ -234,7 +271,9 @@ static void grow_start(struct vhd_disk *disk, uint64_t need)
 	struct vhd_grower *grow = &disk->grow;
 
 	grow->busy = true;
-	grow->target = round_up_u64(need, VHD_GROW_BYTES);
+	/* After a failure the same again: a footer may be there already. */
+	if (grow->target == grow->durable_end)
+		grow->target = round_up_u64(need, VHD_GROW_BYTES);
 	disk->changed = true;
 	grow->iov.iov_base = grow->buf;
 	grow->iov.iov_len = VHD_SECTOR;
@@ -247,8 +286,31 @@ static void grow_start(struct vhd_disk *disk, uint64_t need)
 	engine_queue(disk->image.engine, &grow->io);
 }
 
-bool vhd_meta_place(struct vhd_disk *disk, struct image_request *req,
-		    uint64_t *offset)
+/*
+ * What a tapdisk that was killed, or the last close, left behind the last
+ * block must not pass for the bitmap or the data of a new one after a power
+ * loss. Extended again, the file has zeros there.
+ */
+static int cut_surplus(struct vhd_disk *disk)
+{
+	struct vhd_image *leaf = disk->leaf;
+
+	if (disk->grow.cut)
+		return 0;
+	if (ftruncate(leaf->fd, (off_t)leaf->data_end) < 0) {
+		int rc = -errno;
+
+		log_error("cannot cut the image to its blocks path=%s err=%d",
+			  leaf->path, -rc);
+		return rc;
+	}
+	disk->grow.cut = true;
+	disk->changed = true;
+	return 0;
+}
+
+bool vhd_meta_place(struct vhd_disk *disk, uint32_t block,
+		    struct image_request *req, uint64_t *offset)
 {
 	struct vhd_image *leaf = disk->leaf;
 	struct vhd_grower *grow = &disk->grow;
@@ -256,6 +318,10 @@ bool vhd_meta_place(struct vhd_disk *disk, struct image_request *req,
 			SECTOR_SIZE;
 	uint64_t end;
 
+	if (disk->place[block]) {
+		*offset = (uint64_t)disk->place[block] << SECTOR_SHIFT;
+		return true;
+	}
 	*offset = vhd_alloc_offset(leaf, leaf->data_end);
 	end = *offset + size;
 	/* VHD_BAT_UNUSED is not an address. */
@@ -271,13 +337,40 @@ bool vhd_meta_place(struct vhd_disk *disk, struct image_request *req,
 			grow_start(disk, end + VHD_GROW_BYTES);
 		return true;
 	}
+	if (!grow->busy)
+		req->err = cut_surplus(disk);
+	if (req->err)
+		return false;
 	list_add_tail(&req->link, &grow->waiting);
 	if (!grow->busy)
 		grow_start(disk, end + VHD_GROW_BYTES / 2);
 	return false;
 }
 
-int vhd_meta_init(struct vhd_disk *disk)
+/* The entries beyond the disk's size that share a sector with its last ones. */
+static int read_spare(struct vhd_disk *disk, struct error *err)
+{
+	struct vhd_image *leaf = disk->leaf;
+	struct vhd_bat_writer *bat = &disk->bat;
+	uint32_t sector = leaf->bat_entries / BAT_PER_SECTOR;
+	ssize_t got;
+
+	if (leaf->bat_entries % BAT_PER_SECTOR == 0)
+		return 0;
+	got = pread(leaf->fd, bat->buf, SECTOR_SIZE,
+		    (off_t)(leaf->header.table_offset +
+			    (uint64_t)sector * SECTOR_SIZE));
+	if (got != (ssize_t)SECTOR_SIZE) {
+		int rc = got < 0 ? -errno : -EIO;
+
+		return error_set(err, rc, "%s: BAT: reading: %s", leaf->path,
+				 strerror(-rc));
+	}
+	vhd_bat_decode(bat->spare, bat->buf, BAT_PER_SECTOR);
+	return 0;
+}
+
+int vhd_meta_init(struct vhd_disk *disk, struct error *err)
 {
 	struct vhd_image *leaf = disk->leaf;
 	struct vhd_bat_writer *bat = &disk->bat;
@@ -289,21 +382,28 @@ int vhd_meta_init(struct vhd_disk *disk)
 	if (disk->image.readonly || leaf->footer.type == VHD_FIXED)
 		return 0;
 	disk->unpublished = calloc(1, (size_t)leaf->bat_entries / 8 + 1);
+	disk->place = calloc(leaf->bat_entries, sizeof(*disk->place));
 	bat->entries = calloc(BAT_PER_SECTOR, sizeof(uint32_t));
+	bat->spare = calloc(BAT_PER_SECTOR, sizeof(uint32_t));
 	bat->buf = aligned_alloc(IMAGE_ALIGN, IMAGE_ALIGN);
 	grow->buf = aligned_alloc(IMAGE_ALIGN, IMAGE_ALIGN);
-	if (!disk->unpublished || !bat->entries || !bat->buf || !grow->buf)
-		return -ENOMEM;
+	if (!disk->unpublished || !disk->place || !bat->entries ||
+	    !bat->spare || !bat->buf || !grow->buf)
+		return error_set(err, -ENOMEM, "%s: out of memory",
+				 leaf->path);
+	memset(grow->buf, 0, IMAGE_ALIGN);
 	vhd_footer_encode(grow->buf, &leaf->footer);
 	/* A file's end as found is not known to be durable. */
 	grow->durable_end = leaf->is_blk ? leaf->file_size - VHD_SECTOR : 0;
-	return 0;
+	return read_spare(disk, err);
 }
 
 void vhd_meta_destroy(struct vhd_disk *disk)
 {
 	free(disk->unpublished);
+	free(disk->place);
 	free(disk->bat.entries);
+	free(disk->bat.spare);
 	free(disk->bat.buf);
 	free(disk->grow.buf);
 }

@@ -40,17 +40,20 @@ static struct vhd_bitmap *new_block(struct vhd_disk *disk, uint32_t block,
 {
 	struct vhd_image *leaf = disk->leaf;
 	struct vhd_bitmap *bm;
-	uint64_t offset;
+	uint64_t offset, end;
 
-	if (!vhd_meta_place(disk, req, &offset))
+	if (!vhd_meta_place(disk, block, req, &offset))
 		return NULL;
 	bm = vhd_cache_new(disk, block, req);
 	if (!bm)
 		return NULL;
 	/* Until it is published the bitmap exists nowhere else. */
 	vhd_cache_pin(bm);
-	leaf->data_end = offset + ((uint64_t)leaf->bitmap_sectors +
-				   leaf->spb) * SECTOR_SIZE;
+	bm->exposed = disk->place[block];
+	end = offset + ((uint64_t)leaf->bitmap_sectors + leaf->spb) *
+	      SECTOR_SIZE;
+	if (leaf->data_end < end)
+		leaf->data_end = end;
 	leaf->bat[block] = (uint32_t)(offset >> SECTOR_SHIFT);
 	if (leaf->has_batmap)
 		leaf->batmap[block >> 3] &= (uint8_t)~(0x80u >> (block & 7));

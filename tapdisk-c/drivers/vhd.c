@@ -158,12 +158,13 @@ static int vhd_image_open(struct image **image,
 	list_init(&disk->starved);
 	disk->ops = calloc(nr_ops, sizeof(*disk->ops));
 	rc = disk->ops ? vhd_cache_init(disk, args->max_requests) : -ENOMEM;
-	if (!rc)
-		rc = vhd_meta_init(disk);
 	if (rc) {
 		error_set(err, rc, "%s: out of memory", args->path);
 		goto out;
 	}
+	rc = vhd_meta_init(disk, err);
+	if (rc)
+		goto out;
 	for (unsigned int i = 0; i < nr_ops; i++) {
 		disk->ops[i].disk = disk;
 		list_add_tail(&disk->ops[i].link, &disk->free_ops);

@@ -1,0 +1,190 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+/*
+ * The VHD data path under random requests, faults, kills and power losses:
+ * what docs/architecture.md says a completed write promises.
+ *
+ *   SOAK_SECONDS=n   how long it runs (10)
+ *   SOAK_SEED=n      one round only, that one
+ *   FAULT_TRACE=1    what happens, on stderr
+ */
+#include "tests/vhd-bed.h"
+
+#include <time.h>
+
+static bool overlaps(const struct bed *b, uint64_t sector, uint32_t count)
+{
+	for (unsigned int i = 0; i < MAX_SLOTS; i++) {
+		const struct image_request *r = &b->slot[i].req;
+
+		if (b->slot[i].busy && r->op == IMAGE_WRITE &&
+		    r->sector < sector + count && sector < r->sector + r->count)
+			return true;
+	}
+	return false;
+}
+
+static void random_request(struct bed *b, unsigned int max_busy)
+{
+	struct engine *e = &b->engine;
+	uint32_t spb = b->disk->leaf->spb, count;
+	uint64_t sector;
+
+	if (b->busy >= max_busy)
+		return;
+	if (fe_one_in(e, 12)) {
+		start(b, IMAGE_FLUSH, 0, 0);
+		return;
+	}
+	count = fe_one_in(e, 3) ? 1 + fe_below(e, MAX_COUNT) :
+				  1 + fe_below(e, 12);
+	sector = fe_below(e, (unsigned int)b->sectors);
+	/* Across a border of blocks, or the same few places again. */
+	if (fe_one_in(e, 4))
+		sector = sector / spb * spb - (sector >= spb ? 1 : 0);
+	else if (fe_one_in(e, 3))
+		sector %= 64;
+	if (count > b->sectors - sector)
+		count = (uint32_t)(b->sectors - sector);
+	if (fe_one_in(e, 3))
+		start(b, IMAGE_READ, sector, count);
+	else if (!overlaps(b, sector, count))
+		start(b, IMAGE_WRITE, sector, count);
+}
+
+static void session(struct bed *b, unsigned int requests)
+{
+	unsigned int max_busy = 1 + fe_below(&b->engine, MAX_SLOTS);
+
+	while (requests) {
+		if (fe_below(&b->engine, 3))
+			fe_step(&b->engine);
+		else {
+			random_request(b, max_busy);
+			requests--;
+		}
+	}
+}
+
+static void soak_round(uint64_t seed)
+{
+	static const uint32_t sizes[] = { 4096, 4096, 8192, 65536, 65536,
+					  1u << 20, 2u << 20, 8u << 20 };
+	struct engine dice = { .rng = seed * 0x9e3779b97f4a7c15u | 1 };
+	struct spec spec = { .batmap = fe_one_in(&dice, 2) };
+	struct bed bed, *b = &bed;
+	unsigned int rate, ops, bitmaps, levels = 1;
+	bool failed = false, quiet;
+
+	for (int i = 0; i < 8; i++)
+		fe_random(&dice);
+	spec.block_size = sizes[fe_below(&dice, 8)];
+	spec.sectors = (uint64_t)spec.block_size / SECTOR_SIZE *
+		       (2 + fe_below(&dice, spec.block_size < 65536 ? 300 :
+				     spec.block_size > 65536 ? 3 : 40)) +
+		       fe_below(&dice, 8);
+	if (fe_one_in(&dice, 2)) {
+		int fd = open(in_dir("base.raw"), O_RDWR | O_CREAT | O_TRUNC,
+			      0600);
+		uint8_t sector[SECTOR_SIZE];
+
+		assert_true(fd >= 0);
+		spec.parent = "base.raw";
+		spec.parent_raw = true;
+		assert_int_equal(syscall(SYS_ftruncate, fd,
+					 spec.sectors * SECTOR_SIZE), 0);
+		for (uint64_t i = 0; i < spec.sectors; i += 1 + i % 3) {
+			fill(sector, i, 1, 1);
+			put(fd, sector, SECTOR_SIZE, i * SECTOR_SIZE);
+		}
+		close(fd);
+	}
+	if (fe_one_in(&dice, 4))
+		spec.device = round_up_u64(spec.sectors * SECTOR_SIZE * 3 +
+					   (2ull << 20), 1 << 16);
+	make_image("leaf.vhd", &spec);
+	bed_init(b, "leaf.vhd", spec.sectors);
+	b->blk = spec.device;
+	for (uint64_t i = 0; spec.parent && i < spec.sectors; i += 1 + i % 3)
+		b->now[i].value = b->flushed[i].value = 1;
+	for (uint64_t i = 0; i < spec.sectors; i++)
+		b->now[i].since = b->flushed[i].since = b->tag;
+	follow(b, seed);
+
+	for (int i = 0; i < 5; i++) {
+		rate = fe_one_in(&dice, 2) ? 0 : 4 + fe_below(&dice, 40);
+		ops = fe_one_in(&dice, 2) ? 0 : 1 + fe_below(&dice, 6);
+		bitmaps = ops && fe_one_in(&dice, 2) ?
+			  MAX_SLOTS * levels + ops : 0;
+		disk_open(b, ops, bitmaps);
+		if (i)
+			look(b, false);
+		set_faults(b, rate);
+		failed |= rate;
+		session(b, 30 + fe_below(&dice, 200));
+		switch (fe_below(&dice, 3)) {
+		case 0:
+			settle(b);
+			/* Untouched, it keeps what a kill has left at its end. */
+			quiet = !failed && !b->blk && b->disk->changed;
+			if (disk_close(b))
+				assert_true(rate);
+			else
+				check_image(b, quiet);
+			break;
+		case 1:
+			disk_kill(b);
+			check_image(b, false);
+			break;
+		case 2:
+			if (fe_one_in(&dice, 2)) {
+				/* In the middle of the close. */
+				settle(b);
+				b->engine.die_after = 1 + fe_below(&dice, 6);
+				disk_close(b);
+				b->engine.die_after = 0;
+				fe_kill(&b->engine);
+			} else {
+				disk_kill(b);
+			}
+			fe_power_loss(&b->engine);
+			check_image(b, false);
+			disk_open(b, 0, 0);
+			look(b, true);
+			disk_kill(b);
+			break;
+		}
+	}
+	fe_close(&b->engine);
+	bed_dispose(b);
+}
+
+static void what_is_promised_holds_whatever_happens(void **state)
+{
+	const char *one = getenv("SOAK_SEED"), *s = getenv("SOAK_SECONDS");
+	uint64_t seed = (uint64_t)time(NULL) << 20;
+	time_t end = time(NULL) + (s ? atoi(s) : 10);
+	unsigned int rounds = 0;
+
+	(void)state;
+	if (one) {
+		soak_round(strtoull(one, NULL, 0));
+		return;
+	}
+	do {
+		rounds++;
+		/* Printed first: a fault may end the program. */
+		fprintf(stderr, "SOAK_SEED=%llu\r", (unsigned long long)++seed);
+		soak_round(seed);
+	} while (time(NULL) < end);
+	print_message("%u rounds up to SOAK_SEED=%llu\n", rounds,
+		      (unsigned long long)seed);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(what_is_promised_holds_whatever_happens),
+	};
+
+	return cmocka_run_group_tests(tests, scratch, scratch_remove);
+}
