@@ -78,17 +78,22 @@ static void paused(void *priv, int rc, const struct error *err)
 	(void)err;
 }
 
-static void terminate_step(struct server *server)
+/* True if a pause was begun, which may be at its end in the next round. */
+static bool terminate_step(struct server *server)
 {
-	bool idle = true;
+	bool idle = true, begun = false;
 
 	for (unsigned int i = 0; i < server->nr; i++) {
-		if (vbd_idle(server->vbds[i]))
+		struct vbd *vbd = server->vbds[i];
+
+		idle &= vbd_idle(vbd);
+		if (vbd_draining(vbd) || vbd_idle(vbd))
 			continue;
-		idle = false;
-		vbd_pause(server->vbds[i], paused, NULL);
+		vbd_pause(vbd, paused, NULL);
+		begun = true;
 	}
 	server->stop = idle;
+	return begun;
 }
 
 int server_run(struct server *server)
@@ -101,10 +106,8 @@ int server_run(struct server *server)
 		more = false;
 		for (unsigned int i = 0; i < server->nr; i++)
 			more |= vbd_round(server->vbds[i]);
-		if (server->terminating) {
-			terminate_step(server);
-			more = true;
-		}
+		if (server->terminating)
+			more |= terminate_step(server);
 	}
 	return rc;
 }

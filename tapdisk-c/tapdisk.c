@@ -51,7 +51,7 @@ static int signals_open(struct signals *signals, struct server *server,
 			struct error *err)
 {
 	sigset_t set;
-	int fd;
+	int fd, rc;
 
 	sigemptyset(&set);
 	sigaddset(&set, SIGTERM);
@@ -67,7 +67,10 @@ static int signals_open(struct signals *signals, struct server *server,
 	signals->watch.fd = fd;
 	signals->watch.events = POLLIN;
 	signals->watch.ready = signalled;
-	engine_watch(server_engine(server), &signals->watch);
+	rc = engine_watch(server_engine(server), &signals->watch);
+	if (rc)
+		return error_set(err, rc, "cannot wait for signals: %s",
+				 strerror(-rc));
 	return 0;
 }
 

@@ -193,6 +193,7 @@ void vbd_pause(struct vbd *vbd, server_done done, void *priv)
 
 int vbd_unpause(struct vbd *vbd, const char *args, struct error *err)
 {
+	struct image_info info = vbd->info;
 	char *copy;
 	int rc;
 
@@ -211,6 +212,7 @@ int vbd_unpause(struct vbd *vbd, const char *args, struct error *err)
 	rc = blktap_release(vbd->tap, &vbd->info, vbd->readonly, err);
 	if (rc) {
 		image_close(vbd, NULL);
+		vbd->info = info;
 		free(copy);
 		return rc;
 	}
@@ -261,6 +263,11 @@ bool vbd_round(struct vbd *vbd)
 bool vbd_idle(const struct vbd *vbd)
 {
 	return !vbd->image && vbd->drain == DRAIN_NONE;
+}
+
+bool vbd_draining(const struct vbd *vbd)
+{
+	return vbd->drain != DRAIN_NONE;
 }
 
 static void account(struct vbd *vbd, const struct vbd_request *req, int err)

@@ -46,6 +46,9 @@ bool vbd_round(struct vbd *vbd);
 /* No image is open, and no verb is under way. */
 bool vbd_idle(const struct vbd *vbd);
 
+/* A pause or a close is under way. */
+bool vbd_draining(const struct vbd *vbd);
+
 int vbd_minor(const struct vbd *vbd);
 void vbd_fill_view(const struct vbd *vbd, struct vbd_view *view);
 

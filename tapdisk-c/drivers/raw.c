@@ -65,7 +65,7 @@ static int raw_open(struct image **image, const struct image_open_args *args,
 		rc = error_set(err, -ENOMEM, "%s: out of memory", args->path);
 		goto out;
 	}
-	/* O_NONBLOCK: opening a FIFO must not hang. It means nothing later. */
+	/* O_NONBLOCK: opening a FIFO must not hang. */
 	raw->fd = open(args->path, O_DIRECT | O_CLOEXEC | O_NONBLOCK |
 		       (args->readonly ? O_RDONLY : O_RDWR));
 	if (raw->fd < 0) {
@@ -76,6 +76,12 @@ static int raw_open(struct image **image, const struct image_open_args *args,
 				  args->path);
 		else
 			error_set(err, rc, "%s: %s", args->path, strerror(-rc));
+		goto out;
+	}
+	/* With it io_uring may answer EAGAIN for ever instead of waiting. */
+	if (fcntl(raw->fd, F_SETFL, O_DIRECT) < 0) {
+		rc = error_set(err, -errno, "%s: fcntl: %s", args->path,
+			       strerror(errno));
 		goto out;
 	}
 	rc = lock_take(raw->fd, args->path,

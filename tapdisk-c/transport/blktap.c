@@ -26,7 +26,6 @@ struct blktap {
 	int minor;
 	int fd;
 	struct io_watch watch;
-	bool watching;
 	bool fetching;
 	bool kick;			/* completions to hand over, or requests to take */
 
@@ -51,15 +50,18 @@ static void ring_ready(struct io_watch *watch, short revents)
 	tap->kick = true;
 }
 
-static void watch_set(struct blktap *tap, bool on)
+static int watch_on(struct blktap *tap, struct error *err)
 {
-	if (on == tap->watching)
-		return;
-	tap->watching = on;
-	if (on)
-		engine_watch(tap->engine, &tap->watch);
-	else
-		engine_unwatch(tap->engine, &tap->watch);
+	int rc;
+
+	tap->watch.fd = tap->fd;
+	tap->watch.events = POLLIN;
+	tap->watch.ready = ring_ready;
+	rc = engine_watch(tap->engine, &tap->watch);
+	if (rc)
+		return error_set(err, rc, "minor %d: cannot wait for requests: %s",
+				 tap->minor, strerror(-rc));
+	return 0;
 }
 
 static int ring_open(struct blktap *tap, struct error *err)
@@ -101,8 +103,7 @@ int blktap_open(struct blktap **tap, struct vbd *vbd, struct engine *engine,
 
 static void ring_unmap(struct blktap *tap)
 {
-	watch_set(tap, false);
-	tap->fetching = false;
+	blktap_hold(tap);
 	tap->kick = false;
 	if (tap->ring)
 		munmap(tap->ring, tap->ring_bytes);
@@ -128,6 +129,32 @@ int blktap_reset(struct blktap *tap, struct error *err)
 	return ring_open(tap, err);
 }
 
+/* -ERANGE: the device has other limits, which are now in setup. */
+static int ring_setup(struct blktap *tap, struct blktap_setup *setup,
+		      struct error *err)
+{
+	int rc = 0;
+	void *p;
+
+	tap->buf_bytes = (size_t)setup->entries * setup->max_io_bytes;
+	p = mmap(NULL, tap->buf_bytes, PROT_READ | PROT_WRITE,
+		 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (p == MAP_FAILED)
+		return error_set(err, -errno, "minor %d: no memory for %zu bytes of buffers",
+				 tap->minor, tap->buf_bytes);
+	setup->buf_addr = (uint64_t)(uintptr_t)p;
+	setup->buf_len = tap->buf_bytes;
+	if (ioctl(tap->fd, BLKTAP_IOC_SETUP, setup) < 0)
+		rc = -errno;
+	if (!rc) {
+		tap->buf = p;
+		return 0;
+	}
+	munmap(p, tap->buf_bytes);
+	return error_set(err, rc, "minor %d: the blktap driver refuses SETUP of ABI version %d: %s",
+			 tap->minor, BLKTAP_ABI_VERSION, strerror(-rc));
+}
+
 static int ring_map(struct blktap *tap, struct error *err)
 {
 	struct blktap_setup setup = {
@@ -139,19 +166,17 @@ static int ring_map(struct blktap *tap, struct error *err)
 		.max_io_bytes	= BLKTAP_MAX_IO_BYTES,
 	};
 	void *p;
+	int rc;
 
-	tap->buf_bytes = (size_t)BLKTAP_ENTRIES * BLKTAP_MAX_IO_BYTES;
-	p = mmap(NULL, tap->buf_bytes, PROT_READ | PROT_WRITE,
-		 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (p == MAP_FAILED)
-		return error_set(err, -errno, "minor %d: no memory for %zu bytes of buffers",
-				 tap->minor, tap->buf_bytes);
-	tap->buf = p;
-	setup.buf_addr = (uint64_t)(uintptr_t)p;
-	setup.buf_len = tap->buf_bytes;
-	if (ioctl(tap->fd, BLKTAP_IOC_SETUP, &setup) < 0)
-		return error_set(err, -errno, "minor %d: the blktap driver refuses SETUP of ABI version %d: %s",
-				 tap->minor, BLKTAP_ABI_VERSION, strerror(errno));
+	rc = ring_setup(tap, &setup, err);
+	/* A tapdisk with other limits made the device that is taken over. */
+	if (rc == -ERANGE && setup.entries > BLKTAP_ENTRIES)
+		return error_set(err, rc, "minor %d: its device was made for %u requests at once, this tapdisk serves %u; open it with the version that made it",
+				 tap->minor, setup.entries, BLKTAP_ENTRIES);
+	if (rc == -ERANGE)
+		rc = ring_setup(tap, &setup, err);
+	if (rc)
+		return rc;
 	if (!(setup.features & BLKTAP_F_COPY) || setup.entries > BLKTAP_ENTRIES)
 		return error_set(err, -EPROTO, "minor %d: the blktap driver granted features %#llx and %u entries",
 				 tap->minor, (unsigned long long)setup.features,
@@ -187,16 +212,22 @@ static void fetch_on(struct blktap *tap)
 {
 	tap->fetching = true;
 	tap->kick = true;
-	watch_set(tap, true);
 }
 
 int blktap_start(struct blktap *tap, const struct image_info *info,
 		 bool readonly, struct error *err)
 {
 	struct blktap_device_params params = device_params(info, readonly);
-	int rc;
+	int rc = 0;
 
+	/* The last blktap_reset() may have failed. */
+	if (tap->fd < 0)
+		rc = ring_open(tap, err);
+	if (rc)
+		return rc;
 	rc = ring_map(tap, err);
+	if (!rc)
+		rc = watch_on(tap, err);
 	if (rc)
 		goto out;
 	if (ioctl(tap->fd, BLKTAP_IOC_CREATE_DEVICE, &params) < 0)
@@ -211,9 +242,6 @@ int blktap_start(struct blktap *tap, const struct image_info *info,
 			  tap->minor, strerror(-rc));
 		goto out;
 	}
-	tap->watch.fd = tap->fd;
-	tap->watch.events = POLLIN;
-	tap->watch.ready = ring_ready;
 	fetch_on(tap);
 	return 0;
 out:
@@ -246,17 +274,23 @@ int blktap_stop(struct blktap *tap, bool force, struct error *err)
 void blktap_hold(struct blktap *tap)
 {
 	tap->fetching = false;
-	watch_set(tap, false);
+	engine_unwatch(tap->engine, &tap->watch);
 }
 
 int blktap_release(struct blktap *tap, const struct image_info *info,
 		   bool readonly, struct error *err)
 {
 	struct blktap_device_params params = device_params(info, readonly);
+	int rc = watch_on(tap, err);
 
-	if (ioctl(tap->fd, BLKTAP_IOC_SET_DEVICE, &params) < 0)
-		return error_set(err, -errno, "minor %d: the gendisk does not take the new size: %s",
-				 tap->minor, strerror(errno));
+	if (rc)
+		return rc;
+	if (ioctl(tap->fd, BLKTAP_IOC_SET_DEVICE, &params) < 0) {
+		rc = error_set(err, -errno, "minor %d: the gendisk does not take the new size: %s",
+			       tap->minor, strerror(errno));
+		blktap_hold(tap);
+		return rc;
+	}
 	fetch_on(tap);
 	return 0;
 }
@@ -282,8 +316,7 @@ static void take(struct blktap *tap, const struct blktap_sqe *sqe)
 	uint64_t len = (uint64_t)sqe->nr_sectors << SECTOR_SHIFT;
 	struct slot *slot;
 
-	if (sqe->tag >= tap->entries || sqe->buf_offset > tap->buf_bytes ||
-	    len > tap->buf_bytes - sqe->buf_offset) {
+	if (sqe->tag >= tap->entries) {
 		log_error("blktap: request out of bounds minor=%d tag=%u",
 			  tap->minor, sqe->tag);
 		return;
@@ -291,6 +324,14 @@ static void take(struct blktap *tap, const struct blktap_sqe *sqe)
 	slot = &tap->slots[sqe->tag];
 	slot->tap = tap;
 	slot->id = sqe->id;
+	if (sqe->buf_offset > tap->buf_bytes ||
+	    (sqe->op <= BLKTAP_OP_WRITE &&
+	     len > tap->buf_bytes - sqe->buf_offset)) {
+		log_error("blktap: data out of bounds minor=%d tag=%u",
+			  tap->minor, sqe->tag);
+		request_done(&slot->req, -EIO);
+		return;
+	}
 	slot->req.sector = sqe->sector;
 	slot->req.count = sqe->nr_sectors;
 	slot->req.buf = tap->buf + sqe->buf_offset;
@@ -325,6 +366,11 @@ bool blktap_round(struct blktap *tap)
 	if (!tap->fetching)
 		enter.flags = BLKTAP_ENTER_NOFETCH;
 	if (ioctl(tap->fd, BLKTAP_IOC_ENTER, &enter) < 0) {
+		/* What the kernel has not taken is offered to it again. */
+		if (errno == EINTR) {
+			tap->kick = true;
+			return true;
+		}
 		/* A removed device takes no answers: nobody waits for them. */
 		if (errno != ENODEV)
 			log_error("blktap: ENTER failed minor=%d err=%d",
