@@ -39,6 +39,7 @@ case $verb in
 create)
 	[ ! -e create-fails ] || { cat create-fails >&2; exit 1; }
 	[ ! -e create-delay ] || sleep "$(cat create-delay)"
+	while [ "$(cat create-hangs 2>/dev/null)" = "$args" ]; do sleep 0.05; done
 	[ -e "${args#*:}" ] || { echo "tap-ctl: $args: No such file or directory" >&2; exit 1; }
 	eval "exec 3$mode\"\${args#*:}\""
 	[ ! -e parent ] || exec 4<"$(cat parent)"
@@ -366,20 +367,22 @@ def test_remove_during_add_waits_for_it_and_undoes_it(dom0: Dom0, image: Path) -
 
 
 def test_a_slow_image_holds_up_no_other_disk(dom0: Dom0, image: Path) -> None:
-    dom0.set("create-delay", "4")
+    dom0.set("create-hangs", f"vhd:{image}")
     dom0.vbd(f"vhd:{image}")
     other = "backend/vbd/6/51712"
     (dom0.directory / "b.vhd").write_bytes(b"")
     dom0.vbd(f"vhd:{dom0.directory}/b.vhd", other)
     with dom0.start("add") as slow:
-        deadline = time.monotonic() + 20
-        while not dom0.calls():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        (dom0.directory / "fake" / "create-delay").unlink()
-        assert dom0.run("add", other) == 0
-        assert slow.poll() is None
-        slow.wait(timeout=30)
+        try:
+            deadline = time.monotonic() + 20
+            while not dom0.calls():
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            assert dom0.run("add", other) == 0
+            assert slow.poll() is None
+        finally:
+            (dom0.directory / "fake" / "create-hangs").unlink()
+        assert slow.wait(timeout=30) == 0
 
 
 def test_nothing_is_left_when_the_device_has_no_node(dom0: Dom0, image: Path) -> None:
