@@ -2,6 +2,8 @@
 """tapdisk in a bed: images made there, what serves them, and what must not be left."""
 
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tests.lib.vm import Bed
@@ -41,6 +43,28 @@ def served(bed: Bed) -> list[Served]:
 def leftovers(bed: Bed) -> str:
     """Whatever of tapdisk is still there when all of it should be gone; empty if nothing is."""
     return bed.run(NOTHING_LEFT).output
+
+
+# Whatever state a failed test has left: mounts that hold a disk first.
+WIPE = """
+umount -l /mnt 2>/dev/null
+pkill -9 -x tapdisk
+while pgrep -x tapdisk >/dev/null; do sleep 0.2; done
+tap-ctl list | sed -n 's/.*minor=\\([0-9]*\\).*/\\1/p' | while read -r minor; do tap-ctl free -m "$minor"; done
+rm -f /run/blktap-control/*
+true
+"""
+
+
+@contextmanager
+def clean(bed: Bed) -> Iterator[Bed]:
+    """Holds a test to leaving nothing of tapdisk behind, and removes what it leaves, for the next one's sake."""
+    assert leftovers(bed) == ""
+    yield bed
+    left = leftovers(bed)
+    if left:
+        bed.run(WIPE)
+    assert left == ""
 
 
 def create(bed: Bed, spec: str, readonly: bool = False) -> str:

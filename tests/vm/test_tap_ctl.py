@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests.lib import tapdisks
 from tests.lib.beds import Beds
 from tests.lib.vm import Bed, Result
 
-# What a disk leaves: rows of tap-ctl, minors, sockets, processes.
-LEFT = "tap-ctl list; ls /sys/class/blktap2 /run/blktap-control; pgrep -x tapdisk; true"
 IMAGE = "/srv/tap ctl.img"
 
 
@@ -35,18 +34,12 @@ def destroy(bed: Bed, disk: Disk, options: str = "") -> Result:
     return bed.run(f"tap-ctl destroy -p {disk.pid} -m {disk.minor} {options}", check=False)
 
 
-def left(bed: Bed) -> str:
-    return bed.run(LEFT).stdout.replace("/sys/class/blktap2:", "").replace("/run/blktap-control:", "").strip()
-
-
 @pytest.fixture
 def bed(beds: Beds) -> Iterator[Bed]:
     """A bed with the driver, a 4 MiB image, and nothing left behind at the end."""
-    bed = beds(xen=False)
-    bed.run(f"modprobe blktap; mkdir -p /run/blktap-control; head -c 4194304 /dev/urandom > '{IMAGE}'")
-    assert left(bed) == ""
-    yield bed
-    assert left(bed) == ""
+    with tapdisks.clean(beds(xen=False)) as bed:
+        bed.run(f"modprobe blktap; mkdir -p /run/blktap-control; head -c 4194304 /dev/urandom > '{IMAGE}'")
+        yield bed
 
 
 def test_check_finds_the_driver(bed: Bed) -> None:
@@ -165,10 +158,10 @@ def test_destroy_by_the_wrong_pid_leaves_the_disk(bed: Bed) -> None:
 def test_requests_wait_while_paused(bed: Bed) -> None:
     disk = create(bed, f"aio:{IMAGE}")
     at = f"-p {disk.pid} -m {disk.minor}"
-    bed.run(f"tap-ctl pause {at}")
+    bed.run(f"cp '{IMAGE}' /srv/as-written; tap-ctl pause {at}")
     assert " state=0x20 " in bed.run("tap-ctl list").stdout
     reader = bed.popen(
-        f"dd if={disk.device} bs=4096 count=1 iflag=direct status=none | cmp -n 4096 - '{IMAGE}' && echo same"
+        f"dd if={disk.device} bs=4096 count=1 iflag=direct status=none | cmp -n 4096 - /srv/as-written && echo same"
     )
     bed.run(f"mv '{IMAGE}' '{IMAGE}.moved'; sleep 1")
     assert reader.output() == ""
@@ -178,7 +171,7 @@ def test_requests_wait_while_paused(bed: Bed) -> None:
     assert reader.wait().stdout == "same\n"
     assert bed.run("tap-ctl list").stdout.endswith(f" args=aio:{IMAGE}.moved\n")
     assert destroy(bed, disk).output == ""
-    bed.run(f"rm '{IMAGE}.moved'")
+    bed.run(f"rm '{IMAGE}.moved' /srv/as-written")
 
 
 def test_two_disks_in_one_tapdisk(bed: Bed) -> None:

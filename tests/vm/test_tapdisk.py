@@ -15,10 +15,8 @@ from tests.lib.vm import Bed
 @pytest.fixture
 def bed(beds: Beds) -> Iterator[Bed]:
     """A bed with nothing of tapdisk in it, before and after."""
-    bed = beds(xen=False)
-    assert tapdisks.leftovers(bed) == ""
-    yield bed
-    assert tapdisks.leftovers(bed) == ""
+    with tapdisks.clean(beds(xen=False)) as bed:
+        yield bed
 
 
 def test_no_allocation_from_the_ring_to_the_files(bed: Bed) -> None:
@@ -99,7 +97,7 @@ def test_one_process_serves_several_disks(bed: Bed) -> None:
         bed.run(f"tap-ctl attach -p {pid} -m {minor} && tap-ctl open -p {pid} -m {minor} -a aio:/srv/{name}.img")
         bed.run(f"yes {name} | dd of={device} bs=64k count=100 iflag=fullblock oflag=direct 2>/dev/null")
     assert [(disk.pid, disk.minor) for disk in tapdisks.served(bed)] == [(int(pid), 0), (int(pid), 1)]
-    for minor, device in enumerate(devices):
+    for minor in range(len(devices)):
         bed.run(f"tap-ctl close -p {pid} -m {minor} && tap-ctl detach -p {pid} -m {minor} && tap-ctl free -m {minor}")
     for name in ("one", "two"):
         assert bed.get(f"/srv/{name}.img")[:4] == name.encode() + b"\n"

@@ -6,16 +6,17 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.lib import tapdisks
 from tests.lib.beds import Beds
 from tests.lib.vm import Bed
 
 
 @pytest.fixture
-def bed(beds: Beds) -> Bed:
+def bed(beds: Beds) -> Iterator[Bed]:
     """A bed with the driver."""
-    bed = beds(xen=False)
-    bed.run("modprobe blktap; mkdir -p /run/blktap-control")
-    return bed
+    with tapdisks.clean(beds(xen=False)) as bed:
+        bed.run("modprobe blktap; mkdir -p /run/blktap-control")
+        yield bed
 
 
 @contextmanager

@@ -30,10 +30,8 @@ use_disk() {
 @pytest.fixture
 def bed(beds: Beds) -> Iterator[Bed]:
     """A bed with nothing of tapdisk in it, before and after."""
-    bed = beds()
-    assert tapdisks.leftovers(bed) == ""
-    yield bed
-    assert tapdisks.leftovers(bed) == ""
+    with tapdisks.clean(beds()) as bed:
+        yield bed
 
 
 def sums(output: str) -> dict[str, str]:
