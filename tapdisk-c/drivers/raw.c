@@ -24,6 +24,21 @@ static struct raw_image *raw_of(struct image *image)
 	return container_of(image, struct raw_image, image);
 }
 
+/* On a disk with sectors of 4096 bytes direct I/O takes no less. */
+static int file_block(int fd, const char *path, uint32_t *block,
+		      struct error *err)
+{
+	void *buf = aligned_alloc(IMAGE_ALIGN, IMAGE_ALIGN);
+	ssize_t got;
+
+	if (!buf)
+		return error_set(err, -ENOMEM, "%s: out of memory", path);
+	got = pread(fd, buf, SECTOR_SIZE, SECTOR_SIZE);
+	*block = got < 0 && errno == EINVAL ? 4096 : SECTOR_SIZE;
+	free(buf);
+	return 0;
+}
+
 /* Size in bytes and the block size that requests must keep to. */
 static int raw_geometry(int fd, const char *path, uint64_t *size,
 			uint32_t *block, struct error *err)
@@ -35,8 +50,7 @@ static int raw_geometry(int fd, const char *path, uint64_t *size,
 		return error_set(err, -errno, "%s: %s", path, strerror(errno));
 	if (S_ISREG(st.st_mode)) {
 		*size = (uint64_t)st.st_size;
-		*block = SECTOR_SIZE;
-		return 0;
+		return file_block(fd, path, block, err);
 	}
 	if (!S_ISBLK(st.st_mode))
 		return error_set(err, -EINVAL,

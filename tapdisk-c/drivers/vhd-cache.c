@@ -150,7 +150,9 @@ struct vhd_bitmap *vhd_cache_new(struct vhd_disk *disk, uint32_t block,
 int vhd_cache_init(struct vhd_disk *disk, unsigned int max_requests)
 {
 	struct vhd_cache *cache = &disk->cache;
-	unsigned int nr = max_requests * (disk->chain->nr_vhd + 1);
+	/* A read walks the chain; an operation of a write pins one. */
+	unsigned int nr = max_requests * (disk->chain->nr_vhd +
+					  VHD_OPS_PER_REQUEST);
 	size_t bytes;
 
 	for (unsigned int i = 0; i < disk->chain->nr_vhd; i++) {

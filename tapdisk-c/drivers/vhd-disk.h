@@ -123,6 +123,9 @@ static inline struct vhd_disk *vhd_disk_of(struct image *image)
 	return container_of(image, struct vhd_disk, image);
 }
 
+/* Operations that one request may have in flight, on the average. */
+#define VHD_OPS_PER_REQUEST 4u
+
 /* What a step on a request came to. */
 enum step {
 	STEP_ON,	/* the cursor moved */

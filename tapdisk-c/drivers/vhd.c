@@ -6,9 +6,6 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Operations that one request may have in flight, on the average. */
-#define OPS_PER_REQUEST 4u
-
 static void complete(struct image_request *req)
 {
 	req->done(req, req->err);
@@ -131,7 +128,7 @@ static int vhd_image_open(struct image **image,
 			  const struct image_open_args *args,
 			  struct error *err)
 {
-	unsigned int nr_ops = args->max_requests * OPS_PER_REQUEST;
+	unsigned int nr_ops = args->max_requests * VHD_OPS_PER_REQUEST;
 	struct vhd_disk *disk;
 	int rc;
 

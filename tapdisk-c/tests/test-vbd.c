@@ -41,6 +41,8 @@ static struct {
 	unsigned int entries;		/* of the device there is; 0: none */
 	unsigned int interrupts;	/* ENTERs to fail with EINTR */
 	int set_error, open_error;
+	uint32_t logical_block_size;	/* as the device was made */
+	bool big_sectors;		/* of the image's disk: 4096 bytes */
 	bool live;
 
 	struct blktap_sqe waiting[16];
@@ -130,6 +132,8 @@ int ioctl(int fd, unsigned long request, ...)
 		if (driver.entries)
 			return refuse(EEXIST);
 		driver.live = true;
+		driver.logical_block_size =
+			((struct blktap_device_params *)arg)->logical_block_size;
 		return 0;
 	case BLKTAP_IOC_RESUME_DEVICE:
 		driver.live = true;
@@ -161,6 +165,17 @@ int fake_open(const char *path, int flags, ...)
 	if (strncmp(path, "/dev/xen/blktap-2/blktap", 24))
 		return (int)syscall(SYS_openat, AT_FDCWD, path, flags, mode);
 	return driver.open_error ? refuse(driver.open_error) : dup(driver.fd);
+}
+
+ssize_t fake_pread(int fd, void *buf, size_t len, off_t at) __asm__("pread64");
+
+ssize_t fake_pread(int fd, void *buf, size_t len, off_t at)
+{
+	if (driver.big_sectors && (len % 4096 || at % 4096)) {
+		errno = EINVAL;
+		return -1;
+	}
+	return syscall(SYS_pread64, fd, buf, len, at);
 }
 
 /* The guest's side. */
@@ -407,6 +422,18 @@ static void a_close_that_loses_the_ring_can_be_opened_again(void **state)
 	assert_int_equal(answer(0), 0);
 }
 
+static void a_file_on_big_sectors_has_them_too(void **state)
+{
+	(void)state;
+	open_image();
+	assert_int_equal(driver.logical_block_size, 512);
+	vbd_close(bed.vbd, false, verb_done, NULL);
+	assert_int_equal(verb_wait(), 0);
+	driver.big_sectors = true;
+	open_image();
+	assert_int_equal(driver.logical_block_size, 4096);
+}
+
 static int raw_flags = -1;
 
 static void note_flags(struct image_request *req, int err)
@@ -452,6 +479,7 @@ int main(void)
 		TEST(verbs_exclude_each_other_while_one_drains),
 		TEST(a_pause_that_cannot_be_ended_goes_on),
 		TEST(a_close_that_loses_the_ring_can_be_opened_again),
+		TEST(a_file_on_big_sectors_has_them_too),
 		TEST(a_raw_image_is_open_for_waiting),
 	};
 
