@@ -65,38 +65,100 @@ static void session(struct bed *b, unsigned int requests)
 	}
 }
 
+static void random_shape(struct engine *dice, struct spec *spec)
+{
+	static const uint32_t sizes[] = { 4096, 4096, 4096, 8192, 8192, 65536,
+					  65536, 65536, 65536, 1u << 20,
+					  1u << 20, 2u << 20, 8u << 20 };
+	uint32_t size = sizes[fe_below(dice, sizeof(sizes) / sizeof(sizes[0]))];
+
+	spec->batmap = fe_one_in(dice, 2);
+	spec->block_size = size;
+	spec->sectors = (uint64_t)size / SECTOR_SIZE *
+			(2 + fe_below(dice, size < 65536 ? 300 :
+				      size > 65536 ? 2 : 40)) +
+			fe_below(dice, 8);
+}
+
+static void make_raw(const struct spec *spec)
+{
+	int fd = open(in_dir("base.raw"), O_RDWR | O_CREAT | O_TRUNC, 0600);
+	uint8_t sector[SECTOR_SIZE];
+
+	assert_true(fd >= 0);
+	assert_int_equal(syscall(SYS_ftruncate, fd,
+				 spec->sectors * SECTOR_SIZE), 0);
+	for (uint64_t i = 0; i < spec->sectors; i += 1 + i % 3) {
+		fill(sector, i, 1, 1);
+		put(fd, sector, SECTOR_SIZE, i * SECTOR_SIZE);
+	}
+	close(fd);
+}
+
+/* What a disk without writes of its own reads as. */
+static void inherit(struct bed *b, const struct spec *spec,
+		    const struct bed *parent)
+{
+	uint64_t n = 0;
+
+	if (spec->parent_raw)
+		for (uint64_t i = 0; i < b->sectors; i += 1 + i % 3)
+			b->now[i].value = 1;
+	if (parent) {
+		n = parent->sectors < b->sectors ? parent->sectors : b->sectors;
+		b->tag = parent->tag;
+	}
+	for (uint64_t i = 0; i < n; i++)
+		b->now[i].value = parent->now[i].value;
+	for (uint64_t i = 0; i < b->sectors; i++)
+		b->now[i].since = b->tag;
+	memcpy(b->flushed, b->now, b->sectors * sizeof(*b->now));
+}
+
+/* A parent between, of its own size and block size, with some writes in it. */
+static void make_middle(struct engine *dice, const struct spec *leaf,
+			struct bed *b)
+{
+	struct spec spec = { .parent = leaf->parent,
+			     .parent_raw = leaf->parent_raw };
+
+	random_shape(dice, &spec);
+	if (spec.parent && spec.sectors > leaf->sectors)
+		spec.sectors = leaf->sectors;
+	make_image("mid.vhd", &spec);
+	bed_init(b, "mid.vhd", spec.sectors);
+	inherit(b, &spec, NULL);
+	follow(b, fe_random(dice));
+	disk_open(b, 0, 0);
+	session(b, 100);
+	assert_int_equal(disk_close(b), 0);
+	fe_close(&b->engine);
+}
+
 static void soak_round(uint64_t seed)
 {
-	static const uint32_t sizes[] = { 4096, 4096, 8192, 65536, 65536,
-					  1u << 20, 2u << 20, 8u << 20 };
 	struct engine dice = { .rng = seed * 0x9e3779b97f4a7c15u | 1 };
-	struct spec spec = { .batmap = fe_one_in(&dice, 2) };
-	struct bed bed, *b = &bed;
+	struct bed bed, middle, *b = &bed;
+	struct spec spec = { 0 };
+	bool has_middle;
 	unsigned int rate, ops, bitmaps, levels = 1;
 	bool failed = false, quiet;
 
 	for (int i = 0; i < 8; i++)
 		fe_random(&dice);
-	spec.block_size = sizes[fe_below(&dice, 8)];
-	spec.sectors = (uint64_t)spec.block_size / SECTOR_SIZE *
-		       (2 + fe_below(&dice, spec.block_size < 65536 ? 300 :
-				     spec.block_size > 65536 ? 3 : 40)) +
-		       fe_below(&dice, 8);
+	unlink(in_dir("leaf.vhd"));
+	random_shape(&dice, &spec);
 	if (fe_one_in(&dice, 2)) {
-		int fd = open(in_dir("base.raw"), O_RDWR | O_CREAT | O_TRUNC,
-			      0600);
-		uint8_t sector[SECTOR_SIZE];
-
-		assert_true(fd >= 0);
 		spec.parent = "base.raw";
 		spec.parent_raw = true;
-		assert_int_equal(syscall(SYS_ftruncate, fd,
-					 spec.sectors * SECTOR_SIZE), 0);
-		for (uint64_t i = 0; i < spec.sectors; i += 1 + i % 3) {
-			fill(sector, i, 1, 1);
-			put(fd, sector, SECTOR_SIZE, i * SECTOR_SIZE);
-		}
-		close(fd);
+		make_raw(&spec);
+	}
+	has_middle = fe_one_in(&dice, 2);
+	if (has_middle) {
+		make_middle(&dice, &spec, &middle);
+		spec.parent = "mid.vhd";
+		spec.parent_raw = false;
+		levels++;
 	}
 	if (fe_one_in(&dice, 4))
 		spec.device = round_up_u64(spec.sectors * SECTOR_SIZE * 3 +
@@ -104,10 +166,9 @@ static void soak_round(uint64_t seed)
 	make_image("leaf.vhd", &spec);
 	bed_init(b, "leaf.vhd", spec.sectors);
 	b->blk = spec.device;
-	for (uint64_t i = 0; spec.parent && i < spec.sectors; i += 1 + i % 3)
-		b->now[i].value = b->flushed[i].value = 1;
-	for (uint64_t i = 0; i < spec.sectors; i++)
-		b->now[i].since = b->flushed[i].since = b->tag;
+	inherit(b, &spec, has_middle ? &middle : NULL);
+	if (has_middle)
+		bed_dispose(&middle);
 	follow(b, seed);
 
 	for (int i = 0; i < 5; i++) {
