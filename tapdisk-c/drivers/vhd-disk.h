@@ -94,6 +94,7 @@ struct vhd_bat_writer {
 
 struct vhd_grower {
 	uint64_t durable_end;		/* blocks may be placed below this, bytes */
+	uint64_t step;			/* bytes, a power of two */
 	uint64_t target;		/* durable_end when the step in flight is done */
 	bool cut;			/* nothing but zeros is after data_end */
 	bool busy;

@@ -273,7 +273,7 @@ static void grow_start(struct vhd_disk *disk, uint64_t need)
 	grow->busy = true;
 	/* After a failure the same again: a footer may be there already. */
 	if (grow->target == grow->durable_end)
-		grow->target = round_up_u64(need, VHD_GROW_BYTES);
+		grow->target = round_up_u64(need, grow->step);
 	disk->changed = true;
 	grow->iov.iov_base = grow->buf;
 	grow->iov.iov_len = VHD_SECTOR;
@@ -333,8 +333,8 @@ bool vhd_meta_place(struct vhd_disk *disk, uint32_t block,
 	if (end <= grow->durable_end) {
 		/* Ahead of need, so that few requests wait for the sync. */
 		if (!leaf->is_blk && !grow->busy &&
-		    grow->durable_end - end < VHD_GROW_BYTES / 2)
-			grow_start(disk, end + VHD_GROW_BYTES);
+		    grow->durable_end - end < grow->step / 2)
+			grow_start(disk, end + grow->step);
 		return true;
 	}
 	if (!grow->busy)
@@ -343,7 +343,7 @@ bool vhd_meta_place(struct vhd_disk *disk, uint32_t block,
 		return false;
 	list_add_tail(&req->link, &grow->waiting);
 	if (!grow->busy)
-		grow_start(disk, end + VHD_GROW_BYTES / 2);
+		grow_start(disk, end + grow->step / 2);
 	return false;
 }
 
@@ -393,6 +393,7 @@ int vhd_meta_init(struct vhd_disk *disk, struct error *err)
 				 leaf->path);
 	memset(grow->buf, 0, IMAGE_ALIGN);
 	vhd_footer_encode(grow->buf, &leaf->footer);
+	grow->step = VHD_GROW_BYTES;
 	/* A file's end as found is not known to be durable. */
 	grow->durable_end = leaf->is_blk ? leaf->file_size - VHD_SECTOR : 0;
 	return read_spare(disk, err);

@@ -177,6 +177,8 @@ static void soak_round(uint64_t seed)
 		bitmaps = ops && fe_one_in(&dice, 2) ?
 			  MAX_SLOTS * levels + ops : 0;
 		disk_open(b, ops, bitmaps);
+		if (fe_one_in(&dice, 2))
+			b->disk->grow.step = 1u << (14 + fe_below(&dice, 6));
 		if (i)
 			look(b, false);
 		set_faults(b, rate);
