@@ -148,6 +148,9 @@ int main(int argc, char **argv)
 	}
 	protect();
 	rc = server_run(server);
+	if (rc)
+		log_error("the I/O engine failed, guests' requests wait for the next tapdisk err=%d",
+			  -rc);
 out:
 	if (control)
 		control_server_close(control);

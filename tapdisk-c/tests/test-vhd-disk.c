@@ -71,6 +71,11 @@ static bool reads_wait(const struct io_req *req)
 	return req->op == IO_READ;
 }
 
+static bool syncs_wait(const struct io_req *req)
+{
+	return req->op == IO_SYNC;
+}
+
 static void a_write_is_read_back(void **state)
 {
 	struct spec spec = { .sectors = 100, .block_size = 4096 };
@@ -207,6 +212,29 @@ static void a_device_never_shows_what_lay_there_before(void **state)
 	end(&b);
 }
 
+/* Its BAT entry is on the medium, though the write of it failed. */
+static void a_block_tried_again_is_as_careful_as_one_in_use(void **state)
+{
+	struct spec spec = { .sectors = 80, .block_size = 4096,
+			     .device = 1 << 20 };
+	struct bed b;
+
+	(void)state;
+	begin(&b, &spec);
+	b.faults = true;
+	b.engine.script = bat_fails_but_is_written;
+	assert_int_equal(io(&b, IMAGE_WRITE, 0, 1), -EIO);
+	b.engine.script = NULL;
+	all_durable(&b);
+	b.engine.hold = syncs_wait;
+	start(&b, IMAGE_WRITE, 1, 1);
+	run(&b);
+	wanted = ((uint64_t)b.disk->leaf->bat[0] + 2) * VHD_SECTOR;
+	power_loss(&b, all_but_wanted);
+	b.engine.hold = NULL;
+	end(&b);
+}
+
 /* Of an image that was made smaller, or was made to grow. */
 static void bat_entries_beyond_the_size_are_kept(void **state)
 {
@@ -243,6 +271,7 @@ int main(void)
 		cmocka_unit_test(what_a_kill_left_never_passes_for_a_block),
 		cmocka_unit_test(a_footer_never_passes_for_data),
 		cmocka_unit_test(a_device_never_shows_what_lay_there_before),
+		cmocka_unit_test(a_block_tried_again_is_as_careful_as_one_in_use),
 		cmocka_unit_test(bat_entries_beyond_the_size_are_kept),
 	};
 
