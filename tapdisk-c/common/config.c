@@ -166,8 +166,10 @@ int config_allows(const struct config *cfg, const char *path,
 	if (extra_dir)
 		n = (size_t)snprintf(dirs, sizeof(dirs), "%s", extra_dir);
 	for (unsigned int i = 0; i < cfg->nr_image_dirs && n < sizeof(dirs); i++)
-		n += (size_t)snprintf(dirs + n, sizeof(dirs) - n, "%s%s",
-				      n ? ", " : "", cfg->image_dir[i]);
+		if (!extra_dir || strcmp(extra_dir, cfg->image_dir[i]))
+			n += (size_t)snprintf(dirs + n, sizeof(dirs) - n,
+					      "%s%s", n ? ", " : "",
+					      cfg->image_dir[i]);
 	rc = error_set(err, -EACCES, "%s: resolves to %s, outside the image "
 		       "directories (%s); add its directory to image_dirs in "
 		       "/etc/xen/xenblk.yaml", path, resolved, dirs);

@@ -202,6 +202,9 @@ static int parse(const struct verb *verb, int argc, char **argv,
 			return usage_error(verb, text, c);
 		}
 		if (c == '?' || !strchr(verb->options, c)) {
+			snprintf(text, sizeof(text), "%s: unknown option %s",
+				 verb->name, argv[optind - 1]);
+			complain(text);
 			verb_usage(stderr, verb);
 			return EXIT_USAGE;
 		}
@@ -209,6 +212,9 @@ static int parse(const struct verb *verb, int argc, char **argv,
 			return usage_error(verb, "out of range or no number", c);
 	}
 	if (optind != argc) {
+		snprintf(text, sizeof(text), "%s: unexpected argument %s",
+			 verb->name, argv[optind]);
+		complain(text);
 		verb_usage(stderr, verb);
 		return EXIT_USAGE;
 	}
@@ -255,6 +261,10 @@ int main(int argc, char **argv)
 		if (!strcmp(verbs[i].name, argv[1]))
 			verb = &verbs[i];
 	if (!verb) {
+		if (argc >= 2) {
+			error_set(&err, -EINVAL, "unknown verb %s", argv[1]);
+			complain(err.text);
+		}
 		usage(stderr);
 		return EXIT_USAGE;
 	}

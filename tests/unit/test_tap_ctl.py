@@ -449,6 +449,8 @@ def test_wrong_usage_is_2(tap: TapCtl, args: list[str]) -> None:
     done = tap.run(*args)
     assert (done.status, done.out) == (2, "")
     assert "usage: tap-ctl" in done.err
+    # what was wrong, before what would be right
+    assert done.err.startswith("tap-ctl: ") == bool(args)
 
 
 @pytest.mark.parametrize(
