@@ -5,7 +5,8 @@
  *   vhd.c       open, close, pools; each request is advanced from its cursor
  *   vhd-read.c  which image of the chain holds a run of sectors
  *   vhd-write.c data into the leaf: present sectors, new sectors, new blocks
- *   vhd-meta.c  bitmap and BAT writes, and growth of the file
+ *   vhd-meta.c  bitmap and BAT writes
+ *   vhd-grow.c  where new blocks go, and growth of the file
  *   vhd-cache.c bitmaps in memory
  *
  * A write completes when data, bitmap and BAT entry have reached the kernel,
@@ -165,11 +166,14 @@ void vhd_meta_destroy(struct vhd_disk *disk);
 void vhd_meta_abandon(struct vhd_bitmap *bitmap);
 /* The op's bits are set in its bitmap: write it, then end the op. */
 void vhd_meta_commit(struct vhd_op *op);
+/* vhd-grow.c */
+int vhd_grow_init(struct vhd_disk *disk);
+void vhd_grow_destroy(struct vhd_grower *grow);
 /*
  * Where a new block goes, as a byte offset of its bitmap. False: the request
  * waits for the file to grow, or has failed (req->err).
  */
-bool vhd_meta_place(struct vhd_disk *disk, uint32_t block,
+bool vhd_grow_place(struct vhd_disk *disk, uint32_t block,
 		    struct image_request *req, uint64_t *offset);
 
 /* vhd-cache.c */
@@ -192,6 +196,22 @@ void vhd_cache_forget(struct vhd_bitmap *bitmap);
 static inline bool vhd_bit(const uint8_t *map, uint32_t bit)
 {
 	return map[bit >> 3] & (0x80 >> (bit & 7));
+}
+
+static inline void vhd_bit_set(uint8_t *map, uint32_t bit)
+{
+	map[bit >> 3] |= (uint8_t)(0x80u >> (bit & 7));
+}
+
+static inline void vhd_bit_clear(uint8_t *map, uint32_t bit)
+{
+	map[bit >> 3] &= (uint8_t)~(0x80u >> (bit & 7));
+}
+
+/* The leaf block is in use, and its BAT entry is not yet in the file. */
+static inline bool vhd_unpublished(const struct vhd_disk *disk, uint32_t block)
+{
+	return vhd_bit(disk->unpublished, block);
 }
 
 #endif

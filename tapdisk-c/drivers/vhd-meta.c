@@ -6,18 +6,10 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "common/bytes.h"
-#include "common/log.h"
-
 #define BAT_PER_SECTOR (SECTOR_SIZE / 4)
 
 static void bitmap_write(struct vhd_bitmap *bm);
 static void bat_next(struct vhd_disk *disk);
-
-static bool unpublished(const struct vhd_disk *disk, uint32_t block)
-{
-	return vhd_bit(disk->unpublished, block);
-}
 
 static void end_all(struct list *ops, int err)
 {
@@ -42,8 +34,7 @@ static void bitmap_settle(struct vhd_bitmap *bm, int err)
 		bm->dirty = true;
 	else if (!bm->dirty && leaf->has_batmap &&
 		 vhd_bitmap_full(bm->map, leaf->spb)) {
-		leaf->batmap[bm->block >> 3] |=
-			(uint8_t)(0x80u >> (bm->block & 7));
+		vhd_bit_set(leaf->batmap, bm->block);
 		disk->changed = true;
 	}
 	vhd_cache_pin(bm);
@@ -61,7 +52,7 @@ static void bitmap_written(struct io_req *io, int err)
 	struct vhd_bitmap *bm = container_of(io, struct vhd_bitmap, io);
 	struct vhd_disk *disk = bm->disk;
 
-	if (err || !unpublished(disk, bm->block)) {
+	if (err || !vhd_unpublished(disk, bm->block)) {
 		bitmap_settle(bm, err);
 		return;
 	}
@@ -106,7 +97,7 @@ static void bitmap_write(struct vhd_bitmap *bm)
 	bm->io.iov = &bm->iov;
 	bm->io.iovcnt = 1;
 	if (!leaf->is_blk ||
-	    (unpublished(bm->disk, bm->block) && !bm->exposed)) {
+	    (vhd_unpublished(bm->disk, bm->block) && !bm->exposed)) {
 		bitmap_out(bm);
 		return;
 	}
@@ -120,12 +111,11 @@ void vhd_meta_abandon(struct vhd_bitmap *bm)
 	struct vhd_disk *disk = bm->disk;
 	struct vhd_image *leaf = disk->leaf;
 
-	if (!unpublished(disk, bm->block) || bm->pins > 1 || bm->writing)
+	if (!vhd_unpublished(disk, bm->block) || bm->pins > 1 || bm->writing)
 		return;
 	disk->place[bm->block] = leaf->bat[bm->block];
 	leaf->bat[bm->block] = VHD_BAT_UNUSED;
-	disk->unpublished[bm->block >> 3] &=
-		(uint8_t)~(0x80u >> (bm->block & 7));
+	vhd_bit_clear(disk->unpublished, bm->block);
 	vhd_cache_forget(bm);
 }
 
@@ -149,8 +139,7 @@ static void bat_written(struct io_req *io, int err)
 			container_of(item, struct vhd_bitmap, publish);
 
 		if (!err) {
-			disk->unpublished[bm->block >> 3] &=
-				(uint8_t)~(0x80u >> (bm->block & 7));
+			vhd_bit_clear(disk->unpublished, bm->block);
 			/* The pin of the unpublished block. */
 			vhd_cache_unpin(bm);
 		}
@@ -171,7 +160,7 @@ static void bat_write(struct vhd_disk *disk)
 		uint32_t block = base + i;
 
 		bat->entries[i] = block < leaf->bat_entries &&
-				  !unpublished(disk, block) ?
+				  !vhd_unpublished(disk, block) ?
 				  leaf->bat[block] : VHD_BAT_UNUSED;
 		if (block >= leaf->bat_entries)
 			bat->entries[i] = bat->spare[i];
@@ -234,119 +223,6 @@ static void bat_next(struct vhd_disk *disk)
 	engine_queue(disk->image.engine, &bat->io);
 }
 
-static void grown(struct io_req *io, int err)
-{
-	struct vhd_grower *grow = container_of(io, struct vhd_grower, io);
-	struct vhd_disk *disk = container_of(grow, struct vhd_disk, grow);
-	struct list waiting;
-
-	if (!err && io->op == IO_WRITE && io->offset == grow->target &&
-	    grow->durable_end) {
-		/* The footer before is where blocks will be. */
-		grow->iov.iov_base = grow->buf + VHD_SECTOR;
-		grow->iov.iov_len = VHD_SECTOR;
-		io->offset = grow->durable_end;
-		engine_queue(disk->image.engine, io);
-		return;
-	}
-	if (!err && io->op == IO_WRITE) {
-		io->op = IO_SYNC;
-		engine_queue(disk->image.engine, io);
-		return;
-	}
-	if (err)
-		log_error("cannot extend the image path=%s err=%d",
-			  disk->leaf->path, -err);
-	else
-		grow->durable_end = grow->target;
-	grow->busy = false;
-	list_init(&waiting);
-	list_splice(&grow->waiting, &waiting);
-	vhd_wake(disk, &waiting, err);
-}
-
-/* Writes the footer a step further out: that extends the file by a hole. */
-static void grow_start(struct vhd_disk *disk, uint64_t need)
-{
-	struct vhd_grower *grow = &disk->grow;
-
-	grow->busy = true;
-	/* After a failure the same again: a footer may be there already. */
-	if (grow->target == grow->durable_end)
-		grow->target = round_up_u64(need, grow->step);
-	disk->changed = true;
-	grow->iov.iov_base = grow->buf;
-	grow->iov.iov_len = VHD_SECTOR;
-	grow->io.op = IO_WRITE;
-	grow->io.fd = disk->leaf->fd;
-	grow->io.offset = grow->target;
-	grow->io.iov = &grow->iov;
-	grow->io.iovcnt = 1;
-	grow->io.done = grown;
-	engine_queue(disk->image.engine, &grow->io);
-}
-
-/*
- * What a tapdisk that was killed, or the last close, left behind the last
- * block must not pass for the bitmap or the data of a new one after a power
- * loss. Extended again, the file has zeros there.
- */
-static int cut_surplus(struct vhd_disk *disk)
-{
-	struct vhd_image *leaf = disk->leaf;
-
-	if (disk->grow.cut)
-		return 0;
-	if (ftruncate(leaf->fd, (off_t)leaf->data_end) < 0) {
-		int rc = -errno;
-
-		log_error("cannot cut the image to its blocks path=%s err=%d",
-			  leaf->path, -rc);
-		return rc;
-	}
-	disk->grow.cut = true;
-	disk->changed = true;
-	return 0;
-}
-
-bool vhd_meta_place(struct vhd_disk *disk, uint32_t block,
-		    struct image_request *req, uint64_t *offset)
-{
-	struct vhd_image *leaf = disk->leaf;
-	struct vhd_grower *grow = &disk->grow;
-	uint64_t size = ((uint64_t)leaf->bitmap_sectors + leaf->spb) *
-			SECTOR_SIZE;
-	uint64_t end;
-
-	if (disk->place[block]) {
-		*offset = (uint64_t)disk->place[block] << SECTOR_SHIFT;
-		return true;
-	}
-	*offset = vhd_alloc_offset(leaf, leaf->data_end);
-	end = *offset + size;
-	/* VHD_BAT_UNUSED is not an address. */
-	if (*offset >> SECTOR_SHIFT >= VHD_BAT_UNUSED ||
-	    (leaf->is_blk && end > grow->durable_end)) {
-		req->err = -ENOSPC;
-		return false;
-	}
-	if (end <= grow->durable_end) {
-		/* Ahead of need, so that few requests wait for the sync. */
-		if (!leaf->is_blk && !grow->busy &&
-		    grow->durable_end - end < grow->step / 2)
-			grow_start(disk, end + grow->step);
-		return true;
-	}
-	if (!grow->busy)
-		req->err = cut_surplus(disk);
-	if (req->err)
-		return false;
-	list_add_tail(&req->link, &grow->waiting);
-	if (!grow->busy)
-		grow_start(disk, end + grow->step / 2);
-	return false;
-}
-
 /* The entries beyond the disk's size that share a sector with its last ones. */
 static int read_spare(struct vhd_disk *disk, struct error *err)
 {
@@ -374,11 +250,9 @@ int vhd_meta_init(struct vhd_disk *disk, struct error *err)
 {
 	struct vhd_image *leaf = disk->leaf;
 	struct vhd_bat_writer *bat = &disk->bat;
-	struct vhd_grower *grow = &disk->grow;
 
 	list_init(&bat->queue);
 	list_init(&bat->batch);
-	list_init(&grow->waiting);
 	if (disk->image.readonly || leaf->footer.type == VHD_FIXED)
 		return 0;
 	disk->unpublished = calloc(1, (size_t)leaf->bat_entries / 8 + 1);
@@ -386,16 +260,10 @@ int vhd_meta_init(struct vhd_disk *disk, struct error *err)
 	bat->entries = calloc(BAT_PER_SECTOR, sizeof(uint32_t));
 	bat->spare = calloc(BAT_PER_SECTOR, sizeof(uint32_t));
 	bat->buf = aligned_alloc(IMAGE_ALIGN, IMAGE_ALIGN);
-	grow->buf = aligned_alloc(IMAGE_ALIGN, IMAGE_ALIGN);
 	if (!disk->unpublished || !disk->place || !bat->entries ||
-	    !bat->spare || !bat->buf || !grow->buf)
+	    !bat->spare || !bat->buf)
 		return error_set(err, -ENOMEM, "%s: out of memory",
 				 leaf->path);
-	memset(grow->buf, 0, IMAGE_ALIGN);
-	vhd_footer_encode(grow->buf, &leaf->footer);
-	grow->step = VHD_GROW_BYTES;
-	/* A file's end as found is not known to be durable. */
-	grow->durable_end = leaf->is_blk ? leaf->file_size - VHD_SECTOR : 0;
 	return read_spare(disk, err);
 }
 
@@ -406,5 +274,4 @@ void vhd_meta_destroy(struct vhd_disk *disk)
 	free(disk->bat.entries);
 	free(disk->bat.spare);
 	free(disk->bat.buf);
-	free(disk->grow.buf);
 }

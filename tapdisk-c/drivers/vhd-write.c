@@ -1,18 +1,13 @@
 /* SPDX-License-Identifier: LGPL-2.1-only */
 #include "drivers/vhd-disk.h"
 
-static bool published(const struct vhd_disk *disk, uint32_t block)
-{
-	return !vhd_bit(disk->unpublished, block);
-}
-
 /* All that a reader needs to find these sectors is already in the file. */
 static bool settled(const struct vhd_disk *disk, const struct vhd_bitmap *bm,
 		    uint32_t first, uint32_t count)
 {
 	bool set;
 
-	return published(disk, bm->block) && !bm->dirty && !bm->writing &&
+	return !vhd_unpublished(disk, bm->block) && !bm->dirty && !bm->writing &&
 	       vhd_bitmap_run(bm->map, first, first + count, &set) == count &&
 	       set;
 }
@@ -42,7 +37,7 @@ static struct vhd_bitmap *new_block(struct vhd_disk *disk, uint32_t block,
 	struct vhd_bitmap *bm;
 	uint64_t offset, end;
 
-	if (!vhd_meta_place(disk, block, req, &offset))
+	if (!vhd_grow_place(disk, block, req, &offset))
 		return NULL;
 	bm = vhd_cache_new(disk, block, req);
 	if (!bm)
@@ -56,8 +51,8 @@ static struct vhd_bitmap *new_block(struct vhd_disk *disk, uint32_t block,
 		leaf->data_end = end;
 	leaf->bat[block] = (uint32_t)(offset >> SECTOR_SHIFT);
 	if (leaf->has_batmap)
-		leaf->batmap[block >> 3] &= (uint8_t)~(0x80u >> (block & 7));
-	disk->unpublished[block >> 3] |= (uint8_t)(0x80u >> (block & 7));
+		vhd_bit_clear(leaf->batmap, block);
+	vhd_bit_set(disk->unpublished, block);
 	disk->changed = true;
 	return bm;
 }

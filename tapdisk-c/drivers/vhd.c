@@ -117,6 +117,7 @@ static void vhd_submit(struct image *image, struct image_request *req)
 static void destroy(struct vhd_disk *disk)
 {
 	vhd_meta_destroy(disk);
+	vhd_grow_destroy(&disk->grow);
 	vhd_cache_destroy(&disk->cache);
 	free(disk->ops);
 	if (disk->chain)
@@ -155,6 +156,8 @@ static int vhd_image_open(struct image **image,
 	list_init(&disk->starved);
 	disk->ops = calloc(nr_ops, sizeof(*disk->ops));
 	rc = disk->ops ? vhd_cache_init(disk, args->max_requests) : -ENOMEM;
+	if (!rc)
+		rc = vhd_grow_init(disk);
 	if (rc) {
 		error_set(err, rc, "%s: out of memory", args->path);
 		goto out;

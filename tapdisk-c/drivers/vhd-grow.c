@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+/* Where new blocks go, and the file's growth ahead of them. */
+#include "drivers/vhd-disk.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/bytes.h"
+#include "common/log.h"
+
+static void grown(struct io_req *io, int err)
+{
+	struct vhd_grower *grow = container_of(io, struct vhd_grower, io);
+	struct vhd_disk *disk = container_of(grow, struct vhd_disk, grow);
+	struct list waiting;
+
+	if (!err && io->op == IO_WRITE && io->offset == grow->target &&
+	    grow->durable_end) {
+		/* The footer before is where blocks will be. */
+		grow->iov.iov_base = grow->buf + VHD_SECTOR;
+		grow->iov.iov_len = VHD_SECTOR;
+		io->offset = grow->durable_end;
+		engine_queue(disk->image.engine, io);
+		return;
+	}
+	if (!err && io->op == IO_WRITE) {
+		io->op = IO_SYNC;
+		engine_queue(disk->image.engine, io);
+		return;
+	}
+	if (err)
+		log_error("cannot extend the image path=%s err=%d",
+			  disk->leaf->path, -err);
+	else
+		grow->durable_end = grow->target;
+	grow->busy = false;
+	list_init(&waiting);
+	list_splice(&grow->waiting, &waiting);
+	vhd_wake(disk, &waiting, err);
+}
+
+/* Writes the footer a step further out: that extends the file by a hole. */
+static void grow_start(struct vhd_disk *disk, uint64_t need)
+{
+	struct vhd_grower *grow = &disk->grow;
+
+	grow->busy = true;
+	/* After a failure the same again: a footer may be there already. */
+	if (grow->target == grow->durable_end)
+		grow->target = round_up_u64(need, grow->step);
+	disk->changed = true;
+	grow->iov.iov_base = grow->buf;
+	grow->iov.iov_len = VHD_SECTOR;
+	grow->io.op = IO_WRITE;
+	grow->io.fd = disk->leaf->fd;
+	grow->io.offset = grow->target;
+	grow->io.iov = &grow->iov;
+	grow->io.iovcnt = 1;
+	grow->io.done = grown;
+	engine_queue(disk->image.engine, &grow->io);
+}
+
+/*
+ * What a tapdisk that was killed, or the last close, left behind the last
+ * block must not pass for the bitmap or the data of a new one after a power
+ * loss. Extended again, the file has zeros there.
+ */
+static int cut_surplus(struct vhd_disk *disk)
+{
+	struct vhd_image *leaf = disk->leaf;
+
+	if (disk->grow.cut)
+		return 0;
+	if (ftruncate(leaf->fd, (off_t)leaf->data_end) < 0) {
+		int rc = -errno;
+
+		log_error("cannot cut the image to its blocks path=%s err=%d",
+			  leaf->path, -rc);
+		return rc;
+	}
+	disk->grow.cut = true;
+	disk->changed = true;
+	return 0;
+}
+
+bool vhd_grow_place(struct vhd_disk *disk, uint32_t block,
+		    struct image_request *req, uint64_t *offset)
+{
+	struct vhd_image *leaf = disk->leaf;
+	struct vhd_grower *grow = &disk->grow;
+	uint64_t size = ((uint64_t)leaf->bitmap_sectors + leaf->spb) *
+			SECTOR_SIZE;
+	uint64_t end;
+
+	if (disk->place[block]) {
+		*offset = (uint64_t)disk->place[block] << SECTOR_SHIFT;
+		return true;
+	}
+	*offset = vhd_alloc_offset(leaf, leaf->data_end);
+	end = *offset + size;
+	/* VHD_BAT_UNUSED is not an address. */
+	if (*offset >> SECTOR_SHIFT >= VHD_BAT_UNUSED ||
+	    (leaf->is_blk && end > grow->durable_end)) {
+		req->err = -ENOSPC;
+		return false;
+	}
+	if (end <= grow->durable_end) {
+		/* Ahead of need, so that few requests wait for the sync. */
+		if (!leaf->is_blk && !grow->busy &&
+		    grow->durable_end - end < grow->step / 2)
+			grow_start(disk, end + grow->step);
+		return true;
+	}
+	if (!grow->busy)
+		req->err = cut_surplus(disk);
+	if (req->err)
+		return false;
+	list_add_tail(&req->link, &grow->waiting);
+	if (!grow->busy)
+		grow_start(disk, end + grow->step / 2);
+	return false;
+}
+
+int vhd_grow_init(struct vhd_disk *disk)
+{
+	struct vhd_image *leaf = disk->leaf;
+	struct vhd_grower *grow = &disk->grow;
+
+	list_init(&grow->waiting);
+	if (disk->image.readonly || leaf->footer.type == VHD_FIXED)
+		return 0;
+	grow->buf = aligned_alloc(IMAGE_ALIGN, IMAGE_ALIGN);
+	if (!grow->buf)
+		return -ENOMEM;
+	memset(grow->buf, 0, IMAGE_ALIGN);
+	vhd_footer_encode(grow->buf, &leaf->footer);
+	grow->step = VHD_GROW_BYTES;
+	/* A file's end as found is not known to be durable. */
+	grow->durable_end = leaf->is_blk ? leaf->file_size - VHD_SECTOR : 0;
+	return 0;
+}
+
+void vhd_grow_destroy(struct vhd_grower *grow)
+{
+	free(grow->buf);
+}
