@@ -75,7 +75,7 @@ install: all
 	sed $(places) hotplug-scripts/xenblk.in > $(DESTDIR)$(sbindir)/xenblk
 	sed $(places) hotplug-scripts/block-xenblk > $(DESTDIR)$(scriptdir)/block-xenblk
 	chmod 755 $(DESTDIR)$(sbindir)/xenblk $(DESTDIR)$(scriptdir)/block-xenblk
-	install -m 644 hotplug-scripts/xenblk-common.sh $(DESTDIR)$(scriptdir)/
+	install -m 644 hotplug-scripts/xenblk-common.sh hotplug-scripts/xenblk-sharing.sh $(DESTDIR)$(scriptdir)/
 	test -e $(DESTDIR)$(sysconfdir)/xen/xenblk.yaml || \
 		install -m 644 hotplug-scripts/xenblk.yaml $(DESTDIR)$(sysconfdir)/xen/
 	sed $(places) hotplug-scripts/systemd/xenblk.service.in > $(DESTDIR)$(unitdir)/xenblk.service
@@ -91,6 +91,7 @@ uninstall:
 	rm -f $(DESTDIR)$(sbindir)/tap-ctl $(DESTDIR)$(prefix)/bin/vhd-util \
 		$(DESTDIR)$(prefix)/libexec/tapdisk $(DESTDIR)$(sbindir)/xenblk \
 		$(DESTDIR)$(scriptdir)/block-xenblk $(DESTDIR)$(scriptdir)/xenblk-common.sh \
+		$(DESTDIR)$(scriptdir)/xenblk-sharing.sh \
 		$(DESTDIR)$(unitdir)/xenblk.service \
 		$(DESTDIR)$(prefix)/lib/tmpfiles.d/xenblk.conf \
 		$(DESTDIR)$(prefix)/lib/modules-load.d/xenblk.conf \
@@ -118,7 +119,8 @@ test: test-deps
 	@$(PYTHON) -m pytest tests
 
 lint:
-	@shellcheck .ci/run .ci/deps hotplug-scripts/block-xenblk hotplug-scripts/xenblk-common.sh
+	@shellcheck .ci/run .ci/deps hotplug-scripts/block-xenblk hotplug-scripts/xenblk-common.sh \
+		hotplug-scripts/xenblk-sharing.sh
 	@mypy --strict xenblk tests
 
 clean:

@@ -3,11 +3,12 @@
 #
 # Functions of block-xenblk, sourced after Xen's block-common.sh. They share
 # these variables with it.
-# shellcheck disable=SC2034
+# shellcheck disable=SC2004,SC2034
 
-params='' mode='' state=none pid='' minor='' error='' undo='' locked='' lock_fd=''
+params='' mode='' state=none pid='' minor='' error='' undo='' device='' holder=''
+locks=() lock_fds=()
 backends=${XENBUS_BASE_PATH:-backend}
-declare -A user_path user_mode user_name user_script
+declare -A user_path user_mode user_script user_node user_pid
 
 # Fails with text in hotplug-error, where libxl finds it. xenstore-write takes a
 # backslash for an escape.
@@ -28,28 +29,59 @@ log() {
 	esac
 }
 
-# One lock for each vbd: add and remove of one device exclude each other, and a
-# file server that hangs holds up nobody else's disks. Who may open an image is
-# the image lock's to decide. The protocol is claim_lock's, with fewer forks.
-lock_vbd() {
-	lock=$LOCK_BASEDIR/xenblk-${XENBUS_PATH//\//-}
+# lock_file NAME: Xen's claim_lock with fewer forks, its files and its protocol.
+lock_file() {
+	local fd lock=$LOCK_BASEDIR/$1
+
 	[ -d "$LOCK_BASEDIR" ] || mkdir -p "$LOCK_BASEDIR"
 	while :; do
-		exec {lock_fd}<>"$lock"
-		flock -x "$lock_fd"
-		if [ "/proc/self/fd/$lock_fd" -ef "$lock" ]; then
-			locked=yes
+		exec {fd}<>"$lock"
+		flock -x "$fd"
+		if [ "/proc/self/fd/$fd" -ef "$lock" ]; then
+			locks+=("$lock") lock_fds+=("$fd")
 			return
 		fi
-		exec {lock_fd}>&-
+		exec {fd}>&-
 	done
 }
 
-# Only within $(...): becomes tap-ctl, without the descriptor of the lock, which
-# a tapdisk that it starts would hold for as long as it lives.
+# Only within $(...): becomes tap-ctl, without the descriptors of the locks, which
+# what it starts would hold for as long as it lives.
 tapctl() {
-	exec {lock_fd}>&-
+	local fd
+
+	for fd in "${lock_fds[@]}"; do
+		exec {fd}>&-
+	done
 	exec tap-ctl "$@" </dev/null
+}
+
+load_driver() {
+	[ -e "${XENBLK_DEV:-/dev/xen/blktap-2}/control" ] && return
+	error=$(modprobe blktap 2>&1) || fail "$params: the blktap driver can't be loaded: $error"
+}
+
+# create [-R]: a tapdisk that has the image open: pid, minor, device.
+create() {
+	local line out text='' status=0
+
+	out=$(tapctl create -a "$params" --owner=$$ --wait="$OPEN_SECONDS" "$@" 2>&1) || status=$?
+	while IFS= read -r line; do
+		case $line in
+		/dev/* | /*/tapdev*) device=$line ;;
+		pid=*) [[ $line =~ ^pid=([0-9]+)\ minor=([0-9]+)$ ]] && pid=${BASH_REMATCH[1]} minor=${BASH_REMATCH[2]} ;;
+		holder=*) holder=${line#holder=} ;;
+		*) text+=${text:+; }${line#tap-ctl: } ;;
+		esac
+	done <<<"$out"
+	[ "$status" -ne 0 ] || return 0
+	[ -z "$holder" ] || refuse_held "$text"
+	fail "$text"
+}
+
+# The disk is the guest's now, and outlives this script.
+keep() {
+	error=$(tapctl keep -p "$pid" -m "$minor" 2>&1) || fail "$params: ${error#tap-ctl: }"
 }
 
 # Runs at exit. A command that fails inside a function ends the script past
@@ -60,7 +92,7 @@ finish() {
 	set +e
 	trap - ERR
 	[ -z "$undo" ] || "$undo"
-	[ -z "$locked" ] || rm -f "$lock"
+	[ ${#locks[@]} -eq 0 ] || rm -f "${locks[@]}"
 	[ "$status" -ne 0 ] || return
 	case $(xenstore_read_default "$XENBUS_PATH/hotplug-status" none) in
 	error | busy) ;;
@@ -80,9 +112,11 @@ read_store() {
 		dev=${key%/*} key=${key##*/}
 		if [ "$dev" != "$XENBUS_PATH" ]; then
 			case $key in
-			params) user_path[$dev]=$value user_name[$dev]="the disk $dev" ;;
+			params) user_path[$dev]=$value ;;
 			mode) user_mode[$dev]=$value ;;
 			script) user_script[$dev]=$value ;;
+			node) user_node[$dev]=$value ;;
+			tapdisk-pid) user_pid[$dev]=$value ;;
 			esac
 			continue
 		fi
@@ -100,9 +134,9 @@ read_store() {
 connect() {
 	local number
 
-	number=$(device_major_minor "$1") || fail "$params: there is no $1"
+	number=$(device_major_minor "$device") || fail "$params: there is no $device"
 	xenstore_write "$XENBUS_PATH/tapdisk-pid" "$pid" "$XENBUS_PATH/tapdisk-minor" "$minor" \
-		"$XENBUS_PATH/physical-device-path" "$1" "$XENBUS_PATH/physical-device" "$number" \
+		"$XENBUS_PATH/physical-device-path" "$device" "$XENBUS_PATH/physical-device" "$number" \
 		"$XENBUS_PATH/hotplug-status" connected
 }
 
@@ -131,63 +165,4 @@ destroy() {
 # Undoes an add that failed after tap-ctl create.
 destroy_now() {
 	destroy || log err "$params: pid=$pid minor=$minor is left over: $error"
-}
-
-# Completes the list of those who use files and take no image lock: QEMU's disks
-# (libxl turns locking off), loop devices, and for a block device mounts and
-# other backends. Other xenblk disks are left to the lock, which knows more.
-find_users() {
-	local dev line rest sys=${XENBLK_SYSFS:-/sys}
-
-	[ ! -b "${params#*:}" ] || read_store "$backends/vbd"
-	for dev in "${!user_path[@]}"; do
-		[[ ${user_script[$dev]-} != */block-xenblk ]] || unset "user_path[$dev]"
-		[[ ${user_path[$dev]-/} == /* ]] || user_path[$dev]=${user_path[$dev]#*:}
-	done
-	for line in "$sys"/block/loop*/loop/backing_file; do
-		dev=${line%/loop/backing_file}
-		# A loop device may go away meanwhile.
-		{ IFS= read -r "user_path[$dev]" <"$line"; } 2>/dev/null || continue
-		IFS= read -r rest <"$dev/ro" || rest=0
-		user_mode[$dev]=w user_name[$dev]="/dev/${dev##*/}"
-		[ "$rest" != 1 ] || user_mode[$dev]=r
-	done
-	[ -b "${params#*:}" ] || return 0
-	while read -r dev line _ rest; do
-		[[ $dev == /dev/* ]] || continue
-		user_path[$dev]=$dev user_name[$dev]="the mount $line" user_mode[$dev]=w
-		[[ $rest != ro[,\ ]* ]] || user_mode[$dev]=r
-	done </proc/self/mounts
-}
-
-same_file() {
-	[ "$1" -ef "$2" ] && return
-	[ -b "$1" ] && [ -b "$2" ] && [ "$(device_major_minor "$1")" = "$(device_major_minor "$2")" ]
-}
-
-# check_sharing MODE FILE: fails if one of the users has FILE and the user or
-# MODE writes.
-check_sharing() {
-	local dev
-
-	for dev in "${!user_path[@]}"; do
-		[[ $1${user_mode[$dev]-w} == *w* ]] || continue
-		same_file "$2" "${user_path[$dev]}" || continue
-		ebusy "${params//\\/\\\\}: in use by ${user_name[$dev]}; end that use first"
-	done
-}
-
-# The same for the files that tapdisk has opened: the image and its parents.
-check_chain() {
-	local fd info
-
-	for fd in "/proc/$pid/fd/"*; do
-		[ -f "$fd" ] || [ -b "$fd" ] || continue
-		IFS= read -rd '' info <"/proc/$pid/fdinfo/${fd##*/}" || true
-		if [[ $info =~ flags:[[:space:]]*[0-7]*[12][[:space:]] ]]; then
-			check_sharing w "$fd"
-		else
-			check_sharing r "$fd"
-		fi
-	done
 }

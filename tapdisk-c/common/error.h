@@ -9,6 +9,7 @@
 
 struct error {
 	int code;		/* -errno, 0 if none */
+	int holder;		/* -EBUSY: the pid that has the image, 0 if not known */
 	char text[1024];	/* no newline */
 };
 

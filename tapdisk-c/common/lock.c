@@ -11,6 +11,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/holder.h"
+
 enum {
 	BYTE_OURS		= 300,
 	BYTE_READS		= 100,
@@ -76,35 +78,47 @@ static int test_byte(int fd, short byte)
 	return fl.l_type == F_UNLCK ? 0 : -EBUSY;
 }
 
-static const char *holder(short byte)
+/* What the other one does who has this byte. */
+static const char *use_of(short byte)
 {
 	switch (byte) {
 	case BYTE_WRITES:
 	case BYTE_RESIZES:
-		return "another process has it open for writing";
+		return "has it open for writing";
 	case BYTE_FORBIDS_READ:
-		return "another process forbids all others to read it";
+		return "forbids all others to read it";
 	default:
-		return "another process reads it and forbids all others to write it";
+		return "reads it and forbids all others to write it";
 	}
 }
 
-/* Who refuses us byte 300: tapdisk or vhd-util. */
-static const char *our_holder(int fd)
+/* The same of byte 300, which is tapdisk's and vhd-util's. */
+static const char *our_use(int fd)
 {
 	struct flock fl = one_byte(F_WRLCK, BYTE_OURS);
 
 	if (!fcntl(fd, F_OFD_GETLK, &fl) && fl.l_type == F_RDLCK)
-		return "another tapdisk or vhd-util reads it or has it as a parent";
-	return "another tapdisk or vhd-util has it open for writing";
+		return "reads it or has it as a parent";
+	return "has it open for writing";
 }
 
-static int lock_error(struct error *err, int rc, const char *path,
-		      const char *who)
+static int lock_error(struct error *err, int rc, const char *path, int fd,
+		      const char *use)
 {
-	if (rc == -EBUSY)
-		return error_set(err, rc, "%s: in use: %s; `fuser -v` on the "
-				 "file shows who", path, who);
+	char name[32];
+	int pid;
+
+	if (rc == -EBUSY) {
+		pid = err ? holder_find(fd, name, sizeof(name)) : 0;
+		if (!pid)
+			return error_set(err, rc, "%s: in use: another process, "
+					 "or another host, %s; end that use "
+					 "first", path, use);
+		error_set(err, rc, "%s: in use: %s (pid %d) %s; end that use "
+			  "first", path, name, pid, use);
+		err->holder = pid;
+		return rc;
+	}
 	return error_set(err, rc, "%s: can't be locked: %s; it must lie on a "
 			 "file system with locks (NFS: mounted without nolock)",
 			 path, strerror(-rc));
@@ -124,7 +138,7 @@ int lock_take(int fd, const char *path, enum lock_mode mode,
 
 	rc = lock_byte(fd, set->ours, BYTE_OURS);
 	if (rc) {
-		lock_error(err, rc, path, our_holder(fd));
+		lock_error(err, rc, path, fd, our_use(fd));
 		goto out;
 	}
 	/*
@@ -134,14 +148,15 @@ int lock_take(int fd, const char *path, enum lock_mode mode,
 	for (int i = 0; i < MAX_BYTES && set->take[i]; i++) {
 		rc = lock_byte(fd, F_RDLCK, set->take[i]);
 		if (rc) {
-			lock_error(err, rc, path, "another process locks it");
+			lock_error(err, rc, path, fd, "locks it");
 			goto out;
 		}
 	}
 	for (int i = 0; i < MAX_BYTES && set->check[i]; i++) {
 		rc = test_byte(fd, set->check[i]);
 		if (rc) {
-			lock_error(err, rc, path, holder(set->check[i]));
+			lock_error(err, rc, path, fd,
+				   use_of(set->check[i]));
 			goto out;
 		}
 	}

@@ -116,6 +116,17 @@ static int exchange(int fd, const char *message, char *answer, int64_t end_ms,
 	return 0;
 }
 
+static int failed(const json_t *answer, const char *text, int code,
+		  struct error *err)
+{
+	json_int_t holder = json_integer_value(json_object_get(answer, "holder"));
+
+	error_set(err, -code, "%s", text);
+	if (err && holder > 0 && holder <= INT_MAX)
+		err->holder = (int)holder;
+	return -code;
+}
+
 /* 0 and *reply, or what the answer says went wrong. */
 static int read_answer(int pid, const char *answer, size_t len,
 		       json_t **reply, struct error *err)
@@ -127,7 +138,7 @@ static int read_answer(int pid, const char *answer, size_t len,
 	int rc = 0;
 
 	if (json_is_false(ok) && text && code > 0 && code <= MAX_ERRNO)
-		rc = error_set(err, -(int)code, "%s", text);
+		rc = failed(root, text, (int)code, err);
 	else if (!json_is_true(ok))
 		rc = error_set(err, -EPROTO, "tapdisk %d: its answer is not "
 			       "understood; is it another release?", pid);

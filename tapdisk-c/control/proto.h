@@ -7,7 +7,8 @@
  * list		first?					vbds: [VBD], next?
  * attach	minor
  * detach	minor
- * open		minor, args, readonly?
+ * open		minor, args, readonly?, owner?
+ * keep		minor
  * close	minor, force?
  * pause	minor
  * unpause	minor, args?
@@ -18,12 +19,16 @@
  * batches, and for each of read, write, flush: requests, sectors, errors,
  * total_ns, max_ns.
  *
+ * owner is a pid: when that process ends before keep, the VBD is closed and
+ * detached, and its minor freed.
+ *
  * list answers with the VBDs from the first-th on that fit a message; next is
  * where to go on, absent at the end. close and pause are answered when they
  * are done. args are TYPE:PATH in UTF-8, without control characters.
  *
  * A verb that fails is answered by "ok": false, errno (positive), message, and
- * the connection goes on. So is what is no valid request (unknown operations
+ * for an image in use its holder (a pid), if that is known; the connection goes
+ * on. So is what is no valid request (unknown operations
  * and unknown fields too), and the connection then ends.
  */
 #ifndef XENBLK_CONTROL_PROTO_H
@@ -32,6 +37,7 @@
 #include <jansson.h>
 
 #include "common/error.h"
+#include "control/owner.h"
 #include "server.h"
 
 #define CONTROL_MAX_MESSAGE 65536u
@@ -39,6 +45,7 @@
 /* A request under way; embedded in what the answer needs. */
 struct control_call {
 	struct server *server;
+	struct owners *owners;
 	/*
 	 * Called exactly once. Takes over the reply, NULL if memory ran out;
 	 * last: the message was no valid request.

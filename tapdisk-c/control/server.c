@@ -28,6 +28,7 @@
 
 struct control_server {
 	struct server *server;
+	struct owners owners;
 	struct sockaddr_un address;
 	int fd;
 	struct io_watch watch;
@@ -202,6 +203,7 @@ static void add_client(struct control_server *control, int fd)
 	}
 	client->control = control;
 	client->call.server = control->server;
+	client->call.owners = &control->owners;
 	client->call.answer = client_answer;
 	client->fd = fd;
 	client->watch.fd = fd;
@@ -303,6 +305,7 @@ int control_server_open(struct control_server **control, struct server *server,
 		return error_set(err, -ENOMEM, "control socket: out of memory");
 	c->server = server;
 	c->fd = -1;
+	owners_open(&c->owners, server);
 	list_init(&c->clients);
 	c->address.sun_family = AF_UNIX;
 	rc = control_socket_path(c->address.sun_path,
@@ -343,6 +346,7 @@ void control_server_close(struct control_server *control)
 		list_del(&client->link);
 		client->control = NULL;
 	}
+	owners_close(&control->owners);
 	engine_timer_cancel(engine_of(control), &control->retry);
 	engine_unwatch(engine_of(control), &control->watch);
 	unlink(control->address.sun_path);

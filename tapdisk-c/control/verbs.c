@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-only */
 /* From a control message to a verb of server.h and back to its answer. */
 #include <errno.h>
+#include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -40,8 +41,12 @@ json_t *control_failure(int rc, const char *message)
 static void answer_rc(struct control_call *call, int rc,
 		      const struct error *err)
 {
-	call->answer(call, rc ? control_failure(rc, err->text) :
-				json_pack("{s:b}", "ok", 1), false);
+	json_t *reply = rc ? control_failure(rc, err->text) :
+			     json_pack("{s:b}", "ok", 1);
+
+	if (rc && err->holder)
+		json_object_set_new(reply, "holder", json_integer(err->holder));
+	call->answer(call, reply, false);
 }
 
 static void verb_done(void *priv, int rc, const struct error *err)
@@ -67,6 +72,7 @@ static void not_understood(struct control_call *call, const char *fmt, ...)
 struct request {
 	json_int_t minor;
 	json_int_t first;
+	json_int_t owner;		/* 0: none */
 	const char *args;		/* lives as long as the message */
 	bool readonly;
 	bool force;
@@ -182,6 +188,8 @@ static void do_detach(struct control_call *call, const struct request *req)
 	struct error err;
 	int rc = server_detach(server, (int)req->minor, &err);
 
+	if (!rc)
+		owners_forget(call->owners, (int)req->minor);
 	answer_rc(call, rc, &err);
 	if (!rc && !server_vbd(server, 0, &view))
 		server_stop(server);
@@ -192,14 +200,34 @@ static void do_open(struct control_call *call, const struct request *req)
 	struct error err;
 	int rc = check_args(req->args, &err);
 
-	if (!rc)
-		rc = server_open_image(call->server, (int)req->minor,
-				       req->args, req->readonly, &err);
+	if (!rc && req->owner)
+		rc = owners_add(call->owners, (int)req->minor, (int)req->owner,
+				&err);
+	if (rc)
+		goto out;
+	rc = server_open_image(call->server, (int)req->minor, req->args,
+			       req->readonly, &err);
+	if (rc && req->owner)
+		owners_forget(call->owners, (int)req->minor);
+out:
+	answer_rc(call, rc, &err);
+}
+
+static void do_keep(struct control_call *call, const struct request *req)
+{
+	struct error err;
+	int rc = 0;
+
+	if (!owners_forget(call->owners, (int)req->minor))
+		rc = error_set(&err, -ESRCH, "minor %lld has no owner, or lost "
+			       "it", (long long)req->minor);
 	answer_rc(call, rc, &err);
 }
 
 static void do_close(struct control_call *call, const struct request *req)
 {
+	/* Whoever closes it is in charge of it. */
+	owners_forget(call->owners, (int)req->minor);
 	server_close_image(call->server, (int)req->minor, req->force,
 			   verb_done, call);
 }
@@ -228,6 +256,7 @@ enum field {
 	READONLY	= 4,
 	FORCE		= 8,
 	FIRST		= 16,
+	OWNER		= 32,
 };
 
 static const struct verb {
@@ -239,7 +268,8 @@ static const struct verb {
 	{ "list", 0, FIRST, do_list },
 	{ "attach", MINOR, 0, do_attach },
 	{ "detach", MINOR, 0, do_detach },
-	{ "open", MINOR | ARGS, READONLY, do_open },
+	{ "open", MINOR | ARGS, READONLY | OWNER, do_open },
+	{ "keep", MINOR, 0, do_keep },
 	{ "close", MINOR, FORCE, do_close },
 	{ "pause", MINOR, 0, do_pause },
 	{ "unpause", MINOR, ARGS, do_unpause },
@@ -255,6 +285,7 @@ static const struct {
 	{ "readonly", READONLY },
 	{ "force", FORCE },
 	{ "first", FIRST },
+	{ "owner", OWNER },
 };
 
 #define COUNT(a) (sizeof(a) / sizeof((a)[0]))
@@ -275,6 +306,9 @@ static bool set_field(struct request *req, enum field field,
 		return integer(value, BLKTAP_MAX_MINORS, &req->minor);
 	case FIRST:
 		return integer(value, BLKTAP_MAX_MINORS, &req->first);
+	case OWNER:
+		return integer(value, (json_int_t)INT_MAX + 1, &req->owner) &&
+		       req->owner;
 	case ARGS:
 		req->args = json_string_value(value);
 		return req->args;

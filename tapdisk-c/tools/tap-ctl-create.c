@@ -11,6 +11,8 @@
 
 #include <blktap.h>
 
+#include "transport/minor.h"
+
 #define EXIT_WAIT_MS 5000
 
 /* Stopping halfway would leave a minor or a tapdisk behind. */
@@ -30,7 +32,7 @@ int cmd_create(const struct options *opt, struct error *err)
 	int minor, pid, rc;
 
 	hold_signals();
-	rc = device_allocate(&minor, err);
+	rc = minor_allocate(&minor, err);
 	if (rc)
 		return rc;
 	rc = tapdisk_spawn(&pid, err);
@@ -39,10 +41,19 @@ int cmd_create(const struct options *opt, struct error *err)
 	rc = vbd_call("attach", pid, minor, err);
 	if (rc)
 		goto fail_kill;
-	rc = vbd_open(pid, minor, opt->args, opt->readonly, err);
+	rc = vbd_open(pid, minor, opt, opt->owner, opt->timeout_ms, err);
+	if (rc == -ETIMEDOUT) {
+		tapdisk_abandon(pid, minor);
+		return error_set(err, rc, "%s: not open after %d s; is its file "
+				 "server or disk stuck?", opt->args,
+				 opt->timeout_ms / 1000);
+	}
 	if (rc)
 		goto fail_detach;
-	if (printf(BLKTAP_DEVICE_PATH "\n", minor) < 0 || fflush(stdout)) {
+	printf(BLKTAP_DEVICE_PATH "\n", minor);
+	if (opt->owner >= 0)
+		printf("pid=%d minor=%d\n", pid, minor);
+	if (fflush(stdout) || ferror(stdout)) {
 		rc = error_set(err, -EIO, "cannot write the device's name; "
 			       "the device is removed");
 		goto fail_close;
@@ -58,7 +69,9 @@ fail_detach:
 fail_kill:
 	tapdisk_kill(pid);
 fail_free:
-	device_free(minor, NULL);
+	minor_free(minor, NULL);
+	if (opt->owner >= 0 && err->holder)
+		printf("holder=%d\n", err->holder);
 	return rc;
 }
 
@@ -122,5 +135,5 @@ int cmd_destroy(const struct options *opt, struct error *err)
 		poll(&exited, 1, EXIT_WAIT_MS);
 	if (exited.fd >= 0)
 		close(exited.fd);
-	return rc ? rc : device_free(opt->minor, err);
+	return rc ? rc : minor_free(opt->minor, err);
 }

@@ -1,98 +1,19 @@
 /* SPDX-License-Identifier: LGPL-2.1-only */
-/* allocate, free, check: the driver's control device. Never opens a ring. */
+/* allocate, free, check: verbs that need no tapdisk. */
 #include "tools/tap-ctl.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
-#include <string.h>
-#include <sys/ioctl.h>
-#include <time.h>
-#include <unistd.h>
 
 #include <blktap.h>
 
-/* A tapdisk that was killed lets go of its ring a moment after. */
-#define FREE_TRIES	100
-#define FREE_WAIT_NS	20000000
-
-static int control_open(struct error *err)
-{
-	int fd = open(BLKTAP_CONTROL_PATH, O_RDWR | O_CLOEXEC);
-
-	if (fd >= 0)
-		return fd;
-	if (errno == ENOENT || errno == ENXIO || errno == ENODEV)
-		return error_set(err, -errno, "%s: the blktap driver is not "
-				 "loaded; `modprobe blktap`",
-				 BLKTAP_CONTROL_PATH);
-	return error_set(err, -errno, "%s: %s", BLKTAP_CONTROL_PATH,
-			 strerror(errno));
-}
-
-static int version_error(unsigned int version, int rc, struct error *err)
-{
-	return error_set(err, rc, "the blktap driver has interface version %u, "
-			 "tap-ctl %u; load the driver of this release", version,
-			 BLKTAP_ABI_VERSION);
-}
-
-int device_allocate(int *minor, struct error *err)
-{
-	struct blktap_alloc alloc = {
-		.size = sizeof(alloc),
-		.version = BLKTAP_ABI_VERSION,
-		.minor = -1,
-	};
-	int fd = control_open(err);
-	int rc = 0;
-
-	if (fd < 0)
-		return fd;
-	if (ioctl(fd, BLKTAP_IOC_ALLOC, &alloc) < 0) {
-		rc = -errno;
-		if (alloc.version != BLKTAP_ABI_VERSION)
-			version_error(alloc.version, rc, err);
-		else
-			error_set(err, rc, "no minor to be had from the blktap "
-				  "driver: %s", strerror(errno));
-	}
-	close(fd);
-	if (!rc)
-		*minor = alloc.minor;
-	return rc;
-}
-
-int device_free(int minor, struct error *err)
-{
-	const struct timespec pause = { .tv_nsec = FREE_WAIT_NS };
-	struct blktap_free arg = { .size = sizeof(arg), .minor = minor };
-	int fd = control_open(err);
-	int rc = 0;
-
-	if (fd < 0)
-		return fd;
-	for (int i = 0; i < FREE_TRIES; i++) {
-		rc = ioctl(fd, BLKTAP_IOC_FREE, &arg) < 0 ? -errno : 0;
-		if (rc != -EBUSY)
-			break;
-		nanosleep(&pause, NULL);
-	}
-	close(fd);
-	if (rc == -EBUSY)
-		return error_set(err, rc, "minor %d: a tapdisk has it; detach it "
-				 "first", minor);
-	if (rc)
-		return error_set(err, rc, "minor %d: %s", minor, strerror(-rc));
-	return 0;
-}
+#include "transport/minor.h"
 
 int cmd_allocate(const struct options *opt, struct error *err)
 {
 	int minor, rc;
 
 	(void)opt;
-	rc = device_allocate(&minor, err);
+	rc = minor_allocate(&minor, err);
 	if (!rc)
 		printf(BLKTAP_DEVICE_PATH "\n", minor);
 	return rc;
@@ -100,25 +21,11 @@ int cmd_allocate(const struct options *opt, struct error *err)
 
 int cmd_free(const struct options *opt, struct error *err)
 {
-	return device_free(opt->minor, err);
+	return minor_free(opt->minor, err);
 }
 
-/* Asked for a version that there is not, the driver gives none but tells its own. */
 int cmd_check(const struct options *opt, struct error *err)
 {
-	struct blktap_alloc alloc = { .size = sizeof(alloc), .minor = -1 };
-	int fd = control_open(err);
-	int rc;
-
 	(void)opt;
-	if (fd < 0)
-		return fd;
-	rc = ioctl(fd, BLKTAP_IOC_ALLOC, &alloc) < 0 ? -errno : -EPROTO;
-	close(fd);
-	if (rc != -EPROTONOSUPPORT)
-		return error_set(err, rc, "%s: is not the blktap driver's: %s",
-				 BLKTAP_CONTROL_PATH, strerror(-rc));
-	if (alloc.version != BLKTAP_ABI_VERSION)
-		return version_error(alloc.version, rc, err);
-	return 0;
+	return minor_check(err);
 }

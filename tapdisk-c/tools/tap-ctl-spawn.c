@@ -5,20 +5,24 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "control/client.h"
+#include "transport/minor.h"
 
 #define START_S		30
 #define STEP_NS		5000000
 #define KILL_TRIES	1000		/* 5 s */
+#define ABANDON_MS	2000
 
 /* $TAPDISK, else beside tap-ctl, else ../libexec, else in $PATH. */
 static int find_tapdisk(char *path, size_t size, struct error *err)
@@ -170,6 +174,29 @@ void tapdisk_kill(int pid)
 	}
 	kill(pid, SIGKILL);
 	waitpid(pid, NULL, 0);
+}
+
+void tapdisk_abandon(int pid, int minor)
+{
+	struct pollfd gone = { .fd = (int)syscall(SYS_pidfd_open, pid, 0),
+			       .events = POLLIN };
+
+	kill(pid, SIGKILL);
+	if (poll(&gone, 1, ABANDON_MS) == 1) {
+		minor_free(minor, NULL);
+	} else if (!fork()) {
+		/* Nobody waits for this one, and it holds nothing of theirs. */
+		setsid();
+		if (!chdir("/") && dup3(gone.fd, STDIN_FILENO, 0) >= 0 &&
+		    !close_range(1, ~0u, 0)) {
+			gone.fd = STDIN_FILENO;
+			poll(&gone, 1, -1);
+			minor_free(minor, NULL);
+		}
+		_exit(0);
+	}
+	if (gone.fd >= 0)
+		close(gone.fd);
 }
 
 int cmd_spawn(const struct options *opt, struct error *err)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-only */
-/* Verbs that one tapdisk runs: attach, open, close, detach, pause, unpause, stats. */
+/* Verbs that one tapdisk runs: attach, open, keep, close, detach, pause, unpause, stats. */
 #include "tools/tap-ctl.h"
 
 #include <errno.h>
@@ -28,13 +28,16 @@ int vbd_call(const char *op, int pid, int minor, struct error *err)
 		    NULL, TAP_CTL_TIMEOUT_MS, err);
 }
 
-int vbd_open(int pid, int minor, const char *args, bool readonly,
-	     struct error *err)
+int vbd_open(int pid, int minor, const struct options *opt, int owner,
+	     int timeout_ms, struct error *err)
 {
-	return call(pid, json_pack("{s:s, s:i, s:s, s:b}", "op", "open",
-				   "minor", minor, "args", args, "readonly",
-				   readonly),
-		    NULL, TAP_CTL_TIMEOUT_MS, err);
+	json_t *request = json_pack("{s:s, s:i, s:s, s:b}", "op", "open",
+				    "minor", minor, "args", opt->args,
+				    "readonly", opt->readonly);
+
+	if (request && owner >= 0)
+		json_object_set_new(request, "owner", json_integer(owner));
+	return call(pid, request, NULL, timeout_ms, err);
 }
 
 int vbd_close(int pid, int minor, bool force, int timeout_ms,
@@ -64,9 +67,14 @@ int cmd_detach(const struct options *opt, struct error *err)
 	return vbd_call("detach", opt->pid, opt->minor, err);
 }
 
+int cmd_keep(const struct options *opt, struct error *err)
+{
+	return vbd_call("keep", opt->pid, opt->minor, err);
+}
+
 int cmd_open(const struct options *opt, struct error *err)
 {
-	return vbd_open(opt->pid, opt->minor, opt->args, opt->readonly, err);
+	return vbd_open(opt->pid, opt->minor, opt, -1, TAP_CTL_TIMEOUT_MS, err);
 }
 
 int cmd_close(const struct options *opt, struct error *err)

@@ -42,8 +42,9 @@ static const struct verb {
 	{ "close", "p:m:ft:", "pm", "", cmd_close,
 	  "-p PID -m MINOR [-f] [-t SECONDS]" },
 	{ "detach", "p:m:", "pm", "", cmd_detach, "-p PID -m MINOR" },
-	{ "create", "a:R", "a", "d:e:r2:sDC:t:", cmd_create,
-	  "-a TYPE:PATH [-R]" },
+	{ "create", "a:Ro:w:", "a", "d:e:r2:sDC:t:", cmd_create,
+	  "-a TYPE:PATH [-R] [--owner=PID] [--wait=SECONDS]" },
+	{ "keep", "p:m:", "pm", "", cmd_keep, "-p PID -m MINOR" },
 	{ "destroy", "p:m:ft:", "pm", "", cmd_destroy,
 	  "-p PID -m MINOR [-f] [-t SECONDS]" },
 	{ "pause", "p:m:t:", "pm", "", cmd_pause,
@@ -133,6 +134,13 @@ static bool set_option(struct options *opt, const struct verb *verb, int c)
 			return false;
 		opt->timeout_ms *= 1000;
 		return true;
+	case 'o':
+		return parse_int(optarg, 1, INT_MAX, &opt->owner);
+	case 'w':
+		if (!parse_int(optarg, 1, INT_MAX / 1000, &opt->timeout_ms))
+			return false;
+		opt->timeout_ms *= 1000;
+		return true;
 	case 'f':
 		if (verb->run == cmd_list)
 			opt->file = optarg;
@@ -181,6 +189,8 @@ static int parse(const struct verb *verb, int argc, char **argv,
 {
 	static const struct option long_options[] = {
 		{ "json", no_argument, NULL, 'j' },
+		{ "owner", required_argument, NULL, 'o' },
+		{ "wait", required_argument, NULL, 'w' },
 		{ "help", no_argument, NULL, 'h' },
 		{ NULL, 0, NULL, 0 },
 	};
@@ -241,6 +251,7 @@ int main(int argc, char **argv)
 	struct options opt = {
 		.pid = -1,
 		.minor = -1,
+		.owner = -1,
 		.timeout_ms = TAP_CTL_TIMEOUT_MS,
 	};
 	const struct verb *verb = NULL;

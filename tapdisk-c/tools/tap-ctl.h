@@ -23,6 +23,7 @@ struct options {
 	bool force;
 	bool json;
 	int timeout_ms;
+	int owner;
 };
 
 /* Verbs: 0 or -errno with *err set. */
@@ -37,6 +38,7 @@ int cmd_open(const struct options *opt, struct error *err);
 int cmd_close(const struct options *opt, struct error *err);
 int cmd_pause(const struct options *opt, struct error *err);
 int cmd_unpause(const struct options *opt, struct error *err);
+int cmd_keep(const struct options *opt, struct error *err);
 int cmd_stats(const struct options *opt, struct error *err);
 int cmd_create(const struct options *opt, struct error *err);
 int cmd_destroy(const struct options *opt, struct error *err);
@@ -44,22 +46,23 @@ int cmd_destroy(const struct options *opt, struct error *err);
 /* tap-ctl.c: "tap-ctl: <text>" on stderr, in one line */
 void complain(const char *text);
 
-/* tap-ctl-device.c: the driver's control device */
-int device_allocate(int *minor, struct error *err);
-/* Waits a moment while a tapdisk lets go of the ring; -EBUSY if it does not. */
-int device_free(int minor, struct error *err);
-
 /* tap-ctl-spawn.c */
 /* Starts a tapdisk and waits until it answers. It is a child of the caller. */
 int tapdisk_spawn(int *pid, struct error *err);
 /* Ends a child that has no VBD. */
 void tapdisk_kill(int pid);
+/*
+ * Kills a child that hangs and leaves it to a process of its own to free the
+ * minor once it is gone, which may be when a file server comes back.
+ */
+void tapdisk_abandon(int pid, int minor);
 
 /* tap-ctl-vbd.c */
 /* Verbs without further fields. */
 int vbd_call(const char *op, int pid, int minor, struct error *err);
-int vbd_open(int pid, int minor, const char *args, bool readonly,
-	     struct error *err);
+/* owner: -1, or the process without which it is undone until it is kept. */
+int vbd_open(int pid, int minor, const struct options *opt, int owner,
+	     int timeout_ms, struct error *err);
 /* Tries again for a moment while the device is open, as udev does now and then. */
 int vbd_close(int pid, int minor, bool force, int timeout_ms,
 	      struct error *err);

@@ -35,28 +35,28 @@ def vhd(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def holding(argv: list[str], ready: bytes) -> Iterator[None]:
-    """Runs argv, which says `ready` when it has the image, and ends with its standard input."""
+def holding(argv: list[str], ready: bytes) -> Iterator[int]:
+    """Runs argv, which says `ready` when it has the image, and ends with its standard input. Gives its pid."""
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None and process.stdout is not None
         assert process.stdout.read(len(ready)) == ready
-        yield
+        yield process.pid
         process.stdin.close()
         assert process.wait(10) == 0
 
 
 @contextmanager
-def ours(mode: str, image: Path) -> Iterator[None]:
-    with holding([str(program("tests/tool-lock")), mode, str(image)], LOCKED):
-        yield
+def ours(mode: str, image: Path) -> Iterator[int]:
+    with holding([str(program("tests/tool-lock")), mode, str(image)], LOCKED) as pid:
+        yield pid
 
 
 @contextmanager
-def qemu(mode: str, image: Path) -> Iterator[None]:
+def qemu(mode: str, image: Path) -> Iterator[int]:
     form = "vpc" if image.suffix == ".vhd" else "raw"
     readonly = ["-r"] if mode == "reader" else []
-    with holding(["qemu-io", "-f", form, *readonly, str(image)], PROMPT):
-        yield
+    with holding(["qemu-io", "-f", form, *readonly, str(image)], PROMPT) as pid:
+        yield pid
 
 
 def take_lock(mode: str, image: Path) -> tuple[int, str]:
@@ -104,10 +104,10 @@ def test_qemu_is_refused_an_image_that_we_write(
 
 @pytest.mark.parametrize("mode", ["reader", "writer"])
 def test_we_are_refused_an_image_that_qemu_writes(image: Path, mode: str) -> None:
-    with qemu("writer", image):
+    with qemu("writer", image) as pid:
         status, message = take_lock(mode, image)
     assert status == 1
-    assert message.startswith(f"{image}: in use: another process has it open for writing")
+    assert message == f"{image}: in use: qemu-io (pid {pid}) has it open for writing; end that use first\n"
     assert take_lock(mode, image) == (0, "")
 
 
@@ -142,3 +142,16 @@ def test_lock_goes_with_a_killed_holder(image: Path) -> None:
         holder.kill()
         holder.wait(10)
         assert take_lock("writer", image) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "use"),
+    [("writer", "has it open for writing"), ("reader", "reads it or has it as a parent")],
+)
+def test_the_refusal_names_the_process_that_holds_the_lock(image: Path, theirs: str, use: str) -> None:
+    """And no other that only has the file open."""
+    with image.open("r+b"), ours(theirs, image) as pid, image.open("r+b"):
+        assert take_lock("writer", image) == (
+            1,
+            f"{image}: in use: tool-lock (pid {pid}) {use}; end that use first\n",
+        )

@@ -23,7 +23,7 @@ TAP_CTL = r"""#!/bin/bash
 cd "$FAKE" || exit 9
 printf '%s\0' "$@" >>calls; echo >>calls
 verb=$1; shift
-pid= minor= args= mode='<>'
+pid= minor= args= owner= mode='<>'
 while [ $# -gt 0 ]; do
 	case $1 in
 	-p) pid=$2; shift 2 ;;
@@ -31,13 +31,16 @@ while [ $# -gt 0 ]; do
 	-a) args=$2; shift 2 ;;
 	-R) mode='<'; shift ;;
 	-t) shift 2 ;;
+	--owner=*) owner=${1#*=}; shift ;;
+	--wait=*) shift ;;
 	*) echo "tap-ctl: $1?" >&2; exit 2 ;;
 	esac
 done
 line() { sed -n "s/^/&/;/ minor=${minor:-.*} /{/^pid=${pid:-.*} /p}" disks 2>/dev/null; }
 case $verb in
 create)
-	[ ! -e create-fails ] || { cat create-fails >&2; exit 1; }
+	[ ! -e create-fails ] || { cat create-fails; exit 1; } >&2
+	[ ! -e held ] || { cat held; exit 1; }
 	[ ! -e create-delay ] || sleep "$(cat create-delay)"
 	while [ "$(cat create-hangs 2>/dev/null)" = "$args" ]; do sleep 0.05; done
 	[ -e "${args#*:}" ] || { echo "tap-ctl: $args: No such file or directory" >&2; exit 1; }
@@ -49,7 +52,13 @@ create)
 	echo "pid=$! minor=$minor state=0 args=$args" >>disks
 	ln -s /dev/null "tapdev$minor"
 	[ ! -e warn ] || cat warn >&2
+	echo "$owner" >owner
 	echo "$FAKE/tapdev$minor"
+	[ -z "$owner" ] || echo "pid=$! minor=$minor"
+	;;
+keep)
+	[ ! -e keep-fails ] || { cat keep-fails >&2; exit 1; }
+	[ -n "$(line)" ] && rm owner
 	;;
 list) line ;;
 destroy)
@@ -88,6 +97,7 @@ class Dom0:
             FAKE=str(self.directory / "fake"),
             XENSTORED_PATH=str(self.directory / "xenstored"),
             XENBLK_SYSFS=str(self.directory / "sys"),
+            XENBLK_DEV=str(self.directory / "dev"),
             XENBUS_PATH=path,
             XENBUS_TYPE="vbd",
             XENBUS_BASE_PATH="backend",
@@ -115,6 +125,15 @@ class Dom0:
         except FileNotFoundError:
             return []
         return [line.split("\0")[:-1] for line in text.split("\n")[:-1]]
+
+    def created(self) -> list[str]:
+        """What the first call of tap-ctl makes, which must be for this script while it lives, and in its time."""
+        verb, *arguments = self.calls()[0]
+        assert verb == "create"
+        [owner] = [word for word in arguments if word.startswith("--owner=")]
+        [wait] = [word for word in arguments if word.startswith("--wait=")]
+        assert int(owner.partition("=")[2]) > 1 and 0 < int(wait.partition("=")[2]) < 30
+        return [word for word in arguments if word not in (owner, wait)]
 
     def disks(self) -> list[str]:
         """The lines of tap-ctl list."""
@@ -146,7 +165,8 @@ def dom0(tmp_path: Path) -> Iterator[Dom0]:
             text = text.replace(old, str(new))
         (scripts / source.name).write_text(text, encoding="utf-8")
     (scripts / "hotplugpath.sh").write_text(f'bindir="{tools}"\nsbindir="{tools}"\nLIBEXEC_BIN="{tools}"\n')
-    shutil.copy(bridge.ROOT / "hotplug-scripts" / "xenblk-common.sh", scripts)
+    for name in ("xenblk-common.sh", "xenblk-sharing.sh"):
+        shutil.copy(bridge.ROOT / "hotplug-scripts" / name, scripts)
     script = (bridge.ROOT / "hotplug-scripts" / "block-xenblk").read_text(encoding="utf-8")
     (scripts / "block-xenblk").write_text(script.replace("PATH=/usr/sbin:", f"PATH={tools}:"), encoding="utf-8")
     (scripts / "block-xenblk").chmod(0o755)
@@ -179,7 +199,7 @@ def image(tmp_path: Path) -> Path:
 def test_add_serves_the_image_and_names_the_device(dom0: Dom0, image: Path) -> None:
     dom0.vbd(f"vhd:{image}")
     assert dom0.run("add") == 0
-    assert dom0.calls()[0] == ["create", "-a", f"vhd:{image}"]
+    assert dom0.created() == ["-a", f"vhd:{image}"]
     assert dom0.key("physical-device") == "1:3"
     assert dom0.key("physical-device-path") == str(dom0.directory / "fake" / "tapdev0")
     assert dom0.key("hotplug-status") == "connected"
@@ -199,7 +219,7 @@ def test_add_takes_any_file_name(dom0: Dom0, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"")
     dom0.vbd(f"aio:{tmp_path}/{name}")
     assert dom0.run("add") == 0
-    assert dom0.calls()[0] == ["create", "-a", f"aio:{tmp_path}/{name}"]
+    assert dom0.created() == ["-a", f"aio:{tmp_path}/{name}"]
     assert dom0.run("remove") == 0
     assert dom0.disks() == []
 
@@ -207,13 +227,17 @@ def test_add_takes_any_file_name(dom0: Dom0, tmp_path: Path, name: str) -> None:
 def test_mode_r_is_read_only(dom0: Dom0, image: Path) -> None:
     dom0.vbd(f"vhd:{image}", mode="r")
     assert dom0.run("add") == 0
-    assert dom0.calls()[0] == ["create", "-a", f"vhd:{image}", "-R"]
+    assert dom0.created() == ["-a", f"vhd:{image}", "-R"]
 
 
-def test_add_loads_the_driver_if_it_is_not_there(dom0: Dom0, image: Path) -> None:
+@pytest.mark.parametrize("loaded", [False, True])
+def test_add_loads_the_driver_if_it_is_not_there(dom0: Dom0, image: Path, loaded: bool) -> None:
+    if loaded:
+        (dom0.directory / "dev").mkdir()
+        (dom0.directory / "dev" / "control").touch()
     dom0.vbd(f"vhd:{image}")
     assert dom0.run("add") == 0
-    assert (dom0.directory / "fake" / "modprobe").exists() != Path("/dev/xen/blktap-2/control").exists()
+    assert (dom0.directory / "fake" / "modprobe").exists() != loaded
 
 
 def test_tapdisk_does_not_inherit_the_lock(dom0: Dom0, image: Path) -> None:
@@ -398,6 +422,8 @@ def test_nothing_is_left_when_the_device_has_no_node(dom0: Dom0, image: Path) ->
 def qdisk(dom0: Dom0, params: str, mode: str) -> None:
     dom0.store.write("backend/qdisk/9/51728/params", params)
     dom0.store.write("backend/qdisk/9/51728/mode", mode)
+    dom0.store.write("backend/qdisk/9/51728/dev", "xvdb")
+    dom0.store.write("/local/domain/9/name", "other")
 
 
 def loop(dom0: Dom0, path: Path, read_only: bool) -> None:
@@ -423,7 +449,7 @@ def test_an_image_has_one_writer_or_only_readers(
     dom0.vbd(f"vhd:{image}", mode=ours)
     assert (dom0.run("add") == 0) == shared
     if not shared:
-        name = "the disk backend/qdisk/9/51728" if user == "qdisk" else "/dev/loop7"
+        name = "guest other (xvdb)" if user == "qdisk" else "/dev/loop7"
         assert dom0.key("hotplug-error") == f"vhd:{image}: in use by {name}; end that use first"
         assert dom0.key("hotplug-status") == "busy"
         assert dom0.calls() == []
@@ -448,3 +474,88 @@ def test_a_parent_that_qemu_reads_may_be_shared(dom0: Dom0, image: Path, tmp_pat
     qdisk(dom0, f"vhd:{parent}", "r")
     dom0.vbd(f"vhd:{image}")
     assert dom0.run("add") == 0
+
+
+def test_a_guests_loop_device_is_refused_with_the_guests_name(dom0: Dom0, image: Path) -> None:
+    """As libxl makes one for a disk with file:."""
+    loop(dom0, image, False)
+    for key, value in {"node": "/dev/loop7", "dev": "xvdc", "params": str(image)}.items():
+        dom0.store.write(f"backend/vbd/9/51744/{key}", value)
+    dom0.store.write("/local/domain/9/name", "other")
+    dom0.vbd(f"vhd:{image}")
+    assert dom0.run("add") != 0
+    assert dom0.key("hotplug-error") == f"vhd:{image}: in use by /dev/loop7 of guest other (xvdc); end that use first"
+
+
+def test_an_image_that_another_guests_tapdisk_has_is_refused_with_that_guests_name(dom0: Dom0, image: Path) -> None:
+    """The image lock decides, tap-ctl names the process, xenstore the guest."""
+    other = "backend/vbd/9/51712"
+    for key, value in {"tapdisk-pid": "4711", "dev": "xvda", "params": "vhd:/srv/child.vhd"}.items():
+        dom0.store.write(f"{other}/{key}", value)
+    dom0.store.write("/local/domain/9/name", "other")
+    why = f"{image}: in use: tapdisk (pid 4711) reads it or has it as a parent; end that use first"
+    dom0.set("held", f"tap-ctl: {why}\nholder=4711\n")
+    dom0.vbd(f"vhd:{image}")
+    assert dom0.run("add") != 0
+    assert dom0.key("hotplug-error") == f"vhd:{image}: in use by guest other (xvda); {why}"
+    assert dom0.key("hotplug-status") == "busy"
+
+
+def test_a_holder_that_is_no_guests_is_named_by_its_process(dom0: Dom0, image: Path) -> None:
+    why = f"{image}: in use: vhd-util (pid 4711) has it open for writing; end that use first"
+    dom0.set("held", f"holder=4711\ntap-ctl: {why}\n")
+    dom0.vbd(f"vhd:{image}")
+    assert dom0.run("add") != 0
+    assert dom0.key("hotplug-error") == why
+    assert dom0.key("hotplug-status") == "busy"
+
+
+def test_a_disk_is_kept_only_once_xenstore_knows_it(dom0: Dom0, image: Path) -> None:
+    """Until then tapdisk ends with the script: libxl kills it after 40 s, and it alone."""
+    dom0.vbd(f"vhd:{image}")
+    before = len(dom0.store.log)
+    assert dom0.run("add") == 0
+    assert [call[0] for call in dom0.calls()] == ["create", "keep"]
+    assert ("hotplug-status", "connected") in [(path.rpartition("/")[2], v) for path, v in dom0.store.log[before:]]
+    assert not (dom0.directory / "fake" / "owner").exists()
+
+
+def test_a_disk_that_cannot_be_kept_is_refused_and_undone(dom0: Dom0, image: Path) -> None:
+    dom0.set("keep-fails", "tap-ctl: minor 0 has no owner, or lost it\n")
+    dom0.vbd(f"vhd:{image}")
+    assert dom0.run("add") != 0
+    assert dom0.disks() == []
+    assert dom0.key("hotplug-error") == f"vhd:{image}: minor 0 has no owner, or lost it"
+    assert dom0.key("hotplug-status") == "error"
+
+
+def test_what_others_see_is_found_and_changed_under_xens_own_lock(dom0: Dom0, image: Path) -> None:
+    """Xen's block script looks for other users, and sets up its loop device, with this lock held."""
+    (dom0.directory / "lock").mkdir()
+    lock = dom0.directory / "lock" / "block"
+    lock.touch()
+    dom0.vbd(f"vhd:{image}")
+    with subprocess.Popen(["flock", "-x", str(lock), "sh", "-c", "echo; read x"], stdin=-1, stdout=-1) as holder:
+        assert holder.stdin and holder.stdout and holder.stdout.readline()
+        with dom0.start("add") as add:
+            deadline = time.monotonic() + 20
+            while not dom0.disks():
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            time.sleep(0.5)
+            assert add.poll() is None and dom0.key("physical-device") is None
+            # what has come meanwhile is seen
+            qdisk(dom0, f"vhd:{image}", "w")
+            holder.communicate(b"\n", timeout=10)
+            assert add.wait(timeout=20) != 0
+    assert dom0.key("hotplug-status") == "busy"
+    assert dom0.disks() == []
+
+
+def test_a_driver_that_cannot_be_loaded_is_named_with_the_reason(dom0: Dom0, image: Path) -> None:
+    (dom0.directory / "bin" / "modprobe").write_text("#!/bin/sh\necho 'FATAL: Module blktap not found.' >&2; exit 1\n")
+    dom0.vbd(f"vhd:{image}")
+    assert dom0.run("add") != 0
+    error = f"vhd:{image}: the blktap driver can't be loaded: FATAL: Module blktap not found."
+    assert dom0.key("hotplug-error") == error
+    assert dom0.calls() == []

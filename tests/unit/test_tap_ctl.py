@@ -476,3 +476,92 @@ def test_help_goes_to_stdout(tap: TapCtl) -> None:
         assert (done.status, done.err) == (0, "")
         assert done.out.startswith("usage: tap-ctl")
     assert tap.ok("--version").startswith("tap-ctl ")
+
+
+# An owner: whoever has the disk made, until it is kept
+
+
+def ask(tap: TapCtl, pid: int, **request: object) -> dict[str, object]:
+    """The answer of a tapdisk to a control message."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.settimeout(10)
+        connection.connect(str(tap.control_dir / f"ctl{pid}"))
+        connection.send(json.dumps(request).encode())
+        answer: dict[str, object] = json.loads(connection.recv(1 << 16))
+        return answer
+
+
+@pytest.fixture
+def owner() -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that lives until it is killed."""
+    with subprocess.Popen(["sleep", "100"]) as process:
+        yield process
+        process.kill()
+
+
+def open_for(tap: TapCtl, owner: int, minor: int, name: str = "a.vhd", pid: int = 0) -> tuple[int, dict[str, object]]:
+    """A tapdisk with an image opened for a process; its pid and the answer."""
+    (tap.images / name).touch()
+    pid = pid or tap.spawn()
+    tap.ok("attach", "-p", pid, "-m", minor)
+    return pid, ask(tap, pid, op="open", minor=minor, args=f"vhd:{tap.images}/{name}", owner=owner)
+
+
+@pytest.mark.parametrize("name", ["a.vhd", "slow.vhd", "busy.vhd"])
+def test_a_disk_goes_with_its_owner(tap: TapCtl, owner: "subprocess.Popen[bytes]", name: str) -> None:
+    pid, answer = open_for(tap, owner.pid, 3, name)
+    assert answer == {"ok": True}
+    owner.kill()
+    wait_for(lambda: has_ended(pid), "the end of a tapdisk whose only disk has lost its owner")
+    assert list(tap.control_dir.iterdir()) == []
+
+
+def test_a_disk_that_was_kept_outlives_its_owner(tap: TapCtl, owner: "subprocess.Popen[bytes]") -> None:
+    pid, _ = open_for(tap, owner.pid, 3)
+    tap.ok("keep", "-p", pid, "-m", 3)
+    owner.kill()
+    owner.wait()
+    time.sleep(0.3)
+    assert tap.ok("list") == f"pid={pid} minor=3 state=0 args=vhd:{tap.images}/a.vhd\n"
+    assert "no owner" in tap.refused("keep", "-p", pid, "-m", 3)
+
+
+def test_a_disk_without_an_owner_is_not_kept(tap: TapCtl) -> None:
+    pid = tap.open(3, "a.vhd")
+    assert tap.refused("keep", "-p", pid, "-m", 3) == "minor 3 has no owner, or lost it"
+
+
+def test_other_disks_of_the_tapdisk_stay(tap: TapCtl, owner: "subprocess.Popen[bytes]") -> None:
+    pid = tap.open(1, "a.vhd")
+    open_for(tap, owner.pid, 2, "b.vhd", pid)
+    owner.kill()
+    wait_for(lambda: "minor=2" not in tap.ok("list"), "the end of the disk without an owner")
+    assert tap.ok("list") == f"pid={pid} minor=1 state=0 args=vhd:{tap.images}/a.vhd\n"
+
+
+def test_an_owner_that_has_ended_already_gets_no_disk(tap: TapCtl, owner: "subprocess.Popen[bytes]") -> None:
+    owner.kill()
+    owner.wait()
+    pid, answer = open_for(tap, owner.pid, 3)
+    assert (answer["ok"], answer["errno"]) == (False, 3)
+    assert tap.ok("list") == f"pid={pid} minor=3 state=0x40\n"
+
+
+def test_a_disk_that_was_closed_and_opened_again_has_no_owner(tap: TapCtl, owner: "subprocess.Popen[bytes]") -> None:
+    pid, _ = open_for(tap, owner.pid, 3)
+    tap.ok("close", "-p", pid, "-m", 3)
+    tap.ok("open", "-p", pid, "-m", 3, "-a", f"vhd:{tap.images}/a.vhd")
+    owner.kill()
+    owner.wait()
+    time.sleep(0.3)
+    assert "state=0 " in tap.ok("list")
+
+
+def test_an_open_that_fails_leaves_no_owner(tap: TapCtl, owner: "subprocess.Popen[bytes]") -> None:
+    pid, _ = open_for(tap, owner.pid, 3)
+    answer = ask(tap, pid, op="open", minor=4, args="vhd:/none", owner=owner.pid)
+    assert answer["ok"] is False
+    assert tap.refused("keep", "-p", pid, "-m", 4)
+    for wrong in (0, -1, "1", True, 1 << 31):
+        answer = ask(tap, pid, op="open", minor=3, args="vhd:/none", owner=wrong)
+        assert "owner: wrong type or out of range" in str(answer["message"])

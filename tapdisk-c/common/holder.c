@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+#include "common/holder.h"
+
+#include <ctype.h>
+#include <dirent.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+/* Asks no file server, which may be why somebody looks. */
+static bool same_file(int dir, const char *name, const struct statx *file)
+{
+	struct statx stx;
+
+	return !statx(dir, name, AT_STATX_DONT_SYNC, STATX_INO, &stx) &&
+	       stx.stx_ino == file->stx_ino &&
+	       stx.stx_dev_major == file->stx_dev_major &&
+	       stx.stx_dev_minor == file->stx_dev_minor;
+}
+
+/* fdinfo lists the locks of that open file description, a line each. */
+static bool has_lock(int pid, const char *fd)
+{
+	char path[64], line[256];
+	bool found = false;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%d/fdinfo/%.20s", pid, fd);
+	f = fopen(path, "re");
+	while (f && !found && fgets(line, sizeof(line), f))
+		found = !strncmp(line, "lock:", 5) && strstr(line, "OFDLCK");
+	if (f)
+		fclose(f);
+	return found;
+}
+
+static bool holds(int pid, const struct statx *file)
+{
+	const struct dirent *entry;
+	bool found = false;
+	char path[64];
+	DIR *dir;
+
+	snprintf(path, sizeof(path), "/proc/%d/fd", pid);
+	dir = opendir(path);
+	while (dir && !found && (entry = readdir(dir)))
+		found = isdigit((unsigned char)*entry->d_name) &&
+			same_file(dirfd(dir), entry->d_name, file) &&
+			has_lock(pid, entry->d_name);
+	if (dir)
+		closedir(dir);
+	return found;
+}
+
+static void read_name(int pid, char *name, size_t size)
+{
+	char path[64];
+	ssize_t n;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/comm", pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	n = fd < 0 ? 0 : read(fd, name, size - 1);
+	if (fd >= 0)
+		close(fd);
+	name[n < 0 ? 0 : n] = 0;
+	name[strcspn(name, "\n")] = 0;
+}
+
+int holder_find(int fd, char *name, size_t size)
+{
+	const struct dirent *entry;
+	struct statx file;
+	int pid, found = 0;
+	DIR *proc;
+
+	if (statx(fd, "", AT_EMPTY_PATH, STATX_INO, &file))
+		return 0;
+	proc = opendir("/proc");
+	while (proc && !found && (entry = readdir(proc))) {
+		pid = atoi(entry->d_name);
+		if (pid > 0 && pid != getpid() && holds(pid, &file))
+			found = pid;
+	}
+	if (proc)
+		closedir(proc);
+	if (found)
+		read_name(found, name, size);
+	return found;
+}

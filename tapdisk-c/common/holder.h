@@ -1,0 +1,15 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+/* Who on this host holds a lock on an image. For messages: it may have changed. */
+#ifndef XENBLK_HOLDER_H
+#define XENBLK_HOLDER_H
+
+#include <stddef.h>
+
+/*
+ * The pid of another process that holds an OFD lock on the file of fd, and the
+ * name of its program; 0 if there is none to be seen: it is on another host, or
+ * another user's. Looks through /proc as proc(5) describes it.
+ */
+int holder_find(int fd, char *name, size_t size);
+
+#endif

@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+#include "control/owner.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "common/log.h"
+#include "transport/minor.h"
+
+#define RETRY_NS 1000000000u
+
+struct owner {
+	struct list link;
+	struct owners *owners;		/* NULL: closed while the image was */
+	bool closing;
+	int minor;
+	int pid;
+	int pidfd;
+	struct io_watch watch;		/* of pidfd, until it has ended */
+	struct io_timer timer;		/* the next step of the end */
+};
+
+static struct engine *engine_of(const struct owner *owner)
+{
+	return server_engine(owner->owners->server);
+}
+
+static void owner_free(struct owner *owner)
+{
+	engine_unwatch(engine_of(owner), &owner->watch);
+	engine_timer_cancel(engine_of(owner), &owner->timer);
+	list_del(&owner->link);
+	close(owner->pidfd);
+	free(owner);
+}
+
+static void step_in(struct owner *owner, uint64_t ns)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	engine_timer_set(engine_of(owner), &owner->timer,
+			 (uint64_t)ts.tv_sec * 1000000000u +
+			 (uint64_t)ts.tv_nsec + ns);
+}
+
+/* Chronological: the owner ends, the image is closed, the minor is freed. */
+
+static void owner_ended(struct io_watch *watch, short revents)
+{
+	struct owner *owner = container_of(watch, struct owner, watch);
+
+	(void)revents;
+	log_warn("process %d ended before it kept its disk: removing it minor=%d",
+		 owner->pid, owner->minor);
+	engine_unwatch(engine_of(owner), watch);
+	step_in(owner, 0);
+}
+
+/*
+ * In a round of the server, which a detach would disturb: only notes what is
+ * next. An error: another verb is under way.
+ */
+static void image_closed(void *priv, int rc, const struct error *err)
+{
+	struct owner *owner = priv;
+
+	(void)err;
+	owner->closing = false;
+	if (owner->owners) {
+		step_in(owner, rc ? RETRY_NS : 0);
+		return;
+	}
+	close(owner->pidfd);
+	free(owner);
+}
+
+static void owner_step(struct io_timer *timer)
+{
+	struct owner *owner = container_of(timer, struct owner, timer);
+	struct server *server = owner->owners->server;
+	struct vbd_view view;
+	struct error err;
+	int rc = server_detach(server, owner->minor, &err);
+
+	if (rc == -EBUSY) {
+		owner->closing = true;
+		server_close_image(server, owner->minor, true, image_closed,
+				   owner);
+		return;
+	}
+	if (!rc)
+		rc = minor_free(owner->minor, &err);
+	if (rc)
+		log_error("a disk that nobody kept: %s", err.text);
+	owner_free(owner);
+	if (!server_vbd(server, 0, &view))
+		server_stop(server);
+}
+
+void owners_open(struct owners *owners, struct server *server)
+{
+	owners->server = server;
+	list_init(&owners->list);
+}
+
+void owners_close(struct owners *owners)
+{
+	list_for_each_safe(pos, next, &owners->list) {
+		struct owner *owner = container_of(pos, struct owner, link);
+
+		if (!owner->closing) {
+			owner_free(owner);
+			continue;
+		}
+		/* image_closed() frees it */
+		list_del(&owner->link);
+		owner->owners = NULL;
+	}
+}
+
+int owners_add(struct owners *owners, int minor, int pid, struct error *err)
+{
+	struct owner *owner = calloc(1, sizeof(*owner));
+	int rc;
+
+	if (!owner)
+		return error_set(err, -ENOMEM, "minor %d: out of memory", minor);
+	owner->owners = owners;
+	owner->minor = minor;
+	owner->pid = pid;
+	owner->timer.expired = owner_step;
+	owner->pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+	if (owner->pidfd < 0) {
+		rc = error_set(err, -errno, "owner %d: %s", pid,
+			       strerror(errno));
+		free(owner);
+		return rc;
+	}
+	owner->watch.fd = owner->pidfd;
+	owner->watch.events = POLLIN;
+	owner->watch.ready = owner_ended;
+	rc = engine_watch(server_engine(owners->server), &owner->watch);
+	if (rc) {
+		close(owner->pidfd);
+		free(owner);
+		return error_set(err, rc, "owner %d: cannot be watched: %s",
+				 pid, strerror(-rc));
+	}
+	list_add_tail(&owner->link, &owners->list);
+	return 0;
+}
+
+bool owners_forget(struct owners *owners, int minor)
+{
+	list_for_each_safe(pos, next, &owners->list) {
+		struct owner *owner = container_of(pos, struct owner, link);
+
+		if (owner->minor != minor || owner->closing)
+			continue;
+		owner_free(owner);
+		return true;
+	}
+	return false;
+}

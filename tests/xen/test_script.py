@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""block-xenblk as libxl calls it, and as libxl kills it: at any moment, and that process alone."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lib import tapdisks
+from tests.lib.beds import Beds
+from tests.lib.guest import Guest
+from tests.lib.vm import Bed
+
+NODE = "backend/vbd/77/51712"
+SCRIPT = "/etc/xen/scripts/block-xenblk"
+IMAGE = "/srv/script.vhd"
+
+
+@pytest.fixture
+def bed(beds: Beds) -> Iterator[Bed]:
+    """A bed with nothing of tapdisk in it, before and after, and an image."""
+    with tapdisks.clean(beds()) as bed:
+        bed.run(f"rm -f {IMAGE}; vhd-util create -n {IMAGE} -s 16")
+        yield bed
+        bed.run(f"xenstore-rm {NODE.rpartition('/')[0]}; rm -f {IMAGE}", check=False)
+
+
+def node(bed: Bed, params: str, mode: str = "w") -> None:
+    """What libxl writes before it calls the script, for a guest that there is not."""
+    keys = {"params": params, "mode": mode, "state": "2", "online": "1", "dev": "xvda"}
+    pairs = " ".join(f"{NODE}/{key} '{value}'" for key, value in keys.items())
+    bed.run(f"xenstore-rm {NODE} 2>/dev/null; xenstore-write {pairs}")
+
+
+def script(command: str) -> str:
+    """The shell command that runs the script as libxl does."""
+    return f"XENBUS_TYPE=vbd XENBUS_PATH={NODE} XENBUS_BASE_PATH=backend exec {SCRIPT} {command} </dev/null"
+
+
+def gone(bed: Bed, seconds: float = 30) -> None:
+    """Waits until nothing of tapdisk runs or is held."""
+    bed.wait_for(
+        'test -z "$(tap-ctl list)" && ! pgrep -x tapdisk && ! pgrep -x tap-ctl && ! ls /sys/class/blktap2/* 2>/dev/null',
+        seconds,
+        interval=0.5,
+    )
+
+
+def test_a_script_killed_at_any_moment_leaves_nothing(bed: Bed) -> None:
+    """An add takes about a second here: the moments are spread over all of it."""
+    bed.run("modprobe blktap")
+    node(bed, f"vhd:{IMAGE}")
+    start = time.monotonic()
+    bed.run(script("add"))
+    whole = time.monotonic() - start
+    bed.run(script("remove"))
+    finished = 0
+    for step in range(1, 13):
+        node(bed, f"vhd:{IMAGE}")
+        delay = f"{whole * step / 12:.2f}"
+        # the agent's shell becomes the script, so the kill hits the script and nothing else
+        bed.run(f"({script('add')}) & pid=$!; sleep {delay}; kill -9 $pid; wait $pid; true")
+        connected = bed.run(f"xenstore-read {NODE}/hotplug-status", check=False).stdout == "connected\n"
+        finished += connected
+        if not connected:
+            gone(bed)
+        bed.run(script("remove"))
+        gone(bed)
+        # and the image is free
+        bed.run(f"tap-ctl create -a vhd:{IMAGE} && tap-ctl destroy -p $(pgrep -x tapdisk) -m 0")
+    assert finished < 12, "no kill came before the end"
+
+
+def test_an_image_that_hangs_fails_in_time_with_the_reason_and_is_let_go_later(bed: Bed) -> None:
+    """A suspended device-mapper target, as a file server that is gone: tapdisk can't even be killed."""
+    bed.run("modprobe -a dm_mod loop blktap; truncate -s 32M /srv/hang.img && losetup /dev/loop6 /srv/hang.img")
+    bed.run("echo 0 65536 linear /dev/loop6 0 | dmsetup create hang")
+    device = "/dev/dm-" + bed.run("dmsetup info -c --noheadings -o minor hang").stdout.strip()
+    bed.run("dmsetup suspend hang")
+    try:
+        node(bed, f"vhd:{device}")
+        start = time.monotonic()
+        assert bed.run(script("add"), check=False).status != 0
+        assert time.monotonic() - start < 40
+        error = bed.run(f"xenstore-read {NODE}/hotplug-error").stdout
+        assert error.startswith(f"vhd:{device}: not open after")
+    finally:
+        bed.run("dmsetup resume hang")
+    gone(bed)
+    bed.run("dmsetup remove hang && losetup -d /dev/loop6 && rm /srv/hang.img")
+
+
+@pytest.mark.slow
+def test_a_script_that_libxl_kills_after_40_s_leaves_nothing(bed: Bed) -> None:
+    """It waits for Xen's lock with the image open, until libxl has had enough of it."""
+    guest = Guest(bed, "killed", "exit 0", disks=[f"format=raw,script=block-xenblk,vdev=xvda,target=vhd:{IMAGE}"])
+    guest.prepare()
+    bed.run("mkdir -p /run/xen-hotplug")
+    holder = bed.popen("exec flock -x /run/xen-hotplug/block sleep 300")
+    try:
+        creation = bed.popen(f"xl create {guest.config_path}")
+        bed.wait_for("pgrep -x tapdisk", 60)
+        result = creation.wait(200, check=False)
+        assert result.status != 0
+        assert "killed" in result.output or "timed out" in result.output
+        gone(bed, 60)
+    finally:
+        holder.kill()
+        guest.destroy()
+    assert bed.run("pgrep -f '[b]lock-xenblk'", check=False).stdout == ""
+
+
+def test_add_and_remove_may_be_repeated(bed: Bed) -> None:
+    """Twice the same is once, and pygrub has a disk added, removed and added."""
+    for _ in range(2):
+        node(bed, f"vhd:{IMAGE}")
+        bed.run(script("add"))
+        device = bed.run(f"xenstore-read {NODE}/physical-device-path").stdout
+        bed.run(script("add"))
+        assert bed.run(f"xenstore-read {NODE}/physical-device-path").stdout == device
+        assert len(tapdisks.served(bed)) == 1
+        bed.run(script("remove"))
+        bed.run(script("remove"))
+        assert tapdisks.served(bed) == []
