@@ -31,7 +31,8 @@ pages  := $(foreach p,$(pods),$(man)/$(call manname,$(basename $(notdir $(p)))))
 
 # What an installed file says of where the others are.
 places := -e 's|@pkglib@|$(pkglib)|g; s|@sbindir@|$(sbindir)|g' \
-	  -e '/^PATH=/s|/usr/sbin|$(sbindir)|' -e '/^YAML_PATH/s|/etc|$(sysconfdir)|'
+	  -e '/^PATH=/s|/usr/sbin|$(sbindir)|' -e '/^YAML_PATH/s|/etc|$(sysconfdir)|' \
+	  -e '/^TAP_CTL/s|/usr/sbin|$(sbindir)|'
 
 all: programs bridge $(pages)
 

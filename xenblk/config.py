@@ -12,6 +12,7 @@ from xenblk.errors import UserError
 
 YAML_PATH = "/etc/xen/xenblk.yaml"
 FLAT_PATH = "/run/xenblk/config"
+TAP_CTL = "/usr/sbin/tap-ctl"
 VERSION = 1
 MAX_IMAGE_DIRS = 64
 ENGINES = ("uring", "posix")

@@ -8,7 +8,7 @@ import stat
 from dataclasses import dataclass
 from typing import NoReturn
 
-from xenblk import config, diskspec, libxl
+from xenblk import config, diskspec, libxl, probe
 from xenblk.errors import UsageError, UserError
 
 XL = "/usr/sbin/xl"
@@ -110,8 +110,16 @@ def run(arguments: list[str]) -> NoReturn:
             disks = []
         if any(disk.driver for disk in disks):
             config.apply_if_changed()
+            _probe(str(request.config_file), disks)
             added = [disk_setting(disks)]
     _execute(["create", *arguments, *added])
+
+
+def _probe(source: str, disks: list[diskspec.Disk]) -> None:
+    try:
+        probe.check(disks)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
 
 
 def _execute(arguments: list[str]) -> NoReturn:

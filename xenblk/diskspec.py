@@ -60,13 +60,18 @@ _FLAGS = {
 
 @dataclass(frozen=True)
 class Disk:
-    """One disk of a guest. driver and path are None, and rewritten is spec, if tapdisk has no part in it."""
+    """One disk of a guest. driver and path are None, and rewritten is spec, if tapdisk has no part in it.
+
+    local: it is served on this host, not in a driver domain.
+    """
 
     spec: str
     vdev: str
     rewritten: str
     driver: str | None = None
     path: str | None = None
+    readonly: bool = False
+    local: bool = True
 
 
 def prefixes(spec: str) -> list[str]:
@@ -117,10 +122,12 @@ def _tap_disk(spec: str, fields: dict[str, Any], used: list[str]) -> Disk:
             f"with format={image_format},backendtype=qdisk"
         )
     path = fields.get("pdev_path", "")
-    _check_path(path, local="backend_domname" not in fields)
+    local = "backend_domname" not in fields
+    _check_path(path, local)
     rewritten = _compose(fields, f"{driver}:{path}")
     _check_same(fields, rewritten, f"{driver}:{path}")
-    return Disk(spec, fields.get("vdev", ""), rewritten, driver, path)
+    readonly = not fields.get("readwrite")
+    return Disk(spec, fields.get("vdev", ""), rewritten, driver, path, readonly, local)
 
 
 def _check_path(path: str, local: bool) -> None:

@@ -44,6 +44,7 @@ static const struct verb {
 	{ "detach", "p:m:", "pm", "", cmd_detach, "-p PID -m MINOR" },
 	{ "create", "a:Ro:w:", "a", "d:e:r2:sDC:t:", cmd_create,
 	  "-a TYPE:PATH [-R] [--owner=PID] [--wait=SECONDS]" },
+	{ "probe", "a:R", "a", "", cmd_probe, "-a TYPE:PATH [-R]" },
 	{ "keep", "p:m:", "pm", "", cmd_keep, "-p PID -m MINOR" },
 	{ "destroy", "p:m:ft:", "pm", "", cmd_destroy,
 	  "-p PID -m MINOR [-f] [-t SECONDS]" },

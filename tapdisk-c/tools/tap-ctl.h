@@ -38,6 +38,7 @@ int cmd_open(const struct options *opt, struct error *err);
 int cmd_close(const struct options *opt, struct error *err);
 int cmd_pause(const struct options *opt, struct error *err);
 int cmd_unpause(const struct options *opt, struct error *err);
+int cmd_probe(const struct options *opt, struct error *err);
 int cmd_keep(const struct options *opt, struct error *err);
 int cmd_stats(const struct options *opt, struct error *err);
 int cmd_create(const struct options *opt, struct error *err);

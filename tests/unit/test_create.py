@@ -42,6 +42,7 @@ class Host:
         """Runs xenblk."""
         environment = bridge.environment(
             XENBLK_XL=str(self.directory / "xl"),
+            XENBLK_TAP_CTL="true",
             XENBLK_YAML=str(self.directory / "xenblk.yaml"),
             XENBLK_CONFIG=str(self.directory / "run" / "config"),
         )

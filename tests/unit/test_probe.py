@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""tap-ctl probe, and xenblk create, which has every image of tapdisk probed before anything is started."""
+
+import hashlib
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.lib import bridge, vhdmake
+from tests.lib.programs import program
+from tests.lib.vhdmake import Spec
+
+pytestmark = pytest.mark.unit
+
+XL = """#!/bin/sh
+: > "$0.called"
+"""
+
+
+def tap_ctl(directory: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """The real one, with the default settings."""
+    environment = bridge.environment(XENBLK_CONFIG=str(directory / "none"))
+    command = [str(program("tap-ctl")), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+@contextmanager
+def locked(mode: str, image: Path) -> Iterator[int]:
+    """Another process has the image; its pid."""
+    command = [str(program("tests/tool-lock")), mode, str(image)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin and process.stdout and process.stdout.readline() == b"locked\n"
+        yield process.pid
+        process.stdin.close()
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    return vhdmake.make(tmp_path / "a.vhd", Spec())
+
+
+@pytest.mark.parametrize("options", [[], ["-R"]])
+def test_a_good_image_is_probed_and_left_as_it_was(image: Path, options: list[str]) -> None:
+    before = hashlib.sha256(image.read_bytes()).digest(), image.stat().st_mtime_ns
+    done = tap_ctl(image.parent, "probe", "-a", f"vhd:{image}", *options)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (hashlib.sha256(image.read_bytes()).digest(), image.stat().st_mtime_ns) == before
+
+
+def test_a_raw_image_is_probed(tmp_path: Path) -> None:
+    (tmp_path / "a.img").write_bytes(bytes(8192))
+    assert tap_ctl(tmp_path, "probe", "-a", f"aio:{tmp_path}/a.img").returncode == 0
+
+
+def test_a_bad_image_is_named_with_the_reason(image: Path) -> None:
+    image.write_bytes(bytes(4096))
+    done = tap_ctl(image.parent, "probe", "-a", f"vhd:{image}")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"tap-ctl: {image}: footer") and done.stderr.count("\n") == 1
+
+
+def test_an_image_in_use_is_told_from_a_bad_one_by_its_holder(image: Path) -> None:
+    with locked("reader", image) as pid:
+        assert tap_ctl(image.parent, "probe", "-R", "-a", f"vhd:{image}").returncode == 0
+        done = tap_ctl(image.parent, "probe", "-a", f"vhd:{image}")
+    assert (done.returncode, done.stdout) == (1, f"holder={pid}\n")
+    assert done.stderr == (
+        f"tap-ctl: {image}: in use: tool-lock (pid {pid}) reads it or has it as a parent; end that use first\n"
+    )
+
+
+@pytest.fixture
+def create(tmp_path: Path, xenblk_command: Path) -> Iterator["Create"]:
+    yield Create(tmp_path, xenblk_command)
+
+
+class Create:
+    """xenblk create with the real tap-ctl, and an xl that notes that it was called."""
+
+    def __init__(self, directory: Path, command: Path) -> None:
+        self.directory = directory
+        self.command = command
+        (directory / "xl").write_text(XL)
+        (directory / "xl").chmod(0o755)
+
+    def __call__(self, *disks: str) -> "subprocess.CompletedProcess[str]":
+        """The guest with these disks."""
+        (self.directory / "guest.cfg").write_text(f"disk = {list(disks)}\n")
+        environment = bridge.environment(
+            XENBLK_XL=str(self.directory / "xl"),
+            XENBLK_TAP_CTL=str(program("tap-ctl")),
+            XENBLK_YAML=str(self.directory / "none"),
+            XENBLK_CONFIG=str(self.directory / "none"),
+        )
+        command = [str(self.command), "create", str(self.directory / "guest.cfg")]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+    @property
+    def started(self) -> bool:
+        """Was xl called?"""
+        return (self.directory / "xl.called").exists()
+
+
+def test_a_guest_with_a_bad_image_is_not_started_and_one_line_says_why(create: Create, image: Path) -> None:
+    bad = image.parent / "b.vhd"
+    bad.write_bytes(bytes(4096))
+    done = create(f"tap2:vhd:{image},xvda,w", f"tap2:vhd:{bad},xvdb,r")
+    assert done.returncode == 1 and not create.started
+    assert done.stderr.startswith(f"xenblk: {image.parent}/guest.cfg: disk 'tap2:vhd:{bad},xvdb,r': {bad}: footer")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_guest_with_good_images_is_started(create: Create, image: Path) -> None:
+    assert create(f"tap2:vhd:{image},xvda,w").returncode == 0
+    assert create.started
+
+
+def test_the_mode_of_the_disk_is_probed(create: Create, image: Path) -> None:
+    """An image with the hidden flag is somebody's parent: to be read, not written."""
+    vhdmake.set_footer(image, "hidden", b"\1")
+    assert create(f"tap2:vhd:{image},xvda,r").returncode == 0
+    assert create.started
+    assert "hidden" in create(f"tap2:vhd:{image},xvda,w").stderr
+
+
+def test_who_holds_an_image_is_left_to_the_block_script(create: Create, image: Path) -> None:
+    with locked("writer", image):
+        assert create(f"tap2:vhd:{image},xvda,w").returncode == 0
+    assert create.started
+
+
+def test_an_image_in_a_driver_domain_cannot_be_probed(create: Create) -> None:
+    assert create("tap2:vhd:/srv/not/here.vhd,xvda,w,backend=storage").returncode == 0
+    assert create.started
