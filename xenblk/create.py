@@ -116,6 +116,7 @@ def run(arguments: list[str]) -> NoReturn:
 
 
 def _probe(source: str, disks: list[diskspec.Disk]) -> None:
+    probe.check_xenstored()
     try:
         probe.check(disks)
     except UserError as error:

@@ -6,10 +6,34 @@ restart.
 """
 
 import os
+import socket
 
 from xenblk import config
 from xenblk.diskspec import Disk
 from xenblk.errors import UserError
+
+
+XENSTORED_SECONDS = 5
+
+
+def check_xenstored() -> None:
+    """xl waits for a xenstored that isn't there for ever, without a word. Raises UserError."""
+    if not os.path.exists("/proc/xen/capabilities"):  # xl says that it isn't on Xen
+        return
+    path = os.environ.get("XENSTORED_PATH", "/run/xenstored/socket")
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(path)
+            return
+        except OSError:
+            pass
+    # It may be a domain of its own, which has no socket.
+    import subprocess  # noqa: PLC0415 # slow to import
+
+    try:
+        subprocess.run(["xenstore-exists", "/"], timeout=XENSTORED_SECONDS, capture_output=True, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        raise UserError(f"xenstored doesn't answer at {path}; start it: systemctl start xenstored, or xen") from None
 
 
 def check(disks: list[Disk]) -> None:

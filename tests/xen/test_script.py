@@ -6,13 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lib import tapdisks
+from tests.lib import hotplug, tapdisks
 from tests.lib.beds import Beds
 from tests.lib.guest import Guest
+from tests.lib.hotplug import NODE
 from tests.lib.vm import Bed
 
-NODE = "backend/vbd/77/51712"
-SCRIPT = "/etc/xen/scripts/block-xenblk"
 IMAGE = "/srv/script.vhd"
 
 
@@ -25,22 +24,10 @@ def bed(beds: Beds) -> Iterator[Bed]:
         bed.run(f"xenstore-rm {NODE.rpartition('/')[0]}; rm -f {IMAGE}", check=False)
 
 
-def node(bed: Bed, params: str, mode: str = "w") -> None:
-    """What libxl writes before it calls the script, for a guest that there is not."""
-    keys = {"params": params, "mode": mode, "state": "2", "online": "1", "dev": "xvda"}
-    pairs = " ".join(f"{NODE}/{key} '{value}'" for key, value in keys.items())
-    bed.run(f"xenstore-rm {NODE} 2>/dev/null; xenstore-write {pairs}")
-
-
-def script(command: str) -> str:
-    """The shell command that runs the script as libxl does."""
-    return f"XENBUS_TYPE=vbd XENBUS_PATH={NODE} XENBUS_BASE_PATH=backend exec {SCRIPT} {command} </dev/null"
-
-
 def gone(bed: Bed, seconds: float = 30) -> None:
     """Waits until nothing of tapdisk runs or is held."""
     bed.wait_for(
-        'test -z "$(tap-ctl list)" && ! pgrep -x tapdisk && ! pgrep -x tap-ctl && ! ls /sys/class/blktap2/* 2>/dev/null',
+        'test -z "$(tap-ctl list)" && ! pgrep -x tapdisk && ! pgrep -x tap-ctl && ! ls /sys/class/blktap2/* 2>&1',
         seconds,
         interval=0.5,
     )
@@ -49,22 +36,22 @@ def gone(bed: Bed, seconds: float = 30) -> None:
 def test_a_script_killed_at_any_moment_leaves_nothing(bed: Bed) -> None:
     """An add takes about a second here: the moments are spread over all of it."""
     bed.run("modprobe blktap")
-    node(bed, f"vhd:{IMAGE}")
+    hotplug.write_node(bed, f"vhd:{IMAGE}")
     start = time.monotonic()
-    bed.run(script("add"))
+    bed.run(hotplug.command("add"))
     whole = time.monotonic() - start
-    bed.run(script("remove"))
+    bed.run(hotplug.command("remove"))
     finished = 0
     for step in range(1, 13):
-        node(bed, f"vhd:{IMAGE}")
+        hotplug.write_node(bed, f"vhd:{IMAGE}")
         delay = f"{whole * step / 12:.2f}"
         # the agent's shell becomes the script, so the kill hits the script and nothing else
-        bed.run(f"({script('add')}) & pid=$!; sleep {delay}; kill -9 $pid; wait $pid; true")
+        bed.run(f"({hotplug.command('add')}) & pid=$!; sleep {delay}; kill -9 $pid; wait $pid; true")
         connected = bed.run(f"xenstore-read {NODE}/hotplug-status", check=False).stdout == "connected\n"
         finished += connected
         if not connected:
             gone(bed)
-        bed.run(script("remove"))
+        bed.run(hotplug.command("remove"))
         gone(bed)
         # and the image is free
         bed.run(f"tap-ctl create -a vhd:{IMAGE} && tap-ctl destroy -p $(pgrep -x tapdisk) -m 0")
@@ -78,9 +65,9 @@ def test_an_image_that_hangs_fails_in_time_with_the_reason_and_is_let_go_later(b
     device = "/dev/dm-" + bed.run("dmsetup info -c --noheadings -o minor hang").stdout.strip()
     bed.run("dmsetup suspend hang")
     try:
-        node(bed, f"vhd:{device}")
+        hotplug.write_node(bed, f"vhd:{device}")
         start = time.monotonic()
-        assert bed.run(script("add"), check=False).status != 0
+        assert bed.run(hotplug.command("add"), check=False).status != 0
         assert time.monotonic() - start < 40
         error = bed.run(f"xenstore-read {NODE}/hotplug-error").stdout
         assert error.startswith(f"vhd:{device}: not open after")
@@ -113,12 +100,12 @@ def test_a_script_that_libxl_kills_after_40_s_leaves_nothing(bed: Bed) -> None:
 def test_add_and_remove_may_be_repeated(bed: Bed) -> None:
     """Twice the same is once, and pygrub has a disk added, removed and added."""
     for _ in range(2):
-        node(bed, f"vhd:{IMAGE}")
-        bed.run(script("add"))
+        hotplug.write_node(bed, f"vhd:{IMAGE}")
+        bed.run(hotplug.command("add"))
         device = bed.run(f"xenstore-read {NODE}/physical-device-path").stdout
-        bed.run(script("add"))
+        bed.run(hotplug.command("add"))
         assert bed.run(f"xenstore-read {NODE}/physical-device-path").stdout == device
         assert len(tapdisks.served(bed)) == 1
-        bed.run(script("remove"))
-        bed.run(script("remove"))
+        bed.run(hotplug.command("remove"))
+        bed.run(hotplug.command("remove"))
         assert tapdisks.served(bed) == []

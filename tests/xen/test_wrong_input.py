@@ -3,21 +3,22 @@
 
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 
-from tests.lib import tapdisks, vhdmake
+from tests.lib import hotplug, tapdisks, vhdmake
 from tests.lib.beds import Beds
 from tests.lib.guest import Guest
-from tests.lib.vhdmake import DIFFERENCING, MIB, Locator, Spec
+from tests.lib.vhdmake import DIFFERENCING, Locator, Spec
 from tests.lib.vm import Bed
 
 CREATE = "xenblk create"
 HOME = "/srv/wrong"
-OUTSIDE = "/root/outside"
+CONFIG = "/srv/wrong.cfg"
 BASE = Spec(uuid=UUID(int=0xBA5E))
 
 
@@ -29,6 +30,8 @@ class Case:
     names: str
     words: str
     disk: str = "tap2:vhd:{home}/a.vhd,xvda,w"
+    target: str = "vhd:{home}/a.vhd"
+    mode: str = "w"
 
 
 def child(parent: str, uuid: UUID = BASE.uuid) -> Spec:
@@ -76,39 +79,38 @@ def deep(directory: Path) -> None:
         vhdmake.make(directory / name, spec)
 
 
+def parent(directory: Path) -> None:
+    vhdmake.make(directory / "a.vhd", BASE)
+    vhdmake.make(directory / "b.vhd", child(".\\a.vhd"))
+
+
 def raw(directory: Path) -> None:
     (directory / "a.vhd").write_bytes(b"raw data" * (1 << 17))
 
 
-SCRIPT_FORM = "format=raw,script=block-xenblk,vdev=xvda,access=w,target={target}"
-
 CASES = {
     "missing image": Case(lambda d: None, "{home}/a.vhd", "No such file or directory"),
-    "missing image, script form": Case(
-        lambda d: None,
-        "{home}/a.vhd",
-        "No such file or directory",
-        SCRIPT_FORM.format(target="vhd:{home}/a.vhd"),
-    ),
     "raw data as VHD": Case(raw, "{home}/a.vhd", "footer"),
     "directory as raw image": Case(
-        lambda d: (d / "a.vhd").mkdir(), "{home}/a.vhd", "neither a regular file", "tap2:aio:{home}/a.vhd,xvda,w"
+        lambda d: (d / "a.vhd").mkdir(), "{home}/a.vhd", "", "tap2:aio:{home}/a.vhd,xvda,w", "aio:{home}/a.vhd"
     ),
     "corrupt footers": Case(corrupt_footers, "{home}/a.vhd", "footer"),
     "corrupt header": Case(corrupt_header, "{home}/a.vhd", "header"),
     "BAT entry past the end": Case(corrupt_bat, "{home}/a.vhd", "BAT"),
     "missing parent": Case(lambda d: two(d, child(".\\base.vhd"), None), "{home}/a.vhd", "base.vhd"),
     "parent with another UUID": Case(
-        lambda d: two(d, child(".\\base.vhd", UUID(int=0xBAD))), "{home}/base.vhd", "UUID"
+        lambda d: two(d, child(".\\base.vhd", UUID(int=0xBAD))), "{home}/base.vhd", "uuid"
     ),
-    "parent outside": Case(
-        lambda d: two(d, child("..\\..\\etc\\shadow"), None), "{home}/a.vhd", "/etc/shadow"
+    "parent outside": Case(lambda d: two(d, child("..\\..\\etc\\shadow"), None), "{home}/a.vhd", "/etc/shadow"),
+    "parent loop": Case(
+        loop, "{home}/a.vhd", "loop", "tap2:vhd:{home}/a.vhd,xvda,r", mode="r"
     ),
-    "parent loop": Case(loop, "{home}/a.vhd", "loop"),
-    "chain of 31": Case(deep, "{home}/a.vhd", "30"),
-    "unknown driver": Case(raw, "floppy:{home}/a.vhd", "driver", "tap2:floppy:{home}/a.vhd,xvda,w"),
-    "unknown driver, script form": Case(
-        raw, "floppy:{home}/a.vhd", "not a disk that tapdisk serves", SCRIPT_FORM.format(target="floppy:{home}/a.vhd")
+    "chain of 31": Case(deep, "{home}/a.vhd", "30 images"),
+    "image that is a parent": Case(
+        parent, "{home}/a.vhd", "b.vhd"
+    ),
+    "unknown driver": Case(
+        raw, "floppy:{home}/a.vhd", "", "tap2:floppy:{home}/a.vhd,xvda,w", "floppy:{home}/a.vhd"
     ),
 }
 
@@ -131,24 +133,107 @@ def put_tree(bed: Bed, directory: Path) -> None:
             bed.put(f"{HOME}/{path.name}", path.read_bytes())
 
 
-def refused(bed: Bed, disks: list[str], create: str = CREATE) -> list[str]:
-    """The output of a creation that must fail and leave nothing of the guest, as lines."""
-    guest = Guest(bed, "wrong", "exit 0", disks=disks)
-    guest.prepare()
-    before = bed.run(f"cd {HOME} && find . -type f -exec sha256sum {{}} +").stdout
-    result = bed.run(f"{create} {guest.config_path}", check=False, timeout=200)
-    assert result.status != 0
-    assert bed.run(f"cd {HOME} && find . -type f -exec sha256sum {{}} +").stdout == before
-    assert bed.run(f"xl domid {guest.name}", check=False).status != 0
-    assert "error detected" not in result.output
-    return result.output.splitlines()
+@contextmanager
+def unchanged(bed: Bed) -> Iterator[None]:
+    """Holds what is done meanwhile to leaving every image byte for byte, and no guest."""
+    look = f"cd {HOME} && find . -type f -exec sha256sum {{}} + | sort; stat -c '%n %s %Y' {HOME}/*"
+    before = bed.run(look, check=False).stdout
+    yield
+    assert bed.run(look, check=False).stdout == before
+    assert bed.run("xl list | tail -n +3").stdout == ""
+
+
+def refused(bed: Bed, disk: str, env: str = "") -> str:
+    """The only line of a creation that fails before libxl is asked."""
+    bed.put(CONFIG, f"name = 'wrong'\nmemory = 64\nkernel = '/srv/guest/vmlinuz'\ndisk = ['{disk}']\n".encode())
+    result = bed.run(f"{env} {CREATE} {CONFIG}", check=False)
+    assert result.status == 1
+    assert result.output.count("\n") == 1, result.output
+    return result.output
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_a_disk_that_cannot_be_served(bed: Bed, tmp_path: Path, case: Case) -> None:
+    """By xenblk before anything is started, and by the block script, for those who call libxl in another way."""
     case.make(tmp_path)
     put_tree(bed, tmp_path)
-    lines = refused(bed, [case.disk.format(home=HOME)])
-    print("\n".join(lines))
-    telling = [line for line in lines if case.names.format(home=HOME) in line and case.words in line]
-    assert len(telling) == 1, "\n".join(lines)
+    names = case.names.format(home=HOME)
+    with unchanged(bed):
+        line = refused(bed, case.disk.format(home=HOME))
+        assert names in line and case.words in line
+        error = hotplug.refused(bed, case.target.format(home=HOME), case.mode)
+        assert names in error and case.words in error
+
+
+def test_xl_shows_the_reason_that_the_script_gives(bed: Bed, tmp_path: Path) -> None:
+    raw(tmp_path)
+    put_tree(bed, tmp_path)
+    guest = Guest(bed, "wrong", "exit 0", [f"format=raw,script=block-xenblk,vdev=xvda,target=vhd:{HOME}/a.vhd"])
+    guest.prepare()
+    with unchanged(bed):
+        result = bed.run(f"xl create {guest.config_path}", check=False, timeout=200)
+    assert result.status != 0 and "error detected" not in result.output
+    [telling] = [line for line in result.output.splitlines() if f"{HOME}/a.vhd" in line]
+    assert f"script: {HOME}/a.vhd: footer" in telling
+
+
+def test_a_configuration_of_xenblk_that_is_wrong(bed: Bed, tmp_path: Path) -> None:
+    two(tmp_path, BASE, None)
+    put_tree(bed, tmp_path)
+    for text, words in (("image_dirs: 7\n", "xenblk.yaml:1: image_dirs"), ("a: [\n", "xenblk.yaml:2: not YAML")):
+        bed.put("/tmp/xenblk.yaml", text.encode())
+        with unchanged(bed):
+            assert words in refused(bed, f"tap2:vhd:{HOME}/a.vhd,xvda,w", "XENBLK_YAML=/tmp/xenblk.yaml")
+    with unchanged(bed):
+        assert "/tmp: " in refused(bed, f"tap2:vhd:{HOME}/a.vhd,xvda,w", "XENBLK_YAML=/tmp")
+    # what the C tools read
+    bed.run("mkdir -p /run/xenblk && echo engine=steam > /run/xenblk/config")
+    try:
+        with unchanged(bed):
+            assert "/run/xenblk/config: line 1" in hotplug.refused(bed, f"vhd:{HOME}/a.vhd")
+    finally:
+        bed.run("rm /run/xenblk/config")
+
+
+def test_a_driver_that_is_not_there(bed: Bed, tmp_path: Path) -> None:
+    two(tmp_path, BASE, None)
+    put_tree(bed, tmp_path)
+    bed.run("rmmod blktap; mv /lib/modules/$(uname -r)/extra/blktap.ko /root/")
+    try:
+        with unchanged(bed):
+            error = hotplug.refused(bed, f"vhd:{HOME}/a.vhd")
+        assert error.startswith(f"vhd:{HOME}/a.vhd: the blktap driver can't be loaded: ")
+    finally:
+        bed.run("mv /root/blktap.ko /lib/modules/$(uname -r)/extra/ && modprobe blktap")
+
+
+def test_a_full_run_directory(bed: Bed, tmp_path: Path) -> None:
+    """There are no locks, sockets or settings to be made then."""
+    two(tmp_path, BASE, None)
+    put_tree(bed, tmp_path)
+    bed.run("modprobe blktap; mkdir -p /run/blktap-control")
+    bed.run("mount -t tmpfs -o size=64k,nr_inodes=2 full /run/blktap-control && touch /run/blktap-control/x")
+    try:
+        with unchanged(bed):
+            error = hotplug.refused(bed, f"vhd:{HOME}/a.vhd")
+        assert "/run/blktap-control/ctl" in error and "No space left on device" in error
+        assert bed.run("tap-ctl list; pgrep -x tapdisk", check=False).stdout == ""
+    finally:
+        bed.run("umount /run/blktap-control")
+
+
+@pytest.mark.slow
+def test_no_xenstored(beds: Beds, tmp_path: Path) -> None:
+    """xl waits for it without a word. A bed of its own: xenstored doesn't come back."""
+    bed = beds.fresh()
+    bed.run(f"modprobe blktap; mkdir -p {HOME}")
+    two(tmp_path, BASE, None)
+    put_tree(bed, tmp_path)
+    before = bed.run(f"sha256sum {HOME}/*").stdout
+    bed.run("kill -9 $(cat /run/xenstored.pid)")
+    for _ in range(2):
+        line = refused(bed, f"tap2:vhd:{HOME}/a.vhd,xvda,w")
+        assert "xenstored" in line
+        bed.run("rm -f /run/xenstored/socket")
+    assert bed.run(f"sha256sum {HOME}/*").stdout == before
+    assert bed.run("tap-ctl list; pgrep -x tapdisk; ls /sys/class/blktap2", check=False).stdout == ""
