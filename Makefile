@@ -31,7 +31,7 @@ pages  := $(foreach p,$(pods),$(man)/$(call manname,$(basename $(notdir $(p)))))
 
 # What an installed file says of where the others are.
 places := -e 's|@pkglib@|$(pkglib)|g; s|@sbindir@|$(sbindir)|g' \
-	  -e '/^PATH=/s|/usr/sbin|$(sbindir)|' -e '/^YAML_PATH/s|/etc|$(sysconfdir)|'
+	  -e '/^PATH=/s|/usr/sbin|$(sbindir)|' -e '/^YAML_PATH/s|/etc|$(sysconfdir)|' -e '/^XL =/s|/usr/sbin|$(sbindir)|'
 
 all: programs bridge $(pages)
 
@@ -64,11 +64,15 @@ install: all
 		$(DESTDIR)$(prefix)/lib/tmpfiles.d $(DESTDIR)$(prefix)/lib/modules-load.d \
 		$(DESTDIR)$(prefix)/share/man/man8 $(DESTDIR)$(prefix)/share/man/man5
 	install -m 755 $(bin)/tap-ctl $(DESTDIR)$(sbindir)/
+	sh hotplug-scripts/set-aside-xl add '$(DESTDIR)' '$(prefix)'
+	install -m 755 $(bin)/xl $(DESTDIR)$(sbindir)/
 	install -m 755 $(bin)/vhd-util $(DESTDIR)$(prefix)/bin/
 	install -m 755 $(bin)/tapdisk $(DESTDIR)$(prefix)/libexec/
 	rm -rf $(DESTDIR)$(pkglib)/xenblk && install -d $(DESTDIR)$(pkglib)/xenblk
 	install -m 644 $(filter-out %_build.py,$(wildcard xenblk/*.py)) $(pybuild)/*.so $(DESTDIR)$(pkglib)/xenblk/
-	sed $(places) xenblk/config.py > $(DESTDIR)$(pkglib)/xenblk/config.py
+	for name in config xlcall; do \
+		sed $(places) xenblk/$$name.py > $(DESTDIR)$(pkglib)/xenblk/$$name.py || exit; \
+	done
 	$(PYTHON) -m compileall -q --invalidation-mode checked-hash $(if $(DESTDIR),-s $(DESTDIR) -p /) \
 		$(DESTDIR)$(pkglib)/xenblk
 	chmod -R a+rX $(DESTDIR)$(pkglib)/xenblk
@@ -88,6 +92,7 @@ install: all
 
 # The configuration stays: it may have been edited.
 uninstall:
+	sh hotplug-scripts/set-aside-xl remove '$(DESTDIR)' '$(prefix)'
 	rm -f $(DESTDIR)$(sbindir)/tap-ctl $(DESTDIR)$(prefix)/bin/vhd-util \
 		$(DESTDIR)$(prefix)/libexec/tapdisk $(DESTDIR)$(sbindir)/xenblk \
 		$(DESTDIR)$(scriptdir)/block-xenblk $(DESTDIR)$(scriptdir)/xenblk-common.sh \
@@ -118,7 +123,8 @@ test: test-deps
 	@$(PYTHON) -m pytest tests
 
 lint:
-	@shellcheck .ci/run .ci/deps hotplug-scripts/block-xenblk hotplug-scripts/xenblk-common.sh
+	@shellcheck .ci/run .ci/deps hotplug-scripts/block-xenblk hotplug-scripts/xenblk-common.sh \
+		hotplug-scripts/set-aside-xl
 	@mypy --strict xenblk tests
 
 clean:

@@ -208,8 +208,8 @@ static bool usable(const char *path)
 }
 
 /*
- * Xen's xl: of the running hypervisor's release, as Debian has it, or the one that installation has set aside. On Debian
- * that is a script which looks for the former.
+ * Xen's xl: of the running hypervisor's release, as Debian has it, or the one that installation has set aside. On
+ * Debian that is a script which looks for the former.
  */
 static const char *find_xl(char *path, size_t size)
 {
