@@ -255,7 +255,7 @@ static int become_xenblk(int argc, char **argv)
 
 	if (!args || rc) {
 		fprintf(stderr, "xl: %s: %s\n", SELF, strerror(args ? -rc : ENOMEM));
-		return EXIT_NOT_FOUND;
+		goto out;
 	}
 	snprintf(path, sizeof(path), "%s/xenblk", directory);
 	args[0] = path;
@@ -264,6 +264,8 @@ static int become_xenblk(int argc, char **argv)
 	execv(path, args);
 	/* not Xen's xl: it would give the disk to QEMU */
 	fprintf(stderr, "xl: %s: %s; install xenblk again\n", path, strerror(errno));
+out:
+	free(args);
 	return EXIT_NOT_FOUND;
 }
 
@@ -284,6 +286,7 @@ static bool come_from_xenblk(void)
 int main(int argc, char **argv)
 {
 	const struct command *command;
+	bool rewrite;
 	char **copy;
 
 	if (argc < 1)
@@ -305,7 +308,7 @@ int main(int argc, char **argv)
 		return EXIT_NOT_FOUND;
 	}
 	memcpy(copy, argv, (size_t)argc * sizeof(*copy));
-	if (needs_rewriting(command, argc - optind, copy + optind))
-		return become_xenblk(argc, argv);
-	return become_xl(argv);
+	rewrite = needs_rewriting(command, argc - optind, copy + optind);
+	free(copy);
+	return rewrite ? become_xenblk(argc, argv) : become_xl(argv);
 }
