@@ -86,7 +86,8 @@ def read_disks(source: str, data: bytes) -> list[str]:
 def parse_disk(*parts: str) -> dict[str, Any]:
     """The fields of libxl_device_disk (libxl_types.idl) that a spec sets to something else than the default.
 
-    Several parts are read one after the other, as xl block-attach does. Raises GrammarError if xl would refuse the spec.
+    Several parts are read one after the other, as xl block-attach does.
+    Raises GrammarError if xl would refuse the spec.
     """
     report = _Report()
     with _config("disk", report) as (ffi, lib, cfg):

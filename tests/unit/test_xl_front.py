@@ -89,7 +89,8 @@ def test_xl_is_the_process_that_was_started(xl: Front) -> None:
 
 
 def test_xl_has_the_terminal_and_its_ctrl_c(xl: Front) -> None:
-    environment = xl.environment(FAKE="trap 'echo interrupted >/dev/tty; exit 5' INT; tty; echo ready; read line; exit 6")
+    fake = "trap 'echo interrupted >/dev/tty; exit 5' INT; tty; echo ready; read line; exit 6"
+    environment = xl.environment(FAKE=fake)
     pid, terminal = pty.fork()
     if not pid:
         os.execve(xl.xl, [xl.xl, "console", "d"], environment)
@@ -259,8 +260,8 @@ def test_a_pipe_is_not_emptied(xl: Front) -> None:
 
 
 def test_what_comes_back_from_xenblk_goes_to_xl(xl: Front) -> None:
-    script = 'XENBLK_REWRITTEN=$$ exec "$0" "$@"'
-    subprocess.run(["bash", "-c", script, xl.xl, "block-attach", "d", SPEC], env=xl.environment(), timeout=60, check=True)
+    command = ["bash", "-c", 'XENBLK_REWRITTEN=$$ exec "$0" "$@"', xl.xl, "block-attach", "d", SPEC]
+    subprocess.run(command, env=xl.environment(), timeout=60, check=True)
     assert xl.given("xl") == ["block-attach", "d", SPEC]
     assert b"XENBLK_REWRITTEN" not in (xl.root / "xl.environ").read_bytes()
 
