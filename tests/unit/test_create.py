@@ -5,70 +5,16 @@ import json
 import os
 import signal
 import subprocess
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.lib import bridge
+from tests.lib.xlhost import Host
 from xenblk import create, guestconfig, libxl, xlcall
 from xenblk.errors import UsageError
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("libxl_binding")]
-
-XL = """#!/bin/bash
-printf '%s\\0' "$@" >"$0.argv"
-sed -n 's/^SigIgn:\\s*//p' /proc/$$/status >"$0.signals"
-exit 7
-"""
-
-
-@dataclass
-class Host:
-    """A directory with a guest's image and configuration."""
-
-    directory: Path
-    command: Path
-
-    def write(self, text: str) -> str:
-        """Writes the guest's configuration and returns its path."""
-        path = self.directory / "guest.cfg"
-        path.write_text(text, encoding="utf-8")
-        return str(path)
-
-    def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        """Runs xenblk."""
-        environment = bridge.environment(
-            XENBLK_XL=str(self.directory / "xl"),
-            XENBLK_YAML=str(self.directory / "xenblk.yaml"),
-            XENBLK_CONFIG=str(self.directory / "run" / "config"),
-        )
-        return subprocess.run(
-            [str(self.command), *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False
-        )
-
-    def xl(self) -> list[str] | None:
-        """The arguments that xl got, None if it wasn't started."""
-        try:
-            return (self.directory / "xl.argv").read_text(encoding="utf-8").split("\0")[:-1]
-        except FileNotFoundError:
-            return None
-
-    @property
-    def image(self) -> str:
-        """The path of an image that is there."""
-        return str(self.directory / "a.vhd")
-
-
-@pytest.fixture
-def host(tmp_path: Path, xenblk_command: Path) -> Host:
-    (tmp_path / "xl").write_text(XL, encoding="utf-8")
-    (tmp_path / "xl").chmod(0o755)
-    (tmp_path / "a.vhd").write_bytes(b"")
-    return Host(tmp_path, xenblk_command)
-
 
 def seen_by_xl(arguments: list[str]) -> list[str]:
     """The disks that xl would use, by its own parser."""
@@ -92,8 +38,7 @@ def test_tap_disks_are_rewritten_and_everything_else_is_passed_on(host: Host) ->
     assert arguments is not None
     assert arguments[:5] == ["create", "-c", config, "-q", "vcpus=2"]
     assert len(arguments) == 6
-    form = f"format=raw,script=block-xenblk,vdev=xvda,access=w,target=vhd:{host.image}"
-    assert seen_by_xl(arguments[1:]) == ["phy:/dev/x,xvdb,r", form]
+    assert seen_by_xl(arguments[1:]) == ["phy:/dev/x,xvdb,r", host.form]
 
 
 def test_a_guest_without_tap_disks_is_left_to_xl(host: Host) -> None:
@@ -187,8 +132,7 @@ def test_a_missing_xl_is_named(host: Host) -> None:
 
 def test_xl_gets_the_signals_that_a_shell_would_give_it(host: Host) -> None:
     host.run("create", host.write("name='g'"))
-    ignored = int((host.directory / "xl.signals").read_text(), 16)
-    assert not ignored & (1 << (signal.SIGPIPE - 1) | 1 << (signal.SIGXFSZ - 1))
+    assert not host.ignored & (1 << (signal.SIGPIPE - 1) | 1 << (signal.SIGXFSZ - 1))
 
 
 def test_tapdisk_finds_the_settings_of_xenblk_yaml(host: Host) -> None:
