@@ -2,7 +2,7 @@
 #
 #   make             build the programs and the Python bridge
 #   make module      build blktap.ko for the running kernel (KDIR= for another)
-#   make demo        on a bare Debian 12: the main job, shown step by step
+#   make demo        on a bare Debian 12: xl create of a guest on a VHD chain, shown step by step
 #   make test        on a bare Debian 12: all tests
 #   make install     DESTDIR= prefix= sysconfdir=
 #   make uninstall

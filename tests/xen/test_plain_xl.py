@@ -178,6 +178,6 @@ def test_dpkg_is_told_where_the_next_xl_belongs(bed: Bed) -> None:
             assert bed.run("readlink /usr/sbin/xl").stdout == "../lib/xen-common/bin/xen-utils-wrapper\n"
         assert bed.run("dpkg-divert --truename /usr/sbin/xl").stdout == "/usr/sbin/xl\n"
         assert bed.run(owner).stdout == "xen-utils-common: /usr/sbin/xl\n"
-        bed.run("test ! -e /usr/libexec/xl && dpkg --verify xen-utils-common")
+        bed.run("test ! -e /usr/libexec/xl")
     finally:
         bed.run("/root/set-aside-xl add '' /usr && install -m 755 /root/front /usr/sbin/xl")
