@@ -2,7 +2,7 @@
 #
 #   make             build the programs and the Python bridge
 #   make module      build blktap.ko for the running kernel (KDIR= for another)
-#   make demo        on a bare Debian 12: the main job, shown step by step
+#   make demo        on a bare Debian 12: xl create of a guest on a VHD chain, shown step by step
 #   make test        on a bare Debian 12: all tests
 #   make install     DESTDIR= prefix= sysconfdir=
 #   make uninstall
@@ -32,7 +32,7 @@ pages  := $(foreach p,$(pods),$(man)/$(call manname,$(basename $(notdir $(p)))))
 # What an installed file says of where the others are.
 places := -e 's|@pkglib@|$(pkglib)|g; s|@sbindir@|$(sbindir)|g' \
 	  -e '/^PATH=/s|/usr/sbin|$(sbindir)|' -e '/^YAML_PATH/s|/etc|$(sysconfdir)|' \
-	  -e '/^TAP_CTL/s|/usr/sbin|$(sbindir)|'
+	  -e '/^\(TAP_CTL\|XL\) =/s|/usr/sbin|$(sbindir)|'
 
 all: programs bridge $(pages)
 
@@ -65,11 +65,15 @@ install: all
 		$(DESTDIR)$(prefix)/lib/tmpfiles.d $(DESTDIR)$(prefix)/lib/modules-load.d \
 		$(DESTDIR)$(prefix)/share/man/man8 $(DESTDIR)$(prefix)/share/man/man5
 	install -m 755 $(bin)/tap-ctl $(DESTDIR)$(sbindir)/
+	sh hotplug-scripts/set-aside-xl add '$(DESTDIR)' '$(prefix)'
+	install -m 755 $(bin)/xl $(DESTDIR)$(sbindir)/
 	install -m 755 $(bin)/vhd-util $(DESTDIR)$(prefix)/bin/
 	install -m 755 $(bin)/tapdisk $(DESTDIR)$(prefix)/libexec/
 	rm -rf $(DESTDIR)$(pkglib)/xenblk && install -d $(DESTDIR)$(pkglib)/xenblk
 	install -m 644 $(filter-out %_build.py,$(wildcard xenblk/*.py)) $(pybuild)/*.so $(DESTDIR)$(pkglib)/xenblk/
-	sed $(places) xenblk/config.py > $(DESTDIR)$(pkglib)/xenblk/config.py
+	for name in config xlcall; do \
+		sed $(places) xenblk/$$name.py > $(DESTDIR)$(pkglib)/xenblk/$$name.py || exit; \
+	done
 	$(PYTHON) -m compileall -q --invalidation-mode checked-hash $(if $(DESTDIR),-s $(DESTDIR) -p /) \
 		$(DESTDIR)$(pkglib)/xenblk
 	chmod -R a+rX $(DESTDIR)$(pkglib)/xenblk
@@ -89,6 +93,7 @@ install: all
 
 # The configuration stays: it may have been edited.
 uninstall:
+	sh hotplug-scripts/set-aside-xl remove '$(DESTDIR)' '$(prefix)'
 	rm -f $(DESTDIR)$(sbindir)/tap-ctl $(DESTDIR)$(prefix)/bin/vhd-util \
 		$(DESTDIR)$(prefix)/libexec/tapdisk $(DESTDIR)$(sbindir)/xenblk \
 		$(DESTDIR)$(scriptdir)/block-xenblk $(DESTDIR)$(scriptdir)/xenblk-common.sh \
@@ -121,7 +126,7 @@ test: test-deps
 
 lint:
 	@shellcheck .ci/run .ci/deps hotplug-scripts/block-xenblk hotplug-scripts/xenblk-common.sh \
-		hotplug-scripts/xenblk-sharing.sh
+		hotplug-scripts/xenblk-sharing.sh hotplug-scripts/set-aside-xl
 	@mypy --strict xenblk tests
 
 clean:

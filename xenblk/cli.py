@@ -6,8 +6,9 @@ import io
 import json
 import signal
 import sys
+from typing import NoReturn
 
-from xenblk import VERSION, config, create, libxl
+from xenblk import VERSION, attach, config, create, guestconfig, libxl, override, xlcall
 from xenblk.errors import UsageError, UserError
 
 
@@ -18,8 +19,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"xenblk {VERSION}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    # Only for the help: its arguments are xl's, and main() passes them on.
-    commands.add_parser("create", help="start a guest: xl create, with disks like tap2:vhd:/srv/a.vhd,xvda,w")
+    # Only for the help: the arguments are xl's, and main() passes them on.
+    commands.add_parser("xl", help="any command of xl, with disks like tap2:vhd:/srv/a.vhd,xvda,w")
+    for command in xlcall.COMMANDS:
+        commands.add_parser(command.name, help=f"the same as xl {command.name}")
 
     rewrite = commands.add_parser("rewrite", help="show the disks of a guest as xenblk create gives them to xl")
     rewrite.add_argument("config_file", help="the guest's configuration, as in xl.cfg(5)")
@@ -49,9 +52,9 @@ def _rewrite(arguments: argparse.Namespace) -> None:
     for setting in arguments.settings:
         if "=" not in setting:
             raise UsageError(f"rewrite: {setting} isn't KEY=VALUE; name one configuration file")
-    request = create.Request(arguments.config_file, tuple(arguments.settings))
+    source = guestconfig.Source(arguments.config_file, tuple(arguments.settings))
     try:
-        disks = create.read_disks(request)
+        disks = guestconfig.read_disks(source, guestconfig.read_text(source))
     except libxl.GrammarError as error:
         raise UserError(f"{arguments.config_file}: not understood by libxl: {error}") from None
     if arguments.json:
@@ -60,7 +63,7 @@ def _rewrite(arguments: argparse.Namespace) -> None:
     else:
         print("disk = [")
         for disk in disks:
-            print(f"    {create.quote(disk.rewritten)},")
+            print(f"    {guestconfig.quote(disk.rewritten)},")
         print("]")
 
 
@@ -82,8 +85,20 @@ def _config_show(arguments: argparse.Namespace) -> None:
         print(yaml.safe_dump(values, sort_keys=False, default_flow_style=False), end="")
 
 
+def _run_xl(words: list[str]) -> NoReturn:
+    call = xlcall.read(words)
+    if call is None:
+        xlcall.become_xl(words)
+    elif call.command.name == "block-attach":
+        attach.run(call)
+    elif call.command.name in ("create", "config-update"):
+        create.run(call)
+    else:
+        override.run(call)
+
+
 def main(arguments: list[str]) -> int:
-    """Runs a command and returns the exit status; `create` becomes xl and doesn't return."""
+    """Runs a command and returns the exit status; the commands of xl become xl and don't return."""
     # Python ignores these, and xl would inherit it
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
@@ -92,8 +107,9 @@ def main(arguments: list[str]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")
     try:
-        if arguments[:1] == ["create"]:
-            create.run(arguments[1:])
+        words = xlcall.read_own(arguments)
+        if words is not None:
+            _run_xl(words)
         parsed = _parser().parse_args(arguments)
         parsed.run(parsed)
     except UserError as error:

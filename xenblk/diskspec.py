@@ -62,7 +62,8 @@ _FLAGS = {
 class Disk:
     """One disk of a guest. driver and path are None, and rewritten is spec, if tapdisk has no part in it.
 
-    local: it is served on this host, not in a driver domain.
+    spec: its parts, if there are several, with a space between them. local: it is served on this host, not in a driver
+    domain.
     """
 
     spec: str
@@ -89,13 +90,14 @@ def prefixes(spec: str) -> list[str]:
     return found
 
 
-def read(spec: str) -> Disk:
-    """What is to become of a disk.
+def read(*parts: str) -> Disk:
+    """What is to become of a disk, whose spec is one text or, for xl block-attach, several.
 
     Raises libxl.GrammarError if xl would refuse the spec, UserError if tapdisk is asked for what it can't do.
     """
-    fields = libxl.parse_disk(spec)
-    used = prefixes(spec)
+    spec = " ".join(parts)
+    fields = libxl.parse_disk(*parts)
+    used = [prefix for part in parts for prefix in prefixes(part)]
     if not TAP_PREFIXES.intersection(used):
         return Disk(spec, fields.get("vdev", ""), spec)
     try:

@@ -83,9 +83,10 @@ def read_disks(source: str, data: bytes) -> list[str]:
     return disks
 
 
-def parse_disk(spec: str) -> dict[str, Any]:
-    """The fields of libxl_device_disk (libxl_types.idl) that the spec sets to something else than the default.
+def parse_disk(*parts: str) -> dict[str, Any]:
+    """The fields of libxl_device_disk (libxl_types.idl) that a spec sets to something else than the default.
 
+    Several parts are read one after the other, as xl block-attach does.
     Raises GrammarError if xl would refuse the spec.
     """
     report = _Report()
@@ -93,8 +94,8 @@ def parse_disk(spec: str) -> dict[str, Any]:
         disk = ffi.new("libxl_device_disk *")
         lib.libxl_device_disk_init(disk)
         try:
-            text = ffi.new("char[]", os.fsencode(spec))
-            status = lib.xlu_disk_parse(cfg, 1, ffi.new("char *[]", [text]), disk)
+            texts = [ffi.new("char[]", os.fsencode(part)) for part in parts]
+            status = lib.xlu_disk_parse(cfg, len(texts), ffi.new("char *[]", texts), disk)
             shown = lib.libxl_device_disk_to_json(ffi.NULL, disk) if not status else ffi.NULL
             if shown != ffi.NULL:
                 document = os.fsdecode(ffi.string(shown))

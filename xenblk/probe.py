@@ -36,11 +36,18 @@ def check_xenstored() -> None:
         raise UserError(f"xenstored doesn't answer at {path}; start it: systemctl start xenstored, or xen") from None
 
 
-def check(disks: list[Disk]) -> None:
-    """Opens each image of tapdisk on this host with `tap-ctl probe`, which changes nothing. Raises UserError."""
+def check(disks: list[Disk], source: str | None = None) -> None:
+    """Opens each image of tapdisk on this host with `tap-ctl probe`, which changes nothing. Raises UserError.
+
+    source names the configuration that the disks are from, if they are from one.
+    """
+    check_xenstored()
     for disk in disks:
         if disk.driver and disk.local:
-            _probe(disk)
+            try:
+                _probe(disk)
+            except UserError as error:
+                raise UserError(f"{source}: {error}" if source else str(error)) from None
 
 
 def _probe(disk: Disk) -> None:

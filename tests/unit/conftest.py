@@ -7,7 +7,7 @@ import pytest
 from hypothesis import settings
 
 import xenblk
-from tests.lib import bridge
+from tests.lib import bridge, xlhost
 
 # How long one example takes says nothing on a busy machine.
 settings.register_profile("unit", deadline=None, print_blob=True)
@@ -26,3 +26,9 @@ def libxl_binding() -> None:
 def xenblk_command(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The command xenblk, as it is installed."""
     return bridge.stage(tmp_path_factory.mktemp("stage"))
+
+
+@pytest.fixture
+def host(tmp_path: Path, xenblk_command: Path) -> xlhost.Host:
+    """xenblk with an image and a program in xl's place."""
+    return xlhost.make(tmp_path, xenblk_command)

@@ -5,76 +5,29 @@ import json
 import os
 import signal
 import subprocess
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.lib import bridge
-from xenblk import create, libxl
+from tests.lib.xlhost import Host
+from xenblk import create, guestconfig, libxl, xlcall
 from xenblk.errors import UsageError
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("libxl_binding")]
 
-XL = """#!/bin/bash
-printf '%s\\0' "$@" >"$0.argv"
-sed -n 's/^SigIgn:\\s*//p' /proc/$$/status >"$0.signals"
-exit 7
-"""
-
-
-@dataclass
-class Host:
-    """A directory with a guest's image and configuration."""
-
-    directory: Path
-    command: Path
-
-    def write(self, text: str) -> str:
-        """Writes the guest's configuration and returns its path."""
-        path = self.directory / "guest.cfg"
-        path.write_text(text, encoding="utf-8")
-        return str(path)
-
-    def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        """Runs xenblk."""
-        environment = bridge.environment(
-            XENBLK_XL=str(self.directory / "xl"),
-            XENBLK_TAP_CTL="true",
-            XENBLK_YAML=str(self.directory / "xenblk.yaml"),
-            XENBLK_CONFIG=str(self.directory / "run" / "config"),
-        )
-        return subprocess.run(
-            [str(self.command), *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False
-        )
-
-    def xl(self) -> list[str] | None:
-        """The arguments that xl got, None if it wasn't started."""
-        try:
-            return (self.directory / "xl.argv").read_text(encoding="utf-8").split("\0")[:-1]
-        except FileNotFoundError:
-            return None
-
-    @property
-    def image(self) -> str:
-        """The path of an image that is there."""
-        return str(self.directory / "a.vhd")
-
-
-@pytest.fixture
-def host(tmp_path: Path, xenblk_command: Path) -> Host:
-    (tmp_path / "xl").write_text(XL, encoding="utf-8")
-    (tmp_path / "xl").chmod(0o755)
-    (tmp_path / "a.vhd").write_bytes(b"")
-    return Host(tmp_path, xenblk_command)
-
-
 def seen_by_xl(arguments: list[str]) -> list[str]:
     """The disks that xl would use, by its own parser."""
-    request = create.parse_arguments(arguments)
-    return libxl.read_disks("test", create.read_config(request))
+    source = read_arguments(arguments)
+    assert source is not None
+    return libxl.read_disks("test", guestconfig.read_text(source))
+
+
+def read_arguments(arguments: list[str]) -> guestconfig.Source | None:
+    """What xenblk makes of the arguments of xl create."""
+    call = xlcall.read(["create", *arguments])
+    assert call is not None
+    return create.source(call)
 
 
 def test_tap_disks_are_rewritten_and_everything_else_is_passed_on(host: Host) -> None:
@@ -85,8 +38,7 @@ def test_tap_disks_are_rewritten_and_everything_else_is_passed_on(host: Host) ->
     assert arguments is not None
     assert arguments[:5] == ["create", "-c", config, "-q", "vcpus=2"]
     assert len(arguments) == 6
-    form = f"format=raw,script=block-xenblk,vdev=xvda,access=w,target=vhd:{host.image}"
-    assert seen_by_xl(arguments[1:]) == ["phy:/dev/x,xvdb,r", form]
+    assert seen_by_xl(arguments[1:]) == ["phy:/dev/x,xvdb,r", host.form]
 
 
 def test_a_guest_without_tap_disks_is_left_to_xl(host: Host) -> None:
@@ -146,7 +98,7 @@ def test_a_guest_may_be_all_on_the_command_line(host: Host) -> None:
 def test_any_file_name_reaches_xl(host: Host, name: str) -> None:
     (host.directory / name).write_bytes(b"")
     spec = f"tap2:vhd:vdev=xvda,access=w,target={host.directory}/{name}"
-    config = host.write(f"disk = [{create.quote(spec)}]")
+    config = host.write(f"disk = [{guestconfig.quote(spec)}]")
     assert host.run("create", config).returncode == 7
     arguments = host.xl()
     assert arguments is not None
@@ -180,8 +132,7 @@ def test_a_missing_xl_is_named(host: Host) -> None:
 
 def test_xl_gets_the_signals_that_a_shell_would_give_it(host: Host) -> None:
     host.run("create", host.write("name='g'"))
-    ignored = int((host.directory / "xl.signals").read_text(), 16)
-    assert not ignored & (1 << (signal.SIGPIPE - 1) | 1 << (signal.SIGXFSZ - 1))
+    assert not host.ignored & (1 << (signal.SIGPIPE - 1) | 1 << (signal.SIGXFSZ - 1))
 
 
 def test_tapdisk_finds_the_settings_of_xenblk_yaml(host: Host) -> None:
@@ -210,23 +161,20 @@ def test_wrong_settings_start_nothing(host: Host) -> None:
         (["h.cfg", "-f", "g.cfg"], "g.cfg", ()),
         (["a=1", "g.cfg", "b=2"], "g.cfg", ("a=1", "b=2")),
         (["--", "g.cfg", "a=-1"], "g.cfg", ("a=-1",)),
-        (["g=.cfg"], None, ("g=.cfg",)),
-        ([], None, ()),
     ],
 )
-def test_arguments_are_read_as_xl_reads_them(
-    arguments: list[str], config_file: str | None, settings: tuple[str]
-) -> None:
-    assert create.parse_arguments(arguments) == create.Request(config_file, settings)
+def test_arguments_are_read_as_xl_reads_them(arguments: list[str], config_file: str, settings: tuple[str]) -> None:
+    assert read_arguments(arguments) == guestconfig.Source(config_file, settings)
 
 
 @pytest.mark.parametrize(
-    "arguments", [["-z", "g.cfg"], ["g.cfg", "-f"], ["--new", "g.cfg"], ["-f", "a", "b"], ["a=1", "b", "c"]]
+    "arguments",
+    [["-z", "g.cfg"], ["g.cfg", "-f"], ["--new", "g.cfg"], ["-f", "a", "b"], ["a=1", "b", "c"], ["g=.cfg"], []],
 )
 def test_arguments_that_xl_create_does_not_have_are_refused(arguments: list[str]) -> None:
     """They may mean another configuration file to a newer xl."""
     with pytest.raises(UsageError):
-        create.parse_arguments(arguments)
+        read_arguments(arguments)
 
 
 def test_usage_is_status_2(host: Host) -> None:
@@ -246,7 +194,7 @@ def test_help_for_create_is_that_of_xl(host: Host) -> None:
     st.lists(st.text(st.characters(blacklist_characters="\0", blacklist_categories=("Cs",)), max_size=40), max_size=4)
 )
 def test_quoted_text_is_read_back_by_libxlutil(texts: list[str]) -> None:
-    data = "disk=[" + ",".join(map(create.quote, texts)) + "]\n"
+    data = "disk=[" + ",".join(map(guestconfig.quote, texts)) + "]\n"
     assert libxl.read_disks("test", data.encode()) == texts
 
 

@@ -67,6 +67,7 @@ def test_all_that_xen_systemd_and_udev_look_for_is_in_its_place(usr: Path) -> No
         "/usr/libexec/tapdisk",
         "/usr/sbin/tap-ctl",
         "/usr/sbin/xenblk",
+        "/usr/sbin/xl",
         "/usr/share/man/man5/xenblk.yaml.5",
         "/usr/share/man/man8/tap-ctl.8",
         "/usr/share/man/man8/tapdisk.8",
@@ -166,6 +167,88 @@ def test_every_program_tells_the_same_version(usr: Path) -> None:
             [str(usr / program), "--version"], capture_output=True, text=True, timeout=60, check=True
         ).stdout
         assert shown == f"{Path(program).name} {version}\n"
+
+
+WRAPPER = "../lib/xen-common/bin/xen-utils-wrapper"
+
+
+@pytest.fixture
+def xen(tmp_path: Path) -> Path:
+    """A root with Xen's tools as Debian has them."""
+    (tmp_path / "usr/sbin").mkdir(parents=True)
+    script = tmp_path / "usr/lib/xen-common/bin/xen-utils-wrapper"
+    script.parent.mkdir(parents=True)
+    script.write_text('#!/bin/sh\necho "stock ${0##*/}" "$@"\n', encoding="ascii")
+    script.chmod(0o755)
+    (tmp_path / "usr/sbin/xl").symlink_to(WRAPPER)
+    return tmp_path
+
+
+def call_xl(root: Path) -> str:
+    """What the installed xl says; it finds no Xen but the one set aside."""
+    return subprocess.run(
+        [str(root / "usr/sbin/xl"), "--set-aside"], capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+
+
+def test_the_stock_xl_is_set_aside_works_there_and_comes_back(xen: Path) -> None:
+    before = files(xen)
+    # the second time the front must not be taken for the stock one
+    for _ in range(2):
+        make("install", f"DESTDIR={xen}")
+        assert not (xen / "usr/sbin/xl").is_symlink()
+        assert os.readlink(xen / "usr/libexec/xl") == WRAPPER
+        assert call_xl(xen) == "stock xl --set-aside\n"
+    for _ in range(2):
+        make("uninstall", f"DESTDIR={xen}")
+        assert os.readlink(xen / "usr/sbin/xl") == WRAPPER
+        assert files(xen) == before | {"/etc/xen/xenblk.yaml"}
+
+
+def test_a_stock_xl_that_came_later_is_set_aside_by_the_next_install(xen: Path) -> None:
+    (xen / "usr/sbin/xl").unlink()
+    make("install", f"DESTDIR={xen}")
+    assert not (xen / "usr/libexec/xl").exists()
+    (xen / "usr/sbin/xl").unlink()
+    (xen / "usr/sbin/xl").symlink_to(WRAPPER)
+    make("install", f"DESTDIR={xen}")
+    assert call_xl(xen) == "stock xl --set-aside\n"
+    make("uninstall", f"DESTDIR={xen}")
+    assert os.readlink(xen / "usr/sbin/xl") == WRAPPER
+
+
+def test_uninstall_leaves_a_stock_xl_that_replaced_the_front(xen: Path) -> None:
+    make("install", f"DESTDIR={xen}")
+    (xen / "usr/sbin/xl").unlink()
+    (xen / "usr/sbin/xl").write_text("another", encoding="ascii")
+    make("uninstall", f"DESTDIR={xen}")
+    assert (xen / "usr/sbin/xl").read_text(encoding="ascii") == "another"
+    assert os.readlink(xen / "usr/libexec/xl") == WRAPPER
+
+
+def test_a_dangling_stock_xl_is_set_aside_too(xen: Path) -> None:
+    """The link of a root whose files are not all there yet."""
+    (xen / "usr/lib/xen-common/bin/xen-utils-wrapper").unlink()
+    make("install", f"DESTDIR={xen}")
+    assert os.readlink(xen / "usr/libexec/xl") == WRAPPER
+    make("uninstall", f"DESTDIR={xen}")
+    assert os.readlink(xen / "usr/sbin/xl") == WRAPPER
+
+
+def test_xenblk_of_another_prefix_goes_on_to_the_front_beside_it(opt: Path, tmp_path: Path) -> None:
+    real = tmp_path / "xl"
+    real.write_text('#!/bin/sh\necho "$*"\n', encoding="ascii")
+    real.chmod(0o755)
+    environment = {"PATH": "/usr/bin:/bin", "XENBLK_REAL_XL": str(real)}
+    shown = subprocess.run(
+        [str(opt / "opt/sbin/xenblk"), "xl", "list", "-l"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stdout
+    assert shown == "list -l\n"
 
 
 @pytest.mark.parametrize(

@@ -89,13 +89,17 @@ class Create:
     def __call__(self, *disks: str) -> "subprocess.CompletedProcess[str]":
         """The guest with these disks."""
         (self.directory / "guest.cfg").write_text(f"disk = {list(disks)}\n")
+        return self.call(["create", str(self.directory / "guest.cfg")])
+
+    def call(self, words: list[str]) -> "subprocess.CompletedProcess[str]":
+        """A call of xl."""
         environment = bridge.environment(
             XENBLK_XL=str(self.directory / "xl"),
             XENBLK_TAP_CTL=str(program("tap-ctl")),
             XENBLK_YAML=str(self.directory / "none"),
             XENBLK_CONFIG=str(self.directory / "none"),
         )
-        command = [str(self.command), "create", str(self.directory / "guest.cfg")]
+        command = [str(self.command), "xl", *words]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
     @property
@@ -135,3 +139,25 @@ def test_who_holds_an_image_is_left_to_the_block_script(create: Create, image: P
 def test_an_image_in_a_driver_domain_cannot_be_probed(create: Create) -> None:
     assert create("tap2:vhd:/srv/not/here.vhd,xvda,w,backend=storage").returncode == 0
     assert create.started
+
+
+@pytest.mark.parametrize(
+    ("call", "probed"),
+    [
+        (["block-attach", "dom", "tap2:vhd:{bad},xvdb,w"], True),
+        (["restore", "{config}", "/srv/checkpoint"], True),
+        (["config-update", "dom", "{config}"], False),
+        (["save", "dom", "/srv/checkpoint", "{config}"], False),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_is_opened_now_is_probed_and_what_is_for_later_is_not(
+    create: Create, tmp_path: Path, call: list[str], probed: bool
+) -> None:
+    bad, config = tmp_path / "b.vhd", tmp_path / "other.cfg"
+    bad.write_bytes(bytes(4096))
+    config.write_text(f"disk = ['tap2:vhd:{bad},xvda,w']\n")
+    done = create.call([word.format(bad=bad, config=config) for word in call])
+    assert create.started != probed
+    assert (done.returncode != 0) == probed
+    assert (f"{bad}: footer" in done.stderr) == probed

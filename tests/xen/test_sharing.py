@@ -11,7 +11,7 @@ from tests.lib.guest import Guest
 from tests.lib.vm import Bed
 
 HOME = "/srv/sharing"
-CREATE = "xenblk create"
+CREATE = "xl create"
 IDLE = "wait_for_disk xvda; echo up; while true; do sleep 100; done"
 
 

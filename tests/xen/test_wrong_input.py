@@ -16,7 +16,7 @@ from tests.lib.guest import Guest
 from tests.lib.vhdmake import DIFFERENCING, Locator, Spec
 from tests.lib.vm import Bed
 
-CREATE = "xenblk create"
+CREATE = "xl create"
 HOME = "/srv/wrong"
 CONFIG = "/srv/wrong.cfg"
 BASE = Spec(uuid=UUID(int=0xBA5E))

@@ -1,0 +1,314 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+/*
+ * xl: stands before Xen's xl and becomes it at once. Only a call that brings a disk of tapdisk becomes xenblk, which
+ * rewrites the disk and comes back here.
+ *
+ * Whether it does is judged by the text alone, and in doubt it does: xenblk, which parses, passes on what it needn't
+ * change. Built without the library of the other programs, since every call of xl waits for it.
+ */
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <limits.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define SELF "/proc/self/exe"
+#define VERSION_DIR "/sys/hypervisor/version"
+/* Set by xenblk to its process id, which exec keeps: rewritten, go on to Xen's xl. */
+#define REWRITTEN "XENBLK_REWRITTEN"
+/* For tests: Xen's xl. */
+#define REAL_XL "XENBLK_REAL_XL"
+#define EXIT_NOT_FOUND 127
+/* xl doesn't mind a larger configuration; xenblk reads it then. */
+#define MAX_CONFIG (1 << 20)
+
+/* Where a command has the names of configuration files among its words, once its options are taken out. */
+enum place {
+	PLACE_NONE,
+	PLACE_WORDS, /* each word without a = */
+	PLACE_BEFORE_LAST, /* the first of exactly two */
+	PLACE_THIRD,
+};
+
+struct command {
+	const char *name;
+	size_t shortest; /* prefix that some xl from 4.7 on takes for it; Xen's xl decides for itself */
+	const char *with_value; /* getopt(3) string: only options with a value, which isn't a word */
+	char config_option;
+	int leading; /* words before the options proper */
+	enum place place;
+};
+
+static const struct command commands[] = {
+	{ "create", 2, "f:", 'f', 0, PLACE_WORDS },
+	{ "config-update", 4, "f:", 'f', 1, PLACE_WORDS },
+	{ "block-attach", 7, "", '\0', 0, PLACE_NONE },
+	{ "restore", 3, "", '\0', 0, PLACE_BEFORE_LAST },
+	{ "save", 2, "", '\0', 0, PLACE_THIRD },
+	/* migrate-receive begins the same way */
+	{ "migrate", 7, "C:s:", 'C', 0, PLACE_NONE },
+};
+
+static const char *const marks[] = { "tap:", "tap2:", "tapdisk:" };
+
+static char config[MAX_CONFIG];
+
+static const struct command *find_command(const char *word)
+{
+	size_t len = strlen(word);
+
+	for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++) {
+		if (len >= commands[i].shortest && !strncmp(word, commands[i].name, len))
+			return &commands[i];
+	}
+	return NULL;
+}
+
+static bool has_mark(const char *text, size_t len)
+{
+	for (size_t i = 0; i < sizeof(marks) / sizeof(marks[0]); i++) {
+		if (memmem(text, len, marks[i], strlen(marks[i])))
+			return true;
+	}
+	return false;
+}
+
+/* xl.cfg has escapes, which may spell a mark. */
+static bool may_have_mark(const char *text, size_t len)
+{
+	return has_mark(text, len) || memchr(text, '\\', len);
+}
+
+/* What can't be read has no disks: Xen's xl can't read it either, and says so. */
+static bool config_may_have_mark(const char *path)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	bool found = false;
+	struct stat st;
+	size_t len = 0;
+
+	if (fd < 0)
+		return false;
+	if (fstat(fd, &st) || !S_ISREG(st.st_mode))
+		goto out;
+	if (st.st_size > MAX_CONFIG) {
+		found = true;
+		goto out;
+	}
+	while (len < sizeof(config)) {
+		ssize_t n = read(fd, config + len, sizeof(config) - len);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			break;
+		len += (size_t)n;
+	}
+	found = len == sizeof(config) || may_have_mark(config, len);
+out:
+	close(fd);
+	return found;
+}
+
+static bool words_may_have_mark(const struct command *command, int count, char *const *words)
+{
+	switch (command->place) {
+	case PLACE_NONE:
+		return false;
+	case PLACE_WORDS:
+		for (int i = 0; i < count; i++) {
+			if (strchr(words[i], '=') ? may_have_mark(words[i], strlen(words[i])) :
+						    config_may_have_mark(words[i]))
+				return true;
+		}
+		return false;
+	case PLACE_BEFORE_LAST:
+		return count == 2 && config_may_have_mark(words[0]);
+	case PLACE_THIRD:
+		return count >= 3 && config_may_have_mark(words[2]);
+	}
+	return true;
+}
+
+/* argv[0] is the command's word. The order of argv changes. */
+static bool needs_rewriting(const struct command *command, int argc, char **argv)
+{
+	static const struct option long_options[] = {
+		{ "defconfig", required_argument, NULL, 'f' },
+		{ NULL, 0, NULL, 0 },
+	};
+	static const struct option none[] = { { NULL, 0, NULL, 0 } };
+	const struct option *longs = command->config_option == 'f' ? long_options : none;
+	int opt;
+
+	for (int i = 1; i < argc; i++) {
+		if (has_mark(argv[i], strlen(argv[i])))
+			return true;
+	}
+	for (int i = 0; i < command->leading && argc > 1; i++) {
+		argc--;
+		argv++;
+	}
+	/* as xl: a first word is the configuration even where POSIXLY_CORRECT ends the options at it */
+	if (command->place == PLACE_WORDS && argc > 1 && argv[1][0] != '-' && !strchr(argv[1], '=')) {
+		if (config_may_have_mark(argv[1]))
+			return true;
+		argc--;
+		argv++;
+	}
+	optind = 0;
+	while ((opt = getopt_long(argc, argv, command->with_value, longs, NULL)) != -1) {
+		if (opt != '?' && opt == command->config_option && config_may_have_mark(optarg))
+			return true;
+	}
+	return words_may_have_mark(command, argc - optind, argv + optind);
+}
+
+/* The directory of this program, without a slash at its end. */
+static int own_directory(char *path, size_t size)
+{
+	ssize_t n = readlink(SELF, path, size - 1);
+
+	if (n < 0)
+		return -errno;
+	path[n] = '\0';
+	*strrchr(path, '/') = '\0';
+	return 0;
+}
+
+static int read_number(const char *path, char *text, size_t size)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t n;
+
+	if (fd < 0)
+		return -errno;
+	n = read(fd, text, size - 1);
+	close(fd);
+	if (n <= 0)
+		return -EIO;
+	text[n] = '\0';
+	text[strcspn(text, "\n")] = '\0';
+	return *text && strspn(text, "0123456789") == strlen(text) ? 0 : -EINVAL;
+}
+
+static bool usable(const char *path)
+{
+	struct stat self, st;
+
+	if (access(path, X_OK) || stat(path, &st) || stat(SELF, &self))
+		return false;
+	return st.st_dev != self.st_dev || st.st_ino != self.st_ino;
+}
+
+/*
+ * Xen's xl: of the running hypervisor's release, as Debian has it, or the one that installation has set aside. On
+ * Debian that is a script which looks for the former.
+ */
+static const char *find_xl(char *path, size_t size)
+{
+	const char *given = secure_getenv(REAL_XL);
+	char major[16], minor[16], directory[PATH_MAX];
+
+	if (given)
+		return usable(given) ? given : NULL;
+	if (!read_number(VERSION_DIR "/major", major, sizeof(major)) &&
+	    !read_number(VERSION_DIR "/minor", minor, sizeof(minor))) {
+		snprintf(path, size, "/usr/lib/xen-%s.%s/bin/xl", major, minor);
+		if (usable(path))
+			return path;
+	}
+	if (own_directory(directory, sizeof(directory)))
+		return NULL;
+	snprintf(path, size, "%s/../libexec/xl", directory);
+	return usable(path) ? path : NULL;
+}
+
+static int become_xl(char **argv)
+{
+	char path[PATH_MAX + 32];
+	const char *xl = find_xl(path, sizeof(path));
+
+	if (!xl) {
+		fputs("xl: Xen's own xl isn't there; install Xen's tools (on Debian xen-utils-common)\n", stderr);
+		return EXIT_NOT_FOUND;
+	}
+	/* what Debian's script would give it, and what ps shows then */
+	argv[0] = (char *)xl;
+	execv(xl, argv);
+	fprintf(stderr, "xl: %s: %s\n", xl, strerror(errno));
+	return EXIT_NOT_FOUND;
+}
+
+static int become_xenblk(int argc, char **argv)
+{
+	static char verb[] = "xl";
+	char directory[PATH_MAX], path[PATH_MAX + 32];
+	char **args = calloc((size_t)argc + 2, sizeof(*args));
+	int rc = own_directory(directory, sizeof(directory));
+
+	if (!args || rc) {
+		fprintf(stderr, "xl: %s: %s\n", SELF, strerror(args ? -rc : ENOMEM));
+		goto out;
+	}
+	snprintf(path, sizeof(path), "%s/xenblk", directory);
+	args[0] = path;
+	args[1] = verb;
+	memcpy(args + 2, argv + 1, (size_t)argc * sizeof(*args));
+	execv(path, args);
+	/* not Xen's xl: it would give the disk to QEMU */
+	fprintf(stderr, "xl: %s: %s; install xenblk again\n", path, strerror(errno));
+out:
+	free(args);
+	return EXIT_NOT_FOUND;
+}
+
+static bool come_from_xenblk(void)
+{
+	const char *mark = getenv(REWRITTEN);
+	char pid[16];
+	bool ours;
+
+	if (!mark)
+		return false;
+	snprintf(pid, sizeof(pid), "%ld", (long)getpid());
+	ours = !strcmp(mark, pid);
+	unsetenv(REWRITTEN);
+	return ours;
+}
+
+int main(int argc, char **argv)
+{
+	const struct command *command;
+	bool rewrite;
+	char **copy;
+
+	if (argc < 1)
+		return EXIT_NOT_FOUND;
+	if (come_from_xenblk())
+		return become_xl(argv);
+	opterr = 0;
+	while (getopt(argc, argv, "+vftTN") != -1)
+		;
+	if (optind >= argc)
+		return become_xl(argv);
+	command = find_command(argv[optind]);
+	if (!command)
+		return become_xl(argv);
+	/* getopt puts the words last */
+	copy = calloc((size_t)argc + 1, sizeof(*copy));
+	if (!copy) {
+		fputs("xl: out of memory\n", stderr);
+		return EXIT_NOT_FOUND;
+	}
+	memcpy(copy, argv, (size_t)argc * sizeof(*copy));
+	rewrite = needs_rewriting(command, argc - optind, copy + optind);
+	free(copy);
+	return rewrite ? become_xenblk(argc, argv) : become_xl(argv);
+}
