@@ -8,15 +8,14 @@ from xenblk.errors import UserError
 
 
 def read(specs: list[str]) -> diskspec.Disk | None:
-    """The disk of these words; None if it isn't tapdisk's. Raises UserError."""
+    """The disk of these words; None if xl will refuse it. Raises UserError."""
     try:
-        disk = diskspec.read(*specs)
+        return diskspec.read(*specs)
     except libxl.GrammarError as error:
         # as with a configuration: a newer xl might accept it
         if any("tap" in spec for spec in specs):
             raise UserError(f"disk '{' '.join(specs)}': not understood by libxl, not attached: {error}") from None
         return None
-    return disk if disk.driver else None
 
 
 def run(call: xlcall.Call) -> NoReturn:
@@ -25,8 +24,10 @@ def run(call: xlcall.Call) -> NoReturn:
     options, rest = call.options()
     if len(rest) > 1 and not xlcall.wants_help(options):
         disk = read(rest[1:])
-        if disk:
+        if disk and disk.driver:
             config.apply_if_changed()
+        if disk:
             probe.check([disk])
+        if disk and disk.driver:
             words = [*call.head, "--", rest[0], disk.rewritten]
     xlcall.become_xl(words)

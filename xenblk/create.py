@@ -39,10 +39,11 @@ def run(call: xlcall.Call) -> NoReturn:
     words = [*call.head, *call.arguments]
     found = source(call)
     if found:
-        disks = guestconfig.tap_disks(found, guestconfig.read_text(found))
-        if disks:
+        disks = guestconfig.known_disks(found, guestconfig.read_text(found))
+        if guestconfig.has_tap(disks):
             config.apply_if_changed()
-            if call.command.name == "create":
-                probe.check(disks, found.config_file)
+        if call.command.name == "create":
+            probe.check(disks, found.config_file)
+        if guestconfig.has_tap(disks):
             words.append(guestconfig.disk_setting(disks))
     xlcall.become_xl(words)

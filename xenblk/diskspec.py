@@ -63,7 +63,7 @@ class Disk:
     """One disk of a guest. driver and path are None, and rewritten is spec, if tapdisk has no part in it.
 
     spec: its parts, if there are several, with a space between them. local: it is served on this host, not in a driver
-    domain.
+    domain. foreign: the file of a disk that isn't tapdisk's.
     """
 
     spec: str
@@ -73,6 +73,7 @@ class Disk:
     path: str | None = None
     readonly: bool = False
     local: bool = True
+    foreign: str | None = None
 
 
 def prefixes(spec: str) -> list[str]:
@@ -99,11 +100,21 @@ def read(*parts: str) -> Disk:
     fields = libxl.parse_disk(*parts)
     used = [prefix for part in parts for prefix in prefixes(part)]
     if not TAP_PREFIXES.intersection(used):
-        return Disk(spec, fields.get("vdev", ""), spec)
+        return _foreign_disk(spec, fields)
     try:
         return _tap_disk(spec, fields, used)
     except UserError as error:
         raise UserError(f"disk '{spec}': {error}") from None
+
+
+def _foreign_disk(spec: str, fields: dict[str, Any]) -> Disk:
+    local = "backend_domname" not in fields
+    path = fields.get("pdev_path", "")
+    # what a script makes of its target is the script's business
+    foreign = path if path.startswith("/") and not fields.get("script") else None
+    return Disk(
+        spec, fields.get("vdev", ""), spec, readonly=not fields.get("readwrite"), local=local, foreign=foreign
+    )
 
 
 def _tap_disk(spec: str, fields: dict[str, Any], used: list[str]) -> Disk:

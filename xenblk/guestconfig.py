@@ -49,16 +49,17 @@ def read_disks(source: Source, data: bytes) -> list[diskspec.Disk]:
         raise
 
 
-def tap_disks(source: Source, data: bytes) -> list[diskspec.Disk]:
-    """All disks in the text if one of them is tapdisk's, else none. Raises UserError.
-
-    What libxlutil refuses is xl's to report.
-    """
+def known_disks(source: Source, data: bytes) -> list[diskspec.Disk]:
+    """All disks in the text; none if libxlutil refuses it, which is xl's to report. Raises UserError."""
     try:
-        disks = read_disks(source, data)
+        return read_disks(source, data)
     except libxl.GrammarError:
         return []
-    return disks if any(disk.driver for disk in disks) else []
+
+
+def has_tap(disks: list[diskspec.Disk]) -> bool:
+    """Is one of them tapdisk's?"""
+    return any(disk.driver for disk in disks)
 
 
 def disk_setting(disks: list[diskspec.Disk]) -> str:

@@ -51,11 +51,12 @@ def run(call: xlcall.Call) -> NoReturn:
     if override:
         source = guestconfig.Source(override.path)
         data = guestconfig.read_text(source)
-        disks = guestconfig.tap_disks(source, data)
-        if disks:
+        disks = guestconfig.known_disks(source, data)
+        if guestconfig.has_tap(disks):
             config.apply_if_changed()
-            if call.command.name == "restore":
-                probe.check(disks, source.config_file)
+        if call.command.name == "restore":
+            probe.check(disks, source.config_file)
+        if guestconfig.has_tap(disks):
             # xl takes none but a regular file, which a memfd is; it goes when xl does
             copy = os.memfd_create("xenblk-config", 0)
             with open(copy, "wb", closefd=False) as file:

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-only
-"""Before a guest is started: can tapdisk open its images? Says in one line what libxl would bury in ten, and earlier.
+"""Before a guest is started: can its images be opened? Says in one line what libxl would bury in ten, and earlier.
 
-What another process holds is left to the block script, which names the guest: it may be let go by then, as at a
-restart.
+An image of tapdisk that another process holds is left to the block script: it may be let go by then, as at a restart.
 """
 
 import os
+import re
 import socket
+import stat
 
 from xenblk import config
 from xenblk.diskspec import Disk
@@ -14,6 +15,7 @@ from xenblk.errors import UserError
 
 
 XENSTORED_SECONDS = 5
+_BACKENDS = "/local/domain/0/backend/vbd"
 
 
 def check_xenstored() -> None:
@@ -37,28 +39,76 @@ def check_xenstored() -> None:
 
 
 def check(disks: list[Disk], source: str | None = None) -> None:
-    """Opens each image of tapdisk on this host with `tap-ctl probe`, which changes nothing. Raises UserError.
+    """Raises UserError if an image can't be opened, or if a tapdisk has what another backend is to open.
 
-    source names the configuration that the disks are from, if they are from one.
+    source names the configuration that the disks are from, if they are from one. Changes nothing.
     """
-    check_xenstored()
+    if any(disk.driver for disk in disks):
+        check_xenstored()
     for disk in disks:
-        if disk.driver and disk.local:
-            try:
-                _probe(disk)
-            except UserError as error:
-                raise UserError(f"{source}: {error}" if source else str(error)) from None
+        try:
+            if disk.driver and disk.local:
+                _check_ours(disk)
+            elif disk.foreign and disk.local:
+                _check_foreign(disk, disk.foreign)
+        except UserError as error:
+            raise UserError(f"{source}: {error}" if source else str(error)) from None
 
 
-def _probe(disk: Disk) -> None:
+def _probe(driver: str, path: str, readonly: bool) -> tuple[int | None, str]:
+    """What is wrong with opening an image, "" if nothing, and the process that holds it, if that is why."""
     import subprocess  # noqa: PLC0415 # slow to import, and most guests have no disk of ours
 
     tap_ctl = os.environ.get("XENBLK_TAP_CTL", config.TAP_CTL)
-    command = [tap_ctl, "probe", "-a", f"{disk.driver}:{disk.path}", *(["-R"] if disk.readonly else [])]
+    command = [tap_ctl, "probe", "-a", f"{driver}:{path}", *(["-R"] if readonly else [])]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     except OSError as error:
         raise UserError(f"{tap_ctl}: {error.strerror}; install xenblk completely") from None
-    if done.returncode and not done.stdout.startswith(b"holder="):
-        why = os.fsdecode(done.stderr).strip().removeprefix("tap-ctl: ")
-        raise UserError(f"disk '{disk.spec}': {why or f'tap-ctl probe ended with status {done.returncode}'}")
+    if not done.returncode:
+        return None, ""
+    why = os.fsdecode(done.stderr).strip().removeprefix("tap-ctl: ")
+    holder = done.stdout.startswith(b"holder=") and int(done.stdout.removeprefix(b"holder="))
+    return holder or None, why or f"tap-ctl probe ended with status {done.returncode}"
+
+
+def _check_ours(disk: Disk) -> None:
+    holder, why = _probe(str(disk.driver), str(disk.path), disk.readonly)
+    if why and not holder:
+        raise UserError(f"disk '{disk.spec}': {why}")
+
+
+def _check_foreign(disk: Disk, path: str) -> None:
+    """QEMU, as libxl runs it, and losetup don't ask for the image lock: who holds it is asked for them."""
+    if not os.path.isfile(path) and not stat.S_ISBLK(_mode(path)):
+        return
+    holder, why = _probe("aio", path, disk.readonly)
+    if holder:
+        raise UserError(f"disk '{disk.spec}': in use by {_name(holder)}; {why}")
+
+
+def _mode(path: str) -> int:
+    try:
+        return os.stat(path).st_mode
+    except OSError:
+        return 0
+
+
+def _name(holder: int) -> str:
+    """The guest whose disk a tapdisk serves, by what the block script has written; else the process."""
+    import subprocess  # noqa: PLC0415 # slow to import
+
+    def xenstore(*command: str) -> str:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        return os.fsdecode(done.stdout)
+
+    try:
+        listing = xenstore("xenstore-ls", "-f", _BACKENDS)
+        found = re.search(rf'^({_BACKENDS}/(\d+)/\d+)/tapdisk-pid = "{holder}"$', listing, re.M)
+        if found:
+            guest = xenstore("xenstore-read", f"/local/domain/{found[2]}/name").strip()
+            vdev = xenstore("xenstore-read", f"{found[1]}/dev").strip()
+            return f"guest {guest} ({vdev})"
+    except OSError:
+        pass
+    return f"process {holder}"

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 /*
  * xl: stands before Xen's xl and becomes it at once. Only a call that brings a disk of tapdisk becomes xenblk, which
- * rewrites the disk and comes back here.
+ * rewrites the disk and comes back here; and one that gives an image which a tapdisk has to somebody else, who wouldn't
+ * ask: xenblk refuses it.
  *
  * Whether it does is judged by the text alone, and in doubt it does: xenblk, which parses, passes on what it needn't
  * change. Built without the library of the other programs, since every call of xl waits for it.
@@ -16,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #define SELF "/proc/self/exe"
@@ -25,6 +27,10 @@
 /* For tests: Xen's xl. */
 #define REAL_XL "XENBLK_REAL_XL"
 #define EXIT_NOT_FOUND 127
+/* docs/architecture.md, "Image lock" */
+#define LOCKS "/proc/locks"
+#define LOCK_BYTE "300"
+#define MAX_LOCKED 4096
 /* xl doesn't mind a larger configuration; xenblk reads it then. */
 #define MAX_CONFIG (1 << 20)
 
@@ -79,10 +85,78 @@ static bool has_mark(const char *text, size_t len)
 	return false;
 }
 
+/* A file with the image lock, as /proc/locks has it. */
+struct locked {
+	unsigned int major, minor;
+	unsigned long inode;
+};
+
+static size_t read_locked(struct locked *locked, size_t room)
+{
+	FILE *f = fopen(LOCKS, "re");
+	char line[256], *p;
+	size_t n = 0;
+
+	while (f && n < room && fgets(line, sizeof(line), f)) {
+		p = strstr(line, "OFDLCK");
+		if (p && sscanf(p, "%*s %*s %*s %*s %x:%x:%lu " LOCK_BYTE " " LOCK_BYTE,
+				&locked[n].major, &locked[n].minor, &locked[n].inode) == 3 &&
+		    strstr(p, " " LOCK_BYTE " " LOCK_BYTE))
+			n++;
+	}
+	if (f)
+		fclose(f);
+	return n;
+}
+
+static bool is_locked(const char *path, size_t len, const struct locked *locked, size_t n)
+{
+	char name[PATH_MAX];
+	struct stat st;
+
+	if (len >= sizeof(name))
+		return false;
+	memcpy(name, path, len);
+	name[len] = '\0';
+	if (stat(name, &st))
+		return false;
+	for (size_t i = 0; i < n; i++) {
+		if (st.st_ino == locked[i].inode && major(st.st_dev) == locked[i].major &&
+		    minor(st.st_dev) == locked[i].minor)
+			return true;
+	}
+	return false;
+}
+
+static size_t span_to(const char *text, size_t len, const char *ends)
+{
+	size_t n = 0;
+
+	while (n < len && !strchr(ends, text[n]))
+		n++;
+	return n;
+}
+
+/* Whatever looks like a path: up to the next comma, or, since it may have some, up to the end of the string. */
+static bool names_locked_file(const char *text, size_t len)
+{
+	static struct locked locked[MAX_LOCKED];
+	size_t n = read_locked(locked, MAX_LOCKED);
+
+	for (size_t i = 0; n && i < len; i++) {
+		if (text[i] != '/' || (i && !strchr("'\"=:, \t", text[i - 1])))
+			continue;
+		if (is_locked(text + i, span_to(text + i, len - i, ",'\"\n"), locked, n) ||
+		    is_locked(text + i, span_to(text + i, len - i, "'\"\n"), locked, n))
+			return true;
+	}
+	return false;
+}
+
 /* xl.cfg has escapes, which may spell a mark. */
 static bool may_have_mark(const char *text, size_t len)
 {
-	return has_mark(text, len) || memchr(text, '\\', len);
+	return has_mark(text, len) || memchr(text, '\\', len) || names_locked_file(text, len);
 }
 
 /* What can't be read has no disks: Xen's xl can't read it either, and says so. */
@@ -148,7 +222,8 @@ static bool needs_rewriting(const struct command *command, int argc, char **argv
 	int opt;
 
 	for (int i = 1; i < argc; i++) {
-		if (has_mark(argv[i], strlen(argv[i])))
+		if (has_mark(argv[i], strlen(argv[i])) ||
+		    (command->place == PLACE_NONE && names_locked_file(argv[i], strlen(argv[i]))))
 			return true;
 	}
 	for (int i = 0; i < command->leading && argc > 1; i++) {

@@ -161,3 +161,32 @@ def test_what_is_opened_now_is_probed_and_what_is_for_later_is_not(
     assert create.started != probed
     assert (done.returncode != 0) == probed
     assert (f"{bad}: footer" in done.stderr) == probed
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "shared"),
+    [("writer", "w", False), ("writer", "r", False), ("reader", "w", False), ("reader", "r", True)],
+)
+def test_an_image_that_a_tapdisk_has_is_not_given_to_qemu_or_losetup(
+    create: Create, image: Path, ours: str, theirs: str, shared: bool
+) -> None:
+    """They don't ask for the image lock, so it is asked for them, by dev:inode."""
+    alias = image.parent / "alias.vhd"
+    alias.hardlink_to(image)
+    spec = f"format=vhd,vdev=xvda,access={theirs},target={alias}"
+    with locked(ours, image) as pid:
+        done = create(spec)
+        assert create.started == shared
+        attached = create.call(["block-attach", "dom", spec])
+    for result in (done, attached):
+        assert (result.returncode == 0) == shared
+        why = f"disk '{spec}': in use by process {pid}; {alias}: in use: tool-lock (pid {pid})"
+        assert (why in result.stderr) != shared
+    # let go, it is anybody's
+    assert create(spec).returncode == 0
+
+
+def test_what_a_script_makes_of_its_target_is_not_looked_at(create: Create, image: Path) -> None:
+    with locked("writer", image):
+        assert create(f"format=raw,script=block-xenblk,vdev=xvda,target={image}").returncode == 0
+    assert create.started

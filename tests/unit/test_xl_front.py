@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: LGPL-2.1-only
 """The front of xl, with programs in the places of Xen's xl and of xenblk that record what they are given."""
 
+import contextlib
+import fcntl
 import os
 import pty
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.lib import front
+from tests.lib import front, programs
 from tests.lib.front import Front
 
 pytestmark = pytest.mark.unit
@@ -339,3 +341,46 @@ def test_it_costs_less_than_5_ms(tmp_path: Path) -> None:
     alone = cpu_seconds([str(real), "create", config], xl.environment())
     for arguments in (["list"], ["create", config]):
         assert cpu_seconds([xl.xl, *arguments], xl.environment()) - alone < 0.005
+
+
+@contextlib.contextmanager
+def locked(image: Path) -> Iterator[None]:
+    """A tapdisk has the image."""
+    image.touch()
+    command = [str(programs.program("tests/tool-lock")), "reader", str(image)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin and process.stdout and process.stdout.readline() == b"locked\n"
+        yield
+        process.stdin.close()
+
+
+DISKS = ["file:{},xvda,w", "format=raw,vdev=xvda,target={}", "{},raw,xvda", "format=vhd,vdev=hda,access=w,target={}"]
+
+
+@pytest.mark.parametrize("disk", DISKS)
+@pytest.mark.parametrize("name", ["a.img", "a b.img", "a,b.img", "alias.img"])
+def test_who_would_not_ask_for_the_image_lock_goes_to_xenblk(xl: Front, disk: str, name: str) -> None:
+    """QEMU as libxl runs it and losetup don't; by whatever name the image goes."""
+    image = xl.root / name
+    spec = disk.format(image)
+    call = ["create", xl.write("g.cfg", f"memory = 64\ndisk = [ '{spec}' ]\n")]
+    if name == "alias.img":
+        (xl.root / "real.img").touch()
+        image.symlink_to(xl.root / "real.img")
+    elif "," in name and not disk.endswith("target={}"):
+        image = xl.root / name.partition(",")[0]
+    with locked(image):
+        for words in (call, ["block-attach", "guest", spec]):
+            xl.run(*words)
+            assert xl.given("xenblk") == ["xl", *words]
+    xl.run(*call)
+    assert xl.given("xl") == call
+
+
+def test_other_locks_and_other_files_send_nothing_to_xenblk(xl: Front) -> None:
+    call = ["create", xl.write("g.cfg", f"disk = [ 'file:{xl.root}/b.img,xvda,w' ]\n")]
+    (xl.root / "b.img").touch()
+    with locked(xl.root / "a.img"), open(xl.root / "b.img", "r+b") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        xl.run(*call)
+    assert xl.given("xl") == call and xl.given("xenblk") is None

@@ -83,6 +83,14 @@ def refusals_name_the_guest(bed: Bed) -> None:
     [telling] = [line for line in result.output.splitlines() if "in use" in line]
     assert f"{HOME}/symlink.vhd: in use by guest ours (xvda)" in telling
     assert bed.run("xl domid third", check=False).status != 0
+    # and those who would not ask
+    for spec in (f"format=raw,vdev=xvda,target={HOME}/read.img", f"format=vhd,vdev=xvda,target={HOME}/hardlink.vhd"):
+        bed.put(f"{HOME}/qemu.cfg", f"name = 'third'\nmemory = 64\ndisk = ['{spec}']\n".encode())
+        for command in (f"create {HOME}/qemu.cfg", f"block-attach theirs {spec.replace('xvda', 'xvdc')}"):
+            result = bed.run(f"xl {command}", check=False)
+            assert result.status == 1 and result.output.count("\n") == 1
+            vdev = "xvdb" if "read.img" in spec else "xvda"
+            assert f"in use by guest ours ({vdev})" in result.output
     # nobody was disturbed
     assert len(tapdisks.served(bed)) == 2
 
