@@ -155,6 +155,8 @@ destroy() {
 	case $list in
 	'') return 0 ;;
 	*pid="$pid"\ *) return 1 ;;
+	# Ours died, and another was given its disk: by hand, see tap-ctl(8).
+	pid=[1-9]*" args=$params") pid=${list%% *} pid=${pid#pid=} && return 1 ;;
 	# Another tapdisk has the minor: ours was ended by hand.
 	*pid=[1-9]*) return 0 ;;
 	# tapdisk died: the device is still there.

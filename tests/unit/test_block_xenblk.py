@@ -337,6 +337,18 @@ def test_remove_leaves_a_minor_that_another_tapdisk_took_over(dom0: Dom0, image:
     dom0.set("disks", "")
 
 
+def test_remove_ends_the_tapdisk_that_has_taken_over(dom0: Dom0, image: Path) -> None:
+    """tap-ctl(8) says how, if one was killed; the guest's node still has the first one's pid."""
+    dom0.vbd(f"vhd:{image}")
+    dom0.run("add")
+    subprocess.run(["kill", "-9", str(dom0.key("tapdisk-pid"))], check=True)
+    with subprocess.Popen(["sleep", "100"]) as other:
+        dom0.set("disks", f"pid={other.pid} minor=0 state=0 args=vhd:{image}\n")
+        assert dom0.run("remove") == 0
+        assert other.wait(10) < 0
+    assert dom0.disks() == []
+
+
 def test_the_reason_of_tapdisk_reaches_hotplug_error(dom0: Dom0, image: Path) -> None:
     dom0.set("create-fails", f"tap-ctl: vhd:{image}: header checksum is 0, not 0xfffff7a3; restore it from a backup\n")
     dom0.vbd(f"vhd:{image}")
