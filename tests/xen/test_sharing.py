@@ -32,6 +32,10 @@ def guests(bed: Bed) -> Iterator[list[Guest]]:
     """
     tapdisks.make_chain(bed, HOME, 2, 16)
     bed.run(f"cd {HOME} && truncate -s 16M read.img qemu.img file.img")
+    # with something in the leaf: the snapshot of an empty child is one of its parent
+    device = tapdisks.create(bed, f"vhd:{HOME}/1.vhd")
+    bed.run(f"dd if=/dev/urandom of={device} bs=64k count=1 oflag=direct 2>/dev/null")
+    tapdisks.destroy(bed, device)
     # a child of the leaf that the first guest writes, made of a copy, so that the leaf isn't marked as a parent
     bed.run(f"mkdir {HOME}/else && cd {HOME}/else && cp ../0.vhd ../1.vhd . && vhd-util snapshot -n 2.vhd -p 1.vhd")
     bed.run(f"cd {HOME}/else && ln -sf ../0.vhd ../1.vhd .")
