@@ -94,6 +94,7 @@ sys.exit(json.loads(stats)["inflight"] < 2)
 """
 
 
+@pytest.mark.slow
 def test_a_destroyed_guest_leaves_nothing_but_what_it_made_durable(bed: Bed) -> None:
     leaf, base = tapdisks.make_chain(bed, "/srv/load", 2, LOADED)
     bed.run(f"truncate -s {LOADED}M /srv/load/raw.img")
@@ -116,9 +117,9 @@ def test_a_destroyed_guest_leaves_nothing_but_what_it_made_durable(bed: Bed) -> 
         console = guest.console
     finally:
         guest.destroy()
-    assert took < 30
+    assert took < 60, "libxl gives a script 40 s"
     for vdev, spec in specs.items():
-        numbers = [int(number) for number in re.findall(rf"^durable {vdev} (\d+)$", console, re.M)]
+        numbers = [int(number) for number in re.findall(rf"^durable {vdev} (\d+)\n", console, re.M)]
         assert numbers == list(range(1, len(numbers) + 1)) and len(numbers) >= DURABLE
         data = tapdisks.read(bed, spec, 7 * len(numbers) + 1)
         for number in numbers:
@@ -149,6 +150,7 @@ def shown(guest: Guest, what: str) -> dict[str, str]:
     return dict(re.findall(rf"^(xvd[a-z]) {what} (\S+)$", guest.console, re.M))
 
 
+@pytest.mark.slow
 def test_five_disks_keep_their_modes_and_two_guests_share_what_is_read_only(bed: Bed) -> None:
     own, shared = (tapdisks.make_chain(bed, f"/srv/many/{name}", 2, MEGABYTES) for name in ("own", "shared"))
     bed.run(f"cd /srv/many && truncate -s {MEGABYTES}M w.img && head -c {MEGABYTES}M /dev/urandom > r.img")
@@ -206,6 +208,7 @@ dd if=/dev/xvda bs=512 skip=9001 count=1 2>/dev/null | tr -d '\\0'
 """
 
 
+@pytest.mark.slow
 def test_dom0_uses_a_disk_as_a_frontend_before_the_guest_does(bed: Bed) -> None:
     """As a bootloader does: add, remove, add of the same image."""
     leaf, base = tapdisks.make_chain(bed, "/srv/dom0", 2, MEGABYTES)
@@ -242,6 +245,7 @@ title bed
 """
 
 
+@pytest.mark.slow
 def test_pygrub_boots_a_guest_from_the_file_system_on_its_chain(bed: Bed) -> None:
     base, leaf = "/srv/grub/base.vhd", "/srv/grub/leaf.vhd"
     script = "wait_for_disk xvda\nmount -t ext4 /dev/xvda /mnt && echo grown > /mnt/guest && cat /mnt/boot/menu.lst"

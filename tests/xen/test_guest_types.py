@@ -13,9 +13,9 @@ from tests.lib.guest import Guest
 from tests.lib.hvm import HvmGuest
 from tests.lib.vm import Bed
 
-MEGABYTES = 24
-# Of QEMU's models the one on which PVH guests run.
-PVH_CPU = "max,-smap,-rdtscp"
+MEGABYTES = 10
+# PVH guests need more than the default model has; with AVX, programs in dom0 crash now and then.
+PVH_CPU = "max,-smap,-rdtscp,-xsave,-avx,-avx2"
 
 
 @pytest.fixture
@@ -64,18 +64,15 @@ def test_an_hvm_guest_boots_from_a_chain_through_stock_qemu(bed: Bed) -> None:
         drives = [word for word in guest.qemu_arguments() if word.startswith("file=")]
         assert len(drives) == 1
         assert {f"file={device}", "if=ide", "format=raw", "cache=writeback"} <= set(drives[0].split(","))
-        assert tapdisks.openers(bed, [base, leaf, device]) == {
-            ("tapdisk", base),
-            ("tapdisk", leaf),
-            ("qemu-system-i38", device),
-        }
-        # What the guest flushed is in the image already.
+        assert tapdisks.openers(bed, [base, leaf]) == {("tapdisk", base), ("tapdisk", leaf)}
+        [(user, _)] = tapdisks.openers(bed, [device])
+        assert "qemu" in user
+        # What the guest flushed is in the image while QEMU still runs.
         assert guest_sector(bed, leaf, hvm.WRITE_FLUSHED) == from_base
-        print("cached write in the image before the destroy:", guest_sector(bed, leaf, hvm.WRITE_CACHED) == from_base)
         bed.run(f"xl destroy {guest.name}")
     finally:
         guest.destroy()
-    # QEMU keeps nothing to itself: what the guest did not flush was in dom0's page cache and is written at the close.
+    # QEMU is killed, but keeps nothing to itself: what the guest did not flush is there as well.
     assert guest_sector(bed, leaf, hvm.WRITE_CACHED) == from_base
     assert guest_sector(bed, leaf, hvm.WRITE_FLUSHED) == from_base
     assert bed.run(f"sha256sum {base}").stdout == before
@@ -86,7 +83,7 @@ USE_DISK = """
 use_disk() {
 	wait_for_disk $1
 	dd if=/dev/urandom of=/dev/$1 bs=64k count=20 seek=$2 conv=fsync 2>/dev/null || exit 1
-	dd if=/dev/urandom of=/dev/$1 bs=512 count=3 seek=40001 conv=fsync 2>/dev/null || exit 2
+	dd if=/dev/urandom of=/dev/$1 bs=512 count=3 seek=11001 conv=fsync 2>/dev/null || exit 2
 	echo 3 > /proc/sys/vm/drop_caches
 	echo "$1 sum $(dd if=/dev/$1 bs=1M 2>/dev/null | sha256sum | cut -d' ' -f1)"
 }
@@ -94,6 +91,7 @@ use_disk() {
 """
 
 
+@pytest.mark.slow
 def test_a_pvh_guest_uses_a_chain_and_a_raw_disk(beds: Beds) -> None:
     with tapdisks.clean(beds(cpu=PVH_CPU)) as bed:
         leaf, base = tapdisks.make_chain(bed, "/srv/pvh", 2, MEGABYTES)
@@ -101,7 +99,7 @@ def test_a_pvh_guest_uses_a_chain_and_a_raw_disk(beds: Beds) -> None:
         before = bed.run(f"sha256sum {base}").stdout
         specs = {"xvda": f"vhd:{leaf}", "xvdb": "aio:/srv/pvh/raw.img"}
         disks = [f"tap2:{spec},{vdev},w" for vdev, spec in specs.items()]
-        guest = Guest(bed, "pvh", USE_DISK + "use_disk xvda 20; use_disk xvdb 24", disks, type="pvh")
+        guest = Guest(bed, "pvh", USE_DISK + "use_disk xvda 70; use_disk xvdb 74", disks, type="pvh")
         try:
             guest.start(create=tapdisks.CREATE)
             output = guest.wait().output

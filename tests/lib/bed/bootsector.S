@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-only
 # The boot sector of an HVM guest (tests/lib/hvm.py): uses the disk it came from by the BIOS and tells COM1.
 #
-# Prints the line of text in sector READ_BASE and that in READ_LEAF, writes the first one to sector WRITE_FLUSHED,
-# reads it back and prints it, has the drive flush its cache, writes the line to sector WRITE_CACHED, and halts for ever.
+# Prints the line of text in sector READ_LEAF and that in READ_BASE, writes the latter to sector WRITE_FLUSHED, reads
+# it back and prints it, has the drive flush its cache, writes what it read to sector WRITE_CACHED, and halts.
 	.code16
 	.set COM1, 0x3f8
 	.set ATA_DRIVE, 0x1f6
