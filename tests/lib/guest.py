@@ -79,6 +79,11 @@ class Guest:
         self._tail: Process | None = None
 
     @property
+    def log(self) -> str:
+        """The file that xenconsoled keeps of its console."""
+        return CONSOLE_LOG.format(self.name)
+
+    @property
     def config_text(self) -> str:
         """The domain's configuration."""
         lines = [
@@ -116,7 +121,7 @@ class Guest:
     def start(self, create: str = "xl create", timeout: float = CREATE_SECONDS) -> None:
         """Create the domain by `create CONFIG` and follow its console."""
         self.prepare()
-        log = CONSOLE_LOG.format(self.name)
+        log = self.log
         self._stop_following()
         self.bed.run(f"rm -f {log}; : > {log}")
         self._text = ""

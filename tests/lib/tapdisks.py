@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: LGPL-2.1-only
 """tapdisk in a bed: images made there, what serves them, and what must not be left."""
 
+import json
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from tests.lib.vm import Bed
 
+# How a guest with tap2: disks is created.
+CREATE = "xenblk create"
 NOTHING_LEFT = """
 modprobe blktap
 tap-ctl list
@@ -38,6 +42,31 @@ def served(bed: Bed) -> list[Served]:
         fields = dict(word.split("=", 1) for word in head.split())
         result.append(Served(int(fields["pid"]), int(fields["minor"]), fields["state"], args))
     return result
+
+
+def devices(bed: Bed) -> dict[str, dict[str, Any]]:
+    """What `tap-ctl list --json` says of each disk, by the image's path."""
+    return {disk["path"]: disk for disk in json.loads(bed.run("tap-ctl list --json").stdout)}
+
+
+OPENERS = """
+import os, sys
+for pid in filter(str.isdigit, os.listdir("/proc")):
+    try:
+        name = open(f"/proc/{pid}/comm").read().strip()
+        files = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+    except OSError:
+        continue
+    for path in set(files) & set(sys.argv[1:]):
+        print(name, path)
+"""
+
+
+def openers(bed: Bed, paths: list[str]) -> set[tuple[str, str]]:
+    """Which programs have which of the files open."""
+    names = " ".join(map(shlex.quote, paths))
+    lines = bed.run(f"python3 - {names}", stdin=OPENERS.encode()).stdout.splitlines()
+    return {(name, path) for name, _, path in (line.partition(" ") for line in lines)}
 
 
 def leftovers(bed: Bed) -> str:
@@ -78,6 +107,26 @@ def destroy(bed: Bed, device: str) -> None:
     minor = int(device.rpartition("tapdev")[2])
     [disk] = [disk for disk in served(bed) if disk.minor == minor]
     bed.run(f"tap-ctl destroy -p {disk.pid} -m {minor}")
+
+
+def write(bed: Bed, spec: str, sectors: dict[int, bytes]) -> None:
+    """Write data (whole sectors) to these sectors of an image, by tapdisk."""
+    device = create(bed, spec)
+    try:
+        for sector, data in sectors.items():
+            bed.run(f"dd of={device} bs=512 seek={sector} iflag=fullblock conv=fsync 2>/dev/null", stdin=data)
+    finally:
+        destroy(bed, device)
+
+
+def read(bed: Bed, spec: str, sectors: int) -> bytes:
+    """The first sectors of an image as tapdisk reads them."""
+    device = create(bed, spec, readonly=True)
+    try:
+        bed.run(f"head -c {sectors * 512} {device} > /srv/read.tmp")
+        return bed.get("/srv/read.tmp")
+    finally:
+        destroy(bed, device)
 
 
 def checksum(bed: Bed, spec: str, megabytes: int) -> str:
