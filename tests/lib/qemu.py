@@ -29,7 +29,8 @@ MASKED = (
 class Disk:
     """One more disk of a bed, /dev/vdb and on. The file is made sparse, of `size` bytes, if it does not exist.
 
-    `shared` disks may be given to two beds at once.
+    `shared` disks may be given to two beds at once. `log`: a file, made at boot, for a log of the writes and flushes of
+    this raw disk (lib/logwrites.py), which has a volatile write cache then.
     """
 
     path: Path
@@ -37,6 +38,7 @@ class Disk:
     format: str = "raw"
     shared: bool = False
     options: str = ""
+    log: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,9 @@ def command(spec: BedSpec, image: BaseImage, initrd: Path, socket: Path, accel: 
     args += ["-drive", f"file={escaped(image.root)},format=raw,if=none,id=root,snapshot=on,discard=unmap"]
     args += ["-device", "virtio-blk-pci,drive=root"]
     for number, disk in enumerate(spec.disks):
+        if disk.log:
+            args += logged(disk, disk.log, f"extra{number}")
+            continue
         drive = f"file={escaped(disk.path)},format={disk.format},if=none,id=extra{number}"
         drive += ",file.locking=off" if disk.shared else ""
         args += ["-drive", drive + (f",{disk.options}" if disk.options else "")]
@@ -111,6 +116,22 @@ def command(spec: BedSpec, image: BaseImage, initrd: Path, socket: Path, accel: 
     else:
         args += ["-kernel", str(image.kernel), "-append", kernel_arguments(spec, accel), "-initrd", str(initrd)]
     return args
+
+
+def logged(disk: Disk, log: Path, name: str) -> list[str]:
+    """A disk whose writes and flushes are logged.
+
+    The host's files are not flushed, so that a flush takes no time and the log has no write before it that it does not
+    cover. QEMU 7.2 garbles the log when writes of zeros overlap, and loses an entry of more pieces than writev() takes.
+    """
+    files = {f"{name}-disk": disk.path, f"{name}-log": log}
+    args = []
+    for node, path in files.items():
+        args += ["-blockdev", f"driver=file,node-name={node},cache.no-flush=on,filename={escaped(path)}"]
+    disk_node, log_node = files
+    args += ["-blockdev", f"driver=blklogwrites,node-name={name},file={disk_node},log={log_node},log-sector-size=512"]
+    device = f"virtio-blk-pci,drive={name},write-cache=on,discard=off,write-zeroes=off,request-merging=off"
+    return [*args, "-device", device]
 
 
 def escaped(path: Path) -> str:

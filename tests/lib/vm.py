@@ -177,6 +177,8 @@ class Bed:
                 if not disk.path.exists():
                     with open(disk.path, "wb") as file:
                         file.truncate(disk.size)
+                if disk.log:
+                    disk.log.write_bytes(b"")
             write_initrd(self.directory / "initrd", self.image, self._overlay)
             self.channel = Channel(str(self.directory / "agent.sock"))
             args = qemu.command(
