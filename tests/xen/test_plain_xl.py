@@ -125,18 +125,18 @@ def test_xendomains_starts_a_guest_and_keeps_it_over_a_restart_of_the_host(bed: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "create", ["sudo -n xl create -p", "/root/from-cron xl create -p", "sh -c 'exec xen cr -p $0'"]
-)
-def test_whoever_calls_xl_gets_a_guest_with_its_tap_disk(bed: Bed, create: str) -> None:
+def test_sudo_and_cron_get_a_guest_with_its_tap_disk(bed: Bed) -> None:
     disk = tapdisks.make_chain(bed, "/srv/caller", 2, MEGABYTES)[0]
     guest = Guest(bed, "caller", "exit 0", disks=[f"tap2:vhd:{disk},xvda,w"])
     bed.put("/root/from-cron", FROM_CRON.encode(), 0o755)
     try:
-        guest.start(create=create)
-        assert [served.args for served in tapdisks.served(bed)] == [f"vhd:{disk}"]
-        assert bed.run("ps -C xl -o args=").stdout.startswith(f"{REAL_XL} cr")
-        bed.run(f"xl destroy {guest.name}")
+        for caller in ("sudo -n", "/root/from-cron"):
+            guest.start(create=f"{caller} xl cr -p")
+            assert [served.args for served in tapdisks.served(bed)] == [f"vhd:{disk}"]
+            assert bed.run("ps -C xl -o args=").stdout.startswith(f"{REAL_XL} cr -p {guest.config_path} disk=[")
+            bed.run(f"xl destroy {guest.name}")
+            guest.wait_gone()
+            assert tapdisks.served(bed) == []
     finally:
         guest.destroy()
     bed.run("rm -rf /srv/caller")
@@ -172,7 +172,7 @@ def test_dpkg_is_told_where_the_next_xl_belongs(bed: Bed) -> None:
             bed.run("/root/set-aside-xl add '' /usr && install -m 755 /root/front /usr/sbin/xl")
             assert bed.run("readlink /usr/libexec/xl").stdout == "../lib/xen-common/bin/xen-utils-wrapper\n"
             assert bed.run("dpkg-divert --truename /usr/sbin/xl").stdout == "/usr/libexec/xl\n"
-            assert bed.run("xl list").stdout == bed.run(f"{REAL_XL} list").stdout
+            assert bed.run("xl domname 0").stdout == "Domain-0\n"
         for _ in range(2):
             bed.run("/root/set-aside-xl remove '' /usr")
             assert bed.run("readlink /usr/sbin/xl").stdout == "../lib/xen-common/bin/xen-utils-wrapper\n"
