@@ -11,7 +11,7 @@ from typing import Any
 from tests.lib.vm import Bed
 
 # How a guest with tap2: disks is created.
-CREATE = "xenblk create"
+CREATE = "xl create"
 NOTHING_LEFT = """
 modprobe blktap
 tap-ctl list

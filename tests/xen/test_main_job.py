@@ -56,7 +56,7 @@ def test_two_guests_at_once_on_raw_and_chains_of_one_to_five(bed: Bed) -> None:
     ]
     try:
         for guest in guests:
-            guest.start(create="xenblk create")
+            guest.start(create="xl create")
         outputs = [guest.wait().output for guest in guests]
         for guest in guests:
             guest.wait_gone()
@@ -99,7 +99,7 @@ use_disk xvda 25
     spec = f"format=raw,script=block-xenblk,vdev=xvdb,access=rw,target=vhd:{extra}"
     guest = Guest(bed, "hotplug", script, disks=[f"tap2:vhd:{root},xvda,w"])
     try:
-        guest.start(create="xenblk create")
+        guest.start(create="xl create")
         for turn in (1, 2):
             guest.wait_text(f"^ready {turn}$")
             bed.run(f"xl block-attach {guest.name} '{spec}'")
@@ -141,7 +141,7 @@ echo "xvda sum $(dd if=/dev/xvda bs=1M 2>/dev/null | sha256sum | cut -d' ' -f1)"
 """
     guest = Guest(bed, "readonly", script, disks=[f"tap2:vhd:{leaf},xvda,r"])
     try:
-        guest.start(create="xenblk create")
+        guest.start(create="xl create")
         output = guest.wait().output
         guest.wait_gone()
     finally:

@@ -22,7 +22,7 @@ from tests.lib.logwrites import Entry
 from tests.lib.qemu import Disk
 from tests.lib.vm import Bed
 
-CREATE = "xenblk create"
+CREATE = "xl create"
 MEGABYTES = 40
 SECTORS = MEGABYTES * 2048
 SAMPLES = 4
