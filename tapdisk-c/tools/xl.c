@@ -171,10 +171,6 @@ static bool config_may_have_mark(const char *path)
 		return false;
 	if (fstat(fd, &st) || !S_ISREG(st.st_mode))
 		goto out;
-	if (st.st_size > MAX_CONFIG) {
-		found = true;
-		goto out;
-	}
 	while (len < sizeof(config)) {
 		ssize_t n = read(fd, config + len, sizeof(config) - len);
 
