@@ -232,8 +232,10 @@ int vhd_parent_open(struct vhd_parent *parent, const struct vhd_image *child,
 		goto out;
 	}
 failed:
-	rc = error_set(err, fault.code, "%s: parent: %s", child->path,
-		       fault.text);
+	rc = fault.code;
+	if (err)
+		*err = fault;
+	error_prefix(err, "%s: parent", child->path);
 out:
 	vhd_parent_names_free(names, n);
 	free(dir[0]);

@@ -6,12 +6,13 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
 from tests.lib import bridge, vhdmake
 from tests.lib.programs import program
-from tests.lib.vhdmake import Spec
+from tests.lib.vhdmake import DIFFERENCING, Locator, Spec
 
 pytestmark = pytest.mark.unit
 
@@ -70,6 +71,16 @@ def test_an_image_in_use_is_told_from_a_bad_one_by_its_holder(image: Path) -> No
     assert done.stderr == (
         f"tap-ctl: {image}: in use: tool-lock (pid {pid}) reads it or has it as a parent; end that use first\n"
     )
+
+
+def test_a_parent_in_use_has_its_holder_named_too(image: Path) -> None:
+    locator = Locator(b"W2ru", ".\\a.vhd".encode("utf-16-le"))
+    child = Spec(kind=DIFFERENCING, uuid=UUID(int=1), parent_uuid=Spec().uuid, parent_name="a.vhd", locators=(locator,))
+    leaf = vhdmake.make(image.parent / "child.vhd", child)
+    with locked("writer", image) as pid:
+        done = tap_ctl(image.parent, "probe", "-a", f"vhd:{leaf}")
+    assert (done.returncode, done.stdout) == (1, f"holder={pid}\n")
+    assert done.stderr.startswith(f"tap-ctl: {leaf}: parent: {image}: in use: tool-lock (pid {pid})")
 
 
 @pytest.fixture
