@@ -32,6 +32,18 @@ done
 echo "sum $(dd if=/dev/xvda bs=1M status=none | sha256sum | cut -d' ' -f1)"
 """
 
+# A little every second.
+TICK = """
+wait_for_disk xvda
+turn=0
+while [ $turn -lt 500 ]; do
+	turn=$((turn + 1))
+	dd if=/dev/urandom of=/dev/xvda bs=4k seek=$turn count=1 oflag=direct conv=notrunc status=none || exit 1
+	echo "turn $turn"
+	sleep 1
+done
+"""
+
 
 @pytest.fixture
 def bed(beds: Beds) -> Iterator[Bed]:
@@ -77,12 +89,11 @@ def turns(guest: Guest) -> int:
     return max((int(turn) for turn in re.findall(r"^turn (\d+)$", guest.console, re.M)), default=0)
 
 
-@pytest.mark.slow
 def test_a_guest_waits_for_a_killed_tapdisk_and_goes_on_with_a_new_one(bed: Bed) -> None:
     leaf, other = (tapdisks.make_chain(bed, f"/srv/{name}", 2, MEGABYTES)[0] for name in ("killed", "other"))
     with (
-        running(bed, "neighbour", LOAD % 500, f"vhd:{other}") as neighbour,
-        running(bed, "killed", LOAD % 10, f"vhd:{leaf}") as guest,
+        running(bed, "neighbour", TICK, f"vhd:{other}") as neighbour,
+        running(bed, "killed", LOAD % 8, f"vhd:{leaf}") as guest,
     ):
         neighbour.wait_text("^turn 1$")
         guest.wait_text("^turn 3$")
