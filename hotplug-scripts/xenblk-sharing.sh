@@ -59,11 +59,12 @@ refuse_held() {
 # other backends. Other xenblk disks are left to the lock, which knows more.
 find_users() {
 	local dev line rest sys=${XENBLK_SYSFS:-/sys}
-	local stores=("$backends/qdisk")
+	local stores=()
 
 	user_path=() user_mode=() user_script=()
-	[ ! -b "${params#*:}" ] || stores+=("$backends/vbd")
-	read_store "${stores[@]}"
+	# First what is there, since ours is in it: a path that isn't ends the list.
+	[ ! -b "${params#*:}" ] || stores=("$backends/vbd")
+	read_store "${stores[@]}" "$backends/qdisk"
 	for dev in "${!user_path[@]}"; do
 		[[ ${user_script[$dev]-} != */block-xenblk ]] || unset "user_path[$dev]"
 		[[ ${user_path[$dev]-/} == /* ]] || user_path[$dev]=${user_path[$dev]#*:}

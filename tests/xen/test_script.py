@@ -109,3 +109,18 @@ def test_add_and_remove_may_be_repeated(bed: Bed) -> None:
         bed.run(hotplug.command("remove"))
         bed.run(hotplug.command("remove"))
         assert tapdisks.served(bed) == []
+
+
+def test_a_block_device_that_another_backend_has_is_refused(bed: Bed) -> None:
+    """Whether or not QEMU serves any disk."""
+    bed.run("modprobe loop; truncate -s 8M /srv/dev.img && losetup /dev/loop6 /srv/dev.img")
+    other = "backend/vbd/78/51728"
+    try:
+        bed.run(f"xenstore-write {other}/params /dev/loop6 {other}/mode w {other}/dev xvdb")
+        bed.run("xenstore-write /local/domain/78/name neighbour")
+        for prepare in ("xenstore-rm backend/qdisk", "xenstore-write backend/qdisk ''"):
+            bed.run(prepare, check=False)
+            error = hotplug.refused(bed, "aio:/dev/loop6", "r")
+            assert error == "aio:/dev/loop6: in use by guest neighbour (xvdb); end that use first"
+    finally:
+        bed.run("xenstore-rm backend/vbd/78; xenstore-rm /local/domain/78; losetup -d /dev/loop6; rm /srv/dev.img")
