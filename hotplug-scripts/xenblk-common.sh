@@ -74,7 +74,10 @@ create() {
 		*) text+=${text:+; }${line#tap-ctl: } ;;
 		esac
 	done <<<"$out"
-	[ "$status" -ne 0 ] || return 0
+	if [ "$status" -eq 0 ]; then
+		[ -z "$pid" ] || [ -z "$device" ] || return 0
+		fail "$params: tap-ctl create printed no device; install the tap-ctl of this release"
+	fi
 	[ -z "$holder" ] || refuse_held "$text"
 	fail "$text"
 }
