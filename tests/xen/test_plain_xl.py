@@ -151,8 +151,9 @@ def test_exit_status_and_words_are_those_of_xens_xl(bed: Bed) -> None:
     refused = bed.run("xl create /srv/status/cfg", check=False)
     assert refused.status == 1
     assert "/srv/none.vhd: No such file or directory" in refused.stderr
-    attached = bed.run("xl -N block-attach 0 tap2:aio:/dev/loop0 xvdz r").stdout
-    for part in ('"script": "block-xenblk"', '"pdev_path": "aio:/dev/loop0"', '"vdev": "xvdz"'):
+    bed.run("truncate -s 1M /srv/status/raw.img")
+    attached = bed.run("xl -N block-attach 0 tap2:aio:/srv/status/raw.img xvdz r").stdout
+    for part in ('"script": "block-xenblk"', '"pdev_path": "aio:/srv/status/raw.img"', '"vdev": "xvdz"'):
         assert part in attached
     assert '"readwrite"' not in attached
     bed.run("rm -rf /srv/status")
