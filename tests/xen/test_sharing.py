@@ -74,7 +74,7 @@ def refusals_name_the_guest(bed: Bed) -> None:
     error = hotplug.refused(bed, f"vhd:{HOME}/0.vhd", "w")
     assert f": in use by {by_tapdisk}{HOME}/0.vhd: in use: tapdisk (pid " in error and "as a parent" in error
     error = hotplug.refused(bed, f"vhd:{HOME}/else/2.vhd", "w")
-    assert f"in use by {by_tapdisk}" in error and f"{HOME}/1.vhd: in use: tapdisk (pid " in error
+    assert f"in use by {by_tapdisk}" in error and f"{HOME}/else/1.vhd: in use: tapdisk (pid " in error
     # readers of the same kind, and others
     assert "in use by guest ours (xvdb)" in hotplug.refused(bed, f"aio:{HOME}/read.img", "w")
     assert "in use by guest theirs (xvda)" in hotplug.refused(bed, f"aio:{HOME}/qemu.img", "r")
