@@ -68,7 +68,7 @@ create() {
 	out=$(tapctl create -a "$params" --owner=$$ --wait="$OPEN_SECONDS" "$@" 2>&1) || status=$?
 	while IFS= read -r line; do
 		case $line in
-		/dev/* | /*/tapdev*) device=$line ;;
+		/*/tapdev*) device=$line ;;
 		pid=*) [[ $line =~ ^pid=([0-9]+)\ minor=([0-9]+)$ ]] && pid=${BASH_REMATCH[1]} minor=${BASH_REMATCH[2]} ;;
 		holder=*) holder=${line#holder=} ;;
 		*) text+=${text:+; }${line#tap-ctl: } ;;

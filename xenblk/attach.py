@@ -3,7 +3,7 @@
 
 from typing import NoReturn
 
-from xenblk import config, diskspec, libxl, probe, xlcall
+from xenblk import diskspec, libxl, probe, xlcall
 from xenblk.errors import UserError
 
 
@@ -24,10 +24,6 @@ def run(call: xlcall.Call) -> NoReturn:
     options, rest = call.options()
     if len(rest) > 1 and not xlcall.wants_help(options):
         disk = read(rest[1:])
-        if disk and disk.driver:
-            config.apply_if_changed()
-        if disk:
-            probe.check([disk])
-        if disk and disk.driver:
+        if disk and probe.prepare([disk]):
             words = [*call.head, "--", rest[0], disk.rewritten]
     xlcall.become_xl(words)

@@ -3,7 +3,7 @@
 
 from typing import NoReturn
 
-from xenblk import config, guestconfig, probe, xlcall
+from xenblk import guestconfig, probe, xlcall
 from xenblk.errors import UsageError
 
 
@@ -40,10 +40,6 @@ def run(call: xlcall.Call) -> NoReturn:
     found = source(call)
     if found:
         disks = guestconfig.known_disks(found, guestconfig.read_text(found))
-        if guestconfig.has_tap(disks):
-            config.apply_if_changed()
-        if call.command.name == "create":
-            probe.check(disks, found.config_file)
-        if guestconfig.has_tap(disks):
+        if probe.prepare(disks, found.config_file, opened=call.command.name == "create"):
             words.append(guestconfig.disk_setting(disks))
     xlcall.become_xl(words)

@@ -57,11 +57,6 @@ def known_disks(source: Source, data: bytes) -> list[diskspec.Disk]:
         return []
 
 
-def has_tap(disks: list[diskspec.Disk]) -> bool:
-    """Is one of them tapdisk's?"""
-    return any(disk.driver for disk in disks)
-
-
 def disk_setting(disks: list[diskspec.Disk]) -> str:
     """`disk=[...]` in the syntax of xl.cfg(5). As the last setting it replaces every earlier one."""
     return "disk=[" + ",".join(quote(disk.rewritten) for disk in disks) + "]"

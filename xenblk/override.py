@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 from typing import NoReturn
 
-from xenblk import config, guestconfig, probe, xlcall
+from xenblk import guestconfig, probe, xlcall
 
 # How many words there are with a configuration file, and which of them it is
 _PLACES = {"restore": (2, 0), "save": (3, 2)}
@@ -52,11 +52,7 @@ def run(call: xlcall.Call) -> NoReturn:
         source = guestconfig.Source(override.path)
         data = guestconfig.read_text(source)
         disks = guestconfig.known_disks(source, data)
-        if guestconfig.has_tap(disks):
-            config.apply_if_changed()
-        if call.command.name == "restore":
-            probe.check(disks, source.config_file)
-        if guestconfig.has_tap(disks):
+        if probe.prepare(disks, source.config_file, opened=call.command.name == "restore"):
             # xl takes none but a regular file, which a memfd is; it goes when xl does
             copy = os.memfd_create("xenblk-config", 0)
             with open(copy, "wb", closefd=False) as file:

@@ -13,7 +13,6 @@ from xenblk import config
 from xenblk.diskspec import Disk
 from xenblk.errors import UserError
 
-
 XENSTORED_SECONDS = 5
 _BACKENDS = "/local/domain/0/backend/vbd"
 
@@ -36,6 +35,19 @@ def check_xenstored() -> None:
         subprocess.run(["xenstore-exists", "/"], timeout=XENSTORED_SECONDS, capture_output=True, check=False)
     except (OSError, subprocess.TimeoutExpired):
         raise UserError(f"xenstored doesn't answer at {path}; start it: systemctl start xenstored, or xen") from None
+
+
+def prepare(disks: list[Disk], source: str | None = None, *, opened: bool = True) -> bool:
+    """What precedes a call of xl with these disks; True if one is tapdisk's. Raises UserError.
+
+    source: see check(). opened: xl will have them opened now.
+    """
+    has_tap = any(disk.driver for disk in disks)
+    if has_tap:
+        config.apply_if_changed()
+    if opened:
+        check(disks, source)
+    return has_tap
 
 
 def check(disks: list[Disk], source: str | None = None) -> None:
@@ -80,7 +92,8 @@ def _check_ours(disk: Disk) -> None:
 
 def _check_foreign(disk: Disk, path: str) -> None:
     """QEMU, as libxl runs it, and losetup don't ask for the image lock: who holds it is asked for them."""
-    if not os.path.isfile(path) and not stat.S_ISBLK(_mode(path)):
+    mode = _mode(path)
+    if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
         return
     holder, why = _probe("aio", path, disk.readonly)
     if holder:

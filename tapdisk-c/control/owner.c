@@ -6,9 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "common/clock.h"
 #include "common/log.h"
 #include "transport/minor.h"
 
@@ -41,12 +41,7 @@ static void owner_free(struct owner *owner)
 
 static void step_in(struct owner *owner, uint64_t ns)
 {
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	engine_timer_set(engine_of(owner), &owner->timer,
-			 (uint64_t)ts.tv_sec * 1000000000u +
-			 (uint64_t)ts.tv_nsec + ns);
+	engine_timer_set(engine_of(owner), &owner->timer, now_ns() + ns);
 }
 
 /* Chronological: the owner ends, the image is closed, the minor is freed. */

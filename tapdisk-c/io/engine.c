@@ -6,9 +6,9 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "common/bytes.h"
+#include "common/clock.h"
 
 #define NSEC_PER_MSEC 1000000
 
@@ -212,14 +212,6 @@ void engine_ready(struct engine *engine, unsigned int slot, short revents)
 }
 
 /* Timers */
-
-static uint64_t now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
-}
 
 void engine_timer_set(struct engine *engine, struct io_timer *timer,
 		      uint64_t deadline_ns)

@@ -131,17 +131,14 @@ static bool set_option(struct options *opt, const struct verb *verb, int c)
 			opt->type = optarg;
 			return true;
 		}
+		/* fall through */
+	case 'w':
 		if (!parse_int(optarg, 1, INT_MAX / 1000, &opt->timeout_ms))
 			return false;
 		opt->timeout_ms *= 1000;
 		return true;
 	case 'o':
 		return parse_int(optarg, 1, INT_MAX, &opt->owner);
-	case 'w':
-		if (!parse_int(optarg, 1, INT_MAX / 1000, &opt->timeout_ms))
-			return false;
-		opt->timeout_ms *= 1000;
-		return true;
 	case 'f':
 		if (verb->run == cmd_list)
 			opt->file = optarg;

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 import pytest
 
 from tests.lib import tapdisks
-from tests.lib.beds import Beds
 from tests.lib.guest import Guest
 from tests.lib.vm import Bed
 
@@ -43,13 +42,6 @@ while [ $turn -lt 500 ]; do
 	sleep 1
 done
 """
-
-
-@pytest.fixture
-def bed(beds: Beds) -> Iterator[Bed]:
-    """A bed with nothing of tapdisk in it, before and after."""
-    with tapdisks.clean(beds()) as bed:
-        yield bed
 
 
 @contextmanager

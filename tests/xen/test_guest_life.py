@@ -3,12 +3,10 @@
 
 import re
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from tests.lib import tapdisks
-from tests.lib.beds import Beds
 from tests.lib.guest import HOME, Guest
 from tests.lib.vm import Bed
 
@@ -16,13 +14,6 @@ MEGABYTES = 8
 LOADED = 24
 # Of dom0 as a frontend; libxl's own for a bootloader is xvda.
 DOM0_DISK = "xvdj"
-
-
-@pytest.fixture
-def bed(beds: Beds) -> Iterator[Bed]:
-    """A bed with nothing of tapdisk in it, before and after."""
-    with tapdisks.clean(beds()) as bed:
-        yield bed
 
 
 REBOOT = """

@@ -3,7 +3,6 @@
 
 import re
 import secrets
-from collections.abc import Iterator
 
 import pytest
 
@@ -16,13 +15,6 @@ from tests.lib.vm import Bed
 MEGABYTES = 10
 # PVH guests need more than the default model has; with AVX, programs in dom0 crash now and then.
 PVH_CPU = "max,-smap,-rdtscp,-xsave,-avx,-avx2"
-
-
-@pytest.fixture
-def bed(beds: Beds) -> Iterator[Bed]:
-    """A bed with nothing of tapdisk in it, before and after."""
-    with tapdisks.clean(beds()) as bed:
-        yield bed
 
 
 def line(text: str) -> bytes:

@@ -2,12 +2,8 @@
 """Guests on disks that tapdisk serves: stock xl and blkback, `xenblk create` and the script form."""
 
 import re
-from collections.abc import Iterator
-
-import pytest
 
 from tests.lib import tapdisks
-from tests.lib.beds import Beds
 from tests.lib.guest import Guest
 from tests.lib.vm import Bed
 
@@ -25,13 +21,6 @@ use_disk() {
 	echo "$1 sum $(dd if=/dev/$1 bs=1M 2>/dev/null | sha256sum | cut -d' ' -f1)"
 }
 """
-
-
-@pytest.fixture
-def bed(beds: Beds) -> Iterator[Bed]:
-    """A bed with nothing of tapdisk in it, before and after."""
-    with tapdisks.clean(beds()) as bed:
-        yield bed
 
 
 def sums(output: str) -> dict[str, str]:
