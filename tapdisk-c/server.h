@@ -72,8 +72,10 @@ struct vbd_counters {
 
 struct vbd_stats {
 	struct vbd_counters read, write, flush;
+	struct vbd_counters discard;	/* and write zeroes */
+	struct vbd_counters status;
 	unsigned int inflight;
-	unsigned int batches;		/* transport round trips that carried requests */
+	uint64_t merged;		/* I/Os that went along with a neighbour's */
 };
 
 struct vbd_view {

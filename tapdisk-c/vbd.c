@@ -20,8 +20,9 @@ enum drain { DRAIN_NONE, DRAIN_PAUSE, DRAIN_CLOSE };
 
 struct vbd {
 	struct server *server;
-	int minor;
-	struct blktap *tap;
+	int minor;			/* -1: none */
+	struct list transports;		/* the one that may refuse to stop is first */
+	struct io_stream stream;
 	struct image *image;		/* NULL while closed or paused */
 	char *args;			/* NULL while closed */
 	bool readonly;
@@ -33,34 +34,81 @@ struct vbd {
 	struct vbd_stats stats;
 };
 
+#define for_each_transport(t, vbd) \
+	list_for_each(pos_##t, &(vbd)->transports) \
+		for (struct transport *t = container_of(pos_##t, \
+							struct transport, link); \
+		     t; t = NULL)
+
+static struct vbd *vbd_new(struct server *server, int minor)
+{
+	struct vbd *vbd = calloc(1, sizeof(*vbd));
+
+	if (!vbd)
+		return NULL;
+	vbd->server = server;
+	vbd->minor = minor;
+	list_init(&vbd->transports);
+	return vbd;
+}
+
+int vbd_create(struct vbd **vbd, struct server *server, int minor,
+	       struct error *err)
+{
+	*vbd = vbd_new(server, minor);
+	return *vbd ? 0 : error_set(err, -ENOMEM, "out of memory");
+}
+
 int vbd_attach(struct vbd **vbd, struct server *server, int minor,
 	       struct error *err)
 {
-	struct vbd *v = calloc(1, sizeof(*v));
+	struct transport *tap;
+	struct vbd *v;
 	int rc;
 
+	v = vbd_new(server, minor);
 	if (!v)
 		return error_set(err, -ENOMEM, "minor %d: out of memory", minor);
-	v->server = server;
-	v->minor = minor;
-	rc = blktap_open(&v->tap, v, server_engine(server), minor, err);
+	rc = blktap_open(&tap, v, server_engine(server), minor, err);
 	if (rc) {
 		free(v);
 		return rc;
 	}
+	list_add_tail(&tap->link, &v->transports);
 	*vbd = v;
 	return 0;
 }
 
 int vbd_detach(struct vbd *vbd, struct error *err)
 {
+	struct list *item;
+
 	if (vbd->args)
 		return error_set(err, -EBUSY,
 				 "minor %d: %s is open; close it first",
 				 vbd->minor, vbd->args);
-	blktap_close(vbd->tap);
+	while ((item = list_pop(&vbd->transports))) {
+		struct transport *t = container_of(item, struct transport, link);
+
+		t->ops->close(t);
+	}
 	free(vbd);
 	return 0;
+}
+
+int vbd_add_transport(struct vbd *vbd, struct transport *transport,
+		      struct error *err)
+{
+	int rc = 0;
+
+	if (vbd->args && (!vbd->image || vbd->drain != DRAIN_NONE))
+		return error_set(err, -EBUSY, "minor %d: is paused", vbd->minor);
+	if (vbd->args)
+		rc = transport->ops->start(transport, &vbd->info, vbd->readonly,
+					   err);
+	if (!rc)
+		list_add_tail(&transport->link, &vbd->transports);
+	return rc;
 }
 
 static int image_open(struct vbd *vbd, const char *args, bool readonly,
@@ -68,6 +116,7 @@ static int image_open(struct vbd *vbd, const char *args, bool readonly,
 {
 	struct image_open_args open_args = {
 		.engine		= server_engine(vbd->server),
+		.stream		= &vbd->stream,
 		.config		= server_config(vbd->server),
 		.readonly	= readonly,
 		.max_requests	= BLKTAP_ENTRIES,
@@ -99,6 +148,72 @@ static int image_close(struct vbd *vbd, struct error *err)
 	return rc;
 }
 
+/* All or none. */
+static int start_all(struct vbd *vbd, struct error *err)
+{
+	for_each_transport(t, vbd) {
+		int rc = t->ops->start(t, &vbd->info, vbd->readonly, err);
+
+		if (!rc)
+			continue;
+		for_each_transport(u, vbd) {
+			if (u == t)
+				break;
+			u->ops->stop(u, true, NULL);
+			u->ops->reset(u, NULL);
+		}
+		return rc;
+	}
+	return 0;
+}
+
+static void hold_all(struct vbd *vbd)
+{
+	for_each_transport(t, vbd)
+		t->ops->hold(t);
+}
+
+static int release_all(struct vbd *vbd, struct error *err)
+{
+	for_each_transport(t, vbd) {
+		int rc = t->ops->release(t, &vbd->info, vbd->readonly, err);
+
+		if (rc) {
+			hold_all(vbd);
+			return rc;
+		}
+	}
+	return 0;
+}
+
+static int stop_all(struct vbd *vbd, bool force, struct error *err)
+{
+	for_each_transport(t, vbd) {
+		int rc = t->ops->stop(t, force, err);
+
+		if (rc)
+			return rc;
+	}
+	return 0;
+}
+
+/* Goes on after an error, which is returned. */
+static int reset_all(struct vbd *vbd, struct error *err)
+{
+	struct error e;
+	int rc = 0;
+
+	for_each_transport(t, vbd) {
+		int r = t->ops->reset(t, &e);
+
+		if (r && !rc) {
+			rc = r;
+			*err = e;
+		}
+	}
+	return rc;
+}
+
 int vbd_open(struct vbd *vbd, const char *args, bool readonly,
 	     struct error *err)
 {
@@ -119,7 +234,7 @@ int vbd_open(struct vbd *vbd, const char *args, bool readonly,
 	vbd->args = copy;
 	vbd->readonly = readonly;
 	memset(&vbd->stats, 0, sizeof(vbd->stats));
-	rc = blktap_start(vbd->tap, &vbd->info, readonly, err);
+	rc = start_all(vbd, err);
 	if (rc) {
 		image_close(vbd, NULL);
 		free(vbd->args);
@@ -167,7 +282,7 @@ void vbd_close(struct vbd *vbd, bool force, server_done done, void *priv)
 
 	if (refuse(vbd, "close", done, priv))
 		return;
-	rc = blktap_stop(vbd->tap, force, &err);
+	rc = stop_all(vbd, force, &err);
 	if (rc)
 		done(priv, rc, &err);
 	else
@@ -179,7 +294,7 @@ void vbd_pause(struct vbd *vbd, server_done done, void *priv)
 	if (refuse(vbd, "pause", done, priv))
 		return;
 	if (vbd->image)
-		blktap_hold(vbd->tap);
+		hold_all(vbd);
 	drain_begin(vbd, DRAIN_PAUSE, done, priv);
 }
 
@@ -201,7 +316,7 @@ int vbd_unpause(struct vbd *vbd, const char *args, struct error *err)
 		free(copy);
 		return rc;
 	}
-	rc = blktap_release(vbd->tap, &vbd->info, vbd->readonly, err);
+	rc = release_all(vbd, err);
 	if (rc) {
 		image_close(vbd, NULL);
 		vbd->info = info;
@@ -226,7 +341,7 @@ static void drain_finish(struct vbd *vbd)
 		rc = image_close(vbd, &err);
 	if (drain == DRAIN_CLOSE) {
 		struct error reset;
-		int r = blktap_reset(vbd->tap, &reset);
+		int r = reset_all(vbd, &reset);
 
 		if (r && !rc) {
 			rc = r;
@@ -241,12 +356,21 @@ static void drain_finish(struct vbd *vbd)
 	done(vbd->drained_priv, rc, &err);
 }
 
+static bool round_all(struct vbd *vbd)
+{
+	bool more = false;
+
+	for_each_transport(t, vbd)
+		more |= t->ops->round(t);
+	return more;
+}
+
 bool vbd_round(struct vbd *vbd)
 {
 	bool more = true;
 
 	for (int i = 0; more && i < ROUNDS_MAX; i++)
-		more = blktap_round(vbd->tap);
+		more = round_all(vbd);
 	if (!more && vbd->drain != DRAIN_NONE && !vbd->inflight)
 		drain_finish(vbd);
 	return more;
@@ -262,54 +386,100 @@ bool vbd_draining(const struct vbd *vbd)
 	return vbd->drain != DRAIN_NONE;
 }
 
+static struct vbd_counters *counters_of(struct vbd_stats *stats,
+					enum image_op op)
+{
+	switch (op) {
+	case IMAGE_READ:
+		return &stats->read;
+	case IMAGE_WRITE:
+		return &stats->write;
+	case IMAGE_FLUSH:
+		return &stats->flush;
+	case IMAGE_DISCARD:
+	case IMAGE_ZERO:
+		return &stats->discard;
+	case IMAGE_STATUS:
+		break;
+	}
+	return &stats->status;
+}
+
 static void account(struct vbd *vbd, const struct vbd_request *req, int err)
 {
-	struct vbd_counters *c = req->op == IMAGE_READ  ? &vbd->stats.read :
-				 req->op == IMAGE_WRITE ? &vbd->stats.write :
-							  &vbd->stats.flush;
+	struct vbd_counters *c = counters_of(&vbd->stats, req->op);
 	uint64_t ns = now_ns() - req->arrived_ns;
 
 	c->requests++;
-	c->sectors += req->count;
+	c->sectors += req->image.count;
 	c->errors += err != 0;
 	c->total_ns += ns;
 	if (ns > c->max_ns)
 		c->max_ns = ns;
 }
 
-static void image_done(struct image_request *image, int err)
+static void finish(struct vbd_request *req, int err)
 {
-	struct vbd_request *req =
-		container_of(image, struct vbd_request, image);
 	struct vbd *vbd = req->vbd;
 
 	account(vbd, req, err);
 	if (err)
 		log_error("request failed minor=%d op=%d sector=%llu count=%u err=%d",
 			  vbd->minor, (int)req->op,
-			  (unsigned long long)req->sector, req->count, -err);
+			  (unsigned long long)req->image.sector,
+			  req->image.count, -err);
 	vbd->inflight--;
 	req->done(req, err);
+}
+
+static void image_done(struct image_request *image, int err)
+{
+	struct vbd_request *req =
+		container_of(image, struct vbd_request, image);
+
+	if (err || !req->fua || image->op == IMAGE_FLUSH) {
+		finish(req, err);
+		return;
+	}
+	/* What is done is durable when a flush that begins now is. */
+	req->fua = false;
+	image->op = IMAGE_FLUSH;
+	req->vbd->image->driver->submit(req->vbd->image, image);
+}
+
+/* 0 if the image can be asked. */
+static int refuse_request(const struct vbd *vbd,
+			  const struct image_request *image)
+{
+	static const unsigned int needs[] = {
+		[IMAGE_DISCARD]	= IMAGE_CAN_DISCARD,
+		[IMAGE_ZERO]	= IMAGE_CAN_ZERO,
+		[IMAGE_STATUS]	= IMAGE_CAN_STATUS,
+	};
+
+	if (image->op == IMAGE_FLUSH)
+		return 0;
+	if (!image->count || image->sector > vbd->info.sectors ||
+	    image->count > vbd->info.sectors - image->sector)
+		return -EIO;
+	if (image->op == IMAGE_READ || image->op == IMAGE_STATUS ||
+	    !vbd->readonly)
+		return needs[image->op] & ~vbd->info.can ? -EOPNOTSUPP : 0;
+	return -EPERM;
 }
 
 void vbd_submit(struct vbd *vbd, struct vbd_request *req)
 {
 	struct image_request *image = &req->image;
+	int rc = refuse_request(vbd, image);
 
 	req->vbd = vbd;
+	req->op = image->op;
 	req->arrived_ns = now_ns();
 	vbd->inflight++;
-	image->op = req->op;
-	image->sector = req->sector;
-	image->count = req->count;
-	image->buf = req->buf;
 	image->done = image_done;
-	if (req->op != IMAGE_FLUSH &&
-	    (!req->count || req->sector > vbd->info.sectors ||
-	     req->count > vbd->info.sectors - req->sector))
-		image_done(image, -EIO);
-	else if (req->op == IMAGE_WRITE && vbd->readonly)
-		image_done(image, -EPERM);
+	if (rc)
+		finish(req, rc);
 	else
 		vbd->image->driver->submit(vbd->image, image);
 }
@@ -342,7 +512,7 @@ void vbd_fill_view(const struct vbd *vbd, struct vbd_view *view)
 		.vbd		= vbd,
 	};
 	view->stats.inflight = vbd->inflight;
-	view->stats.batches = blktap_batches(vbd->tap);
+	view->stats.merged = vbd->stream.merged;
 	if (!vbd->args)
 		view->state = VBD_CLOSED;
 	else if (vbd->drain != DRAIN_NONE)

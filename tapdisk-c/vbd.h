@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-only */
 /*
- * A VBD: one minor, served by this process. Its transport brings requests,
+ * A VBD: one disk, served by this process. Its transports bring requests,
  * its image answers them; between the two it counts, and drains for pause and
  * close.
  */
@@ -9,23 +9,34 @@
 
 #include "drivers/image.h"
 #include "server.h"
+#include "transport/transport.h"
 
-/* In a slot of the transport. The caller fills the first part. */
+/*
+ * In a slot of the transport, which fills image (the caller's part of struct
+ * image_request but done), fua and done.
+ */
 struct vbd_request {
-	enum image_op op;
-	uint64_t sector;
-	uint32_t count;			/* sectors; 0 for a flush */
-	uint8_t *buf;			/* IMAGE_ALIGN-aligned */
+	struct image_request image;
+	bool fua;			/* a write, discard or zero is durable when done */
 	void (*done)(struct vbd_request *req, int err);
 
 	struct vbd *vbd;
-	struct image_request image;
+	enum image_op op;		/* as it came: a flush may follow for fua */
 	uint64_t arrived_ns;
 };
 
+/* minor is -1 for a VBD that has none. It has no transport yet. */
+int vbd_create(struct vbd **vbd, struct server *server, int minor,
+	       struct error *err);
+/* With the ring of minor as transport. */
 int vbd_attach(struct vbd **vbd, struct server *server, int minor,
 	       struct error *err);
+/* Closes the transports and frees the VBD; -EBUSY while an image is open. */
 int vbd_detach(struct vbd *vbd, struct error *err);
+
+/* From now on the VBD's, which closes it; started if an image is open. */
+int vbd_add_transport(struct vbd *vbd, struct transport *transport,
+		      struct error *err);
 
 int vbd_open(struct vbd *vbd, const char *args, bool readonly,
 	     struct error *err);
@@ -33,7 +44,10 @@ void vbd_close(struct vbd *vbd, bool force, server_done done, void *priv);
 void vbd_pause(struct vbd *vbd, server_done done, void *priv);
 int vbd_unpause(struct vbd *vbd, const char *args, struct error *err);
 
-/* From the transport. Answers -EIO to what is not on the disk. */
+/*
+ * From the transport. Answers -EIO to what is not on the disk, -EPERM to what
+ * would change a read-only one, -EOPNOTSUPP to what the image can't.
+ */
 void vbd_submit(struct vbd *vbd, struct vbd_request *req);
 
 /*

@@ -16,7 +16,7 @@
  *
  * VBD: minor, state (enum vbd_state), args (null while closed), readonly,
  * sectors, sector_size, depth. STATS: chain (paths, leaf first), inflight,
- * batches, and for each of read, write, flush: requests, sectors, errors,
+ * merged, and for each of read, write, flush: requests, sectors, errors,
  * total_ns, max_ns.
  *
  * owner is a pid: when that process ends before keep, the VBD is closed and

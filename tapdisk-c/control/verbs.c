@@ -166,7 +166,7 @@ static void do_stats(struct control_call *call, const struct request *req)
 	vbd = view_json(&view);
 	json_object_set_new(vbd, "chain", chain_json(&view));
 	json_object_set_new(vbd, "inflight", json_integer(view.stats.inflight));
-	json_object_set_new(vbd, "batches", json_integer(view.stats.batches));
+	json_object_set_new(vbd, "merged", json_integer((json_int_t)view.stats.merged));
 	json_object_set_new(vbd, "read", counters_json(&view.stats.read));
 	json_object_set_new(vbd, "write", counters_json(&view.stats.write));
 	json_object_set_new(vbd, "flush", counters_json(&view.stats.flush));

@@ -20,7 +20,21 @@
 /* Alignment of every data buffer: O_DIRECT on any device needs no more. */
 #define IMAGE_ALIGN  4096u
 
-enum image_op { IMAGE_READ, IMAGE_WRITE, IMAGE_FLUSH };
+enum image_op {
+	IMAGE_READ,
+	IMAGE_WRITE,
+	IMAGE_FLUSH,
+	IMAGE_DISCARD,	/* the sectors' content is of no interest any more */
+	IMAGE_ZERO,	/* the sectors read as zeros */
+	IMAGE_STATUS,	/* which sectors hold data */
+};
+
+/* Of IMAGE_STATUS. Extents follow each other without gaps. */
+struct image_extent {
+	uint32_t count;			/* sectors */
+	bool hole;			/* takes no space in any image of the chain */
+	bool zero;			/* reads as zeros */
+};
 
 /*
  * A request on an image. The caller fills the first part; done() is called
@@ -34,7 +48,12 @@ struct image_request {
 	enum image_op op;
 	uint64_t sector;
 	uint32_t count;			/* sectors; 0 for a flush */
-	uint8_t *buf;			/* count * SECTOR_SIZE, IMAGE_ALIGN-aligned */
+	uint8_t *buf;			/* read, write: count * SECTOR_SIZE, IMAGE_ALIGN-aligned */
+	uint16_t buffer;		/* of engine_buffer_add(), or 0 */
+	bool keep_space;		/* zero: leave no hole */
+	struct image_extent *extents;	/* status: the answer, at least the first extent */
+	unsigned int max_extents;	/* status: at least 1 */
+	unsigned int nr_extents;	/* status: in extents */
 	void (*done)(struct image_request *req, int err);
 
 	/* The driver's. */
@@ -51,17 +70,31 @@ struct image_info {
 	uint64_t sectors;		/* size of the disk, in 512-byte sectors */
 	uint32_t sector_size;		/* logical block size that requests keep to */
 	unsigned int depth;		/* images in the chain, 1 for raw */
+	unsigned int can;		/* IMAGE_CAN_*: what submit() takes beside read, write, flush */
 };
+
+#define IMAGE_CAN_DISCARD	1u
+#define IMAGE_CAN_ZERO		2u
+#define IMAGE_CAN_STATUS	4u
 
 struct image {
 	const struct image_driver *driver;
 	struct engine *engine;
+	struct io_stream *stream;
 	struct image_info info;
 	bool readonly;
 };
 
+/* All I/O of an image goes this way. */
+static inline void image_queue(struct image *image, struct io_req *io)
+{
+	io->stream = image->stream;
+	engine_queue(image->engine, io);
+}
+
 struct image_open_args {
 	struct engine *engine;
+	struct io_stream *stream;	/* of the VBD; NULL: none */
 	const struct config *config;
 	const char *path;
 	bool readonly;

@@ -121,6 +121,7 @@ static int raw_open(struct image **image, const struct image_open_args *args,
 	}
 	raw->image.driver = &raw_driver;
 	raw->image.engine = args->engine;
+	raw->image.stream = args->stream;
 	raw->image.readonly = args->readonly;
 	raw->image.info.sectors = size >> SECTOR_SHIFT;
 	raw->image.info.depth = 1;
@@ -175,8 +176,13 @@ static void raw_submit(struct image *image, struct image_request *req)
 	case IMAGE_FLUSH:
 		req->io.op = IO_SYNC;
 		break;
+	case IMAGE_DISCARD:
+	case IMAGE_ZERO:
+	case IMAGE_STATUS:
+		req->done(req, -EOPNOTSUPP);
+		return;
 	}
-	engine_queue(image->engine, &req->io);
+	image_queue(image, &req->io);
 }
 
 static const char *raw_chain_path(const struct image *image, unsigned int i)

@@ -128,7 +128,7 @@ struct vhd_bitmap *vhd_cache_get(struct vhd_disk *disk, unsigned int level,
 		bm->io.iov = &bm->iov;
 		bm->io.iovcnt = 1;
 		bm->io.done = loaded;
-		engine_queue(disk->image.engine, &bm->io);
+		image_queue(&disk->image, &bm->io);
 	}
 	list_add_tail(&req->link, &bm->loading);
 	return NULL;

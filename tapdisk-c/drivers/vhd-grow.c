@@ -22,12 +22,12 @@ static void grown(struct io_req *io, int err)
 		grow->iov.iov_base = grow->buf + VHD_SECTOR;
 		grow->iov.iov_len = VHD_SECTOR;
 		io->offset = grow->durable_end;
-		engine_queue(disk->image.engine, io);
+		image_queue(&disk->image, io);
 		return;
 	}
 	if (!err && io->op == IO_WRITE) {
 		io->op = IO_SYNC;
-		engine_queue(disk->image.engine, io);
+		image_queue(&disk->image, io);
 		return;
 	}
 	if (err)
@@ -59,7 +59,7 @@ static void grow_start(struct vhd_disk *disk, uint64_t need)
 	grow->io.iov = &grow->iov;
 	grow->io.iovcnt = 1;
 	grow->io.done = grown;
-	engine_queue(disk->image.engine, &grow->io);
+	image_queue(&disk->image, &grow->io);
 }
 
 /*

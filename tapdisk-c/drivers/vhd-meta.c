@@ -64,7 +64,7 @@ static void bitmap_out(struct vhd_bitmap *bm)
 {
 	bm->io.op = IO_WRITE;
 	bm->io.done = bitmap_written;
-	engine_queue(bm->disk->image.engine, &bm->io);
+	image_queue(&bm->disk->image, &bm->io);
 }
 
 static void data_synced(struct io_req *io, int err)
@@ -103,7 +103,7 @@ static void bitmap_write(struct vhd_bitmap *bm)
 	}
 	bm->io.op = IO_SYNC;
 	bm->io.done = data_synced;
-	engine_queue(bm->disk->image.engine, &bm->io);
+	image_queue(&bm->disk->image, &bm->io);
 }
 
 void vhd_meta_abandon(struct vhd_bitmap *bm)
@@ -182,7 +182,7 @@ static void bat_write(struct vhd_disk *disk)
 	bat->io.iov = &bat->iov;
 	bat->io.iovcnt = 1;
 	bat->io.done = bat_written;
-	engine_queue(disk->image.engine, &bat->io);
+	image_queue(&disk->image, &bat->io);
 }
 
 static void bat_synced(struct io_req *io, int err)
@@ -220,7 +220,7 @@ static void bat_next(struct vhd_disk *disk)
 	}
 	bat->io.op = IO_SYNC;
 	bat->io.done = bat_synced;
-	engine_queue(disk->image.engine, &bat->io);
+	image_queue(&disk->image, &bat->io);
 }
 
 /* The entries beyond the disk's size that share a sector with its last ones. */

@@ -104,6 +104,6 @@ enum step vhd_read_step(struct vhd_disk *disk, struct image_request *req)
 	op->iov.iov_base = buf;
 	op->iov.iov_len = len;
 	req->cursor += run.count;
-	engine_queue(disk->image.engine, &op->io);
+	image_queue(&disk->image, &op->io);
 	return STEP_ON;
 }

@@ -69,7 +69,7 @@ static void start(struct vhd_disk *disk, struct vhd_op *op, uint64_t offset,
 	op->iov.iov_base = req->buf + ((size_t)req->cursor << SECTOR_SHIFT);
 	op->iov.iov_len = (size_t)count << SECTOR_SHIFT;
 	req->cursor += count;
-	engine_queue(disk->image.engine, &op->io);
+	image_queue(&disk->image, &op->io);
 }
 
 enum step vhd_write_step(struct vhd_disk *disk, struct image_request *req)

@@ -111,7 +111,7 @@ static void vhd_submit(struct image *image, struct image_request *req)
 	req->io.op = IO_SYNC;
 	req->io.fd = disk->leaf->fd;
 	req->io.done = flush_done;
-	engine_queue(image->engine, &req->io);
+	image_queue(image, &req->io);
 }
 
 static void destroy(struct vhd_disk *disk)
@@ -146,6 +146,7 @@ static int vhd_image_open(struct image **image,
 	disk->leaf = disk->chain->image[0];
 	disk->image.driver = &vhd_driver;
 	disk->image.engine = args->engine;
+	disk->image.stream = args->stream;
 	disk->image.readonly = args->readonly;
 	disk->image.info.sectors =
 		disk->leaf->footer.current_size >> SECTOR_SHIFT;

@@ -98,6 +98,10 @@ void engine_queue(struct engine *engine, struct io_req *req)
 	req->transferred = 0;
 	req->result = 0;
 	engine->inflight++;
+	if (req->op > IO_SYNC) {
+		complete(engine, req, -EOPNOTSUPP);
+		return;
+	}
 	if (req->op != IO_SYNC) {
 		len = remaining(req);
 		if (len <= 0) {
@@ -106,6 +110,32 @@ void engine_queue(struct engine *engine, struct io_req *req)
 		}
 	}
 	list_add_tail(&req->link, &engine->queued);
+}
+
+void engine_file_add(struct engine *engine, int fd)
+{
+	(void)engine;
+	(void)fd;
+}
+
+void engine_file_remove(struct engine *engine, int fd)
+{
+	(void)engine;
+	(void)fd;
+}
+
+uint16_t engine_buffer_add(struct engine *engine, void *base, size_t len)
+{
+	(void)engine;
+	(void)base;
+	(void)len;
+	return 0;
+}
+
+void engine_buffer_remove(struct engine *engine, uint16_t buffer)
+{
+	(void)engine;
+	(void)buffer;
 }
 
 /* Entries that are done keep their place, with length 0. */

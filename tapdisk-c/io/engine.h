@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-only */
 /*
- * I/O engines: queued file I/O, descriptor readiness and timers behind one
- * wait. Single-threaded: every call and every callback is on the thread that
+ * I/O engines: queued file and socket I/O, descriptor readiness and timers
+ * behind one wait. Single-threaded: every call and every callback is on the thread that
  * runs engine_run(). Requests, watches and timers are the caller's memory;
  * the engine allocates only in engine_open().
  *
@@ -22,6 +22,22 @@ enum io_op {
 	IO_READ,
 	IO_WRITE,
 	IO_SYNC,	/* fdatasync: offset and iov unused */
+	IO_PUNCH,	/* len bytes at offset become a hole, which reads as zeros */
+	IO_ZERO,	/* len bytes at offset read as zeros, space is kept if possible */
+	IO_RECV,	/* stream socket: done when anything is there; transferred says how much, 0: the end */
+	IO_SEND,	/* stream socket: done when all is sent */
+};
+
+/*
+ * Whose requests are scheduled together: one for each VBD. What is queued
+ * between two waits is sorted and merged within a stream, and streams take
+ * turns where the engine's depth is the limit. Zeroed before use.
+ */
+struct io_stream {
+	struct list link;		/* the engine's: streams with something queued */
+	struct list queued[2];		/* reads; all else */
+	unsigned int nr[2];
+	uint64_t merged;		/* requests that went along with another's */
 };
 
 struct io_req {
@@ -29,6 +45,9 @@ struct io_req {
 	enum io_op op;
 	int fd;
 	uint64_t offset;		/* bytes */
+	uint64_t len;			/* IO_PUNCH and IO_ZERO: bytes */
+	uint16_t buffer;		/* of engine_buffer_add(), if iov[0] lies in it and is all; else 0 */
+	struct io_stream *stream;	/* NULL: is not scheduled, goes as it is */
 	struct iovec *iov;		/* the engine may modify it while it resumes a short transfer */
 	int iovcnt;			/* at most IOV_MAX */
 	/*
@@ -78,6 +97,18 @@ const char *engine_name(const struct engine *engine);
 
 /* Never fails: an error comes through done(). */
 void engine_queue(struct engine *engine, struct io_req *req);
+
+/*
+ * The kernel looks up a registered descriptor and pins a registered buffer
+ * once, not for each request. Both only save time: where an engine or a limit
+ * does not allow it, nothing happens (and the buffer's number is 0). Nothing
+ * may be in flight on what is removed; remove a descriptor before close().
+ */
+void engine_file_add(struct engine *engine, int fd);
+void engine_file_remove(struct engine *engine, int fd);
+/* A number for io_req.buffer, or 0. base is page-aligned. */
+uint16_t engine_buffer_add(struct engine *engine, void *base, size_t len);
+void engine_buffer_remove(struct engine *engine, uint16_t buffer);
 
 #define ENGINE_MAX_WATCHES 1024
 

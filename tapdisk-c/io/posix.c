@@ -53,6 +53,11 @@ static int run_request(const struct io_req *req)
 	case IO_SYNC:
 		n = fdatasync(req->fd);
 		break;
+	case IO_PUNCH:
+	case IO_ZERO:
+	case IO_RECV:
+	case IO_SEND:
+		break;
 	}
 	return n < 0 ? -errno : (int)n;
 }

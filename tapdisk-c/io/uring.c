@@ -120,6 +120,11 @@ static bool uring_submit(struct engine *engine, struct io_req *req)
 	case IO_SYNC:
 		io_uring_prep_fsync(sqe, req->fd, IORING_FSYNC_DATASYNC);
 		break;
+	case IO_PUNCH:
+	case IO_ZERO:
+	case IO_RECV:
+	case IO_SEND:
+		break;
 	}
 	io_uring_sqe_set_data(sqe, req);
 	return true;

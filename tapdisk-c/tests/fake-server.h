@@ -273,7 +273,7 @@ bool server_vbd(struct server *server, unsigned int i, struct vbd_view *view)
 		.depth = 2,
 		.stats = { .read = { 1, 2, 3, 4, 5 }, .write = { 6, 7, 8, 9, 10 },
 			   .flush = { 11, 0, 12, 13, 14 }, .inflight = 15,
-			   .batches = 16 },
+			   .merged = 16 },
 		.chain_path = vbd->args ? fake_chain_path : NULL,
 	};
 	return true;

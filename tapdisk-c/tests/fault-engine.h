@@ -275,6 +275,18 @@ void engine_queue(struct engine *e, struct io_req *req)
 	e->nr_pending++;
 }
 
+void engine_file_add(struct engine *e, int fd)
+{
+	(void)e;
+	(void)fd;
+}
+
+void engine_file_remove(struct engine *e, int fd)
+{
+	(void)e;
+	(void)fd;
+}
+
 static inline int fe_read(const struct io_req *req)
 {
 	ssize_t got = pread(req->fd, req->iov->iov_base, req->iov->iov_len,
@@ -330,6 +342,12 @@ static inline void fe_apply(struct engine *e, struct io_req *req)
 			err = -EIO;
 		if (!err && fe_follows(req->fd))
 			fe_make_durable(e, req->transferred);
+		break;
+	case IO_PUNCH:
+	case IO_ZERO:
+	case IO_RECV:
+	case IO_SEND:
+		err = -EOPNOTSUPP;
 		break;
 	}
 	req->result = err;

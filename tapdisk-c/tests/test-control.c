@@ -300,7 +300,7 @@ static void list_and_stats_show_the_vbds(void **state)
 		 "{\"minor\":7,\"state\":0,\"args\":\"aio:%s/disk.vhd\","
 		 "\"readonly\":false,\"sectors\":2048,\"sector_size\":512,\"depth\":2,"
 		 "\"chain\":[\"%s/disk.vhd\",\"/srv/b?se.vhd\"],"
-		 "\"inflight\":15,\"batches\":16,"
+		 "\"inflight\":15,\"merged\":16,"
 		 "\"read\":{\"requests\":1,\"sectors\":2,\"errors\":3,\"total_ns\":4,\"max_ns\":5},"
 		 "\"write\":{\"requests\":6,\"sectors\":7,\"errors\":8,\"total_ns\":9,\"max_ns\":10},"
 		 "\"flush\":{\"requests\":11,\"sectors\":0,\"errors\":12,\"total_ns\":13,\"max_ns\":14}"

@@ -102,7 +102,7 @@ int cmd_unpause(const struct options *opt, struct error *err)
 
 int cmd_stats(const struct options *opt, struct error *err)
 {
-	static const char *const more[] = { "chain", "inflight", "batches",
+	static const char *const more[] = { "chain", "inflight", "merged",
 					    "read", "write", "flush" };
 	json_t *reply, *out;
 	const json_t *vbd;

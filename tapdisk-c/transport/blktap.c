@@ -21,6 +21,7 @@ struct slot {
 };
 
 struct blktap {
+	struct transport transport;
 	struct vbd *vbd;
 	struct engine *engine;
 	int minor;
@@ -39,8 +40,14 @@ struct blktap {
 	uint8_t *buf;
 	size_t buf_bytes;
 	struct slot slots[BLKTAP_ENTRIES];
-	unsigned int batches;
 };
+
+static const struct transport_ops blktap_ops;
+
+static struct blktap *blktap_of(struct transport *transport)
+{
+	return container_of(transport, struct blktap, transport);
+}
 
 static void ring_ready(struct io_watch *watch, short revents)
 {
@@ -81,14 +88,16 @@ static int ring_open(struct blktap *tap, struct error *err)
 	return error_set(err, rc, "%s: %s", path, strerror(-rc));
 }
 
-int blktap_open(struct blktap **tap, struct vbd *vbd, struct engine *engine,
-		int minor, struct error *err)
+int blktap_open(struct transport **transport, struct vbd *vbd,
+		struct engine *engine, int minor, struct error *err)
 {
 	struct blktap *t = calloc(1, sizeof(*t));
 	int rc;
 
 	if (!t)
 		return error_set(err, -ENOMEM, "minor %d: out of memory", minor);
+	t->transport.ops = &blktap_ops;
+	list_init(&t->transport.link);
 	t->vbd = vbd;
 	t->engine = engine;
 	t->minor = minor;
@@ -97,13 +106,21 @@ int blktap_open(struct blktap **tap, struct vbd *vbd, struct engine *engine,
 		free(t);
 		return rc;
 	}
-	*tap = t;
+	*transport = &t->transport;
 	return 0;
+}
+
+static void blktap_hold(struct transport *transport)
+{
+	struct blktap *tap = blktap_of(transport);
+
+	tap->fetching = false;
+	engine_unwatch(tap->engine, &tap->watch);
 }
 
 static void ring_unmap(struct blktap *tap)
 {
-	blktap_hold(tap);
+	blktap_hold(&tap->transport);
 	tap->kick = false;
 	if (tap->ring)
 		munmap(tap->ring, tap->ring_bytes);
@@ -113,16 +130,20 @@ static void ring_unmap(struct blktap *tap)
 	tap->buf = NULL;
 }
 
-void blktap_close(struct blktap *tap)
+static void blktap_close(struct transport *transport)
 {
+	struct blktap *tap = blktap_of(transport);
+
 	ring_unmap(tap);
 	if (tap->fd >= 0)
 		close(tap->fd);
 	free(tap);
 }
 
-int blktap_reset(struct blktap *tap, struct error *err)
+static int blktap_reset(struct transport *transport, struct error *err)
 {
+	struct blktap *tap = blktap_of(transport);
+
 	ring_unmap(tap);
 	if (tap->fd >= 0)
 		close(tap->fd);
@@ -214,9 +235,11 @@ static void fetch_on(struct blktap *tap)
 	tap->kick = true;
 }
 
-int blktap_start(struct blktap *tap, const struct image_info *info,
-		 bool readonly, struct error *err)
+static int blktap_start(struct transport *transport,
+			const struct image_info *info, bool readonly,
+			struct error *err)
 {
+	struct blktap *tap = blktap_of(transport);
 	struct blktap_device_params params = device_params(info, readonly);
 	int rc = 0;
 
@@ -246,12 +269,14 @@ int blktap_start(struct blktap *tap, const struct image_info *info,
 	return 0;
 out:
 	/* A ring that was set up can't be set up again. */
-	blktap_reset(tap, NULL);
+	blktap_reset(transport, NULL);
 	return rc;
 }
 
-int blktap_stop(struct blktap *tap, bool force, struct error *err)
+static int blktap_stop(struct transport *transport, bool force,
+		       struct error *err)
 {
+	struct blktap *tap = blktap_of(transport);
 	struct blktap_remove remove = {
 		.size	= sizeof(remove),
 		.flags	= force ? BLKTAP_REMOVE_FORCE : 0,
@@ -267,19 +292,15 @@ int blktap_stop(struct blktap *tap, bool force, struct error *err)
 		return error_set(err, rc, "minor %d: cannot remove the gendisk: %s",
 				 tap->minor, strerror(-rc));
 	}
-	blktap_hold(tap);
+	blktap_hold(transport);
 	return 0;
 }
 
-void blktap_hold(struct blktap *tap)
+static int blktap_release(struct transport *transport,
+			  const struct image_info *info, bool readonly,
+			  struct error *err)
 {
-	tap->fetching = false;
-	engine_unwatch(tap->engine, &tap->watch);
-}
-
-int blktap_release(struct blktap *tap, const struct image_info *info,
-		   bool readonly, struct error *err)
-{
+	struct blktap *tap = blktap_of(transport);
 	struct blktap_device_params params = device_params(info, readonly);
 	int rc = watch_on(tap, err);
 
@@ -288,7 +309,7 @@ int blktap_release(struct blktap *tap, const struct image_info *info,
 	if (ioctl(tap->fd, BLKTAP_IOC_SET_DEVICE, &params) < 0) {
 		rc = error_set(err, -errno, "minor %d: the gendisk does not take the new size: %s",
 			       tap->minor, strerror(errno));
-		blktap_hold(tap);
+		blktap_hold(transport);
 		return rc;
 	}
 	fetch_on(tap);
@@ -314,6 +335,7 @@ static void request_done(struct vbd_request *req, int err)
 static void take(struct blktap *tap, const struct blktap_sqe *sqe)
 {
 	uint64_t len = (uint64_t)sqe->nr_sectors << SECTOR_SHIFT;
+	struct image_request *image;
 	struct slot *slot;
 
 	if (sqe->tag >= tap->entries) {
@@ -332,20 +354,21 @@ static void take(struct blktap *tap, const struct blktap_sqe *sqe)
 		request_done(&slot->req, -EIO);
 		return;
 	}
-	slot->req.sector = sqe->sector;
-	slot->req.count = sqe->nr_sectors;
-	slot->req.buf = tap->buf + sqe->buf_offset;
+	image = &slot->req.image;
+	image->sector = sqe->sector;
+	image->count = sqe->nr_sectors;
+	image->buf = tap->buf + sqe->buf_offset;
 	slot->req.done = request_done;
 	switch (sqe->op) {
 	case BLKTAP_OP_READ:
-		slot->req.op = IMAGE_READ;
+		image->op = IMAGE_READ;
 		break;
 	case BLKTAP_OP_WRITE:
-		slot->req.op = IMAGE_WRITE;
+		image->op = IMAGE_WRITE;
 		break;
 	case BLKTAP_OP_FLUSH:
-		slot->req.op = IMAGE_FLUSH;
-		slot->req.count = 0;
+		image->op = IMAGE_FLUSH;
+		image->count = 0;
 		break;
 	default:
 		request_done(&slot->req, -EOPNOTSUPP);
@@ -354,8 +377,9 @@ static void take(struct blktap *tap, const struct blktap_sqe *sqe)
 	vbd_submit(tap->vbd, &slot->req);
 }
 
-bool blktap_round(struct blktap *tap)
+static bool blktap_round(struct transport *transport)
 {
+	struct blktap *tap = blktap_of(transport);
 	struct blktap_enter enter = { .size = sizeof(enter) };
 	uint32_t head, tail;
 
@@ -375,11 +399,9 @@ bool blktap_round(struct blktap *tap)
 		if (errno != ENODEV)
 			log_error("blktap: ENTER failed minor=%d err=%d",
 				  tap->minor, errno);
-		blktap_hold(tap);
+		blktap_hold(transport);
 		return false;
 	}
-	if (enter.submitted)
-		tap->batches++;
 	head = tap->ring->sq_head;
 	tail = __atomic_load_n(&tap->ring->sq_tail, __ATOMIC_ACQUIRE);
 	for (; head != tail; head++)
@@ -388,7 +410,13 @@ bool blktap_round(struct blktap *tap)
 	return tap->kick;
 }
 
-unsigned int blktap_batches(const struct blktap *tap)
-{
-	return tap->batches;
-}
+static const struct transport_ops blktap_ops = {
+	.name		= "blktap",
+	.start		= blktap_start,
+	.stop		= blktap_stop,
+	.reset		= blktap_reset,
+	.hold		= blktap_hold,
+	.release	= blktap_release,
+	.round		= blktap_round,
+	.close		= blktap_close,
+};

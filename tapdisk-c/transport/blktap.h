@@ -12,42 +12,14 @@
 #define BLKTAP_ENTRIES		64u
 #define BLKTAP_MAX_IO_BYTES	(256u << 10)
 
-struct blktap;
-
-/* Opens the ring of minor: exclusive, -EBUSY if another server has it. */
-int blktap_open(struct blktap **tap, struct vbd *vbd, struct engine *engine,
-		int minor, struct error *err);
-void blktap_close(struct blktap *tap);
-
 /*
- * Makes the gendisk, or takes over one that a dead tapdisk has left, and
- * begins to fetch.
+ * Opens the ring of minor: exclusive, -EBUSY if another server has it. start
+ * makes the gendisk, or takes over one that a dead tapdisk has left; stop
+ * removes it, -EBUSY while it is open; release tells the driver the new size.
+ * Each round is one system call for all completions and new requests, none if
+ * there is nothing to do.
  */
-int blktap_start(struct blktap *tap, const struct image_info *info,
-		 bool readonly, struct error *err);
-
-/*
- * Removes the gendisk; no request is fetched afterwards, those in flight may
- * still be answered. -EBUSY while it is open, unless force.
- */
-int blktap_stop(struct blktap *tap, bool force, struct error *err);
-
-/* Back to the state after blktap_open(). Nothing is in flight. */
-int blktap_reset(struct blktap *tap, struct error *err);
-
-/* Requests stay in the driver from now on. */
-void blktap_hold(struct blktap *tap);
-/* Tells the driver the new geometry and fetches again. */
-int blktap_release(struct blktap *tap, const struct image_info *info,
-		   bool readonly, struct error *err);
-
-/*
- * One system call for all completions and new requests, none if there is
- * nothing to do. True if some were answered at once and another round is due.
- */
-bool blktap_round(struct blktap *tap);
-
-/* Rounds that carried requests. */
-unsigned int blktap_batches(const struct blktap *tap);
+int blktap_open(struct transport **transport, struct vbd *vbd,
+		struct engine *engine, int minor, struct error *err);
 
 #endif

@@ -359,7 +359,7 @@ def test_stats_is_one_json_object(tap: TapCtl) -> None:
     stats = json.loads(tap.ok("stats", "-p", pid, "-m", 1))
     assert stats["pid"] == pid and stats["minor"] == 1 and stats["size"] == 1 << 20
     assert stats["chain"] == [f"{tap.images}/a", "/srv/b?se.vhd"]
-    assert (stats["inflight"], stats["batches"]) == (15, 16)
+    assert (stats["inflight"], stats["merged"]) == (15, 16)
     assert stats["read"] == {
         "requests": 1,
         "sectors": 2,

@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+/*
+ * Transports: where a VBD's requests come from. A VBD may have several; it
+ * calls what is below, in this order:
+ *
+ *   start -> { hold -> release } ... -> stop -> reset -> start ...
+ *                                  close at any time when nothing is in flight
+ *
+ * A transport hands requests over by vbd_submit() and gets each back exactly
+ * once through its done(), which may run before vbd_submit() returns.
+ */
+#ifndef XENBLK_TRANSPORT_H
+#define XENBLK_TRANSPORT_H
+
+#include "drivers/image.h"
+
+struct transport_ops;
+
+struct transport {
+	const struct transport_ops *ops;
+	struct list link;		/* the VBD's */
+};
+
+struct transport_ops {
+	const char *name;
+
+	/* Required. An image is open: requests may come from now on. */
+	int (*start)(struct transport *transport, const struct image_info *info,
+		     bool readonly, struct error *err);
+
+	/*
+	 * Required. No new request afterwards; those in flight may still be
+	 * answered. -EBUSY while in use, unless force: nothing has changed then.
+	 */
+	int (*stop)(struct transport *transport, bool force, struct error *err);
+
+	/* Required. After stop, nothing is in flight: back to before start. */
+	int (*reset)(struct transport *transport, struct error *err);
+
+	/* Required. New requests wait where they are, until release. */
+	void (*hold)(struct transport *transport);
+
+	/*
+	 * Required. Goes on with an image whose size may have grown. After an
+	 * error the transport is still held.
+	 */
+	int (*release)(struct transport *transport,
+		       const struct image_info *info, bool readonly,
+		       struct error *err);
+
+	/*
+	 * Required. After each round of the engine: hands completions over and
+	 * takes new requests. True if some were answered at once and another
+	 * round is due before the next wait.
+	 */
+	bool (*round)(struct transport *transport);
+
+	/* Required. Nothing is in flight. Frees the transport. */
+	void (*close)(struct transport *transport);
+};
+
+#endif
