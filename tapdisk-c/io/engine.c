@@ -112,10 +112,11 @@ void engine_queue(struct engine *engine, struct io_req *req)
 	list_add_tail(&req->link, &engine->queued);
 }
 
-void engine_file_add(struct engine *engine, int fd)
+void engine_file_add(struct engine *engine, int fd, uint32_t block)
 {
 	(void)engine;
 	(void)fd;
+	(void)block;
 }
 
 void engine_file_remove(struct engine *engine, int fd)

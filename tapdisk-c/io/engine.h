@@ -102,9 +102,11 @@ void engine_queue(struct engine *engine, struct io_req *req);
  * The kernel looks up a registered descriptor and pins a registered buffer
  * once, not for each request. Both only save time: where an engine or a limit
  * does not allow it, nothing happens (and the buffer's number is 0). Nothing
- * may be in flight on what is removed; remove a descriptor before close().
+ * may be in flight on what is removed; remove a descriptor before close(). block
+ * is the alignment, in bytes, that I/O on the file must keep to (0: any);
+ * requests that do not are carried through an aligned copy by the engine.
  */
-void engine_file_add(struct engine *engine, int fd);
+void engine_file_add(struct engine *engine, int fd, uint32_t block);
 void engine_file_remove(struct engine *engine, int fd);
 /* A number for io_req.buffer, or 0. base is page-aligned. */
 uint16_t engine_buffer_add(struct engine *engine, void *base, size_t len);

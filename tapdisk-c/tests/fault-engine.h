@@ -275,10 +275,11 @@ void engine_queue(struct engine *e, struct io_req *req)
 	e->nr_pending++;
 }
 
-void engine_file_add(struct engine *e, int fd)
+void engine_file_add(struct engine *e, int fd, uint32_t block)
 {
 	(void)e;
 	(void)fd;
+	(void)block;
 }
 
 void engine_file_remove(struct engine *e, int fd)
