@@ -178,8 +178,8 @@ struct bed {
 	uint64_t *attempt;		/* the last tag that was tried */
 	struct slot slot[MAX_SLOTS];
 	unsigned int busy;
-	unsigned int nr_ops, nr_bitmaps;	/* taken off the pools: kept aside */
-	struct list spare_ops, spare_bitmaps;
+	unsigned int nr_ops;		/* taken off the pool: kept aside */
+	struct list spare_ops;
 	bool faults;
 	bool unchecked;			/* what is read is not held against now */
 	int last_err;			/* of the request that ended last */
@@ -262,13 +262,11 @@ static inline void disk_open(struct bed *b, unsigned int ops, unsigned int bitma
 	if (b->disk->chain->raw_fd >= 0)
 		fcntl(b->disk->chain->raw_fd, F_SETFL, 0);
 	keep(&b->disk->free_ops, &b->spare_ops, ops ? ops : UINT_MAX);
-	keep(&b->disk->cache.lru, &b->spare_bitmaps,
-	     bitmaps ? bitmaps : UINT_MAX);
-	b->nr_ops = b->nr_bitmaps = 0;
+	if (bitmaps && bitmaps < b->disk->cache.nr)
+		b->disk->cache.nr = bitmaps;
+	b->nr_ops = 0;
 	list_for_each(pos, &b->disk->free_ops)
 		b->nr_ops++;
-	list_for_each(pos, &b->disk->cache.lru)
-		b->nr_bitmaps++;
 }
 
 static inline uint64_t tag_of(uint64_t sector, const uint8_t *p)
@@ -380,8 +378,14 @@ static inline void settle(struct bed *b)
 	n = 0;
 	list_for_each(pos, &disk->cache.lru)
 		n++;
-	assert_int_equal(n, b->nr_bitmaps);
+	assert_int_equal(n, disk->cache.nr_used);
+	n = 0;
+	list_for_each(pos, &disk->map.free_builds)
+		n++;
+	assert_int_equal(n, disk->map.nr_builds);
 	assert_true(list_empty(&disk->starved));
+	assert_true(list_empty(&disk->map.starved));
+	assert_true(list_empty(&disk->later));
 	for (uint32_t i = 0; disk->unpublished && i < disk->leaf->bat_entries;
 	     i++)
 		assert_false(vhd_bit(disk->unpublished, i));
