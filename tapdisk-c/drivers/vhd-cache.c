@@ -44,7 +44,7 @@ const uint8_t *vhd_cache_peek(const struct vhd_cache *cache, uint32_t block)
 
 bool vhd_cache_ready(const struct vhd_cache *cache)
 {
-	return cache->nr_used < cache->nr || !list_empty(&cache->lru);
+	return cache->nr_used < cache->limit || !list_empty(&cache->lru);
 }
 
 /* An entry that was never taken; so the others' memory stays untouched. */
@@ -53,7 +53,7 @@ static struct vhd_bitmap *fresh(struct vhd_disk *disk)
 	struct vhd_cache *cache = &disk->cache;
 	struct vhd_bitmap *bm;
 
-	if (cache->nr_used == cache->nr)
+	if (cache->nr_used >= cache->limit)
 		return NULL;
 	bm = &cache->entries[cache->nr_used];
 	bm->disk = disk;
@@ -193,6 +193,7 @@ int vhd_cache_init(struct vhd_disk *disk, unsigned int max_requests)
 		return 0;
 	cache->map_bytes = (size_t)disk->leaf->bitmap_sectors << SECTOR_SHIFT;
 	cache->nr = nr > CACHE_MIN_ENTRIES ? nr : CACHE_MIN_ENTRIES;
+	cache->limit = cache->nr;
 	for (cache->nr_hash = 1; cache->nr_hash < cache->nr;)
 		cache->nr_hash <<= 1;
 	cache->entries = pages_alloc(cache->nr * sizeof(*cache->entries));

@@ -87,7 +87,8 @@ struct vhd_op {
 struct vhd_cache {
 	struct vhd_bitmap *entries;
 	unsigned int nr;
-	unsigned int nr_used;		/* entries that have ever been taken */
+	unsigned int limit;		/* entries that may be taken: all */
+	unsigned int nr_used;		/* those that ever were */
 	struct vhd_bitmap **hash;	/* nr_hash buckets, a power of two */
 	unsigned int nr_hash;
 	struct list lru;		/* unpinned, coldest first */
@@ -123,6 +124,7 @@ struct vhd_mixed {
 
 struct vhd_mixed_pool {
 	unsigned int first, nr;		/* in mixed[] */
+	unsigned int limit;		/* entries that may be taken: all */
 	unsigned int hand;		/* who is evicted next */
 	uint8_t shift;
 	size_t bytes;			/* of codes */

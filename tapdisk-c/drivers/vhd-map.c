@@ -44,7 +44,7 @@ static struct vhd_mixed *mixed_take(struct vhd_map *map,
 
 	for (;;) {
 		i = pool->first + pool->hand;
-		pool->hand = (pool->hand + 1) % pool->nr;
+		pool->hand = (pool->hand + 1) % pool->limit;
 		m = &map->mixed[i];
 		if (!m->taken || !m->used)
 			break;
@@ -262,6 +262,7 @@ static int pool_init(struct vhd_map *map, struct vhd_mixed_pool *pool,
 		pool->nr = POOL_MAX;
 	if (pool->nr < POOL_MIN)
 		pool->nr = POOL_MIN;
+	pool->limit = pool->nr;
 	pool->codes = pages_alloc(pool->nr * pool->bytes);
 	return pool->codes ? 0 : -ENOMEM;
 }
