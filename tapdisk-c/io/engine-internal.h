@@ -25,6 +25,8 @@ struct watch_slot {
 
 struct engine {
 	const struct engine_ops *ops;
+	struct engine_wrap *wrap;	/* wrap.h; NULL: none */
+	struct engine_wrap *innermost_wrap;
 	unsigned int depth;
 	bool running;
 
@@ -71,6 +73,8 @@ extern const struct engine_ops posix_engine_ops;
 
 /* result: what the system call gave, bytes or -errno. */
 void engine_finish(struct engine *engine, struct io_req *req, int result);
+/* The same behind the wraps: for them. */
+void engine_finished(struct engine *engine, struct io_req *req, int result);
 void engine_ready(struct engine *engine, unsigned int slot, short revents);
 
 #endif

@@ -9,6 +9,7 @@
 
 #include "common/bytes.h"
 #include "common/clock.h"
+#include "io/wrap.h"
 
 #define NSEC_PER_MSEC 1000000
 
@@ -21,40 +22,51 @@ int engine_open(struct engine **engine, const char *name, unsigned int depth,
 		struct error *err)
 {
 	const struct engine_ops *ops = NULL;
+	struct engine_wrap *wrap;
 	struct engine *e;
 	int rc;
 
 	*engine = NULL;
-	for (size_t i = 0; i < sizeof(engines) / sizeof(engines[0]); i++)
-		if (!strcmp(engines[i]->name, name))
-			ops = engines[i];
-	if (!ops)
-		return error_set(err, -EINVAL, "I/O engine %s: must be uring "
-				 "or posix", name);
 	if (!depth || depth > ENGINE_MAX_DEPTH)
 		return error_set(err, -EINVAL, "I/O engine %s: depth %u: must "
 				 "be 1 to %u", name, depth, ENGINE_MAX_DEPTH);
-
-	rc = ops->open(&e, depth, err);
+	rc = wrap_open(&wrap, &name, depth, err);
 	if (rc)
 		return rc;
+	for (size_t i = 0; i < sizeof(engines) / sizeof(engines[0]); i++)
+		if (!strcmp(engines[i]->name, name))
+			ops = engines[i];
+	if (ops)
+		rc = ops->open(&e, depth, err);
+	else
+		rc = error_set(err, -EINVAL, "I/O engine %s: must be uring "
+			       "or posix", name);
+	if (rc) {
+		wrap_close(wrap);
+		return rc;
+	}
 	e->ops = ops;
 	e->depth = depth;
 	list_init(&e->queued);
 	list_init(&e->done);
 	list_init(&e->timers);
+	wrap_attach(e, wrap);
 	*engine = e;
 	return 0;
 }
 
 void engine_close(struct engine *engine)
 {
+	struct engine_wrap *wrap;
+
 	if (!engine)
 		return;
+	wrap = engine->wrap;
 	for (unsigned int i = 0; i < engine->nr_slots; i++)
 		if (engine->slot[i].watch)
 			engine_unwatch(engine, engine->slot[i].watch);
 	engine->ops->close(engine);
+	wrap_close(wrap);
 }
 
 const char *engine_name(const struct engine *engine)
@@ -155,6 +167,13 @@ static void advance(struct io_req *req, size_t done)
 
 void engine_finish(struct engine *engine, struct io_req *req, int result)
 {
+	if (engine->wrap)
+		result = wrap_finish(engine, req, result);
+	engine_finished(engine, req, result);
+}
+
+void engine_finished(struct engine *engine, struct io_req *req, int result)
+{
 	engine->in_kernel--;
 
 	if (result == -EINTR || result == -EAGAIN) {
@@ -190,7 +209,9 @@ static void submit_queued(struct engine *engine)
 						  struct io_req, link);
 
 		list_del(&req->link);
-		if (!engine->ops->submit(engine, req)) {
+		if (!(engine->wrap ?
+		      engine->wrap->ops->submit(engine->wrap, req) :
+		      engine->ops->submit(engine, req))) {
 			list_add(&req->link, &engine->queued);
 			break;
 		}
@@ -363,6 +384,7 @@ int engine_run(struct engine *engine, int timeout_ms)
 {
 	uint64_t end_ns = 0;		/* 0: don't wait; UINT64_MAX: forever */
 	unsigned int events;
+	int64_t timeout_ns;
 	int rc;
 
 	if (engine->running)
@@ -375,7 +397,10 @@ int engine_run(struct engine *engine, int timeout_ms)
 
 	do {
 		submit_queued(engine);
-		rc = engine->ops->wait(engine, wait_ns(engine, end_ns));
+		timeout_ns = wait_ns(engine, end_ns);
+		if (engine->wrap)
+			timeout_ns = wrap_before_wait(engine, timeout_ns);
+		rc = engine->ops->wait(engine, timeout_ns);
 		events = run_done(engine);
 		events += run_ready(engine);
 		events += run_expired(engine);

@@ -82,7 +82,8 @@ struct io_timer {
 struct engine;
 
 /*
- * name is "uring" or "posix"; depth (1 to 4096) is how many requests are in the
+ * name is "uring" or "posix", or for tests one of them wrapped (wrap.h,
+ * fault.c, record.c); depth (1 to 4096) is how many requests are in the
  * kernel at once, more may be queued. The engine belongs to this process: open
  * it after the last fork(). "uring" fails with -ENOSYS or -EPERM where the
  * kernel forbids io_uring; the caller decides what then.
