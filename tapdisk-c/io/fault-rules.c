@@ -22,15 +22,10 @@ static const char *const op_names[] = {
 	[IO_SYNC]	= "sync",
 	[IO_PUNCH]	= "punch",
 	[IO_ZERO]	= "zero",
-	[IO_RECV]	= "recv",
-	[IO_SEND]	= "send",
 };
 
 #define NR_OPS	 (sizeof(op_names) / sizeof(op_names[0]))
-#define FILE_OPS ((1u << IO_READ) | (1u << IO_WRITE) | (1u << IO_SYNC) | \
-		  (1u << IO_PUNCH) | (1u << IO_ZERO))
-/* Those that are at a place of a file. */
-#define PLACED_OPS (FILE_OPS & ~(1u << IO_SYNC))
+#define ANY	 ((1u << NR_OPS) - 1)
 
 const char *fault_op_name(enum io_op op)
 {
@@ -66,14 +61,14 @@ static int parse_ops(struct fault_rule *rule, char *word, struct error *err)
 		size_t i = 0;
 
 		if (!strcmp(name, "any")) {
-			rule->ops |= FILE_OPS;
+			rule->ops |= ANY;
 			continue;
 		}
 		while (i < NR_OPS && strcmp(op_names[i], name))
 			i++;
 		if (i == NR_OPS)
 			return error_set(err, -EINVAL,
-					 "%s: must be read, write, sync, punch, zero, recv, send or any",
+					 "%s: must be read, write, sync, punch, zero or any",
 					 name);
 		rule->ops |= 1u << i;
 	}
@@ -294,7 +289,7 @@ static bool matches(const struct fault_rule *rule, const struct io_req *req)
 {
 	if (!(rule->ops & 1u << req->op))
 		return false;
-	if (PLACED_OPS & 1u << req->op) {
+	if (req->op != IO_SYNC) {
 		uint64_t start = fault_offset(req);
 
 		if (start >= rule->to || start + fault_length(req) <= rule->from)

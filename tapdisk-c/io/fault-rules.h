@@ -2,11 +2,11 @@
 /*
  * The rules of the fault engine. One a line, words separated by blanks; '#'
  * begins a comment. First the operations, joined by '+': read, write, sync, punch,
- * zero, recv, send, or any (all on files). Then what else must match:
+ * zero, or any. Then what else must match:
  *
  *   file=GLOB    the file's path, or its last part if GLOB has no '/' (no blanks)
- *   from=BYTE    the request ends behind this offset (not for sync, recv, send)
- *   to=BYTE      the request begins before this offset (the same)
+ *   from=BYTE    the request ends behind this offset (not for sync)
+ *   to=BYTE      the request begins before this offset (not for sync)
  *   after=N      the first N that match are let through
  *   times=N      N times, then no more (else: for ever)
  *   chance=P     so many of 100, by a generator that seed=S starts

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-only */
 /*
  * Engines around an engine, for the tests. One stands between the queue and the
- * engine proper: what it sees are the transfers that the kernel would get, after
- * they have been merged and again for the rest of one that was short.
+ * engine proper: what it sees are the transfers of files that the kernel would get,
+ * after they have been merged and again for the rest of one that was short.
+ * Sockets go past it.
  *
  *   submit -> outermost -> ... -> ops->submit -> kernel
  *   engine_finish <- outermost <- ... <- ops->wait

@@ -220,7 +220,8 @@ static void test_rules_pick_operation_place_and_file(void **state)
 	assert_int_equal(run(f, &req, IO_WRITE, 8192), 0);
 	assert_int_equal(run(f, &req, IO_WRITE, 8193), -EIO);
 	assert_int_equal(run(f, &req, IO_WRITE, 24575), -EIO);
-	assert_int_equal(run(f, &req, IO_WRITE, 24576), -117);
+	assert_int_equal(run(f, &req, IO_WRITE, 24576), 0);
+	assert_int_equal(run(f, &req, IO_WRITE, 24577), -117);
 	assert_int_equal(run(f, &req, IO_WRITE, 0), 0);
 }
 
