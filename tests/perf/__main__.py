@@ -36,13 +36,21 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--only", metavar="NAME,...", help="only these servers")
     result.add_argument("--judge", default="tapdisk", metavar="NAME", help="whom to compare with the best other")
-    result.add_argument("--cell", action="append", default=[], metavar="MEDIUM/KIND/PATTERN", help="only these (repeats)")
+    result.add_argument(
+        "--cell", action="append", default=[], metavar="MEDIUM/KIND/PATTERN", help="only these (repeats)"
+    )
     result.add_argument("--medium", choices=("ram", "disk"), action="append", help="only this one (repeats)")
-    result.add_argument("--pin", action=argparse.BooleanOptionalAction, default=True, help="client and server on CPUs of their own")
-    result.add_argument("--counts", action=argparse.BooleanOptionalAction, default=True, help="system calls and mallocs")
+    result.add_argument(
+        "--pin", action=argparse.BooleanOptionalAction, default=True, help="client and server on CPUs of their own"
+    )
+    result.add_argument(
+        "--counts", action=argparse.BooleanOptionalAction, default=True, help="system calls and mallocs"
+    )
     result.add_argument("--checks", action=argparse.BooleanOptionalAction, default=True, help="space and memory")
     result.add_argument("--output", type=Path, metavar="FILE.json", help="default: build/bench/DATE.json")
-    result.add_argument("--show", type=Path, metavar="FILE.json", help="print and draw earlier results; measures nothing")
+    result.add_argument(
+        "--show", type=Path, metavar="FILE.json", help="print and draw earlier results; measures nothing"
+    )
     return result
 
 
@@ -83,7 +91,7 @@ def show(found: results.Results, path: Path) -> None:
     """Print the report, draw the picture beside the JSON."""
     print("\n".join(report.lines(found)))
     try:
-        from tests.perf import plot
+        from tests.perf import plot  # noqa: PLC0415 # needs a package that nothing else needs
     except ImportError:
         print("No picture: python3-matplotlib is not installed; .ci/deps bench installs it")
         return
@@ -98,7 +106,9 @@ def chosen(args: argparse.Namespace, media: Sequence[str]) -> list[Cell]:
         try:
             cells = [cell_module.cell(name) for name in args.cell]
         except (KeyError, ValueError):
-            fail(f"--cell {' '.join(args.cell)}: want ram|disk/{'|'.join(cell_module.KINDS)}/PATTERN, as in ram/full/rr32")
+            fail(
+                f"--cell {' '.join(args.cell)}: want MEDIUM/{'|'.join(cell_module.KINDS)}/PATTERN, as in ram/full/rr32"
+            )
         for cell in cells:
             if cell.medium not in media:
                 fail(f"--cell {cell.name}: medium {cell.medium!r} is not there")
@@ -172,7 +182,9 @@ def describe(
     chosen_settings = settings(args)
     found.machine = machine.describe(places)
     found.versions = machine.versions()
-    found.servers = {server.name: server.public_argv() + (f"  ({server.note})" if server.note else "") for server in servers}
+    found.servers = {
+        server.name: server.public_argv() + (f"  ({server.note})" if server.note else "") for server in servers
+    }
     found.settings = {
         "quick": args.quick,
         "rounds": chosen_settings.rounds,
@@ -188,7 +200,9 @@ def describe(
     busy = machine.others_busy()
     found.settings["busy_before"] = round(busy, 2)
     if busy > 0.1:
-        found.notes.append(f"the machine was not idle before the bench: {busy:.2f} CPUs busy; do not trust these figures")
+        found.notes.append(
+            f"the machine was not idle before the bench: {busy:.2f} CPUs busy; do not trust these figures"
+        )
 
 
 def main() -> int:

@@ -92,9 +92,7 @@ class Bench:
         image = images.ready(cell, entry.image_format)
         if entry.server.buffered:
             images.drop_cache(entry.image_format)
-        with Running(
-            entry.server, image, entry.image_format, self.work, cpus=self.settings.server_cpus
-        ) as server:
+        with Running(entry.server, image, entry.image_format, self.work, cpus=self.settings.server_cpus) as server:
             idle = proc.rss_kib(server.session)
             busy, used, start = machine.busy_seconds(), proc.cpu_seconds(server.session), time.monotonic()
             done = self.load(pattern, fio.by_nbd(server.sock), images.disk_size(cell.kind), number + 1)

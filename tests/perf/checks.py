@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-only
-"""Figures that are not a cell's: the space that an image takes, memory of a server of a large disk, a snapshot's stall."""
+"""Figures that are not a cell's: an image's space, memory of a server of a large disk, a snapshot's stall."""
 
 import time
 from collections.abc import Iterator, Sequence

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-only
 """System calls and allocations for each request, counted apart from the timed runs.
 
-Each is counted over two runs of a fixed number of requests, a short and a long one, and the difference is taken: what a
-start and a connection cost falls out exactly. System calls are counted by perf (which does not slow the server) where the
+Each is counted over two runs of a fixed number of requests, a short and a long one, and the difference is taken: what
+a start and a connection cost falls out. System calls are counted by perf (which does not slow the server) where the
 kernel lets it, else by strace; allocations by the preloaded library of the tests.
 """
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-only
 """The images that are served, and where they lie.
 
-A chain of N holds what N-1 generations of a guest's writes leave: the root has every block, each image above it a random
-1/N of the disk in pieces of 64 KiB, the same pieces in both formats. A VHD is written by tapdisk's own driver, so its
-data lies aligned to 4 KiB and its bitmaps say what is there; qemu reads such an image correctly since it is full.
+A chain of N holds what N-1 generations of a guest's writes leave: the root has every block, each image above it a
+random 1/N of the disk in pieces of 64 KiB, the same pieces in both formats. A VHD is written by tapdisk's own driver,
+so its data lies aligned to 4 KiB and its bitmaps say what is there; qemu reads it correctly since it is full.
 """
 
 import os

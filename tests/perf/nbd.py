@@ -4,6 +4,7 @@
 The protocol: https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md, fixed newstyle, NBD_OPT_EXPORT_NAME.
 """
 
+import contextlib
 import socket
 import struct
 from pathlib import Path
@@ -47,10 +48,8 @@ class Client:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        try:
+        with contextlib.suppress(OSError):
             self.sock.sendall(struct.pack(">IHHQQI", REQUEST, 0, CMD_DISC, 0, 0, 0))
-        except OSError:
-            pass
         self.sock.close()
 
     def _receive(self, length: int) -> bytes:

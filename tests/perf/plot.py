@@ -5,17 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402 # the backend first, or it looks for a display
-
-from tests.perf import verdict  # noqa: E402
-from tests.perf.cells import KINDS  # noqa: E402
-from tests.perf.cells import cell as cell_of  # noqa: E402
-from tests.perf.results import Results  # noqa: E402
-from tests.perf.stats import Interval  # noqa: E402
-from tests.perf.verdict import Ratio, Target  # noqa: E402
+from tests.perf import verdict
+from tests.perf.cells import KINDS
+from tests.perf.cells import cell as cell_of
+from tests.perf.results import Results
+from tests.perf.stats import Interval
+from tests.perf.verdict import Ratio, Target
 
 COLOURS = {
     verdict.REACHED: "#1a7f37",
@@ -23,7 +20,7 @@ COLOURS = {
     verdict.OPEN: "#b8860b",
     verdict.ABSENT: "#777777",
 }
-MARKS = {verdict.REACHED: "✓", verdict.MISSED: "✗", verdict.OPEN: "?", verdict.ABSENT: "–"}
+MARKS = {verdict.REACHED: "✓", verdict.MISSED: "✗", verdict.OPEN: "?", verdict.ABSENT: "-"}
 SHORT = {"raw": "raw", "full": "VHD full", "fresh": "VHD fresh", "chain5": "chain 5", "chain30": "chain 30"}
 assert SHORT.keys() == KINDS.keys()
 
@@ -45,8 +42,31 @@ def dots(axes: Any, found: Sequence[Interval | None], colours: Sequence[str], ho
         if each is None:
             continue
         axes.plot([each.low, each.high], [y, y], color=colour, linewidth=2.5, solid_capstyle="butt", alpha=0.55)
-        axes.plot([each.median], [y], "o", color=colour, markersize=8, markerfacecolor="white" if is_hollow else colour, markeredgewidth=2)
-        axes.annotate(f"{each.median:.2f}", (each.median, y), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=7.5, color=colour)
+        axes.plot(
+            [each.median],
+            [y],
+            "o",
+            color=colour,
+            markersize=8,
+            markerfacecolor="white" if is_hollow else colour,
+            markeredgewidth=2,
+        )
+        axes.annotate(
+            f"{each.median:.2f}",
+            (each.median, y),
+            xytext=(0, 8),
+            textcoords="offset points",
+            ha="center",
+            fontsize=7.5,
+            color=colour,
+        )
+
+
+def marks(axes: Any, found: Sequence[float | None]) -> None:
+    """Where each line's target is."""
+    for y, each in enumerate(found):
+        if each:
+            axes.plot([each, each], [y - 0.3, y + 0.3], color="#333333", linewidth=1.5)
 
 
 def scale(axes: Any, found: Sequence[Interval | None], title: str, worse: str, better: str) -> None:
@@ -55,7 +75,9 @@ def scale(axes: Any, found: Sequence[Interval | None], title: str, worse: str, b
     reach = 1.15 * max([1.7, *values, *(1 / v for v in values)])
     axes.set_xscale("log")
     axes.set_xlim(max(0.04, 1 / reach), min(25, reach))
-    ticks = [t for t in (0.05, 0.1, 0.2, 0.5, 0.7, 1, 1.5, 2, 5, 10, 20) if axes.get_xlim()[0] <= t <= axes.get_xlim()[1]]
+    ticks = [
+        t for t in (0.05, 0.1, 0.2, 0.5, 0.7, 1, 1.5, 2, 5, 10, 20) if axes.get_xlim()[0] <= t <= axes.get_xlim()[1]
+    ]
     axes.set_xticks(ticks)
     axes.set_xticklabels([f"{t:g}x" for t in ticks])
     axes.minorticks_off()
@@ -91,7 +113,7 @@ def draw(results: Results, path: Path) -> bool:
     if not ratios:
         return False
     heights = [0.36 * len(ratios) + 0.4, 0.26 * len(rows) + 0.2]
-    figure = pyplot.figure(figsize=(14, sum(heights) + 1.9), dpi=110)
+    figure = Figure(figsize=(14, sum(heights) + 1.9), dpi=110)
     grid = figure.add_gridspec(2, 2, height_ratios=heights, width_ratios=(1, 1))
     left = figure.add_subplot(grid[0, 0])
     right = figure.add_subplot(grid[0, 1], sharey=left)
@@ -99,7 +121,14 @@ def draw(results: Results, path: Path) -> bool:
     cpu = [inverse(row.cpu) if row.cpu and row.cpu.low > 0 else None for row in ratios]
     bound = [row.limit == "client" for row in ratios]
     dots(left, iops, [COLOURS[row.verdict] for row in ratios], bound)
-    dots(right, cpu, ["#1a7f37" if c and c.low >= 1 else "#c62828" if c and c.high < 1 else "#b8860b" for c in cpu], bound)
+    dots(
+        right,
+        cpu,
+        ["#1a7f37" if c and c.low >= 1 else "#c62828" if c and c.high < 1 else "#b8860b" for c in cpu],
+        bound,
+    )
+    marks(left, [row.iops_target for row in ratios])
+    marks(right, [1 / row.cpu_target if row.cpu_target else None for row in ratios])
     scale(left, iops, "IOPS (MB/s)", "slower than the best other", f"{results.judged} is faster")
     scale(right, cpu, "I/Os per second of server CPU", "takes more CPU", f"{results.judged} takes less CPU")
     left.set_yticks(range(len(ratios)))
@@ -116,14 +145,22 @@ def draw(results: Results, path: Path) -> bool:
             if now != medium:
                 if medium:
                     axes.axhline(y - 0.55, color="black", linewidth=0.8)
-                axes.text(0.005, y - 0.45, now.upper(), transform=axes.get_yaxis_transform(), fontsize=9, fontweight="bold", va="center")
+                axes.text(
+                    0.005,
+                    y - 0.45,
+                    now.upper(),
+                    transform=axes.get_yaxis_transform(),
+                    fontsize=9,
+                    fontweight="bold",
+                    va="center",
+                )
                 medium = now
     right.tick_params(axis="y", labelleft=False)
     draw_targets(figure.add_subplot(grid[1, :]), rows)
     confidence = min(row.iops.confidence for row in ratios)
     reached = sum(row.verdict == verdict.REACHED for row in ratios)
     figure.suptitle(
-        f"{results.judged} against the best of the others in each cell: {reached} of {len(ratios)} cells reach their target",
+        f"{results.judged} against the best other in each cell: {reached} of {len(ratios)} cells reach their target",
         fontsize=14,
         fontweight="bold",
     )
@@ -131,13 +168,13 @@ def draw(results: Results, path: Path) -> bool:
     figure.text(
         0.5,
         0.005,
-        f"{results.date}, {cpu_name}, {cpus} CPUs. Dots: medians of {ratios[0].iops.rounds} paired rounds; bars: {confidence:.0%} bounds."
-        " Hollow: the client is the limit. Green: target reached; red: missed; ochre: the bounds hold the target.",
+        f"{results.date}, {cpu_name}, {cpus} CPUs. Dots: medians of {ratios[0].iops.rounds} paired rounds; bars:"
+        f" {confidence:.0%} bounds; short strokes: targets. Hollow: the client is the limit. Green: target reached;"
+        " red: missed; ochre: the bounds hold the target.",
         ha="center",
         fontsize=8.5,
         color="#333333",
     )
     figure.tight_layout(rect=(0, 0.02, 0.985, 0.99))
     figure.savefig(path)
-    pyplot.close(figure)
     return True

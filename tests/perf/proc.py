@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-only
 """CPU time and memory of a server, from /proc.
 
-A server is started as the leader of a session, so its processes are those of that session; threads of the kernel that work
-for an io_uring are threads of its process and are counted too.
+A server is started as the leader of a session, so its processes are those of that session; threads of the kernel that
+work for an io_uring are threads of its process and are counted too.
 """
 
 import os

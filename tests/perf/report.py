@@ -14,7 +14,9 @@ def table(rows: list[list[str]], left: int = 1) -> Iterator[str]:
     """Columns, the first `left` of them flush left; the first row is the head."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
-        cells = (text.ljust(w) if i < left else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True)))
+        cells = (
+            text.ljust(w) if i < left else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))
+        )
         yield "  " + "  ".join(cells).rstrip()
 
 
@@ -87,8 +89,8 @@ def ratio_lines(results: Results) -> Iterator[str]:
     confidence = min(row.iops.confidence for row in found)
     yield ""
     yield (
-        f"{results.judged} / best other: medians of paired ratios with bounds (order statistics, {confidence:.1%} or more)."
-        " IOPS above 1 is better, CPU per I/O and p99 below 1."
+        f"{results.judged} / best other: medians of paired ratios with bounds (order statistics, {confidence:.1%} or"
+        " more). IOPS above 1 is better, CPU per I/O and p99 below 1."
     )
     rows = [["cell", "best other", "limit", "IOPS", "CPU per I/O", "p99", "target", ""]]
     for row in found:

@@ -12,7 +12,10 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Run:
-    """One server in one cell in one round. seconds has the final flush of a write in it; cpu is in CPUs; others_cpu is what neither of both used."""
+    """One server in one cell in one round.
+
+    seconds has the final flush of a write in it; cpu is in CPUs, others_cpu what neither server nor client used.
+    """
 
     round: int
     cell: str

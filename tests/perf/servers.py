@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-only
 """The servers, each as a template of its command line, and one that runs."""
 
+import contextlib
 import os
 import shlex
 import signal
@@ -124,7 +125,7 @@ def die_with_us(argv: list[str], cpus: str) -> list[str]:
 class Running:
     """A server that runs on an image, until the end of the `with`.
 
-    The end is SIGTERM, by which it closes its image; a server that has not ended in time is killed and that is an error.
+    The end is SIGTERM, by which it closes its image; one that has not ended in time is killed and that is an error.
     """
 
     def __init__(
@@ -182,7 +183,9 @@ class Running:
                     status = self.process.returncode
                     raise ServerError(f"{self.server.name}: ended with status {status}: {self.said()}") from error
                 if time.monotonic() > deadline:
-                    raise ServerError(f"{self.server.name}: no socket after {START_SECONDS:.0f} s: {self.said()}") from error
+                    raise ServerError(
+                        f"{self.server.name}: no socket after {START_SECONDS:.0f} s: {self.said()}"
+                    ) from error
             time.sleep(0.005)
 
     def _end(self) -> bool:
@@ -195,10 +198,8 @@ class Running:
             except subprocess.TimeoutExpired:
                 in_time = False
             for pid in proc.members(process.pid):
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
             process.wait()
         self.directory.cleanup()
         return in_time

@@ -34,7 +34,13 @@ class Ratio:
     p99: Interval
     limit: str
     verdict: str
-    target: str
+    iops_target: float
+    cpu_target: float | None
+
+    @property
+    def target(self) -> str:
+        """As text."""
+        return f"IOPS {self.iops_target}" + (f", CPU {self.cpu_target}" if self.cpu_target else "")
 
 
 @dataclass(frozen=True)
@@ -86,16 +92,16 @@ def ratio(results: Results, cell: str) -> Ratio | None:
     pair = {name: (results.series(cell, mine, name), results.series(cell, other, name)) for name in METRICS}
     iops = stats.paired(*pair["iops"])
     cpu = stats.paired(*pair["cpu_us_per_io"]) if min(pair["cpu_us_per_io"][1].values()) > 0 else None
+    limit, iops_target, cpu_target = "medium", 0.95, None
     if typical(results, cell, mine, "client_cpu") >= BOUND:
-        limit, target = "client", "IOPS 0.95, CPU 0.7"
-        verdict = worst(at_least(iops, 0.95), at_most(cpu, 0.7) if cpu else ABSENT)
+        limit, cpu_target = "client", 0.7
     elif typical(results, cell, other, "server_cpu") >= BOUND:
-        limit, target = "server", "IOPS 1.5"
-        verdict = at_least(iops, 1.5)
-    else:
-        limit, target = "medium", "IOPS 0.95"
-        verdict = at_least(iops, 0.95)
-    return Ratio(cell, mine, other, iops, cpu, stats.paired(*pair["p99_us"]), limit, verdict, target)
+        limit, iops_target = "server", 1.5
+    verdict = at_least(iops, iops_target)
+    if cpu_target:
+        verdict = worst(verdict, at_most(cpu, cpu_target) if cpu else ABSENT)
+    p99 = stats.paired(*pair["p99_us"])
+    return Ratio(cell, mine, other, iops, cpu, p99, limit, verdict, iops_target, cpu_target)
 
 
 METRICS = ("iops", "cpu_us_per_io", "p99_us")
