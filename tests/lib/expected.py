@@ -77,7 +77,7 @@ class Expected:
         if command[0] == "r" and not answer.startswith("err"):
             self._judge_read(place, answer)
         elif command[0] == "f" and answer == "ok":
-            self._flushed()
+            self.all_durable()
         for sector in place if new else ():
             if answer == "ok" and command[0] != "d":
                 self.now[sector] = new
@@ -94,7 +94,8 @@ class Expected:
                 self.now[sector] = frozenset({int(word)})
         assert not wrong, f"{len(wrong)} wrong: {'; '.join(wrong[:FEW])}"
 
-    def _flushed(self) -> None:
+    def all_durable(self) -> None:
+        """What has been written is on the medium."""
         for sector in self._acknowledged:
             self._held[sector] = True
         self._acknowledged.clear()
