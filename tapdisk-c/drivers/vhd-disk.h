@@ -40,10 +40,10 @@
 
 /*
  * How far a file is extended at a time, at first and at most: a hole, cut off at
- * close. The step doubles as long as writes have to wait for it.
+ * close. Each step is twice the one before.
  */
 #define VHD_GROW_BYTES	   (64ull << 20)
-#define VHD_GROW_MAX_BYTES (4ull << 30)
+#define VHD_GROW_MAX_BYTES (1ull << 30)
 
 /* What one request may have in flight where it need not be quick. */
 #define VHD_MAX_PENDING	16u
@@ -67,7 +67,8 @@ struct vhd_bitmap {
 	uint8_t *map;
 	uint8_t *out;			/* what is being written */
 	struct io_req io;
-	struct iovec iov;
+	struct iovec iov[2];
+	uint32_t pad;			/* bytes in no use before it, which are written with it */
 	struct list loading;		/* image requests that wait for the load */
 	struct list commit;		/* vhd_ops whose bits await the next write */
 	struct list committing;		/* vhd_ops of the write in flight */
