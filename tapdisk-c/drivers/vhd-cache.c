@@ -93,7 +93,6 @@ static struct vhd_bitmap *take(struct vhd_disk *disk, uint32_t block,
 	bm->dirty = false;
 	bm->writing = false;
 	bm->exposed = bm->publishing = bm->settles = false;
-	bm->pad = 0;
 	bm->hashed = true;
 	p = bucket(cache, block);
 	bm->hash_next = *p;
@@ -156,12 +155,12 @@ struct vhd_bitmap *vhd_cache_get(struct vhd_disk *disk, uint32_t block,
 		if (!bm)
 			return NULL;
 		bm->state = BITMAP_LOADING;
-		bm->iov[0].iov_base = bm->map;
-		bm->iov[0].iov_len = (size_t)leaf->bitmap_sectors << SECTOR_SHIFT;
+		bm->iov.iov_base = bm->map;
+		bm->iov.iov_len = (size_t)leaf->bitmap_sectors << SECTOR_SHIFT;
 		bm->io.op = IO_READ;
 		bm->io.fd = leaf->fd;
 		bm->io.offset = (uint64_t)vhd_bat(leaf, block) << SECTOR_SHIFT;
-		bm->io.iov = bm->iov;
+		bm->io.iov = &bm->iov;
 		bm->io.iovcnt = 1;
 		bm->io.done = loaded;
 		image_queue(&disk->image, &bm->io);

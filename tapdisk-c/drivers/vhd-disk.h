@@ -67,8 +67,7 @@ struct vhd_bitmap {
 	uint8_t *map;
 	uint8_t *out;			/* what is being written */
 	struct io_req io;
-	struct iovec iov[2];
-	uint32_t pad;			/* bytes in no use before it, which are written with it */
+	struct iovec iov;
 	struct list loading;		/* image requests that wait for the load */
 	struct list commit;		/* vhd_ops whose bits await the next write */
 	struct list committing;		/* vhd_ops of the write in flight */

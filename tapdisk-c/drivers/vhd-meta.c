@@ -8,8 +8,6 @@
 
 #include "common/pages.h"
 
-static _Alignas(IMAGE_ALIGN) uint8_t pad[IMAGE_ALIGN];
-
 static void bitmap_write(struct vhd_bitmap *bm);
 
 static void end_all(struct list *ops, int err)
@@ -32,9 +30,7 @@ void vhd_meta_settle(struct vhd_bitmap *bm, int err)
 	/* The bits stay in memory: the next write to the block tries again. */
 	if (err)
 		bm->dirty = true;
-	else
-		bm->pad = 0;
-	if (!bm->dirty && vhd_bitmap_full(bm->map, leaf->spb)) {
+	else if (!bm->dirty && vhd_bitmap_full(bm->map, leaf->spb)) {
 		vhd_bit_set(disk->whole, bm->block);
 		disk->changed = true;
 	}
@@ -89,16 +85,13 @@ static void bitmap_write(struct vhd_bitmap *bm)
 	list_splice(&bm->commit, &bm->committing);
 	bm->writing = true;
 	bm->dirty = false;
-	bm->iov[0].iov_base = pad;
-	bm->iov[0].iov_len = bm->pad;
-	bm->iov[1].iov_base = bm->out;
-	bm->iov[1].iov_len = (size_t)leaf->bitmap_sectors << SECTOR_SHIFT;
-	memcpy(bm->out, bm->map, bm->iov[1].iov_len);
+	bm->iov.iov_base = bm->out;
+	bm->iov.iov_len = (size_t)leaf->bitmap_sectors << SECTOR_SHIFT;
+	memcpy(bm->out, bm->map, bm->iov.iov_len);
 	bm->io.fd = leaf->fd;
-	bm->io.offset = ((uint64_t)vhd_bat(leaf, bm->block) << SECTOR_SHIFT) -
-			bm->pad;
-	bm->io.iov = bm->pad ? &bm->iov[0] : &bm->iov[1];
-	bm->io.iovcnt = bm->pad ? 2 : 1;
+	bm->io.offset = (uint64_t)vhd_bat(leaf, bm->block) << SECTOR_SHIFT;
+	bm->io.iov = &bm->iov;
+	bm->io.iovcnt = 1;
 	if (!leaf->is_blk ||
 	    (vhd_unpublished(bm->disk, bm->block) && !bm->exposed)) {
 		bitmap_out(bm);

@@ -32,23 +32,6 @@ void vhd_write_placed(struct vhd_op *op, int err)
 		vhd_meta_commit(op);
 }
 
-/*
- * What was left free before the block so that its data is aligned. Written with the
- * bitmap it makes a write of whole blocks of the file system: a part of a block in a hole would
- * hold up all other writes to the file.
- */
-static uint32_t pad_of(const struct vhd_disk *disk, uint32_t block,
-		       uint64_t offset)
-{
-	const struct vhd_image *leaf = disk->leaf;
-	uint32_t pad = (uint32_t)(offset % IMAGE_ALIGN);
-
-	if (leaf->is_blk || disk->place[block] ||
-	    offset - leaf->data_end < pad)
-		return 0;
-	return pad;
-}
-
 /* Makes the block's place in memory; its bitmap is pinned for the caller. */
 static struct vhd_bitmap *new_block(struct vhd_disk *disk, uint32_t block,
 				    struct image_request *req)
@@ -65,7 +48,6 @@ static struct vhd_bitmap *new_block(struct vhd_disk *disk, uint32_t block,
 	/* Until it is published the bitmap exists nowhere else. */
 	vhd_cache_pin(bm);
 	bm->exposed = disk->place[block];
-	bm->pad = pad_of(disk, block, offset);
 	end = offset + ((uint64_t)leaf->bitmap_sectors + leaf->spb) *
 	      SECTOR_SIZE;
 	if (leaf->data_end < end)
