@@ -114,8 +114,39 @@ static void vhd_submit(struct image *image, struct image_request *req)
 	image_queue(image, &req->io);
 }
 
+/* The chain's descriptors, leaf first; -1 past the end. */
+static int chain_fd(const struct vhd_chain *chain, unsigned int i)
+{
+	if (i < chain->nr_vhd)
+		return chain->image[i]->fd;
+	return i == chain->nr_vhd ? chain->raw_fd : -1;
+}
+
+/* Metadata, and what a guest writes, come in sectors whatever the disk below has. */
+static int register_files(struct vhd_disk *disk, struct error *err)
+{
+	uint32_t block;
+	int fd, rc;
+
+	for (unsigned int i = 0; (fd = chain_fd(disk->chain, i)) >= 0; i++) {
+		rc = vhd_direct_block(fd, &block);
+		if (rc)
+			return error_set(err, rc, "%s: reading: %s",
+					 i < disk->chain->nr_vhd ?
+					 disk->chain->image[i]->path :
+					 disk->chain->raw_path, strerror(-rc));
+		engine_file_add(disk->image.engine, fd, block);
+	}
+	return 0;
+}
+
 static void destroy(struct vhd_disk *disk)
 {
+	int fd;
+
+	for (unsigned int i = 0; disk->chain &&
+	     (fd = chain_fd(disk->chain, i)) >= 0; i++)
+		engine_file_remove(disk->image.engine, fd);
 	vhd_meta_destroy(disk);
 	vhd_grow_destroy(&disk->grow);
 	vhd_cache_destroy(&disk->cache);
@@ -136,6 +167,7 @@ static int vhd_image_open(struct image **image,
 	disk = calloc(1, sizeof(*disk));
 	if (!disk)
 		return error_set(err, -ENOMEM, "%s: out of memory", args->path);
+	disk->image.engine = args->engine;
 	rc = vhd_chain_open(&disk->chain, args->path, args->config,
 			    VHD_OPEN_DIRECT |
 			    (args->readonly ? 0 : VHD_OPEN_WRITE), err);
@@ -145,7 +177,6 @@ static int vhd_image_open(struct image **image,
 	}
 	disk->leaf = disk->chain->image[0];
 	disk->image.driver = &vhd_driver;
-	disk->image.engine = args->engine;
 	disk->image.stream = args->stream;
 	disk->image.readonly = args->readonly;
 	disk->image.info.sectors =
@@ -164,6 +195,9 @@ static int vhd_image_open(struct image **image,
 		goto out;
 	}
 	rc = vhd_meta_init(disk, err);
+	if (rc)
+		goto out;
+	rc = register_files(disk, err);
 	if (rc)
 		goto out;
 	for (unsigned int i = 0; i < nr_ops; i++) {
