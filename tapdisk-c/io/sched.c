@@ -12,7 +12,8 @@
  *
  * Streams take turns, by bytes (deficit round robin), and within a stream its two
  * queues do. A stream may have no more in the kernel than SHARE times what
- * is free: one whose device hangs leaves room for the others.
+ * is free: one whose device hangs leaves room for the others. Where others wait
+ * too, large transfers count as several.
  */
 #include "io/engine-internal.h"
 
@@ -245,7 +246,10 @@ void sched_split(struct engine *engine, struct io_req *req, int result)
 static bool has_share(const struct engine *engine,
 		      const struct io_stream *stream)
 {
-	return stream->in_kernel < SHARE * (engine->depth - engine->in_kernel);
+	unsigned int has = engine->nr_streams > 1 ? stream->weight :
+						    stream->in_kernel;
+
+	return has < SHARE * (engine->depth - engine->in_kernel);
 }
 
 /* Serves the stream until its turn is over; false: the kernel takes no more. */
