@@ -316,7 +316,7 @@ void engine_file_remove(struct engine *engine, int fd)
 
 uint16_t engine_buffer_add(struct engine *engine, void *base, size_t len)
 {
-	return engine->ops->buffer_add ?
+	return engine->ops->buffer_add && base && len ?
 	       engine->ops->buffer_add(engine, base, len) : 0;
 }
 
