@@ -97,7 +97,7 @@ static uint64_t key_of(const struct io_req *req)
 
 static void sort_entries(struct entry *e, unsigned int n)
 {
-	static const unsigned int gaps[] = { 132, 57, 23, 10, 4, 1 };
+	static const unsigned int gaps[] = { 48, 13, 4, 1 };
 
 	for (unsigned int g = 0; g < sizeof(gaps) / sizeof(gaps[0]); g++) {
 		unsigned int gap = gaps[g];
@@ -274,11 +274,35 @@ static bool serve(struct engine *engine, struct io_stream *stream)
 	return true;
 }
 
+static void leave(struct engine *engine, struct io_stream *stream)
+{
+	list_del(&stream->link);
+	engine->nr_streams--;
+	stream->deficit = 0;
+}
+
+/* All that waits is one request: what follows from the rules, at once. */
+static bool run_single(struct engine *engine, struct io_stream *stream)
+{
+	unsigned int q = !stream->nr[0];
+
+	if (engine->nr_streams != 1 || stream->nr[0] + stream->nr[1] != 1 ||
+	    !has_share(engine, stream))
+		return false;
+	stream->sorted[q] = 1;
+	leave(engine, stream);
+	engine_submit(engine, pop(stream, q));
+	return true;
+}
+
 void sched_run(struct engine *engine)
 {
 	unsigned int without = 0;	/* streams in a row that have no share */
 	bool room = true;
 
+	if (run_single(engine, container_of(engine->streams.next,
+					    struct io_stream, link)))
+		return;
 	while (room && without < engine->nr_streams &&
 	       engine->in_kernel < engine->depth) {
 		struct io_stream *stream = container_of(engine->streams.next,
@@ -295,9 +319,7 @@ void sched_run(struct engine *engine)
 			stream->deficit += QUANTUM;
 		room = serve(engine, stream);
 		if (!stream->nr[0] && !stream->nr[1]) {
-			list_del(&stream->link);
-			engine->nr_streams--;
-			stream->deficit = 0;
+			leave(engine, stream);
 		} else if (stream->deficit <= 0) {
 			stream->turn = !stream->turn;
 			list_del(&stream->link);
