@@ -214,7 +214,6 @@ struct vhd_disk {
 	struct vhd_bat_writer bat;
 	struct vhd_grower grow;
 	bool no_holes, no_zeros;	/* the file system can't make them */
-	bool registered;		/* its files, with the engine */
 	bool changed;			/* the trailer must be rewritten at close */
 };
 

@@ -149,37 +149,44 @@ static void vhd_submit(struct image *image, struct image_request *req)
 	image_queue(image, &req->io);
 }
 
-static void files_add(struct vhd_disk *disk)
+/* The chain's descriptors, leaf first; -1 past the end. */
+static int chain_fd(const struct vhd_chain *chain, unsigned int i)
 {
-	const struct vhd_chain *chain = disk->chain;
-
-	for (unsigned int i = 0; i < chain->nr_vhd; i++)
-		engine_file_add(disk->image.engine, chain->image[i]->fd,
-				SECTOR_SIZE);
-	if (chain->raw_fd >= 0)
-		engine_file_add(disk->image.engine, chain->raw_fd, SECTOR_SIZE);
-	disk->registered = true;
+	if (i < chain->nr_vhd)
+		return chain->image[i]->fd;
+	return i == chain->nr_vhd ? chain->raw_fd : -1;
 }
 
-static void files_remove(struct vhd_disk *disk)
+/* Metadata, and what a guest writes, come in sectors whatever the disk below has. */
+static int register_files(struct vhd_disk *disk, struct error *err)
 {
-	const struct vhd_chain *chain = disk->chain;
+	uint32_t block;
+	int fd, rc;
 
-	for (unsigned int i = 0; i < chain->nr_vhd; i++)
-		engine_file_remove(disk->image.engine, chain->image[i]->fd);
-	if (chain->raw_fd >= 0)
-		engine_file_remove(disk->image.engine, chain->raw_fd);
+	for (unsigned int i = 0; (fd = chain_fd(disk->chain, i)) >= 0; i++) {
+		rc = vhd_direct_block(fd, &block);
+		if (rc)
+			return error_set(err, rc, "%s: reading: %s",
+					 i < disk->chain->nr_vhd ?
+					 disk->chain->image[i]->path :
+					 disk->chain->raw_path, strerror(-rc));
+		engine_file_add(disk->image.engine, fd, block);
+	}
+	return 0;
 }
 
 static void destroy(struct vhd_disk *disk)
 {
+	int fd;
+
+	for (unsigned int i = 0; disk->chain &&
+	     (fd = chain_fd(disk->chain, i)) >= 0; i++)
+		engine_file_remove(disk->image.engine, fd);
 	vhd_meta_destroy(disk);
 	vhd_grow_destroy(&disk->grow);
 	vhd_cache_destroy(&disk->cache);
 	vhd_map_destroy(disk);
 	free(disk->ops);
-	if (disk->registered)
-		files_remove(disk);
 	if (disk->chain)
 		vhd_chain_close(disk->chain);
 	free(disk);
@@ -196,6 +203,7 @@ static int vhd_image_open(struct image **image,
 	disk = calloc(1, sizeof(*disk));
 	if (!disk)
 		return error_set(err, -ENOMEM, "%s: out of memory", args->path);
+	disk->image.engine = args->engine;
 	rc = vhd_chain_open(&disk->chain, args->path, args->config,
 			    VHD_OPEN_DIRECT |
 			    (args->readonly ? 0 : VHD_OPEN_WRITE), err);
@@ -205,7 +213,6 @@ static int vhd_image_open(struct image **image,
 	}
 	disk->leaf = disk->chain->image[0];
 	disk->image.driver = &vhd_driver;
-	disk->image.engine = args->engine;
 	disk->image.stream = args->stream;
 	disk->image.readonly = args->readonly;
 	disk->image.info.sectors =
@@ -232,11 +239,13 @@ static int vhd_image_open(struct image **image,
 	rc = vhd_meta_init(disk, err);
 	if (rc)
 		goto out;
+	rc = register_files(disk, err);
+	if (rc)
+		goto out;
 	for (unsigned int i = 0; i < nr_ops; i++) {
 		disk->ops[i].disk = disk;
 		list_add_tail(&disk->ops[i].link, &disk->free_ops);
 	}
-	files_add(disk);
 	*image = &disk->image;
 	return 0;
 out:

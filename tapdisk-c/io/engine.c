@@ -172,6 +172,24 @@ static void advance(struct io_req *req, size_t done)
 	}
 }
 
+static void count_in(struct engine *engine, const struct io_req *req)
+{
+	engine->in_kernel++;
+	if (req->stream) {
+		req->stream->in_kernel++;
+		req->stream->weight += sched_weight(req);
+	}
+}
+
+static void count_out(struct engine *engine, const struct io_req *req)
+{
+	engine->in_kernel--;
+	if (req->stream) {
+		req->stream->in_kernel--;
+		req->stream->weight -= sched_weight(req);
+	}
+}
+
 static void finish_socket(struct engine *engine, struct io_req *req, int result)
 {
 	if (result == -EINTR || result == -EAGAIN) {
@@ -202,9 +220,7 @@ void engine_finish(struct engine *engine, struct io_req *req, int result)
 
 void engine_finished(struct engine *engine, struct io_req *req, int result)
 {
-	engine->in_kernel--;
-	if (req->stream)
-		req->stream->in_kernel--;
+	count_out(engine, req);
 
 	if (result == -EINTR || result == -EAGAIN) {
 		list_add(&req->link, &engine->queued);
@@ -240,15 +256,11 @@ void engine_finished(struct engine *engine, struct io_req *req, int result)
 
 bool engine_submit(struct engine *engine, struct io_req *req)
 {
-	engine->in_kernel++;
-	if (req->stream)
-		req->stream->in_kernel++;
+	count_in(engine, req);
 	if (engine->wrap ? engine->wrap->ops->submit(engine->wrap, req) :
 			   engine->ops->submit(engine, req))
 		return true;
-	engine->in_kernel--;
-	if (req->stream)
-		req->stream->in_kernel--;
+	count_out(engine, req);
 	list_add(&req->link, &engine->queued);
 	return false;
 }
@@ -304,7 +316,7 @@ void engine_file_remove(struct engine *engine, int fd)
 
 uint16_t engine_buffer_add(struct engine *engine, void *base, size_t len)
 {
-	return engine->ops->buffer_add ?
+	return engine->ops->buffer_add && base && len ?
 	       engine->ops->buffer_add(engine, base, len) : 0;
 }
 

@@ -39,6 +39,7 @@ struct io_stream {
 	unsigned int nr[2];
 	unsigned int sorted[2];		/* so many at the front are in order */
 	unsigned int in_kernel;
+	unsigned int weight;		/* of these, by size */
 	unsigned int turn;		/* which of the two queues is served */
 	int64_t deficit;		/* bytes it may still submit in this turn */
 	uint64_t merged;		/* requests that went along with another's */
