@@ -32,6 +32,7 @@ struct engine {
 	struct list sockets;		/* the same of IO_RECV and IO_SEND: may wait for ever, so depth is not for them */
 	struct list done;		/* io_req.link: result is 0 or -errno */
 	struct list timers;		/* io_timer.link, by deadline */
+	struct list plugs;		/* io_plug.link */
 	unsigned int inflight;		/* done() not yet called */
 	unsigned int in_kernel;
 
