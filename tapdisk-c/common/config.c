@@ -49,6 +49,11 @@ static int set_key(struct config *cfg, const char *key, const char *value,
 					 "engine=%s: must be uring or posix",
 					 value);
 		snprintf(cfg->engine, sizeof(cfg->engine), "%s", value);
+	} else {
+		int rc = retry_set(&cfg->retry, key, value, err);
+
+		/* Keys of later releases are ignored. */
+		return rc == -ENOENT ? 0 : rc;
 	}
 	return 0;
 }
@@ -85,6 +90,7 @@ int config_load(struct config *cfg, const char *path, struct error *err)
 
 	memset(cfg, 0, sizeof(*cfg));
 	snprintf(cfg->engine, sizeof(cfg->engine), "uring");
+	cfg->retry = retry_defaults;
 
 	if (!path)
 		path = secure_getenv("XENBLK_CONFIG");

@@ -70,6 +70,7 @@ struct image_info {
 	uint64_t sectors;		/* size of the disk, in 512-byte sectors */
 	uint32_t sector_size;		/* logical block size that requests keep to */
 	unsigned int depth;		/* images in the chain, 1 for raw */
+	bool remote;			/* a file is reached over a network: an EIO may pass */
 	unsigned int can;		/* IMAGE_CAN_*: what submit() takes beside read, write, flush */
 };
 
@@ -127,6 +128,9 @@ struct image_driver {
 
 extern const struct image_driver raw_driver;	/* aio: */
 extern const struct image_driver vhd_driver;	/* vhd: */
+
+/* Whether the file lies on a network file system; for image_info.remote. */
+bool image_file_is_remote(int fd);
 
 /* The driver of "TYPE:PATH" and the path's start; -EINVAL names the types known. */
 int image_parse(const char *spec, const struct image_driver **driver,

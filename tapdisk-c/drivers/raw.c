@@ -125,6 +125,7 @@ static int raw_open(struct image **image, const struct image_open_args *args,
 	raw->image.readonly = args->readonly;
 	raw->image.info.sectors = size >> SECTOR_SHIFT;
 	raw->image.info.depth = 1;
+	raw->image.info.remote = image_file_is_remote(raw->fd);
 	*image = &raw->image;
 	return 0;
 out:

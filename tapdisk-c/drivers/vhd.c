@@ -125,6 +125,15 @@ static void destroy(struct vhd_disk *disk)
 	free(disk);
 }
 
+static bool chain_is_remote(const struct vhd_chain *chain)
+{
+	bool remote = chain->raw_fd >= 0 && image_file_is_remote(chain->raw_fd);
+
+	for (unsigned int i = 0; i < chain->nr_vhd; i++)
+		remote |= image_file_is_remote(chain->image[i]->fd);
+	return remote;
+}
+
 static int vhd_image_open(struct image **image,
 			  const struct image_open_args *args,
 			  struct error *err)
@@ -152,6 +161,7 @@ static int vhd_image_open(struct image **image,
 		disk->leaf->footer.current_size >> SECTOR_SHIFT;
 	disk->image.info.sector_size = SECTOR_SIZE;
 	disk->image.info.depth = disk->chain->depth;
+	disk->image.info.remote = chain_is_remote(disk->chain);
 
 	list_init(&disk->free_ops);
 	list_init(&disk->starved);

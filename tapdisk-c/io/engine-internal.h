@@ -27,6 +27,7 @@ struct engine {
 	const struct engine_ops *ops;
 	unsigned int depth;
 	bool running;
+	uint64_t now;			/* 0: not read since the last wait */
 
 	struct list queued;		/* io_req.link: not yet in the kernel */
 	struct list done;		/* io_req.link: result is 0 or -errno */

@@ -67,6 +67,13 @@ unsigned int engine_inflight(const struct engine *engine)
 	return engine->inflight;
 }
 
+uint64_t engine_now(struct engine *engine)
+{
+	if (!engine->now)
+		engine->now = now_ns();
+	return engine->now;
+}
+
 /* Requests */
 
 static void complete(struct engine *engine, struct io_req *req, int err)
@@ -376,6 +383,7 @@ int engine_run(struct engine *engine, int timeout_ms)
 	do {
 		submit_queued(engine);
 		rc = engine->ops->wait(engine, wait_ns(engine, end_ns));
+		engine->now = 0;
 		events = run_done(engine);
 		events += run_ready(engine);
 		events += run_expired(engine);
