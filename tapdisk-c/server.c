@@ -292,6 +292,19 @@ int server_unpause(struct server *server, int minor, const char *args,
 	return vbd ? vbd_unpause(*vbd, args, err) : -ENODEV;
 }
 
+void server_snapshot(struct server *server, int minor, const char *child,
+		     const char *parent, unsigned int timeout_ms,
+		     server_done done, void *priv)
+{
+	struct error err;
+	struct vbd **vbd = find(server, minor, &err);
+
+	if (vbd)
+		vbd_snapshot(*vbd, child, parent, timeout_ms, done, priv);
+	else
+		done(priv, -ENODEV, &err);
+}
+
 bool server_vbd(struct server *server, unsigned int i, struct vbd_view *view)
 {
 	if (i >= server->nr)

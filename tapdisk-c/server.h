@@ -84,6 +84,11 @@ void server_pause(struct server *server, int minor, unsigned int timeout_ms,
 int server_unpause(struct server *server, int minor, const char *args,
 		   struct error *err);
 
+/* vbd.h, vbd_snapshot() */
+void server_snapshot(struct server *server, int minor, const char *child,
+		     const char *parent, unsigned int timeout_ms,
+		     server_done done, void *priv);
+
 /* What tap-ctl list and stats show. */
 enum vbd_state {			/* bits, printed as %#x by tap-ctl list */
 	VBD_PAUSE_REQUESTED	= 0x10,

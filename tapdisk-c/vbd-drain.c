@@ -7,7 +7,8 @@
  *
  * Waiting is for the I/O engine only and has a limit. The flush is there so
  * that closing, which can't be waited for without stopping all else, finds
- * nothing left to write.
+ * nothing left to write. A snapshot is a pause in which the image changes
+ * under the disk, with a flush ahead of it.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -22,6 +23,10 @@
 static bool refuse(struct vbd *vbd, const char *verb, server_done done,
 		   void *priv)
 {
+	static const char *const names[] = {
+		[DRAIN_PAUSE] = "pause", [DRAIN_CLOSE] = "close",
+		[DRAIN_SNAPSHOT] = "snapshot",
+	};
 	struct error err;
 	int rc;
 
@@ -31,7 +36,7 @@ static bool refuse(struct vbd *vbd, const char *verb, server_done done,
 	else if (vbd->drain != DRAIN_NONE)
 		rc = error_set(&err, -EBUSY, "minor %d: a %s is under way",
 			       vbd->minor,
-			       vbd->drain == DRAIN_PAUSE ? "pause" : "close");
+			       names[vbd->drain]);
 	else
 		return false;
 	done(priv, rc, &err);
@@ -45,6 +50,7 @@ static void drain_begin(struct vbd *vbd, enum drain drain,
 	vbd->drained = done;
 	vbd->drained_priv = priv;
 	vbd->drain_ms = timeout_ms;
+	vbd->drain_early = false;
 	vbd->flushed = !vbd->image || vbd->readonly;
 	if (timeout_ms)
 		engine_timer_set(vbd->engine, &vbd->drain_timer,
@@ -116,6 +122,40 @@ void vbd_pause(struct vbd *vbd, unsigned int timeout_ms, server_done done,
 	drain_begin(vbd, DRAIN_PAUSE, timeout_ms, done, priv);
 }
 
+void vbd_snapshot(struct vbd *vbd, const char *child, const char *parent,
+		  unsigned int timeout_ms, server_done done, void *priv)
+{
+	struct image_open_args args = vbd_image_args(vbd, child, false);
+	struct error err;
+	int rc;
+
+	if (refuse(vbd, "snapshot", done, priv))
+		return;
+	if (!vbd->image || vbd->held)
+		rc = error_set(&err, -EBUSY, "minor %d: is paused; unpause it first",
+			       vbd->minor);
+	else if (!vbd->image->driver->snapshot_prepare)
+		rc = error_set(&err, -EOPNOTSUPP, "%s: only a vhd: can have a snapshot",
+			       vbd->args);
+	else
+		rc = vbd->image->driver->snapshot_prepare(&vbd->snapshot,
+							  vbd->image, &args,
+							  parent, &err);
+	if (rc) {
+		done(priv, rc, &err);
+		return;
+	}
+	drain_begin(vbd, DRAIN_SNAPSHOT, timeout_ms, done, priv);
+	vbd->drain_early = true;
+}
+
+static void snapshot_end(struct vbd *vbd)
+{
+	if (vbd->snapshot)
+		vbd->image->driver->snapshot_end(vbd->snapshot);
+	vbd->snapshot = NULL;
+}
+
 /* Goes on with the image that is open. */
 static int go_on(struct vbd *vbd, struct error *err)
 {
@@ -127,11 +167,24 @@ static int go_on(struct vbd *vbd, struct error *err)
 	return rc;
 }
 
+/* A pause or a snapshot failed with rc: the image goes on as it was. */
+static void call_off(struct vbd *vbd, int rc, const struct error *err)
+{
+	struct error e;
+
+	engine_timer_cancel(vbd->engine, &vbd->drain_timer);
+	vbd->drain = DRAIN_NONE;
+	snapshot_end(vbd);
+	if (go_on(vbd, &e))
+		log_error("requests wait for `tap-ctl unpause`: %s", e.text);
+	answer(vbd, rc, err);
+}
+
 static void timed_out(struct io_timer *timer)
 {
 	struct vbd *vbd = container_of(timer, struct vbd, drain_timer);
 	unsigned int stuck = vbd->inflight - vbd->nr_waiting;
-	struct error err, e;
+	struct error err;
 
 	if (vbd->drain == DRAIN_CLOSE) {
 		error_set(&err, -ETIMEDOUT, "minor %d: %u requests did not come back from %s in %u s; it is closed when they do, see `tap-ctl list`",
@@ -140,17 +193,14 @@ static void timed_out(struct io_timer *timer)
 		answer(vbd, -ETIMEDOUT, &err);
 		return;
 	}
-	vbd->drain = DRAIN_NONE;
-	if (stuck)
-		error_set(&err, -ETIMEDOUT, "minor %d: not paused, the disk goes on: %u requests did not come back from %s in %u s; is its storage stuck?",
+	if (stuck && !vbd->flushing)
+		error_set(&err, -ETIMEDOUT, "minor %d: not done, the disk goes on: %u requests did not come back from %s in %u s; is its storage stuck?",
 			  vbd->minor, stuck, vbd->args, vbd->drain_ms / 1000);
 	else
-		error_set(&err, -ETIMEDOUT, "minor %d: not paused, the disk goes on: a flush of %s took more than %u s; try again with a longer -t",
+		error_set(&err, -ETIMEDOUT, "minor %d: not done, the disk goes on: a flush of %s took more than %u s; try again with a longer -t",
 			  vbd->minor, vbd->args, vbd->drain_ms / 1000);
 	log_warn("%s", err.text);
-	if (go_on(vbd, &e))
-		log_error("requests wait for `tap-ctl unpause`: %s", e.text);
-	answer(vbd, -ETIMEDOUT, &err);
+	call_off(vbd, -ETIMEDOUT, &err);
 }
 
 /* The disk in image_open() against the one that the transports show. */
@@ -250,6 +300,33 @@ static void drain_finish(struct vbd *vbd)
 	answer(vbd, rc, &err);
 }
 
+/* Drained and flushed. */
+static void snapshot_finish(struct vbd *vbd)
+{
+	struct error err;
+	int rc = 0;
+
+	if (vbd->lost)
+		rc = error_set(&err, vbd->lost, "%s: the flush before the snapshot failed: %s",
+			       vbd->args, strerror(-vbd->lost));
+	if (!rc)
+		rc = vbd->image->driver->snapshot_commit(vbd->snapshot,
+							 &vbd->image, &err);
+	if (rc) {
+		call_off(vbd, rc, &err);
+		return;
+	}
+	vbd->info = vbd->image->info;
+	vbd->drain = DRAIN_NONE;
+	engine_timer_cancel(vbd->engine, &vbd->drain_timer);
+	rc = go_on(vbd, &err);
+	snapshot_end(vbd);
+	log_info("snapshot minor=%d path=%s chain=%u", vbd->minor, vbd->args,
+		 vbd->info.depth);
+	vbd_stats_describe(vbd);
+	answer(vbd, rc, &err);
+}
+
 static void flush_done(struct image_request *req, int err)
 {
 	struct vbd *vbd = container_of(req, struct vbd, flush);
@@ -263,17 +340,34 @@ static void flush_done(struct image_request *req, int err)
 	}
 }
 
-void vbd_drain_step(struct vbd *vbd)
+/* True when a flush of all that was written before has been answered. */
+static bool flush_image(struct vbd *vbd)
 {
-	if (vbd->inflight != vbd->nr_waiting || vbd->flushing)
-		return;
-	if (!vbd->flushed) {
+	if (!vbd->flushed && !vbd->flushing) {
 		vbd->flushing = true;
 		vbd->flush.op = IMAGE_FLUSH;
 		vbd->flush.done = flush_done;
 		vbd->image->driver->submit(vbd->image, &vbd->flush);
 	}
-	if (vbd->flushed)
+	return vbd->flushed && !vbd->flushing;
+}
+
+void vbd_drain_step(struct vbd *vbd)
+{
+	/* So that the flush that requests wait for has little to do. */
+	if (vbd->drain_early) {
+		if (!flush_image(vbd))
+			return;
+		vbd->drain_early = false;
+		vbd->flushed = false;
+		vbd_hold_all(vbd);
+	}
+	if (vbd->inflight != vbd->nr_waiting || !flush_image(vbd) ||
+	    (vbd->image && image_busy(vbd->image)))
+		return;
+	if (vbd->drain == DRAIN_SNAPSHOT)
+		snapshot_finish(vbd);
+	else
 		drain_finish(vbd);
 }
 

@@ -3,7 +3,7 @@
  * What the files of a VBD share.
  *
  *   vbd.c        its life: transports, image, open; requests
- *   vbd-drain.c  pause, unpause, close
+ *   vbd-drain.c  pause, unpause, close, snapshot
  *   vbd-retry.c  requests whose image failed: they wait and are tried again
  *   vbd-stats.c  counting
  *
@@ -17,7 +17,7 @@
 #include "common/stats.h"
 #include "vbd.h"
 
-enum drain { DRAIN_NONE, DRAIN_PAUSE, DRAIN_CLOSE };
+enum drain { DRAIN_NONE, DRAIN_PAUSE, DRAIN_CLOSE, DRAIN_SNAPSHOT };
 
 /* What a failed request waits for. */
 enum vbd_lack { LACK_STORAGE, LACK_SPACE, NR_LACKS };
@@ -45,6 +45,8 @@ struct vbd {
 	unsigned int drain_ms;		/* 0: as long as it takes */
 	struct image_request flush;	/* ours, before the image is closed */
 	bool flushing, flushed;
+	struct image_snapshot *snapshot;
+	bool drain_early;		/* snapshot: the flush before the hold */
 
 	/* vbd-retry.c */
 	struct retry_policy retry;
@@ -65,6 +67,9 @@ struct vbd {
 /* vbd.c */
 int vbd_image_open(struct vbd *vbd, const char *args, bool readonly,
 		   struct error *err);
+/* As image drivers want them, of another path. */
+struct image_open_args vbd_image_args(struct vbd *vbd, const char *path,
+				      bool readonly);
 /* A failure that the guest does not know of yet is kept in vbd->lost. */
 int vbd_image_close(struct vbd *vbd, struct error *err);
 /* Hands a request to the image, which is open. */

@@ -116,16 +116,23 @@ int vbd_add_transport(struct vbd *vbd, struct transport *transport,
 	return rc;
 }
 
-int vbd_image_open(struct vbd *vbd, const char *args, bool readonly,
-		   struct error *err)
+struct image_open_args vbd_image_args(struct vbd *vbd, const char *path,
+				      bool readonly)
 {
-	struct image_open_args open_args = {
-		.engine		= server_engine(vbd->server),
+	return (struct image_open_args) {
+		.engine		= vbd->engine,
 		.stream		= &vbd->stream,
 		.config		= server_config(vbd->server),
+		.path		= path,
 		.readonly	= readonly,
 		.max_requests	= BLKTAP_ENTRIES,
 	};
+}
+
+int vbd_image_open(struct vbd *vbd, const char *args, bool readonly,
+		   struct error *err)
+{
+	struct image_open_args open_args = vbd_image_args(vbd, args, readonly);
 	const struct image_driver *driver;
 	int rc;
 
@@ -248,7 +255,7 @@ bool vbd_round(struct vbd *vbd)
 	for (int i = 0; more && i < ROUNDS_MAX; i++)
 		more = round_all(vbd);
 	/* Before a close the transport's answers must have gone out. */
-	if (vbd->drain == DRAIN_PAUSE || (vbd->drain == DRAIN_CLOSE && !more))
+	if (vbd->drain != DRAIN_NONE && (vbd->drain != DRAIN_CLOSE || !more))
 		vbd_drain_step(vbd);
 	vbd_stats_publish(vbd);
 	return more;

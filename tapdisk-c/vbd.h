@@ -73,6 +73,14 @@ void vbd_pause(struct vbd *vbd, unsigned int timeout_ms, server_done done,
 int vbd_unpause(struct vbd *vbd, const char *args, struct error *err);
 
 /*
+ * child, in a file that the caller has made, gets the leaf's name and has the
+ * leaf, under its name parent, as its parent (image.h). Requests wait no
+ * longer than a flush and a rename take. After an error nothing has changed.
+ */
+void vbd_snapshot(struct vbd *vbd, const char *child, const char *parent,
+		  unsigned int timeout_ms, server_done done, void *priv);
+
+/*
  * From the transport. Answers -EIO to what is not on the disk, -EPERM to what
  * would change a read-only one, -EOPNOTSUPP to what the image can't.
  */

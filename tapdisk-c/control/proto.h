@@ -13,11 +13,14 @@
  * close	minor, force?, timeout?
  * pause	minor, timeout?
  * unpause	minor, args?
+ * snapshot	minor, child, parent, timeout?
  * stats	minor					vbd: VBD and STATS
  *
  * VBD: minor, state (enum vbd_state), args (null while closed), readonly,
  * sectors, sector_size, depth. STATS: chain (paths, leaf first) and what
  * control/stats.h says; for who can't read the statistics page.
+ *
+ * child and parent are absolute paths: vbd.h, vbd_snapshot().
  *
  * timeout is in seconds, 30 if not given. What open says of errors is text as in
  * the configuration (docs/architecture.md), which holds for what it does not

@@ -87,6 +87,7 @@ struct request {
 	const char *args;		/* lives as long as the message */
 	bool readonly;
 	bool force;
+	const char *child, *parent;
 	json_int_t timeout;		/* seconds */
 	const char *retry[NR_RETRY];	/* NULL: as configured */
 };
@@ -260,6 +261,20 @@ static void do_pause(struct control_call *call, const struct request *req)
 		     call);
 }
 
+static void do_snapshot(struct control_call *call, const struct request *req)
+{
+	struct error err;
+	int rc = check_args(req->child, &err);
+
+	if (!rc)
+		rc = check_args(req->parent, &err);
+	if (rc)
+		answer_rc(call, rc, &err);
+	else
+		server_snapshot(call->server, (int)req->minor, req->child,
+				req->parent, timeout_ms(req), verb_done, call);
+}
+
 static void do_unpause(struct control_call *call, const struct request *req)
 {
 	struct error err;
@@ -281,7 +296,9 @@ enum field {
 	FIRST		= 16,
 	OWNER		= 32,
 	TIMEOUT		= 64,
-	RETRY		= 128,		/* the first of NR_RETRY bits */
+	CHILD		= 128,
+	PARENT		= 256,
+	RETRY		= 512,		/* the first of NR_RETRY bits */
 };
 
 #define ALL_RETRY (RETRY * ((1u << NR_RETRY) - 1))
@@ -300,6 +317,7 @@ static const struct verb {
 	{ "close", MINOR, FORCE | TIMEOUT, do_close },
 	{ "pause", MINOR, TIMEOUT, do_pause },
 	{ "unpause", MINOR, ARGS, do_unpause },
+	{ "snapshot", MINOR | CHILD | PARENT, TIMEOUT, do_snapshot },
 	{ "stats", MINOR, 0, do_stats },
 };
 
@@ -314,6 +332,8 @@ static const struct {
 	{ "first", FIRST },
 	{ "owner", OWNER },
 	{ "timeout", TIMEOUT },
+	{ "child", CHILD },
+	{ "parent", PARENT },
 	{ "retry_errors", RETRY },
 	{ "retry_interval", RETRY << 1 },
 	{ "retry_for", RETRY << 2 },
@@ -351,6 +371,12 @@ static bool set_field(struct request *req, unsigned int field,
 	case TIMEOUT:
 		return integer(value, INT_MAX / 1000, &req->timeout) &&
 		       req->timeout;
+	case CHILD:
+		req->child = json_string_value(value);
+		return req->child && *req->child == '/';
+	case PARENT:
+		req->parent = json_string_value(value);
+		return req->parent && *req->parent == '/';
 	case ARGS:
 		req->args = json_string_value(value);
 		return req->args;

@@ -149,7 +149,7 @@ static void vhd_submit(struct image *image, struct image_request *req)
 	image_queue(image, &req->io);
 }
 
-static void files_add(struct vhd_disk *disk)
+void vhd_files_add(struct vhd_disk *disk)
 {
 	const struct vhd_chain *chain = disk->chain;
 
@@ -161,7 +161,7 @@ static void files_add(struct vhd_disk *disk)
 	disk->registered = true;
 }
 
-static void files_remove(struct vhd_disk *disk)
+void vhd_files_remove(struct vhd_disk *disk)
 {
 	const struct vhd_chain *chain = disk->chain;
 
@@ -169,9 +169,10 @@ static void files_remove(struct vhd_disk *disk)
 		engine_file_remove(disk->image.engine, chain->image[i]->fd);
 	if (chain->raw_fd >= 0)
 		engine_file_remove(disk->image.engine, chain->raw_fd);
+	disk->registered = false;
 }
 
-static void destroy(struct vhd_disk *disk)
+void vhd_disk_free(struct vhd_disk *disk)
 {
 	vhd_meta_destroy(disk);
 	vhd_grow_destroy(&disk->grow);
@@ -179,7 +180,7 @@ static void destroy(struct vhd_disk *disk)
 	vhd_map_destroy(disk);
 	free(disk->ops);
 	if (disk->registered)
-		files_remove(disk);
+		vhd_files_remove(disk);
 	if (disk->chain)
 		vhd_chain_close(disk->chain);
 	free(disk);
@@ -194,9 +195,8 @@ static bool chain_is_remote(const struct vhd_chain *chain)
 	return remote;
 }
 
-static int vhd_image_open(struct image **image,
-			  const struct image_open_args *args,
-			  struct error *err)
+int vhd_disk_new(struct vhd_disk **out, struct vhd_chain *chain,
+		 const struct image_open_args *args, struct error *err)
 {
 	unsigned int nr_ops = args->max_requests * VHD_OPS_PER_REQUEST;
 	struct vhd_disk *disk;
@@ -205,13 +205,7 @@ static int vhd_image_open(struct image **image,
 	disk = calloc(1, sizeof(*disk));
 	if (!disk)
 		return error_set(err, -ENOMEM, "%s: out of memory", args->path);
-	rc = vhd_chain_open(&disk->chain, args->path, args->config,
-			    VHD_OPEN_DIRECT |
-			    (args->readonly ? 0 : VHD_OPEN_WRITE), err);
-	if (rc) {
-		disk->chain = NULL;
-		goto out;
-	}
+	disk->chain = chain;
 	disk->leaf = disk->chain->image[0];
 	disk->image.driver = &vhd_driver;
 	disk->image.engine = args->engine;
@@ -246,12 +240,35 @@ static int vhd_image_open(struct image **image,
 		disk->ops[i].disk = disk;
 		list_add_tail(&disk->ops[i].link, &disk->free_ops);
 	}
-	files_add(disk);
-	*image = &disk->image;
+	*out = disk;
 	return 0;
 out:
-	destroy(disk);
+	disk->chain = NULL;
+	vhd_disk_free(disk);
 	return rc;
+}
+
+static int vhd_image_open(struct image **image,
+			  const struct image_open_args *args,
+			  struct error *err)
+{
+	struct vhd_chain *chain;
+	struct vhd_disk *disk;
+	int rc;
+
+	rc = vhd_chain_open(&chain, args->path, args->config,
+			    VHD_OPEN_DIRECT |
+			    (args->readonly ? 0 : VHD_OPEN_WRITE), err);
+	if (rc)
+		return rc;
+	rc = vhd_disk_new(&disk, chain, args, err);
+	if (rc) {
+		vhd_chain_close(chain);
+		return rc;
+	}
+	vhd_files_add(disk);
+	*image = &disk->image;
+	return 0;
 }
 
 static int vhd_image_close(struct image *image, struct error *err)
@@ -264,8 +281,14 @@ static int vhd_image_close(struct image *image, struct error *err)
 	else if (!image->readonly && fdatasync(disk->leaf->fd) < 0)
 		rc = error_set(err, -errno, "%s: final sync: %s",
 			       disk->leaf->path, strerror(errno));
-	destroy(disk);
+	vhd_disk_free(disk);
 	return rc;
+}
+
+/* The file is extended ahead of need. */
+static bool vhd_busy(const struct image *image)
+{
+	return container_of_const(image, struct vhd_disk, image)->grow.busy;
 }
 
 static const char *vhd_chain_path(const struct image *image, unsigned int i)
@@ -282,6 +305,10 @@ const struct image_driver vhd_driver = {
 	.type		= "vhd",
 	.open		= vhd_image_open,
 	.close		= vhd_image_close,
+	.busy		= vhd_busy,
 	.submit		= vhd_submit,
 	.chain_path	= vhd_chain_path,
+	.snapshot_prepare = vhd_snapshot_prepare,
+	.snapshot_commit = vhd_snapshot_commit,
+	.snapshot_end	= vhd_snapshot_end,
 };

@@ -233,6 +233,20 @@ void server_pause(struct server *server, int minor, unsigned int timeout_ms,
 	fake_drain(server, minor, false, false, done, priv);
 }
 
+void server_snapshot(struct server *server, int minor, const char *child,
+		     const char *parent, unsigned int timeout_ms,
+		     server_done done, void *priv)
+{
+	struct error err;
+
+	(void)server;
+	(void)child;
+	(void)parent;
+	(void)timeout_ms;
+	done(priv, error_set(&err, -EOPNOTSUPP, "minor %d: no snapshots here", minor),
+	     &err);
+}
+
 int server_unpause(struct server *server, int minor, const char *args,
 		   struct error *err)
 {

@@ -59,6 +59,8 @@ static const struct verb {
 	  "-p PID -m MINOR [-t SECONDS]" },
 	{ "unpause", "p:m:a:", "pm", "2:c:", cmd_unpause,
 	  "-p PID -m MINOR [-a TYPE:PATH]" },
+	{ "snapshot", "p:m:n:t:", "pmn", "", cmd_snapshot,
+	  "-p PID -m MINOR -n PARENT [-t SECONDS]" },
 	{ "stats", "p:m:j", "pm", "", cmd_stats, "-p PID -m MINOR [--json]" },
 	{ "check", "", "", "", cmd_check, "" },
 };
@@ -156,6 +158,9 @@ static bool set_option(struct options *opt, const struct verb *verb, int c)
 		else
 			opt->force = true;
 		return true;
+	case 'n':
+		opt->name = optarg;
+		return *optarg;
 	case 'a':
 		opt->args = optarg;
 		return true;
@@ -177,6 +182,8 @@ static bool given(const struct options *opt, char letter)
 		return opt->pid >= 0;
 	case 'm':
 		return opt->minor >= 0;
+	case 'n':
+		return opt->name;
 	default:
 		return opt->args;
 	}

@@ -30,6 +30,7 @@ struct options {
 	bool json;
 	int timeout_ms;
 	int owner;
+	const char *name;		/* the parent's, of snapshot */
 	const char *retry[TAP_CTL_RETRY];	/* of the keys below */
 };
 
@@ -76,6 +77,13 @@ int vbd_close(int pid, int minor, bool force, int timeout_ms,
 
 /* tap-ctl-stats.c */
 int cmd_stats(const struct options *opt, struct error *err);
+
+/* tap-ctl-snapshot.c */
+int cmd_snapshot(const struct options *opt, struct error *err);
+
+/* tap-ctl-create.c */
+/* Stopping halfway would leave a minor, a tapdisk or a file behind. */
+void hold_signals(void);
 
 /* tap-ctl-list.c */
 /* All VBDs of a tapdisk as proto.h has them, in a new array. */
