@@ -70,6 +70,7 @@ struct image_info {
 	uint64_t sectors;		/* size of the disk, in 512-byte sectors */
 	uint32_t sector_size;		/* logical block size that requests keep to */
 	unsigned int depth;		/* images in the chain, 1 for raw */
+	bool remote;			/* a file is reached over a network: an EIO may pass */
 	unsigned int can;		/* IMAGE_CAN_*: what submit() takes beside read, write, flush */
 };
 
@@ -150,6 +151,9 @@ extern const struct image_driver nbd_driver;	/* nbd:unix:SOCKET and NBD URIs, dr
 extern const struct image_driver ram_driver;	/* ram:SIZE, for tests */
 extern const struct image_driver null_driver;	/* null:SIZE, for measuring */
 extern const struct image_driver log_driver;	/* log:BITMAP,TYPE:PATH, drivers/log.c */
+
+/* Whether the file lies on a network file system; for image_info.remote. */
+bool image_file_is_remote(int fd);
 
 /*
  * The driver of "TYPE:PATH" and the path's start in spec; -EINVAL names the

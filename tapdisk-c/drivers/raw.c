@@ -147,6 +147,7 @@ static int raw_open(struct image **image, const struct image_open_args *args,
 	raw->image.readonly = args->readonly;
 	raw->image.info.sectors = size >> SECTOR_SHIFT;
 	raw->image.info.depth = 1;
+	raw->image.info.remote = image_file_is_remote(raw->fd);
 	raw->image.info.can = IMAGE_CAN_DISCARD | IMAGE_CAN_ZERO |
 			      IMAGE_CAN_STATUS;
 	*image = &raw->image;

@@ -6,18 +6,52 @@
 #include <string.h>
 #include <unistd.h>
 
+/* Of a request, before others have their turn. */
+#define TURN_STEPS 512u
+
 static void complete(struct image_request *req)
 {
 	req->done(req, req->err);
 }
 
+/* Those that have had their turn go on when all else has had one. */
+static void turn_comes(struct io_timer *timer)
+{
+	struct vhd_disk *disk = container_of(timer, struct vhd_disk, turn);
+	struct list ready;
+
+	list_init(&ready);
+	list_splice(&disk->later, &ready);
+	vhd_wake(disk, &ready, 0);
+}
+
+static void wait_turn(struct vhd_disk *disk, struct image_request *req)
+{
+	list_add_tail(&req->link, &disk->later);
+	if (!disk->turn.armed)
+		engine_timer_set(disk->image.engine, &disk->turn, 0);
+}
+
 void vhd_advance(struct vhd_disk *disk, struct image_request *req)
 {
+	static enum step (*const steps[])(struct vhd_disk *disk,
+					  struct image_request *req) = {
+		[IMAGE_READ]	= vhd_read_step,
+		[IMAGE_WRITE]	= vhd_write_step,
+		[IMAGE_DISCARD]	= vhd_zero_step,
+		[IMAGE_ZERO]	= vhd_zero_step,
+		[IMAGE_STATUS]	= vhd_status_step,
+	};
 	enum step step = STEP_ON;
+	unsigned int turn = TURN_STEPS;
 
-	while (step == STEP_ON && !req->err && req->cursor < req->count)
-		step = req->op == IMAGE_READ ? vhd_read_step(disk, req) :
-					       vhd_write_step(disk, req);
+	while (step == STEP_ON && !req->err && req->cursor < req->count) {
+		if (!--turn) {
+			wait_turn(disk, req);
+			return;
+		}
+		step = steps[req->op](disk, req);
+	}
 	if (step != STEP_WAIT && !req->pending)
 		complete(req);
 }
@@ -70,7 +104,7 @@ void vhd_op_end(struct vhd_op *op, int err)
 void vhd_feed_starved(struct vhd_disk *disk)
 {
 	while (!list_empty(&disk->starved) && !list_empty(&disk->free_ops) &&
-	       (!disk->cache.nr || !list_empty(&disk->cache.lru)))
+	       (!disk->cache.nr || vhd_cache_ready(&disk->cache)))
 		vhd_advance(disk, container_of(list_pop(&disk->starved),
 					       struct image_request, link));
 }
@@ -104,6 +138,7 @@ static void vhd_submit(struct image *image, struct image_request *req)
 	req->cursor = 0;
 	req->pending = 0;
 	req->err = 0;
+	req->nr_extents = 0;
 	if (req->op != IMAGE_FLUSH) {
 		vhd_advance(disk, req);
 		return;
@@ -114,15 +149,49 @@ static void vhd_submit(struct image *image, struct image_request *req)
 	image_queue(image, &req->io);
 }
 
+static void files_add(struct vhd_disk *disk)
+{
+	const struct vhd_chain *chain = disk->chain;
+
+	for (unsigned int i = 0; i < chain->nr_vhd; i++)
+		engine_file_add(disk->image.engine, chain->image[i]->fd,
+				SECTOR_SIZE);
+	if (chain->raw_fd >= 0)
+		engine_file_add(disk->image.engine, chain->raw_fd, SECTOR_SIZE);
+	disk->registered = true;
+}
+
+static void files_remove(struct vhd_disk *disk)
+{
+	const struct vhd_chain *chain = disk->chain;
+
+	for (unsigned int i = 0; i < chain->nr_vhd; i++)
+		engine_file_remove(disk->image.engine, chain->image[i]->fd);
+	if (chain->raw_fd >= 0)
+		engine_file_remove(disk->image.engine, chain->raw_fd);
+}
+
 static void destroy(struct vhd_disk *disk)
 {
 	vhd_meta_destroy(disk);
 	vhd_grow_destroy(&disk->grow);
 	vhd_cache_destroy(&disk->cache);
+	vhd_map_destroy(disk);
 	free(disk->ops);
+	if (disk->registered)
+		files_remove(disk);
 	if (disk->chain)
 		vhd_chain_close(disk->chain);
 	free(disk);
+}
+
+static bool chain_is_remote(const struct vhd_chain *chain)
+{
+	bool remote = chain->raw_fd >= 0 && image_file_is_remote(chain->raw_fd);
+
+	for (unsigned int i = 0; i < chain->nr_vhd; i++)
+		remote |= image_file_is_remote(chain->image[i]->fd);
+	return remote;
 }
 
 static int vhd_image_open(struct image **image,
@@ -152,11 +221,18 @@ static int vhd_image_open(struct image **image,
 		disk->leaf->footer.current_size >> SECTOR_SHIFT;
 	disk->image.info.sector_size = SECTOR_SIZE;
 	disk->image.info.depth = disk->chain->depth;
+	disk->image.info.remote = chain_is_remote(disk->chain);
+	disk->image.info.can = IMAGE_CAN_STATUS |
+		(args->readonly ? 0 : IMAGE_CAN_DISCARD | IMAGE_CAN_ZERO);
 
 	list_init(&disk->free_ops);
 	list_init(&disk->starved);
+	list_init(&disk->later);
+	disk->turn.expired = turn_comes;
 	disk->ops = calloc(nr_ops, sizeof(*disk->ops));
-	rc = disk->ops ? vhd_cache_init(disk, args->max_requests) : -ENOMEM;
+	rc = disk->ops ? vhd_map_init(disk) : -ENOMEM;
+	if (!rc)
+		rc = vhd_cache_init(disk, args->max_requests);
 	if (!rc)
 		rc = vhd_grow_init(disk);
 	if (rc) {
@@ -170,6 +246,7 @@ static int vhd_image_open(struct image **image,
 		disk->ops[i].disk = disk;
 		list_add_tail(&disk->ops[i].link, &disk->free_ops);
 	}
+	files_add(disk);
 	*image = &disk->image;
 	return 0;
 out:

@@ -40,6 +40,7 @@ struct engine {
 	struct engine_wrap *innermost_wrap;
 	unsigned int depth;
 	bool running;
+	uint64_t now;			/* 0: not read since the last wait */
 
 	uint8_t *file;			/* by descriptor */
 	unsigned int nr_files;

@@ -107,6 +107,13 @@ unsigned int engine_inflight(const struct engine *engine)
 	return engine->inflight;
 }
 
+uint64_t engine_now(struct engine *engine)
+{
+	if (!engine->now)
+		engine->now = now_ns();
+	return engine->now;
+}
+
 /* Requests */
 
 void engine_complete(struct engine *engine, struct io_req *req, int err)
@@ -497,6 +504,7 @@ int engine_run(struct engine *engine, int timeout_ms)
 		if (engine->wrap)
 			timeout_ns = wrap_before_wait(engine, timeout_ns);
 		rc = engine->ops->wait(engine, timeout_ns);
+		engine->now = 0;
 		events = run_done(engine);
 		events += run_ready(engine);
 		events += run_expired(engine);

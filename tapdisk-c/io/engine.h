@@ -145,6 +145,12 @@ void engine_timer_cancel(struct engine *engine, struct io_timer *timer);
  */
 int engine_run(struct engine *engine, int timeout_ms);
 
+/*
+ * CLOCK_MONOTONIC, nanoseconds: when the last wait ended, or shortly after. One
+ * reading of the clock serves all that happened together.
+ */
+uint64_t engine_now(struct engine *engine);
+
 /* Requests queued or in the kernel. */
 unsigned int engine_inflight(const struct engine *engine);
 

@@ -86,7 +86,7 @@ struct vhd_image {
 	uint32_t spb;			/* sectors of data per block, a power of two */
 	uint32_t bitmap_sectors;	/* per block, before its data */
 	uint32_t bat_entries;		/* in use: ceil(current_size / block_size) */
-	uint32_t *bat;			/* host order; sector of the block's bitmap */
+	uint32_t *bat_not;		/* inverted, so that unused is 0: see vhd_bat() */
 	bool has_batmap;
 	uint64_t batmap_offset;		/* of the map itself, bytes */
 	uint32_t batmap_sectors;
@@ -165,6 +165,18 @@ uint32_t vhd_bitmap_run(const uint8_t *map, uint32_t from, uint32_t limit,
 /* Returns true if any bit changed. */
 bool vhd_bitmap_set(uint8_t *map, uint32_t from, uint32_t count);
 bool vhd_bitmap_full(const uint8_t *map, uint32_t bits);
+
+/* Sector of the block's bitmap, or VHD_BAT_UNUSED. */
+static inline uint32_t vhd_bat(const struct vhd_image *image, uint32_t block)
+{
+	return ~image->bat_not[block];
+}
+
+static inline void vhd_bat_set(struct vhd_image *image, uint32_t block,
+			       uint32_t sector)
+{
+	image->bat_not[block] = ~sector;
+}
 
 /* bat.c: n host-order entries to big-endian bytes and back. */
 void vhd_bat_encode(uint8_t *out, const uint32_t *bat, uint32_t n);
