@@ -2,10 +2,14 @@
 #include "server.h"
 
 #include <errno.h>
+#include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/log.h"
+#include "transport/nbd.h"
 #include "vbd.h"
 
 /* More than any dom0 gives one process; the table is searched linearly. */
@@ -16,10 +20,12 @@
 struct server {
 	struct engine *engine;
 	const struct config *config;
+	const char *export_dir;		/* of NBD sockets; NULL: none */
 	struct vbd *vbds[MAX_VBDS];
 	unsigned int nr;
 	bool stop;
 	bool terminating;
+	int rc;				/* of the first image that closed badly at the end */
 };
 
 int server_open(struct server **server, const struct config *cfg,
@@ -61,6 +67,11 @@ const struct config *server_config(const struct server *server)
 	return server->config;
 }
 
+void server_export_in(struct server *server, const char *dir)
+{
+	server->export_dir = dir;
+}
+
 void server_stop(struct server *server)
 {
 	server->stop = true;
@@ -71,11 +82,14 @@ void server_terminate(struct server *server)
 	server->terminating = true;
 }
 
-static void paused(void *priv, int rc, const struct error *err)
+/* What went wrong is in the log. */
+static void left(void *priv, int rc, const struct error *err)
 {
-	(void)priv;
-	(void)rc;
+	struct server *server = priv;
+
 	(void)err;
+	if (!server->rc)
+		server->rc = rc;
 }
 
 /* True if a pause was begun, which may be at its end in the next round. */
@@ -89,11 +103,35 @@ static bool terminate_step(struct server *server)
 		idle &= vbd_idle(vbd);
 		if (vbd_draining(vbd) || vbd_idle(vbd))
 			continue;
-		vbd_pause(vbd, paused, NULL);
+		if (vbd_minor(vbd) < 0)
+			vbd_close(vbd, true, left, server);
+		else
+			vbd_pause(vbd, left, server);
 		begun = true;
 	}
 	server->stop = idle;
 	return begun;
+}
+
+/* 0 if there is room for the path. */
+static int socket_path(const struct server *server, int minor, char *path,
+		       size_t size)
+{
+	int n = snprintf(path, size, "%s/nbd%d.%d", server->export_dir,
+			 (int)getpid(), minor);
+
+	return n < 0 || (size_t)n >= size ? -ENAMETOOLONG : 0;
+}
+
+/* Of disks that wait for the next tapdisk: this one's sockets lead nowhere. */
+static void remove_sockets(const struct server *server)
+{
+	char path[PATH_MAX];
+
+	for (unsigned int i = 0; server->export_dir && i < server->nr; i++)
+		if (!socket_path(server, vbd_minor(server->vbds[i]), path,
+				 sizeof(path)))
+			unlink(path);
 }
 
 int server_run(struct server *server)
@@ -109,7 +147,9 @@ int server_run(struct server *server)
 		if (server->terminating)
 			more |= terminate_step(server);
 	}
-	return rc;
+	if (server->terminating)
+		remove_sockets(server);
+	return rc ? rc : server->rc;
 }
 
 static struct vbd **find(struct server *server, int minor, struct error *err)
@@ -120,6 +160,28 @@ static struct vbd **find(struct server *server, int minor, struct error *err)
 	error_set(err, -ENODEV, "minor %d is not attached to this tapdisk",
 		  minor);
 	return NULL;
+}
+
+/* A guest's disk does not depend on it. */
+static void export(struct server *server, struct vbd *vbd, int minor)
+{
+	struct transport *nbd;
+	char path[PATH_MAX];
+	struct error err;
+	int rc;
+
+	if (!server->export_dir)
+		return;
+	rc = socket_path(server, minor, path, sizeof(path));
+	if (rc)
+		error_set(&err, rc, "%s: too long for the path of a socket",
+			  server->export_dir);
+	else
+		rc = nbd_open(&nbd, vbd, server->engine, path, false, &err);
+	if (!rc)
+		rc = vbd_add_transport(vbd, nbd, &err);
+	if (rc)
+		log_warn("goes without NBD: %s minor=%d", err.text, minor);
 }
 
 int server_attach(struct server *server, int minor, struct error *err)
@@ -134,8 +196,33 @@ int server_attach(struct server *server, int minor, struct error *err)
 				 "this tapdisk has %d minors attached, the most it can",
 				 MAX_VBDS);
 	rc = vbd_attach(&server->vbds[server->nr], server, minor, err);
+	if (rc)
+		return rc;
+	export(server, server->vbds[server->nr++], minor);
+	return 0;
+}
+
+int server_serve(struct server *server, const char *args, bool readonly,
+		 const char *socket, struct error *err)
+{
+	struct transport *nbd;
+	struct vbd *vbd;
+	int rc;
+
+	if (server->nr == MAX_VBDS)
+		return error_set(err, -ENOSPC, "too many disks");
+	rc = vbd_create(&vbd, server, -1, err);
+	if (rc)
+		return rc;
+	rc = nbd_open(&nbd, vbd, server->engine, socket, true, err);
 	if (!rc)
-		server->nr++;
+		rc = vbd_add_transport(vbd, nbd, err);
+	if (!rc)
+		rc = vbd_open(vbd, args, readonly, err);
+	if (rc)
+		vbd_detach(vbd, NULL);
+	else
+		server->vbds[server->nr++] = vbd;
 	return rc;
 }
 

@@ -29,10 +29,26 @@ void server_close(struct server *server);
 struct engine *server_engine(struct server *server);
 const struct config *server_config(const struct server *server);
 
-/* Runs until server_stop(). */
+/* From now on what is attached is served by NBD too, at <dir>/nbd<pid>.<minor>; dir stays the caller's. */
+void server_export_in(struct server *server, const char *dir);
+
+/*
+ * Opens TYPE:PATH as a VBD without a minor, whose only transport is NBD at
+ * socket. server_terminate() closes it and removes the socket.
+ */
+int server_serve(struct server *server, const char *args, bool readonly,
+		 const char *socket, struct error *err);
+
+/*
+ * Runs until server_stop(). -errno if the engine is broken, or an image was not
+ * closed cleanly at the end.
+ */
 int server_run(struct server *server);
 void server_stop(struct server *server);
-/* Pauses every VBD, so that images are closed cleanly, then stops. */
+/*
+ * Pauses every VBD that has a minor and closes the others, so that images are
+ * closed cleanly, then stops.
+ */
 void server_terminate(struct server *server);
 
 /* Opens the ring of a minor: from now on it is this process's. */

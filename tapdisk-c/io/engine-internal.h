@@ -29,6 +29,7 @@ struct engine {
 	bool running;
 
 	struct list queued;		/* io_req.link: not yet in the kernel */
+	struct list sockets;		/* the same of IO_RECV and IO_SEND: may wait for ever, so depth is not for them */
 	struct list done;		/* io_req.link: result is 0 or -errno */
 	struct list timers;		/* io_timer.link, by deadline */
 	unsigned int inflight;		/* done() not yet called */
@@ -65,6 +66,11 @@ struct engine_ops {
 	 */
 	int (*wait)(struct engine *engine, int64_t timeout_ns);
 };
+
+static inline bool on_socket(const struct io_req *req)
+{
+	return req->op == IO_RECV || req->op == IO_SEND;
+}
 
 extern const struct engine_ops uring_engine_ops;
 extern const struct engine_ops posix_engine_ops;

@@ -41,6 +41,7 @@ int engine_open(struct engine **engine, const char *name, unsigned int depth,
 	e->ops = ops;
 	e->depth = depth;
 	list_init(&e->queued);
+	list_init(&e->sockets);
 	list_init(&e->done);
 	list_init(&e->timers);
 	*engine = e;
@@ -85,7 +86,7 @@ static ssize_t remaining(const struct io_req *req)
 	for (int i = 0; i < req->iovcnt; i++)
 		if (!add_u64(len, req->iov[i].iov_len, &len))
 			return -EINVAL;
-	if (!add_u64(req->offset, req->transferred, &end) ||
+	if (!add_u64(on_socket(req) ? 0 : req->offset, req->transferred, &end) ||
 	    !add_u64(end, len, &end) || end > INT64_MAX)
 		return -EINVAL;
 	return (ssize_t)len;
@@ -98,7 +99,7 @@ void engine_queue(struct engine *engine, struct io_req *req)
 	req->transferred = 0;
 	req->result = 0;
 	engine->inflight++;
-	if (req->op > IO_SYNC) {
+	if (req->op == IO_PUNCH || req->op == IO_ZERO) {
 		complete(engine, req, -EOPNOTSUPP);
 		return;
 	}
@@ -109,7 +110,8 @@ void engine_queue(struct engine *engine, struct io_req *req)
 			return;
 		}
 	}
-	list_add_tail(&req->link, &engine->queued);
+	list_add_tail(&req->link, on_socket(req) ? &engine->sockets :
+		      &engine->queued);
 }
 
 void engine_file_add(struct engine *engine, int fd, uint32_t block)
@@ -153,8 +155,29 @@ static void advance(struct io_req *req, size_t done)
 	}
 }
 
+static void finish_socket(struct engine *engine, struct io_req *req, int result)
+{
+	if (result == -EINTR || result == -EAGAIN) {
+		list_add(&req->link, &engine->sockets);
+		return;
+	}
+	if (result < 0) {
+		complete(engine, req, result);
+		return;
+	}
+	advance(req, (size_t)result);
+	if (req->op == IO_RECV || !remaining(req))
+		complete(engine, req, 0);
+	else
+		list_add(&req->link, &engine->sockets);
+}
+
 void engine_finish(struct engine *engine, struct io_req *req, int result)
 {
+	if (on_socket(req)) {
+		finish_socket(engine, req, result);
+		return;
+	}
 	engine->in_kernel--;
 
 	if (result == -EINTR || result == -EAGAIN) {
@@ -184,6 +207,15 @@ void engine_finish(struct engine *engine, struct io_req *req, int result)
 
 static void submit_queued(struct engine *engine)
 {
+	while (!list_empty(&engine->sockets)) {
+		struct io_req *req = container_of(list_pop(&engine->sockets),
+						  struct io_req, link);
+
+		if (!engine->ops->submit(engine, req)) {
+			list_add(&req->link, &engine->sockets);
+			break;
+		}
+	}
 	while (!list_empty(&engine->queued) &&
 	       engine->in_kernel < engine->depth) {
 		struct io_req *req = container_of(engine->queued.next,

@@ -10,12 +10,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
 #include "io/engine-internal.h"
 
 #define NR_THREADS	4
+#define MAX_SOCKETS	8192u
 #define NSEC_PER_SEC	1000000000
 
 struct posix_engine {
@@ -23,7 +25,9 @@ struct posix_engine {
 	pthread_t thread[NR_THREADS];
 	unsigned int nr_threads;
 	int event_fd;			/* readable while finished isn't empty */
-	struct pollfd pollfd[ENGINE_MAX_WATCHES + 1];
+	struct list sockets;		/* IO_RECV and IO_SEND that poll() waits for */
+	unsigned int nr_sockets;
+	struct pollfd pollfd[ENGINE_MAX_WATCHES + 1 + MAX_SOCKETS];
 
 	pthread_mutex_t lock;		/* for what follows */
 	pthread_cond_t work;
@@ -142,6 +146,7 @@ static int posix_open(struct engine **engine, unsigned int depth,
 	pthread_cond_init(&p->work, NULL);
 	list_init(&p->todo);
 	list_init(&p->finished);
+	list_init(&p->sockets);
 
 	p->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (p->event_fd < 0)
@@ -157,10 +162,45 @@ static int posix_open(struct engine **engine, unsigned int depth,
 	return 0;
 }
 
+/* Bytes or -errno. Doesn't wait, so it is for the loop's own thread. */
+static int run_socket(const struct io_req *req)
+{
+	struct msghdr msg = {
+		.msg_iov	= req->iov,
+		.msg_iovlen	= (size_t)req->iovcnt,
+	};
+	ssize_t n;
+
+	do {
+		n = req->op == IO_RECV ?
+		    recvmsg(req->fd, &msg, MSG_DONTWAIT) :
+		    sendmsg(req->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+	} while (n < 0 && errno == EINTR);
+	return n < 0 ? -errno : (int)n;
+}
+
+static void submit_socket(struct posix_engine *p, struct io_req *req)
+{
+	int result = run_socket(req);
+
+	if (result != -EAGAIN) {
+		engine_finish(&p->engine, req, result);
+	} else if (p->nr_sockets == MAX_SOCKETS) {
+		engine_finish(&p->engine, req, -EMFILE);
+	} else {
+		list_add_tail(&req->link, &p->sockets);
+		p->nr_sockets++;
+	}
+}
+
 static bool posix_submit(struct engine *engine, struct io_req *req)
 {
 	struct posix_engine *p = to_posix(engine);
 
+	if (on_socket(req)) {
+		submit_socket(p, req);
+		return true;
+	}
 	pthread_mutex_lock(&p->lock);
 	list_add_tail(&req->link, &p->todo);
 	pthread_cond_signal(&p->work);
@@ -194,6 +234,38 @@ static void take_finished(struct posix_engine *p)
 	}
 }
 
+/* From fd on in the order of the list, which nothing changes while poll() waits. */
+static nfds_t poll_sockets(struct posix_engine *p, struct pollfd *fd)
+{
+	list_for_each(pos, &p->sockets) {
+		struct io_req *req = container_of(pos, struct io_req, link);
+
+		*fd++ = (struct pollfd) {
+			.fd	= req->fd,
+			.events	= req->op == IO_RECV ? POLLIN : POLLOUT,
+		};
+	}
+	return p->nr_sockets;
+}
+
+static void take_sockets(struct posix_engine *p, const struct pollfd *fd)
+{
+	list_for_each_safe(pos, next, &p->sockets) {
+		struct io_req *req = container_of(pos, struct io_req, link);
+
+		int result;
+
+		if (!(fd++)->revents)
+			continue;
+		result = run_socket(req);
+		if (result == -EAGAIN)
+			continue;
+		list_del(&req->link);
+		p->nr_sockets--;
+		engine_finish(&p->engine, req, result);
+	}
+}
+
 static int posix_wait(struct engine *engine, int64_t timeout_ns)
 {
 	struct posix_engine *p = to_posix(engine);
@@ -201,7 +273,7 @@ static int posix_wait(struct engine *engine, int64_t timeout_ns)
 		.tv_sec = timeout_ns / NSEC_PER_SEC,
 		.tv_nsec = timeout_ns % NSEC_PER_SEC,
 	};
-	nfds_t n = engine->nr_slots;
+	nfds_t n = engine->nr_slots, sockets;
 
 	for (unsigned int i = 0; i < n; i++) {
 		const struct io_watch *watch = engine->slot[i].watch;
@@ -213,7 +285,8 @@ static int posix_wait(struct engine *engine, int64_t timeout_ns)
 	}
 	p->pollfd[n] = (struct pollfd){ .fd = p->event_fd, .events = POLLIN };
 
-	if (ppoll(p->pollfd, n + 1, timeout_ns < 0 ? NULL : &ts, NULL) < 0)
+	sockets = poll_sockets(p, &p->pollfd[n + 1]);
+	if (ppoll(p->pollfd, n + 1 + sockets, timeout_ns < 0 ? NULL : &ts, NULL) < 0)
 		return errno == EINTR ? 0 : -errno;
 
 	for (unsigned int i = 0; i < n; i++)
@@ -221,6 +294,7 @@ static int posix_wait(struct engine *engine, int64_t timeout_ns)
 			engine_ready(engine, i, p->pollfd[i].revents);
 	if (p->pollfd[n].revents)
 		take_finished(p);
+	take_sockets(p, &p->pollfd[n + 1]);
 	return 0;
 }
 

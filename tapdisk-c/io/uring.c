@@ -9,6 +9,7 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #include "common/log.h"
 #include "io/engine-internal.h"
@@ -19,6 +20,7 @@
 struct uring_engine {
 	struct engine engine;
 	struct io_uring ring;
+	struct msghdr msg[MAX_SQ_ENTRIES];	/* of the entry in the same place: the kernel copies it when it takes the entry */
 };
 
 /*
@@ -101,6 +103,34 @@ static struct io_uring_sqe *get_sqe(struct uring_engine *u)
 	return sqe;
 }
 
+static void prep_socket(struct uring_engine *u, struct io_uring_sqe *sqe,
+			struct io_req *req)
+{
+	struct msghdr *msg = &u->msg[sqe - u->ring.sq.sqes];
+
+	if (req->iovcnt == 1 && req->op == IO_RECV) {
+		io_uring_prep_recv(sqe, req->fd, req->iov->iov_base,
+				   req->iov->iov_len, 0);
+		return;
+	}
+	/* The kernel goes on with a short transfer by itself. */
+	if (req->iovcnt == 1) {
+		io_uring_prep_send(sqe, req->fd, req->iov->iov_base,
+				   req->iov->iov_len,
+				   MSG_NOSIGNAL | MSG_WAITALL);
+		return;
+	}
+	*msg = (struct msghdr) {
+		.msg_iov	= req->iov,
+		.msg_iovlen	= (size_t)req->iovcnt,
+	};
+	if (req->op == IO_RECV)
+		io_uring_prep_recvmsg(sqe, req->fd, msg, 0);
+	else
+		io_uring_prep_sendmsg(sqe, req->fd, msg,
+				      MSG_NOSIGNAL | MSG_WAITALL);
+}
+
 static bool uring_submit(struct engine *engine, struct io_req *req)
 {
 	struct io_uring_sqe *sqe = get_sqe(to_uring(engine));
@@ -120,10 +150,12 @@ static bool uring_submit(struct engine *engine, struct io_req *req)
 	case IO_SYNC:
 		io_uring_prep_fsync(sqe, req->fd, IORING_FSYNC_DATASYNC);
 		break;
-	case IO_PUNCH:
-	case IO_ZERO:
 	case IO_RECV:
 	case IO_SEND:
+		prep_socket(to_uring(engine), sqe, req);
+		break;
+	case IO_PUNCH:
+	case IO_ZERO:
 		break;
 	}
 	io_uring_sqe_set_data(sqe, req);
