@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from tests.perf import fio, nbd, proc
-from tests.perf.bench import Bench
+from tests.perf.bench import Bench, public
 from tests.perf.fio import Pattern
 from tests.perf.images import Images
 from tests.perf.results import Check
@@ -61,7 +61,7 @@ def stall(bench: Bench, images: Images, server: Server) -> Check:
     A server without a control socket can't be told to pause.
     """
     del bench, images
-    return Check(STALL, f"{server.name} vpc", None, "ms", "tapdisk --nbd can't be paused: it has no control socket")
+    return Check(STALL, f"{server.name} vpc", None, "ms", "no way to pause it")
 
 
 def all_checks(bench: Bench, images: Images, quick: bool) -> None:
@@ -73,7 +73,7 @@ def all_checks(bench: Bench, images: Images, quick: bool) -> None:
             try:
                 bench.results.checks.append(check(bench, images, server, image_format))
             except (ServerError, fio.FioError, nbd.NbdError, OSError) as error:
-                bench.results.failures.append(f"{check.__name__}: {server.name} {image_format}: {error}")
+                bench.results.failures.append(f"{check.__name__}: {server.name} {image_format}: {public(error)}")
     for server in bench.servers:
         if server.name == bench.results.judged and "vpc" in server.formats:
             bench.results.checks.append(stall(bench, images, server))
