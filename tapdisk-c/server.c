@@ -38,7 +38,7 @@ int server_open(struct server **server, const struct config *cfg,
 		return error_set(err, -ENOMEM, "out of memory");
 	s->config = cfg;
 	rc = engine_open(&s->engine, cfg->engine, ENGINE_DEPTH, err);
-	if (rc && strcmp(cfg->engine, "posix")) {
+	if (rc && !strcmp(cfg->engine, "uring")) {
 		log_warn("engine %s is not to be had, using posix err=%d",
 			 cfg->engine, -rc);
 		rc = engine_open(&s->engine, "posix", ENGINE_DEPTH, err);

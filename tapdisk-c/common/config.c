@@ -32,6 +32,18 @@ static int add_default_dirs(struct config *cfg, struct error *err)
 	return rc ? rc : add_dir(cfg, "/srv", err);
 }
 
+/* What a wrapped engine is wrapped in and around, io/wrap.c judges. */
+static int set_engine(struct config *cfg, const char *value, struct error *err)
+{
+	if ((strcmp(value, "uring") && strcmp(value, "posix") &&
+	     strncmp(value, "fault:", 6) && strncmp(value, "record:", 7)) ||
+	    strlen(value) >= sizeof(cfg->engine))
+		return error_set(err, -EINVAL,
+				 "engine=%s: must be uring or posix", value);
+	strcpy(cfg->engine, value);
+	return 0;
+}
+
 static int set_key(struct config *cfg, const char *key, const char *value,
 		   struct error *err)
 {
@@ -44,11 +56,7 @@ static int set_key(struct config *cfg, const char *key, const char *value,
 	} else if (!strcmp(key, "image_dir")) {
 		return add_dir(cfg, value, err);
 	} else if (!strcmp(key, "engine")) {
-		if (strcmp(value, "uring") && strcmp(value, "posix"))
-			return error_set(err, -EINVAL,
-					 "engine=%s: must be uring or posix",
-					 value);
-		snprintf(cfg->engine, sizeof(cfg->engine), "%s", value);
+		return set_engine(cfg, value, err);
 	}
 	return 0;
 }
@@ -113,6 +121,11 @@ int config_load(struct config *cfg, const char *path, struct error *err)
 	}
 	if (!cfg->nr_image_dirs)
 		rc = add_default_dirs(cfg, err);
+	if (!rc && secure_getenv("XENBLK_ENGINE")) {
+		rc = set_engine(cfg, secure_getenv("XENBLK_ENGINE"), err);
+		if (rc)
+			error_prefix(err, "$XENBLK_ENGINE");
+	}
 out:
 	free(line);
 	if (f)

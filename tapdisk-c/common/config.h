@@ -11,12 +11,12 @@
 struct config {
 	char *image_dir[CONFIG_MAX_DIRS];	/* absolute, as configured */
 	unsigned int nr_image_dirs;
-	char engine[16];			/* "uring" or "posix" */
+	char engine[1024];			/* as engine_open() takes it */
 };
 
 /*
- * Reads path (NULL: $XENBLK_CONFIG, else CONFIG_PATH). A missing file gives
- * the defaults; a malformed one is an error that names the line. The caller
+ * Reads path (NULL: $XENBLK_CONFIG, else CONFIG_PATH); $XENBLK_ENGINE goes
+ * before its engine. A missing file gives the defaults; a malformed one is an error that names the line. The caller
  * disposes of cfg in either case.
  */
 int config_load(struct config *cfg, const char *path, struct error *err);

@@ -101,12 +101,27 @@ struct image_open_args {
 	unsigned int max_requests;	/* requests in flight at once, for sizing pools */
 };
 
+/*
+ * A driver is one const struct, filled by a designated initialiser. What is
+ * required is called without a look; what is optional may be NULL.
+ */
 struct image_driver {
-	const char *type;		/* the prefix in TYPE:PATH */
+	/* Required. The prefix in TYPE:PATH. */
+	const char *type;
+
+	/* Optional. Another name of the type. */
+	const char *alias;
+
+	/*
+	 * Optional. Whether what follows "TYPE:" makes sense, before anything
+	 * is opened; -EINVAL with a message that begins with spec and says what is
+	 * wrong with which part of it. Without it path must be absolute.
+	 */
+	int (*check)(const char *spec, const char *path, struct error *err);
 
 	/*
 	 * Required. Opens and locks every file of the image, checks it, and
-	 * makes all pools. Synchronous. Changes no byte of a file.
+	 * makes all pools. Synchronous. Changes no byte of an image.
 	 */
 	int (*open)(struct image **image, const struct image_open_args *args,
 		    struct error *err);
@@ -118,18 +133,37 @@ struct image_driver {
 	 */
 	int (*close)(struct image *image, struct error *err);
 
-	/* Required. sector + count lies inside the disk; checked above. */
+	/*
+	 * Required. sector + count lies inside the disk, the op is one that info.can
+	 * says or needs no saying, and changes nothing if the image is
+	 * read-only; checked above.
+	 */
 	void (*submit)(struct image *image, struct image_request *req);
 
 	/* Optional. Paths of the chain, leaf first; NULL past the end. */
 	const char *(*chain_path)(const struct image *image, unsigned int i);
 };
 
-extern const struct image_driver raw_driver;	/* aio: */
-extern const struct image_driver vhd_driver;	/* vhd: */
+extern const struct image_driver raw_driver;	/* aio: or raw:PATH, a file or block device */
+extern const struct image_driver vhd_driver;	/* vhd:PATH */
+extern const struct image_driver nbd_driver;	/* nbd:unix:SOCKET and NBD URIs, drivers/nbd.h */
+extern const struct image_driver ram_driver;	/* ram:SIZE, for tests */
+extern const struct image_driver null_driver;	/* null:SIZE, for measuring */
+extern const struct image_driver log_driver;	/* log:BITMAP,TYPE:PATH, drivers/log.c */
 
-/* The driver of "TYPE:PATH" and the path's start; -EINVAL names the types known. */
+/*
+ * The driver of "TYPE:PATH" and the path's start in spec; -EINVAL names the
+ * types known, or what is wrong with the path. Opens nothing.
+ */
 int image_parse(const char *spec, const struct image_driver **driver,
 		const char **path, struct error *err);
+
+/*
+ * The check() of drivers whose path is a size: a number of bytes, or of
+ * KiB, MiB, GiB, TiB with K, M, G, T behind it.
+ */
+int image_check_size(const char *spec, const char *text, struct error *err);
+/* Of a text that passed it: sectors, positive. */
+uint64_t image_size(const char *text);
 
 #endif

@@ -2,9 +2,11 @@
 /*
  * What engine.c shares with the engines behind it.
  *
- *   engine_queue -> queued -> ops->submit -> kernel -> ops->wait
- *                     ^                                   |
- *                     +---- short, EINTR ---- engine_finish -> done
+ *   engine_queue -> align -> sched -> queued -> ops->submit -> kernel -> ops->wait
+ *                     |        |        ^                                   |
+ *                     |        |        +---- short, EINTR ---- engine_finish -> done
+ *                     |        + only with a stream; what it merged, it splits
+ *                     + only on files with large blocks
  *
  * Watches live in slots, not in the caller's memory, since an event for a
  * watch that is gone may still be under way.
@@ -21,15 +23,33 @@ struct watch_slot {
 	uint32_t generation;		/* of the slot's user */
 	short revents;			/* seen, ready() not yet called */
 	bool polled;			/* the kernel looks at it (uring) */
+	bool unarmed;			/* is in engine.unarmed */
 };
+
+/* What is known of a descriptor that was added: engine.file[fd]. */
+#define FILE_BLOCK_SHIFT 0x1fu	/* of the block, if it is more than 512 bytes; else 0 */
+#define FILE_REGISTERED	0x40u	/* the kernel has it in its table (uring) */
+#define FILE_IN_MEMORY	0x80u	/* its file system is memory: I/O never waits */
+
+struct sched;
+struct align;
 
 struct engine {
 	const struct engine_ops *ops;
+	struct engine_wrap *wrap;	/* wrap.h; NULL: none */
+	struct engine_wrap *innermost_wrap;
 	unsigned int depth;
 	bool running;
 
-	struct list queued;		/* io_req.link: not yet in the kernel */
+	uint8_t *file;			/* by descriptor */
+	unsigned int nr_files;
+	struct sched *sched;
+	struct align *align;		/* NULL until a file needs it */
+
+	struct list queued;		/* io_req.link: go next, as they are */
 	struct list sockets;		/* the same of IO_RECV and IO_SEND: may wait for ever, so depth is not for them */
+	struct list streams;		/* io_stream.link: whose turn it is first */
+	unsigned int nr_streams;
 	struct list done;		/* io_req.link: result is 0 or -errno */
 	struct list timers;		/* io_timer.link, by deadline */
 	unsigned int inflight;		/* done() not yet called */
@@ -39,6 +59,8 @@ struct engine {
 	unsigned int nr_slots;		/* none is in use from here on */
 	uint16_t ready[ENGINE_MAX_WATCHES];	/* slots with revents, each once */
 	unsigned int nr_ready;
+	uint16_t unarmed[ENGINE_MAX_WATCHES];	/* slots to poll, or free (uring) */
+	unsigned int nr_unarmed;
 };
 
 struct engine_ops {
@@ -50,7 +72,10 @@ struct engine_ops {
 	/* No watch and no request is left. Frees the engine. */
 	void (*close)(struct engine *engine);
 
-	/* Hands a request to the kernel; false if there is no room now. */
+	/*
+	 * Hands a request to the kernel; false if there is no room now. May
+	 * call engine_finish() for it.
+	 */
 	bool (*submit)(struct engine *engine, struct io_req *req);
 
 	/*
@@ -65,6 +90,15 @@ struct engine_ops {
 	 * it. May return early with nothing, as after a signal.
 	 */
 	int (*wait)(struct engine *engine, int64_t timeout_ns);
+
+	/*
+	 * Optional. FILE_ flags for engine.file[fd]; fd is below nr_files.
+	 * After file_remove the kernel holds no reference for the engine.
+	 */
+	uint8_t (*file_add)(struct engine *engine, int fd);
+	void (*file_remove)(struct engine *engine, int fd);
+	uint16_t (*buffer_add)(struct engine *engine, void *base, size_t len);
+	void (*buffer_remove)(struct engine *engine, uint16_t buffer);
 };
 
 static inline bool on_socket(const struct io_req *req)
@@ -77,6 +111,56 @@ extern const struct engine_ops posix_engine_ops;
 
 /* result: what the system call gave, bytes or -errno. */
 void engine_finish(struct engine *engine, struct io_req *req, int result);
+/* The same behind the wraps: for them. */
+void engine_finished(struct engine *engine, struct io_req *req, int result);
 void engine_ready(struct engine *engine, unsigned int slot, short revents);
+
+/* The slot's watch is to be polled before the next wait. */
+static inline void engine_unarmed(struct engine *engine, unsigned int slot)
+{
+	if (engine->slot[slot].unarmed)
+		return;
+	engine->slot[slot].unarmed = true;
+	engine->unarmed[engine->nr_unarmed++] = (uint16_t)slot;
+}
+
+/* posix.c: runs the system call; bytes or -errno. */
+int posix_transfer(const struct io_req *req);
+
+/* engine.c: done(err) will be called. */
+void engine_complete(struct engine *engine, struct io_req *req, int err);
+/* False if there is no room: the request is at the head of engine.queued then. */
+bool engine_submit(struct engine *engine, struct io_req *req);
+
+static inline uint8_t engine_file(const struct engine *engine, int fd)
+{
+	return (unsigned int)fd < engine->nr_files ? engine->file[fd] : 0;
+}
+
+/* sched.c */
+int sched_open(struct engine *engine);
+void sched_close(struct engine *engine);
+void sched_add(struct engine *engine, struct io_req *req);
+/* Submits as much as there is room for. */
+void sched_run(struct engine *engine);
+/* Answers the parts of a merged request, which has no done(). */
+void sched_split(struct engine *engine, struct io_req *req, int result);
+
+static inline void engine_schedule(struct engine *engine, struct io_req *req)
+{
+	if (req->stream)
+		sched_add(engine, req);
+	else
+		list_add_tail(&req->link, &engine->queued);
+}
+
+/* align.c */
+#define ALIGN_MAX_BLOCK 65536u
+
+/* 0 or -ENOMEM; no harm if called again. */
+int align_open(struct engine *engine);
+void align_close(struct engine *engine);
+/* A request on a file with blocks of more than 512 bytes. */
+void align_queue(struct engine *engine, struct io_req *req);
 
 #endif

@@ -6,56 +6,95 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "common/bytes.h"
 #include "common/clock.h"
+#include "io/wrap.h"
 
 #define NSEC_PER_MSEC 1000000
+#define MAX_FILES (1u << 20)
 
 static const struct engine_ops *const engines[] = {
 	&uring_engine_ops,
 	&posix_engine_ops,
 };
 
+/* A byte for each descriptor that the process may have; none is touched yet. */
+static int open_files(struct engine *engine)
+{
+	struct rlimit limit;
+
+	engine->nr_files = MAX_FILES;
+	if (!getrlimit(RLIMIT_NOFILE, &limit) && limit.rlim_cur < MAX_FILES)
+		engine->nr_files = (unsigned int)limit.rlim_cur;
+	if (!engine->nr_files)
+		return 0;
+	engine->file = calloc(engine->nr_files, 1);
+	return engine->file ? 0 : -ENOMEM;
+}
+
 int engine_open(struct engine **engine, const char *name, unsigned int depth,
 		struct error *err)
 {
 	const struct engine_ops *ops = NULL;
+	struct engine_wrap *wrap;
 	struct engine *e;
 	int rc;
 
 	*engine = NULL;
-	for (size_t i = 0; i < sizeof(engines) / sizeof(engines[0]); i++)
-		if (!strcmp(engines[i]->name, name))
-			ops = engines[i];
-	if (!ops)
-		return error_set(err, -EINVAL, "I/O engine %s: must be uring "
-				 "or posix", name);
 	if (!depth || depth > ENGINE_MAX_DEPTH)
 		return error_set(err, -EINVAL, "I/O engine %s: depth %u: must "
 				 "be 1 to %u", name, depth, ENGINE_MAX_DEPTH);
-
-	rc = ops->open(&e, depth, err);
+	rc = wrap_open(&wrap, &name, depth, err);
 	if (rc)
 		return rc;
+	for (size_t i = 0; i < sizeof(engines) / sizeof(engines[0]); i++)
+		if (!strcmp(engines[i]->name, name))
+			ops = engines[i];
+	if (ops)
+		rc = ops->open(&e, depth, err);
+	else
+		rc = error_set(err, -EINVAL, "I/O engine %s: must be uring "
+			       "or posix", name);
+	if (rc) {
+		wrap_close(wrap);
+		return rc;
+	}
 	e->ops = ops;
 	e->depth = depth;
 	list_init(&e->queued);
 	list_init(&e->sockets);
+	list_init(&e->streams);
 	list_init(&e->done);
 	list_init(&e->timers);
+	wrap_attach(e, wrap);
+	rc = open_files(e);
+	if (!rc)
+		rc = sched_open(e);
+	if (rc) {
+		engine_close(e);
+		return error_set(err, rc, "I/O engine %s: out of memory", name);
+	}
 	*engine = e;
 	return 0;
 }
 
 void engine_close(struct engine *engine)
 {
+	struct engine_wrap *wrap;
+
 	if (!engine)
 		return;
+	wrap = engine->wrap;
 	for (unsigned int i = 0; i < engine->nr_slots; i++)
 		if (engine->slot[i].watch)
 			engine_unwatch(engine, engine->slot[i].watch);
+	align_close(engine);
+	sched_close(engine);
+	free(engine->file);
 	engine->ops->close(engine);
+	wrap_close(wrap);
 }
 
 const char *engine_name(const struct engine *engine)
@@ -70,81 +109,59 @@ unsigned int engine_inflight(const struct engine *engine)
 
 /* Requests */
 
-static void complete(struct engine *engine, struct io_req *req, int err)
+void engine_complete(struct engine *engine, struct io_req *req, int err)
 {
 	req->result = err;
 	list_add_tail(&req->link, &engine->done);
 }
 
-/* Bytes still to transfer, or -EINVAL if the request makes no sense. */
-static ssize_t remaining(const struct io_req *req)
+/* Sets req->left; -EINVAL if the request makes no sense. */
+static int measure(struct io_req *req)
 {
-	uint64_t len = 0, end;
+	uint64_t len = req->len, end;
 
-	if (req->iovcnt < 0 || req->iovcnt > IOV_MAX)
-		return -EINVAL;
-	for (int i = 0; i < req->iovcnt; i++)
-		if (!add_u64(len, req->iov[i].iov_len, &len))
+	if (req->op != IO_PUNCH && req->op != IO_ZERO) {
+		if (req->iovcnt < 0 || req->iovcnt > IOV_MAX)
 			return -EINVAL;
-	if (!add_u64(on_socket(req) ? 0 : req->offset, req->transferred, &end) ||
-	    !add_u64(end, len, &end) || end > INT64_MAX)
+		len = 0;
+		for (int i = 0; i < req->iovcnt; i++)
+			if (!add_u64(len, req->iov[i].iov_len, &len))
+				return -EINVAL;
+	}
+	if (!add_u64(on_socket(req) ? 0 : req->offset, len, &end) || end > INT64_MAX)
 		return -EINVAL;
-	return (ssize_t)len;
+	req->left = len;
+	return 0;
 }
 
 void engine_queue(struct engine *engine, struct io_req *req)
 {
-	ssize_t len;
+	int rc = 0;
 
 	req->transferred = 0;
 	req->result = 0;
+	req->left = 0;
 	engine->inflight++;
-	if (req->op == IO_PUNCH || req->op == IO_ZERO) {
-		complete(engine, req, -EOPNOTSUPP);
-		return;
-	}
 	if (req->op != IO_SYNC) {
-		len = remaining(req);
-		if (len <= 0) {
-			complete(engine, req, (int)len);
+		rc = measure(req);
+		if (rc || !req->left) {
+			engine_complete(engine, req, rc);
 			return;
 		}
 	}
-	list_add_tail(&req->link, on_socket(req) ? &engine->sockets :
-		      &engine->queued);
-}
-
-void engine_file_add(struct engine *engine, int fd, uint32_t block)
-{
-	(void)engine;
-	(void)fd;
-	(void)block;
-}
-
-void engine_file_remove(struct engine *engine, int fd)
-{
-	(void)engine;
-	(void)fd;
-}
-
-uint16_t engine_buffer_add(struct engine *engine, void *base, size_t len)
-{
-	(void)engine;
-	(void)base;
-	(void)len;
-	return 0;
-}
-
-void engine_buffer_remove(struct engine *engine, uint16_t buffer)
-{
-	(void)engine;
-	(void)buffer;
+	if (on_socket(req))
+		list_add_tail(&req->link, &engine->sockets);
+	else if (engine_file(engine, req->fd) & FILE_BLOCK_SHIFT)
+		align_queue(engine, req);
+	else
+		engine_schedule(engine, req);
 }
 
 /* Entries that are done keep their place, with length 0. */
 static void advance(struct io_req *req, size_t done)
 {
 	req->transferred += done;
+	req->left -= done;
 	for (int i = 0; i < req->iovcnt && done; i++) {
 		struct iovec *v = &req->iov[i];
 		size_t n = done < v->iov_len ? done : v->iov_len;
@@ -162,12 +179,12 @@ static void finish_socket(struct engine *engine, struct io_req *req, int result)
 		return;
 	}
 	if (result < 0) {
-		complete(engine, req, result);
+		engine_complete(engine, req, result);
 		return;
 	}
 	advance(req, (size_t)result);
-	if (req->op == IO_RECV || !remaining(req))
-		complete(engine, req, 0);
+	if (req->op == IO_RECV || !req->left)
+		engine_complete(engine, req, 0);
 	else
 		list_add(&req->link, &engine->sockets);
 }
@@ -178,31 +195,62 @@ void engine_finish(struct engine *engine, struct io_req *req, int result)
 		finish_socket(engine, req, result);
 		return;
 	}
+	if (engine->wrap)
+		result = wrap_finish(engine, req, result);
+	engine_finished(engine, req, result);
+}
+
+void engine_finished(struct engine *engine, struct io_req *req, int result)
+{
 	engine->in_kernel--;
+	if (req->stream)
+		req->stream->in_kernel--;
 
 	if (result == -EINTR || result == -EAGAIN) {
 		list_add(&req->link, &engine->queued);
 		return;
 	}
-	/*
-	 * A direct read ends off a sector only at the end of the file, and
-	 * can't be resumed there.
-	 */
-	if (result == -EINVAL && req->op == IO_READ && req->transferred % 512)
-		result = -ENODATA;
-	if (result < 0 || req->op == IO_SYNC) {
-		complete(engine, req, result);
+	if (!req->done) {
+		sched_split(engine, req, result);
 		return;
 	}
-	if (!result) {
-		complete(engine, req, req->op == IO_READ ? -ENODATA : -EIO);
+	if (req->op != IO_READ && req->op != IO_WRITE) {
+		engine_complete(engine, req, result);
+		return;
+	}
+	if (result > 0 && (size_t)result == req->left) {
+		engine_complete(engine, req, 0);
+		return;
+	}
+	/*
+	 * A direct read ends off a block only at the end of the file, and
+	 * can't be resumed there.
+	 */
+	if (result == -EINVAL && req->op == IO_READ && req->transferred % 4096)
+		result = -ENODATA;
+	if (!result)
+		result = req->op == IO_READ ? -ENODATA : -EIO;
+	if (result < 0) {
+		engine_complete(engine, req, result);
 		return;
 	}
 	advance(req, (size_t)result);
-	if (remaining(req))
-		list_add(&req->link, &engine->queued);
-	else
-		complete(engine, req, 0);
+	list_add(&req->link, &engine->queued);
+}
+
+bool engine_submit(struct engine *engine, struct io_req *req)
+{
+	engine->in_kernel++;
+	if (req->stream)
+		req->stream->in_kernel++;
+	if (engine->wrap ? engine->wrap->ops->submit(engine->wrap, req) :
+			   engine->ops->submit(engine, req))
+		return true;
+	engine->in_kernel--;
+	if (req->stream)
+		req->stream->in_kernel--;
+	list_add(&req->link, &engine->queued);
+	return false;
 }
 
 static void submit_queued(struct engine *engine)
@@ -216,18 +264,54 @@ static void submit_queued(struct engine *engine)
 			break;
 		}
 	}
-	while (!list_empty(&engine->queued) &&
-	       engine->in_kernel < engine->depth) {
-		struct io_req *req = container_of(engine->queued.next,
-						  struct io_req, link);
-
-		list_del(&req->link);
-		if (!engine->ops->submit(engine, req)) {
-			list_add(&req->link, &engine->queued);
-			break;
-		}
-		engine->in_kernel++;
+	while (!list_empty(&engine->queued)) {
+		if (engine->in_kernel >= engine->depth ||
+		    !engine_submit(engine, container_of(list_pop(&engine->queued),
+							struct io_req, link)))
+			return;
 	}
+	if (!list_empty(&engine->streams))
+		sched_run(engine);
+}
+
+/* Registered files and buffers */
+
+void engine_file_add(struct engine *engine, int fd, uint32_t block)
+{
+	uint8_t flags = 0;
+
+	if ((unsigned int)fd >= engine->nr_files)
+		return;
+	if (engine->ops->file_add)
+		flags = engine->ops->file_add(engine, fd);
+	/* What a wrap is to see is a transfer of the kernel's. */
+	if (engine->wrap)
+		flags &= (uint8_t)~FILE_IN_MEMORY;
+	/* Without memory for it, what is not aligned fails in the kernel. */
+	if (block > 512 && block <= ALIGN_MAX_BLOCK && !align_open(engine))
+		flags |= (uint8_t)__builtin_ctz(block);
+	engine->file[fd] = flags;
+}
+
+void engine_file_remove(struct engine *engine, int fd)
+{
+	if (!engine_file(engine, fd))
+		return;
+	if (engine->ops->file_remove)
+		engine->ops->file_remove(engine, fd);
+	engine->file[fd] = 0;
+}
+
+uint16_t engine_buffer_add(struct engine *engine, void *base, size_t len)
+{
+	return engine->ops->buffer_add ?
+	       engine->ops->buffer_add(engine, base, len) : 0;
+}
+
+void engine_buffer_remove(struct engine *engine, uint16_t buffer)
+{
+	if (buffer && engine->ops->buffer_remove)
+		engine->ops->buffer_remove(engine, buffer);
 }
 
 /* Watches */
@@ -247,6 +331,7 @@ int engine_watch(struct engine *engine, struct io_watch *watch)
 	engine->slot[i].watch = watch;
 	engine->slot[i].revents = 0;
 	engine->slot[i].polled = false;
+	engine_unarmed(engine, i);
 	watch->armed = true;
 	return 0;
 }
@@ -395,6 +480,7 @@ int engine_run(struct engine *engine, int timeout_ms)
 {
 	uint64_t end_ns = 0;		/* 0: don't wait; UINT64_MAX: forever */
 	unsigned int events;
+	int64_t timeout_ns;
 	int rc;
 
 	if (engine->running)
@@ -407,7 +493,10 @@ int engine_run(struct engine *engine, int timeout_ms)
 
 	do {
 		submit_queued(engine);
-		rc = engine->ops->wait(engine, wait_ns(engine, end_ns));
+		timeout_ns = wait_ns(engine, end_ns);
+		if (engine->wrap)
+			timeout_ns = wrap_before_wait(engine, timeout_ns);
+		rc = engine->ops->wait(engine, timeout_ns);
 		events = run_done(engine);
 		events += run_ready(engine);
 		events += run_expired(engine);

@@ -37,6 +37,10 @@ struct io_stream {
 	struct list link;		/* the engine's: streams with something queued */
 	struct list queued[2];		/* reads; all else */
 	unsigned int nr[2];
+	unsigned int sorted[2];		/* so many at the front are in order */
+	unsigned int in_kernel;
+	unsigned int turn;		/* which of the two queues is served */
+	int64_t deficit;		/* bytes it may still submit in this turn */
 	uint64_t merged;		/* requests that went along with another's */
 };
 
@@ -60,6 +64,7 @@ struct io_req {
 	/* The engine's. */
 	struct list link;
 	size_t transferred;
+	size_t left;			/* bytes of iov not yet transferred */
 	int result;
 };
 
@@ -82,7 +87,8 @@ struct io_timer {
 struct engine;
 
 /*
- * name is "uring" or "posix"; depth (1 to 4096) is how many requests are in the
+ * name is "uring" or "posix", or for tests one of them wrapped (wrap.h,
+ * fault.c, record.c); depth (1 to 4096) is how many requests are in the
  * kernel at once, more may be queued. The engine belongs to this process: open
  * it after the last fork(). "uring" fails with -ENOSYS or -EPERM where the
  * kernel forbids io_uring; the caller decides what then.

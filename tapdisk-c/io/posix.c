@@ -4,6 +4,7 @@
  * kernels that forbid io_uring, and as the other opinion in the tests.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -41,8 +42,8 @@ static struct posix_engine *to_posix(struct engine *engine)
 	return container_of(engine, struct posix_engine, engine);
 }
 
-/* Bytes or -errno. One call transfers less than 2 GiB, so int holds it. */
-static int run_request(const struct io_req *req)
+/* One call transfers less than 2 GiB, so int holds it. */
+int posix_transfer(const struct io_req *req)
 {
 	off_t offset = (off_t)(req->offset + req->transferred);
 	ssize_t n = 0;
@@ -58,7 +59,13 @@ static int run_request(const struct io_req *req)
 		n = fdatasync(req->fd);
 		break;
 	case IO_PUNCH:
+		n = fallocate(req->fd, FALLOC_FL_PUNCH_HOLE |
+			      FALLOC_FL_KEEP_SIZE, offset, (off_t)req->len);
+		break;
 	case IO_ZERO:
+		n = fallocate(req->fd, FALLOC_FL_ZERO_RANGE |
+			      FALLOC_FL_KEEP_SIZE, offset, (off_t)req->len);
+		break;
 	case IO_RECV:
 	case IO_SEND:
 		break;
@@ -84,7 +91,7 @@ static void *worker(void *arg)
 		req = container_of(list_pop(&p->todo), struct io_req, link);
 
 		pthread_mutex_unlock(&p->lock);
-		result = run_request(req);
+		result = posix_transfer(req);
 		pthread_mutex_lock(&p->lock);
 
 		req->result = result;

@@ -5,38 +5,26 @@
  * rides in the system call that waits anyway.
  */
 #include <errno.h>
-#include <liburing.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 
 #include "common/log.h"
-#include "io/engine-internal.h"
+#include "io/uring-internal.h"
 
-#define MAX_SQ_ENTRIES	512u
 #define NSEC_PER_SEC	1000000000
 
-struct uring_engine {
-	struct engine engine;
-	struct io_uring ring;
-	struct msghdr msg[MAX_SQ_ENTRIES];	/* of the entry in the same place: the kernel copies it when it takes the entry */
-};
-
 /*
- * user_data: an io_req's address, whose low bits are 0, or a tag in the low
- * bits; a watch is named by slot and generation since the caller's memory may
- * be gone when its event arrives.
+ * What is transferred on a file system in memory here and now: up to this size
+ * a thread of the kernel's costs more; and not for long without a look
+ * at all else.
  */
-#define TAG_MASK	7u
-#define TAG_WATCH	1u
-#define TAG_CANCEL	2u
-#define SLOT_SHIFT	3
+#define MEMORY_REQUEST	((size_t)32 << 10)
+#define MEMORY_ROUND	((size_t)1 << 20)
 
-static struct uring_engine *to_uring(struct engine *engine)
-{
-	return container_of(engine, struct uring_engine, engine);
-}
+/* One entry carries no more; the rest is resumed. */
+#define MAX_TRANSFER	((size_t)1 << 30)
 
 static uint64_t watch_user_data(const struct engine *engine, unsigned int slot)
 {
@@ -52,8 +40,10 @@ static int uring_open(struct engine **engine, unsigned int depth,
 	 * Newest first, older kernels refuse the flags that they don't know.
 	 */
 	static const unsigned int flags[] = {
-		IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN,
-		IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_COOP_TASKRUN,
+		IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
+			IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_SUBMIT_ALL,
+		IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG |
+			IORING_SETUP_SUBMIT_ALL,
 		0,
 	};
 	unsigned int entries = depth + 64;
@@ -75,6 +65,7 @@ static int uring_open(struct engine **engine, unsigned int depth,
 		rc = io_uring_queue_init_params(entries < MAX_SQ_ENTRIES ?
 						entries : MAX_SQ_ENTRIES,
 						&u->ring, &p);
+		u->tells_taskrun = flags[i] & IORING_SETUP_TASKRUN_FLAG;
 	}
 	if (rc) {
 		error_set(err, rc, "I/O engine uring: %s; engine=posix works "
@@ -82,6 +73,9 @@ static int uring_open(struct engine **engine, unsigned int depth,
 		free(u);
 		return rc;
 	}
+	/* Saves a lookup at each wait; where it can't be, nothing is lost. */
+	io_uring_register_ring_fd(&u->ring);
+	u->memory_bytes = MEMORY_ROUND;
 	*engine = &u->engine;
 	return 0;
 }
@@ -131,33 +125,83 @@ static void prep_socket(struct uring_engine *u, struct io_uring_sqe *sqe,
 				      MSG_NOSIGNAL | MSG_WAITALL);
 }
 
+static bool submit_memory(struct uring_engine *u, struct io_req *req)
+{
+	if (!u->memory_bytes)
+		return false;
+	u->memory_bytes -= req->left < u->memory_bytes ? req->left :
+							 u->memory_bytes;
+	engine_finish(&u->engine, req, posix_transfer(req));
+	return true;
+}
+
+static void prep_transfer(struct io_uring_sqe *sqe, const struct io_req *req)
+{
+	bool reads = req->op == IO_READ;
+	uint64_t offset = req->offset + req->transferred;
+	const struct iovec *iov = req->iov;
+	unsigned int len;
+
+	if (req->iovcnt > 1) {
+		if (reads)
+			io_uring_prep_readv(sqe, req->fd, iov,
+					    (unsigned int)req->iovcnt, offset);
+		else
+			io_uring_prep_writev(sqe, req->fd, iov,
+					     (unsigned int)req->iovcnt, offset);
+		return;
+	}
+	len = (unsigned int)(iov->iov_len < MAX_TRANSFER ? iov->iov_len :
+							   MAX_TRANSFER);
+	if (reads)
+		io_uring_prep_read(sqe, req->fd, iov->iov_base, len, offset);
+	else
+		io_uring_prep_write(sqe, req->fd, iov->iov_base, len, offset);
+	if (req->buffer) {
+		sqe->opcode = reads ? IORING_OP_READ_FIXED :
+				      IORING_OP_WRITE_FIXED;
+		sqe->buf_index = (uint16_t)(req->buffer - 1);
+	}
+}
+
 static bool uring_submit(struct engine *engine, struct io_req *req)
 {
-	struct io_uring_sqe *sqe = get_sqe(to_uring(engine));
-	uint64_t offset = req->offset + req->transferred;
+	struct uring_engine *u = to_uring(engine);
+	uint8_t file = engine_file(engine, req->fd);
+	struct io_uring_sqe *sqe;
 
+	if (file & FILE_IN_MEMORY && req->left <= MEMORY_REQUEST &&
+	    !on_socket(req))
+		return submit_memory(u, req);
+	sqe = get_sqe(u);
 	if (!sqe)
 		return false;
 	switch (req->op) {
 	case IO_READ:
-		io_uring_prep_readv(sqe, req->fd, req->iov,
-				    (unsigned int)req->iovcnt, offset);
-		break;
 	case IO_WRITE:
-		io_uring_prep_writev(sqe, req->fd, req->iov,
-				     (unsigned int)req->iovcnt, offset);
+		prep_transfer(sqe, req);
 		break;
 	case IO_SYNC:
 		io_uring_prep_fsync(sqe, req->fd, IORING_FSYNC_DATASYNC);
 		break;
+	case IO_PUNCH:
+		io_uring_prep_fallocate(sqe, req->fd, FALLOC_FL_PUNCH_HOLE |
+					FALLOC_FL_KEEP_SIZE,
+					(off_t)req->offset, (off_t)req->len);
+		break;
+	case IO_ZERO:
+		io_uring_prep_fallocate(sqe, req->fd, FALLOC_FL_ZERO_RANGE |
+					FALLOC_FL_KEEP_SIZE,
+					(off_t)req->offset, (off_t)req->len);
+		break;
 	case IO_RECV:
 	case IO_SEND:
-		prep_socket(to_uring(engine), sqe, req);
-		break;
-	case IO_PUNCH:
-	case IO_ZERO:
+		prep_socket(u, sqe, req);
 		break;
 	}
+	/* Its place in the table is its descriptor. */
+	if (file & FILE_REGISTERED)
+		sqe->flags |= IOSQE_FIXED_FILE;
 	io_uring_sqe_set_data(sqe, req);
 	return true;
 }
@@ -166,19 +210,22 @@ static void arm_watches(struct uring_engine *u)
 {
 	struct engine *engine = &u->engine;
 
-	for (unsigned int i = 0; i < engine->nr_slots; i++) {
+	while (engine->nr_unarmed) {
+		unsigned int i = engine->unarmed[engine->nr_unarmed - 1];
 		struct watch_slot *slot = &engine->slot[i];
 		struct io_uring_sqe *sqe;
 
-		if (!slot->watch || slot->polled)
-			continue;
-		sqe = get_sqe(u);
-		if (!sqe)
-			return;
-		io_uring_prep_poll_add(sqe, slot->watch->fd,
-				       (unsigned short)slot->watch->events);
-		io_uring_sqe_set_data64(sqe, watch_user_data(engine, i));
-		slot->polled = true;
+		if (slot->watch) {
+			sqe = get_sqe(u);
+			if (!sqe)
+				return;
+			io_uring_prep_poll_add(sqe, slot->watch->fd,
+					       (unsigned short)slot->watch->events);
+			io_uring_sqe_set_data64(sqe, watch_user_data(engine, i));
+			slot->polled = true;
+		}
+		slot->unarmed = false;
+		engine->nr_unarmed--;
 	}
 }
 
@@ -202,7 +249,7 @@ static void uring_unwatch(struct engine *engine, unsigned int slot)
 			if (sqe) {
 				io_uring_prep_poll_remove(sqe, watch_user_data(
 							  engine, slot));
-				io_uring_sqe_set_data64(sqe, TAG_CANCEL);
+				io_uring_sqe_set_data64(sqe, TAG_IGNORED);
 			}
 		}
 		rc = io_uring_submit_and_get_events(&u->ring);
@@ -216,7 +263,7 @@ static void handle_cqe(struct engine *engine, uint64_t data, int res)
 {
 	unsigned int slot;
 
-	if ((data & TAG_MASK) == TAG_CANCEL)
+	if ((data & TAG_MASK) == TAG_IGNORED)
 		return;
 	if (!(data & TAG_MASK)) {
 		engine_finish(engine, (struct io_req *)(uintptr_t)data, res);
@@ -227,7 +274,16 @@ static void handle_cqe(struct engine *engine, uint64_t data, int res)
 	    engine->slot[slot].generation != data >> 32)
 		return;
 	engine->slot[slot].polled = false;
+	engine_unarmed(engine, slot);
 	engine_ready(engine, slot, res < 0 ? POLLNVAL : (short)res);
+}
+
+/* Whether a system call that doesn't wait would submit or get something. */
+static bool has_events(struct uring_engine *u)
+{
+	return !u->tells_taskrun || io_uring_sq_ready(&u->ring) ||
+	       __atomic_load_n(u->ring.sq.kflags, __ATOMIC_RELAXED) &
+	       (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW);
 }
 
 static int uring_wait(struct engine *engine, int64_t timeout_ns)
@@ -242,7 +298,10 @@ static int uring_wait(struct engine *engine, int64_t timeout_ns)
 	int rc;
 
 	arm_watches(u);
-	if (timeout_ns)
+	u->memory_bytes = MEMORY_ROUND;
+	if (!timeout_ns && !has_events(u))
+		rc = 0;
+	else if (timeout_ns)
 		rc = io_uring_submit_and_wait_timeout(&u->ring, &cqe, 1,
 						      timeout_ns < 0 ? NULL : &ts,
 						      NULL);
@@ -269,4 +328,8 @@ const struct engine_ops uring_engine_ops = {
 	.submit = uring_submit,
 	.unwatch = uring_unwatch,
 	.wait = uring_wait,
+	.file_add = uring_file_add,
+	.file_remove = uring_file_remove,
+	.buffer_add = uring_buffer_add,
+	.buffer_remove = uring_buffer_remove,
 };

@@ -22,6 +22,11 @@ MASKED = (
     "apt-daily.timer",
     "apt-daily-upgrade.timer",
     "dpkg-db-backup.timer",
+    "nfs-server.service",
+    "nfs-client.target",
+    "nfs-blkmap.service",
+    "rpcbind.service",
+    "rpcbind.socket",
 )
 
 

@@ -34,6 +34,7 @@ class Release:
             "iproute2",
             "procps",
             "nbd-client",
+            "nfs-kernel-server",
             "busybox-static",
             "lvm2",
             "fio",
