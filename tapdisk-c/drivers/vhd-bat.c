@@ -182,19 +182,17 @@ static int read_spare(struct vhd_disk *disk, struct error *err)
 	struct vhd_image *leaf = disk->leaf;
 	struct vhd_bat_writer *bat = &disk->bat;
 	uint32_t sector = leaf->bat_entries / PER_SECTOR;
-	ssize_t got;
+	int rc;
 
 	if (leaf->bat_entries % PER_SECTOR == 0)
 		return 0;
-	got = pread(leaf->fd, bat->buf, SECTOR_SIZE,
-		    (off_t)(leaf->header.table_offset +
-			    (uint64_t)sector * SECTOR_SIZE));
-	if (got != (ssize_t)SECTOR_SIZE) {
-		int rc = got < 0 ? -errno : -EIO;
-
-		return error_set(err, rc, "%s: BAT: reading: %s", leaf->path,
-				 strerror(-rc));
-	}
+	rc = vhd_read_at(leaf->fd, bat->buf, SECTOR_SIZE,
+			 leaf->header.table_offset +
+			 (uint64_t)sector * SECTOR_SIZE);
+	if (rc)
+		return error_set(err, rc == -ENODATA ? -EIO : rc,
+				 "%s: BAT: reading: %s", leaf->path,
+				 strerror(rc == -ENODATA ? EIO : -rc));
 	vhd_bat_decode(bat->spare, bat->buf, PER_SECTOR);
 	return 0;
 }

@@ -12,6 +12,7 @@
  *   vhd-bat.c   BAT writes
  *   vhd-grow.c  where new blocks go, and growth of the file
  *   vhd-cache.c the leaf's bitmaps in memory
+ *   vhd-snapshot.c a new leaf on top of what is open
  *
  * A write completes when data, bitmap and BAT entry have reached the kernel,
  * in this order:
@@ -215,6 +216,7 @@ struct vhd_disk {
 	struct vhd_grower grow;
 	bool no_holes, no_zeros;	/* the file system can't make them */
 	bool registered;		/* its files, with the engine */
+	uint32_t file_block[VHD_MAX_CHAIN + 1];	/* of direct I/O, bytes; leaf first, the raw parent last */
 	bool changed;			/* the trailer must be rewritten at close */
 };
 
@@ -246,6 +248,21 @@ void vhd_op_end(struct vhd_op *op, int err);
 void vhd_feed_starved(struct vhd_disk *disk);
 /* Advances, or fails if err, all requests of a list. */
 void vhd_wake(struct vhd_disk *disk, struct list *waiting, int err);
+/* The chain is the disk's from then on; its files are not the engine's yet. */
+int vhd_disk_new(struct vhd_disk **disk, struct vhd_chain *chain,
+		 const struct image_open_args *args, struct error *err);
+/* With its chain. */
+void vhd_disk_free(struct vhd_disk *disk);
+void vhd_files_add(struct vhd_disk *disk);
+void vhd_files_remove(struct vhd_disk *disk);
+
+/* vhd-snapshot.c */
+int vhd_snapshot_prepare(struct image_snapshot **snapshot, struct image *image,
+			 const struct image_open_args *args,
+			 const char *parent, struct error *err);
+int vhd_snapshot_commit(struct image_snapshot *snapshot, struct image **image,
+			struct error *err);
+void vhd_snapshot_end(struct image_snapshot *snapshot);
 
 /* vhd-map.c */
 int vhd_map_init(struct vhd_disk *disk);

@@ -149,29 +149,50 @@ static void vhd_submit(struct image *image, struct image_request *req)
 	image_queue(image, &req->io);
 }
 
-static void files_add(struct vhd_disk *disk)
+/* The chain's descriptors, leaf first; -1 past the end. */
+static int chain_fd(const struct vhd_chain *chain, unsigned int i)
 {
-	const struct vhd_chain *chain = disk->chain;
+	if (i < chain->nr_vhd)
+		return chain->image[i]->fd;
+	return i == chain->nr_vhd ? chain->raw_fd : -1;
+}
 
-	for (unsigned int i = 0; i < chain->nr_vhd; i++)
-		engine_file_add(disk->image.engine, chain->image[i]->fd,
-				SECTOR_SIZE);
-	if (chain->raw_fd >= 0)
-		engine_file_add(disk->image.engine, chain->raw_fd, SECTOR_SIZE);
+void vhd_files_add(struct vhd_disk *disk)
+{
+	int fd;
+
+	for (unsigned int i = 0; (fd = chain_fd(disk->chain, i)) >= 0; i++)
+		engine_file_add(disk->image.engine, fd, disk->file_block[i]);
 	disk->registered = true;
 }
 
-static void files_remove(struct vhd_disk *disk)
+void vhd_files_remove(struct vhd_disk *disk)
 {
-	const struct vhd_chain *chain = disk->chain;
+	int fd;
 
-	for (unsigned int i = 0; i < chain->nr_vhd; i++)
-		engine_file_remove(disk->image.engine, chain->image[i]->fd);
-	if (chain->raw_fd >= 0)
-		engine_file_remove(disk->image.engine, chain->raw_fd);
+	for (unsigned int i = 0; (fd = chain_fd(disk->chain, i)) >= 0; i++)
+		engine_file_remove(disk->image.engine, fd);
+	disk->registered = false;
 }
 
-static void destroy(struct vhd_disk *disk)
+/* Metadata, and what a guest writes, come in sectors whatever the disk below has. */
+static int probe_blocks(struct vhd_disk *disk, struct error *err)
+{
+	const struct vhd_chain *chain = disk->chain;
+	int fd, rc;
+
+	for (unsigned int i = 0; (fd = chain_fd(chain, i)) >= 0; i++) {
+		rc = vhd_direct_block(fd, &disk->file_block[i]);
+		if (rc)
+			return error_set(err, rc, "%s: reading: %s",
+					 i < chain->nr_vhd ?
+					 chain->image[i]->path :
+					 chain->raw_path, strerror(-rc));
+	}
+	return 0;
+}
+
+void vhd_disk_free(struct vhd_disk *disk)
 {
 	vhd_meta_destroy(disk);
 	vhd_grow_destroy(&disk->grow);
@@ -179,15 +200,23 @@ static void destroy(struct vhd_disk *disk)
 	vhd_map_destroy(disk);
 	free(disk->ops);
 	if (disk->registered)
-		files_remove(disk);
+		vhd_files_remove(disk);
 	if (disk->chain)
 		vhd_chain_close(disk->chain);
 	free(disk);
 }
 
-static int vhd_image_open(struct image **image,
-			  const struct image_open_args *args,
-			  struct error *err)
+static bool chain_is_remote(const struct vhd_chain *chain)
+{
+	bool remote = chain->raw_fd >= 0 && image_file_is_remote(chain->raw_fd);
+
+	for (unsigned int i = 0; i < chain->nr_vhd; i++)
+		remote |= image_file_is_remote(chain->image[i]->fd);
+	return remote;
+}
+
+int vhd_disk_new(struct vhd_disk **out, struct vhd_chain *chain,
+		 const struct image_open_args *args, struct error *err)
 {
 	unsigned int nr_ops = args->max_requests * VHD_OPS_PER_REQUEST;
 	struct vhd_disk *disk;
@@ -196,13 +225,7 @@ static int vhd_image_open(struct image **image,
 	disk = calloc(1, sizeof(*disk));
 	if (!disk)
 		return error_set(err, -ENOMEM, "%s: out of memory", args->path);
-	rc = vhd_chain_open(&disk->chain, args->path, args->config,
-			    VHD_OPEN_DIRECT |
-			    (args->readonly ? 0 : VHD_OPEN_WRITE), err);
-	if (rc) {
-		disk->chain = NULL;
-		goto out;
-	}
+	disk->chain = chain;
 	disk->leaf = disk->chain->image[0];
 	disk->image.driver = &vhd_driver;
 	disk->image.engine = args->engine;
@@ -212,6 +235,7 @@ static int vhd_image_open(struct image **image,
 		disk->leaf->footer.current_size >> SECTOR_SHIFT;
 	disk->image.info.sector_size = SECTOR_SIZE;
 	disk->image.info.depth = disk->chain->depth;
+	disk->image.info.remote = chain_is_remote(disk->chain);
 	disk->image.info.can = IMAGE_CAN_STATUS |
 		(args->readonly ? 0 : IMAGE_CAN_DISCARD | IMAGE_CAN_ZERO);
 
@@ -230,18 +254,43 @@ static int vhd_image_open(struct image **image,
 		goto out;
 	}
 	rc = vhd_meta_init(disk, err);
+	if (!rc)
+		rc = probe_blocks(disk, err);
 	if (rc)
 		goto out;
 	for (unsigned int i = 0; i < nr_ops; i++) {
 		disk->ops[i].disk = disk;
 		list_add_tail(&disk->ops[i].link, &disk->free_ops);
 	}
-	files_add(disk);
-	*image = &disk->image;
+	*out = disk;
 	return 0;
 out:
-	destroy(disk);
+	disk->chain = NULL;
+	vhd_disk_free(disk);
 	return rc;
+}
+
+static int vhd_image_open(struct image **image,
+			  const struct image_open_args *args,
+			  struct error *err)
+{
+	struct vhd_chain *chain;
+	struct vhd_disk *disk;
+	int rc;
+
+	rc = vhd_chain_open(&chain, args->path, args->config,
+			    VHD_OPEN_DIRECT |
+			    (args->readonly ? 0 : VHD_OPEN_WRITE), err);
+	if (rc)
+		return rc;
+	rc = vhd_disk_new(&disk, chain, args, err);
+	if (rc) {
+		vhd_chain_close(chain);
+		return rc;
+	}
+	vhd_files_add(disk);
+	*image = &disk->image;
+	return 0;
 }
 
 static int vhd_image_close(struct image *image, struct error *err)
@@ -254,8 +303,14 @@ static int vhd_image_close(struct image *image, struct error *err)
 	else if (!image->readonly && fdatasync(disk->leaf->fd) < 0)
 		rc = error_set(err, -errno, "%s: final sync: %s",
 			       disk->leaf->path, strerror(errno));
-	destroy(disk);
+	vhd_disk_free(disk);
 	return rc;
+}
+
+/* The file is extended ahead of need. */
+static bool vhd_busy(const struct image *image)
+{
+	return container_of_const(image, struct vhd_disk, image)->grow.busy;
 }
 
 static const char *vhd_chain_path(const struct image *image, unsigned int i)
@@ -272,6 +327,10 @@ const struct image_driver vhd_driver = {
 	.type		= "vhd",
 	.open		= vhd_image_open,
 	.close		= vhd_image_close,
+	.busy		= vhd_busy,
 	.submit		= vhd_submit,
 	.chain_path	= vhd_chain_path,
+	.snapshot_prepare = vhd_snapshot_prepare,
+	.snapshot_commit = vhd_snapshot_commit,
+	.snapshot_end	= vhd_snapshot_end,
 };

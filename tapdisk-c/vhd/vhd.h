@@ -121,6 +121,18 @@ int vhd_open(struct vhd_image **image, const char *path, unsigned int flags,
 void vhd_close(struct vhd_image *image);
 
 /*
+ * io.c: any offset and length, through an aligned buffer where fd is O_DIRECT.
+ * -ENODATA if the file ends before offset + len.
+ */
+int vhd_read_at(int fd, void *buf, size_t len, uint64_t offset);
+
+/*
+ * io.c: what offset, length and memory of direct I/O on fd must be multiples
+ * of: 512 or 4096 bytes, or -errno.
+ */
+int vhd_direct_block(int fd, uint32_t *block);
+
+/*
  * chain.c: the leaf and all its parents, each locked, each parent looked up by
  * its locators (relative before absolute), identified by UUID, inside the
  * allowed directories (the leaf's own always). -ELOOP for loops and for more
@@ -145,6 +157,7 @@ struct vhd_create_args {
 	bool fixed;
 	const char *parent;		/* NULL: no parent */
 	bool parent_raw;
+	bool parent_served;		/* by the tapdisk that will take the image: neither locked nor marked */
 	uint64_t reserve_size;		/* BAT capacity for later growth, bytes; 0: size */
 };
 /*
@@ -157,6 +170,11 @@ int vhd_create(const struct vhd_create_args *args, const struct config *cfg,
 
 /* Writes batmap, both footers, truncates a file to its end, syncs. For a clean close. */
 int vhd_write_trailer(struct vhd_image *image, struct error *err);
+/*
+ * The same for an image that goes on as a parent, and all of whose data is on the
+ * disk: does not sync, since it is whole without.
+ */
+int vhd_leave(struct vhd_image *image, struct error *err);
 
 /* bitmap.c: bit 0 is the most significant of byte 0. */
 /* Length of the run of equal bits at from, at most limit - from; *set is their value. */
