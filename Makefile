@@ -4,6 +4,7 @@
 #   make module      build blktap.ko for the running kernel (KDIR= for another)
 #   make demo        on a bare Debian 12: xl create of a guest on a VHD chain, shown step by step
 #   make test        on a bare Debian 12: all tests
+#   make bench       our NBD server against others; QUICK=1 in three minutes; see docs/performance.md
 #   make install     DESTDIR= prefix= sysconfdir=
 #   make uninstall
 
@@ -110,6 +111,8 @@ deps:
 	@.ci/deps build
 test-deps:
 	@.ci/deps test
+bench-deps:
+	@.ci/deps bench
 
 demo: test-deps
 	@$(MAKE) --no-print-directory all
@@ -124,6 +127,11 @@ test: test-deps
 	@$(MAKE) --no-print-directory -C kernel-patches check
 	@$(PYTHON) -m pytest tests
 
+# BENCH_ARGS: more of `python3 -m tests.perf --help`.
+bench: bench-deps
+	@$(MAKE) --no-print-directory -C tapdisk-c MODE=release BUILD=$(BUILD)
+	@$(PYTHON) -m tests.perf $(if $(QUICK),--quick) $(BENCH_ARGS)
+
 lint:
 	@shellcheck .ci/run .ci/deps hotplug-scripts/block-xenblk hotplug-scripts/xenblk-common.sh \
 		hotplug-scripts/xenblk-sharing.sh hotplug-scripts/set-aside-xl
@@ -132,4 +140,4 @@ lint:
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all programs bridge module install uninstall deps test-deps demo test lint clean
+.PHONY: all programs bridge module install uninstall deps test-deps bench-deps demo test bench lint clean

@@ -2,10 +2,14 @@
 #include "server.h"
 
 #include <errno.h>
+#include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/log.h"
+#include "transport/nbd.h"
 #include "vbd.h"
 
 /* More than any dom0 gives one process; the table is searched linearly. */
@@ -16,10 +20,12 @@
 struct server {
 	struct engine *engine;
 	const struct config *config;
+	const char *export_dir;		/* of NBD sockets; NULL: none */
 	struct vbd *vbds[MAX_VBDS];
 	unsigned int nr;
 	bool stop;
 	bool terminating;
+	int rc;				/* of the first image that closed badly at the end */
 };
 
 int server_open(struct server **server, const struct config *cfg,
@@ -47,6 +53,8 @@ int server_open(struct server **server, const struct config *cfg,
 
 void server_close(struct server *server)
 {
+	for (unsigned int i = 0; i < server->nr; i++)
+		vbd_abandon(server->vbds[i]);
 	engine_close(server->engine);
 	free(server);
 }
@@ -61,6 +69,11 @@ const struct config *server_config(const struct server *server)
 	return server->config;
 }
 
+void server_export_in(struct server *server, const char *dir)
+{
+	server->export_dir = dir;
+}
+
 void server_stop(struct server *server)
 {
 	server->stop = true;
@@ -71,11 +84,14 @@ void server_terminate(struct server *server)
 	server->terminating = true;
 }
 
-static void paused(void *priv, int rc, const struct error *err)
+/* What went wrong is in the log. */
+static void left(void *priv, int rc, const struct error *err)
 {
-	(void)priv;
-	(void)rc;
+	struct server *server = priv;
+
 	(void)err;
+	if (!server->rc)
+		server->rc = rc;
 }
 
 /* True if a pause was begun, which may be at its end in the next round. */
@@ -89,11 +105,35 @@ static bool terminate_step(struct server *server)
 		idle &= vbd_idle(vbd);
 		if (vbd_draining(vbd) || vbd_idle(vbd))
 			continue;
-		vbd_pause(vbd, paused, NULL);
+		if (vbd_minor(vbd) < 0)
+			vbd_close(vbd, true, 0, left, server);
+		else
+			vbd_pause(vbd, 0, left, server);
 		begun = true;
 	}
 	server->stop = idle;
 	return begun;
+}
+
+/* 0 if there is room for the path. */
+static int socket_path(const struct server *server, int minor, char *path,
+		       size_t size)
+{
+	int n = snprintf(path, size, "%s/nbd%d.%d", server->export_dir,
+			 (int)getpid(), minor);
+
+	return n < 0 || (size_t)n >= size ? -ENAMETOOLONG : 0;
+}
+
+/* Of disks that wait for the next tapdisk: this one's sockets lead nowhere. */
+static void remove_sockets(const struct server *server)
+{
+	char path[PATH_MAX];
+
+	for (unsigned int i = 0; server->export_dir && i < server->nr; i++)
+		if (!socket_path(server, vbd_minor(server->vbds[i]), path,
+				 sizeof(path)))
+			unlink(path);
 }
 
 int server_run(struct server *server)
@@ -109,7 +149,9 @@ int server_run(struct server *server)
 		if (server->terminating)
 			more |= terminate_step(server);
 	}
-	return rc;
+	if (server->terminating)
+		remove_sockets(server);
+	return rc ? rc : server->rc;
 }
 
 static struct vbd **find(struct server *server, int minor, struct error *err)
@@ -120,6 +162,28 @@ static struct vbd **find(struct server *server, int minor, struct error *err)
 	error_set(err, -ENODEV, "minor %d is not attached to this tapdisk",
 		  minor);
 	return NULL;
+}
+
+/* A guest's disk does not depend on it. */
+static void export(struct server *server, struct vbd *vbd, int minor)
+{
+	struct transport *nbd;
+	char path[PATH_MAX];
+	struct error err;
+	int rc;
+
+	if (!server->export_dir)
+		return;
+	rc = socket_path(server, minor, path, sizeof(path));
+	if (rc)
+		error_set(&err, rc, "%s: too long for the path of a socket",
+			  server->export_dir);
+	else
+		rc = nbd_open(&nbd, vbd, server->engine, path, false, &err);
+	if (!rc)
+		rc = vbd_add_transport(vbd, nbd, &err);
+	if (rc)
+		log_warn("goes without NBD: %s minor=%d", err.text, minor);
 }
 
 int server_attach(struct server *server, int minor, struct error *err)
@@ -134,8 +198,33 @@ int server_attach(struct server *server, int minor, struct error *err)
 				 "this tapdisk has %d minors attached, the most it can",
 				 MAX_VBDS);
 	rc = vbd_attach(&server->vbds[server->nr], server, minor, err);
+	if (rc)
+		return rc;
+	export(server, server->vbds[server->nr++], minor);
+	return 0;
+}
+
+int server_serve(struct server *server, const char *args, bool readonly,
+		 const char *socket, struct error *err)
+{
+	struct transport *nbd;
+	struct vbd *vbd;
+	int rc;
+
+	if (server->nr == MAX_VBDS)
+		return error_set(err, -ENOSPC, "too many disks");
+	rc = vbd_create(&vbd, server, -1, err);
+	if (rc)
+		return rc;
+	rc = nbd_open(&nbd, vbd, server->engine, socket, true, err);
 	if (!rc)
-		server->nr++;
+		rc = vbd_add_transport(vbd, nbd, err);
+	if (!rc)
+		rc = vbd_open(vbd, args, readonly, err);
+	if (rc)
+		vbd_detach(vbd, NULL);
+	else
+		server->vbds[server->nr++] = vbd;
 	return rc;
 }
 
@@ -160,26 +249,37 @@ int server_open_image(struct server *server, int minor, const char *args,
 	return vbd ? vbd_open(*vbd, args, readonly, err) : -ENODEV;
 }
 
+int server_set_retry(struct server *server, int minor,
+		     const struct retry_policy *policy, struct error *err)
+{
+	struct vbd **vbd = find(server, minor, err);
+
+	if (!vbd)
+		return -ENODEV;
+	vbd_set_retry(*vbd, policy);
+	return 0;
+}
+
 void server_close_image(struct server *server, int minor, bool force,
-			server_done done, void *priv)
+			unsigned int timeout_ms, server_done done, void *priv)
 {
 	struct error err;
 	struct vbd **vbd = find(server, minor, &err);
 
 	if (vbd)
-		vbd_close(*vbd, force, done, priv);
+		vbd_close(*vbd, force, timeout_ms, done, priv);
 	else
 		done(priv, -ENODEV, &err);
 }
 
-void server_pause(struct server *server, int minor, server_done done,
-		  void *priv)
+void server_pause(struct server *server, int minor, unsigned int timeout_ms,
+		  server_done done, void *priv)
 {
 	struct error err;
 	struct vbd **vbd = find(server, minor, &err);
 
 	if (vbd)
-		vbd_pause(*vbd, done, priv);
+		vbd_pause(*vbd, timeout_ms, done, priv);
 	else
 		done(priv, -ENODEV, &err);
 }
@@ -190,6 +290,19 @@ int server_unpause(struct server *server, int minor, const char *args,
 	struct vbd **vbd = find(server, minor, err);
 
 	return vbd ? vbd_unpause(*vbd, args, err) : -ENODEV;
+}
+
+void server_snapshot(struct server *server, int minor, const char *child,
+		     const char *parent, unsigned int timeout_ms,
+		     server_done done, void *priv)
+{
+	struct error err;
+	struct vbd **vbd = find(server, minor, &err);
+
+	if (vbd)
+		vbd_snapshot(*vbd, child, parent, timeout_ms, done, priv);
+	else
+		done(priv, -ENODEV, &err);
 }
 
 bool server_vbd(struct server *server, unsigned int i, struct vbd_view *view)

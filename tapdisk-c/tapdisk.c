@@ -1,78 +1,45 @@
 /* SPDX-License-Identifier: LGPL-2.1-only */
-/* tapdisk: serves VBDs that tap-ctl attaches and opens over the control socket. */
+/*
+ * tapdisk: serves VBDs that tap-ctl attaches and opens over the control socket;
+ * or one image by NBD.
+ */
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/signalfd.h>
-#include <poll.h>
 #include <unistd.h>
 
 #include "common/config.h"
 #include "common/log.h"
 #include "control/control.h"
 #include "server.h"
+#include "signals.h"
+#include "standalone.h"
 
 #ifndef PR_SET_IO_FLUSHER
 #define PR_SET_IO_FLUSHER 57
 #endif
 
-struct signals {
-	struct io_watch watch;
-	struct server *server;
-};
+enum { OPT_NBD = 256, OPT_RUN };
 
 static void usage(FILE *f)
 {
 	fputs("usage: tapdisk [--foreground] [--debug]\n"
+	      "       tapdisk --nbd=SOCKET [--read-only] TYPE:PATH\n"
+	      "       tapdisk --run 'COMMAND $uri' [--read-only] TYPE:PATH\n"
 	      "Serves block devices; tap-ctl spawn starts it and tap-ctl open gives it images.\n"
+	      "With --nbd or --run it serves one image, without Xen and without tap-ctl.\n"
+	      "      --nbd=SOCKET  serve TYPE:PATH by NBD on this unix socket until SIGTERM or SIGINT\n"
+	      "      --run=COMMAND serve it as long as the shell's COMMAND runs, which finds it by\n"
+	      "                    $uri or $unixsocket, and end with its status\n"
+	      "  -r, --read-only   let nobody write\n"
 	      "  -f, --foreground  log to stderr\n"
 	      "  -d, --debug       log more\n"
 	      "  -V, --version     print the version\n", f);
-}
-
-static void signalled(struct io_watch *watch, short revents)
-{
-	struct signals *signals = container_of(watch, struct signals, watch);
-	struct signalfd_siginfo info;
-
-	(void)revents;
-	if (read(watch->fd, &info, sizeof(info)) != (ssize_t)sizeof(info))
-		return;
-	log_info("signal %u: closing all images", info.ssi_signo);
-	server_terminate(signals->server);
-}
-
-static int signals_open(struct signals *signals, struct server *server,
-			struct error *err)
-{
-	sigset_t set;
-	int fd, rc;
-
-	sigemptyset(&set);
-	sigaddset(&set, SIGTERM);
-	sigaddset(&set, SIGINT);
-	sigprocmask(SIG_BLOCK, &set, NULL);
-	signal(SIGPIPE, SIG_IGN);
-	/* A file size limit is an error of one request, not the end of all. */
-	signal(SIGXFSZ, SIG_IGN);
-	fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-	if (fd < 0)
-		return error_set(err, -errno, "signalfd: %s", strerror(errno));
-	signals->server = server;
-	signals->watch.fd = fd;
-	signals->watch.events = POLLIN;
-	signals->watch.ready = signalled;
-	rc = engine_watch(server_engine(server), &signals->watch);
-	if (rc)
-		return error_set(err, rc, "cannot wait for signals: %s",
-				 strerror(-rc));
-	return 0;
 }
 
 /*
@@ -98,31 +65,61 @@ static void protect(void)
 		close(fd);
 }
 
+/* Its messages are for who called it: no lines about what goes well. */
+static int serve_alone(const struct standalone *standalone, enum log_level level)
+{
+	struct config cfg;
+	struct error err;
+	int status = EXIT_FAILURE;
+
+	log_open("tapdisk", false,
+		 level == LOG_LEVEL_DEBUG ? level : LOG_LEVEL_WARN);
+	if (config_load(&cfg, NULL, &err))
+		fprintf(stderr, "tapdisk: %s\n", err.text);
+	else
+		status = standalone_run(standalone, &cfg);
+	config_dispose(&cfg);
+	return status;
+}
+
 int main(int argc, char **argv)
 {
 	static const struct option options[] = {
 		{ "foreground", no_argument, NULL, 'f' },
 		{ "debug", no_argument, NULL, 'd' },
+		{ "nbd", required_argument, NULL, OPT_NBD },
+		{ "run", required_argument, NULL, OPT_RUN },
+		{ "read-only", no_argument, NULL, 'r' },
 		{ "version", no_argument, NULL, 'V' },
 		{ "help", no_argument, NULL, 'h' },
 		{ NULL, 0, NULL, 0 },
 	};
+	struct standalone standalone = { .spec = NULL };
 	struct control_server *control = NULL;
 	struct signals signals = { .server = NULL };
 	enum log_level level = LOG_LEVEL_INFO;
 	struct server *server = NULL;
-	bool foreground = false;
+	bool foreground = false, alone;
 	struct config cfg;
 	struct error err;
 	int c, rc;
 
-	while ((c = getopt_long(argc, argv, "fdVh", options, NULL)) != -1) {
+	while ((c = getopt_long(argc, argv, "fdrVh", options, NULL)) != -1) {
 		switch (c) {
 		case 'f':
 			foreground = true;
 			break;
 		case 'd':
 			level = LOG_LEVEL_DEBUG;
+			break;
+		case 'r':
+			standalone.readonly = true;
+			break;
+		case OPT_NBD:
+			standalone.socket = optarg;
+			break;
+		case OPT_RUN:
+			standalone.command = optarg;
 			break;
 		case 'V':
 			puts("tapdisk " XENBLK_VERSION);
@@ -135,10 +132,14 @@ int main(int argc, char **argv)
 			return 2;
 		}
 	}
-	if (optind != argc) {
+	alone = standalone.socket || standalone.command;
+	if (argc - optind != alone || (standalone.readonly && !alone)) {
 		usage(stderr);
 		return 2;
 	}
+	standalone.spec = argv[optind];
+	if (alone)
+		return serve_alone(&standalone, level);
 
 	log_open("tapdisk", !foreground, level);
 	rc = config_load(&cfg, NULL, &err);
@@ -146,6 +147,8 @@ int main(int argc, char **argv)
 		rc = server_open(&server, &cfg, &err);
 	if (!rc)
 		rc = signals_open(&signals, server, &err);
+	if (!rc)
+		server_export_in(server, control_dir());
 	if (!rc)
 		rc = control_server_open(&control, server, &err);
 	if (rc) {

@@ -3,11 +3,47 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/vfs.h>
+
+#include "common/bytes.h"
 
 static const struct image_driver *const drivers[] = {
 	&raw_driver,
 	&vhd_driver,
+	&nbd_driver,
+	&ram_driver,
+	&null_driver,
+	&log_driver,
 };
+
+/* linux/magic.h has not all of them. */
+bool image_file_is_remote(int fd)
+{
+	struct statfs fs;
+
+	if (fstatfs(fd, &fs))
+		return false;
+	switch ((uint32_t)fs.f_type) {
+	case 0x00006969u:	/* NFS */
+	case 0x0000517bu:	/* SMB */
+	case 0xff534d42u:	/* CIFS */
+	case 0xfe534d42u:	/* SMB2 */
+	case 0x00c36400u:	/* Ceph */
+	case 0x01021997u:	/* 9p */
+	case 0x5346414fu:	/* AFS */
+	case 0x0bd00bd0u:	/* Lustre */
+	case 0x19830326u:	/* BeeGFS */
+	case 0x47504653u:	/* GPFS */
+		return true;
+	default:
+		return false;
+	}
+}
+
+static bool is(const char *type, const char *text, size_t len)
+{
+	return type && strlen(type) == len && !memcmp(type, text, len);
+}
 
 int image_parse(const char *spec, const struct image_driver **driver,
 		const char **path, struct error *err)
@@ -21,17 +57,63 @@ int image_parse(const char *spec, const struct image_driver **driver,
 				 spec, spec);
 	len = (size_t)(colon - spec);
 	for (size_t i = 0; i < sizeof(drivers) / sizeof(drivers[0]); i++) {
-		if (strlen(drivers[i]->type) != len ||
-		    memcmp(drivers[i]->type, spec, len))
+		const struct image_driver *d = drivers[i];
+
+		if (!is(d->type, spec, len) && !is(d->alias, spec, len))
 			continue;
-		if (colon[1] != '/')
+		if (!d->check && colon[1] != '/')
 			return error_set(err, -EINVAL,
 					 "%s: the path is not absolute", spec);
-		*driver = drivers[i];
+		*driver = d;
 		*path = colon + 1;
-		return 0;
+		return d->check ? d->check(spec, colon + 1, err) : 0;
 	}
 	return error_set(err, -EINVAL,
-			 "%s: unknown driver \"%.*s\"; known are aio and vhd",
+			 "%s: unknown driver \"%.*s\"; known are aio (or raw), vhd, nbd, ram, null and log",
 			 spec, (int)len, spec);
+}
+
+/* Bytes; false if it is no size or more than 63 bits hold. */
+static bool parse_size(const char *text, uint64_t *size)
+{
+	static const char units[] = "KMGT";
+	const char *unit;
+	uint64_t n = 0;
+
+	if (*text < '0' || *text > '9')
+		return false;
+	for (; *text >= '0' && *text <= '9'; text++)
+		if (!mul_u64(n, 10, &n) ||
+		    !add_u64(n, (uint64_t)(*text - '0'), &n))
+			return false;
+	if (*text) {
+		unit = strchr(units, *text);
+		if (!unit || text[1] ||
+		    !mul_u64(n, UINT64_C(1) << (10 * (unit - units + 1)), &n))
+			return false;
+	}
+	*size = n;
+	return n <= INT64_MAX;
+}
+
+int image_check_size(const char *spec, const char *text, struct error *err)
+{
+	uint64_t size;
+
+	if (!parse_size(text, &size))
+		return error_set(err, -EINVAL,
+				 "%s: size \"%s\": must be a number of bytes, or one with K, M, G or T behind it",
+				 spec, text);
+	if (!size || size % SECTOR_SIZE)
+		return error_set(err, -EINVAL,
+				 "%s: size \"%s\": must be a positive multiple of %u bytes",
+				 spec, text, SECTOR_SIZE);
+	return 0;
+}
+
+uint64_t image_size(const char *text)
+{
+	uint64_t size;
+
+	return parse_size(text, &size) ? size >> SECTOR_SHIFT : 0;
 }

@@ -70,6 +70,7 @@ struct image_info {
 	uint64_t sectors;		/* size of the disk, in 512-byte sectors */
 	uint32_t sector_size;		/* logical block size that requests keep to */
 	unsigned int depth;		/* images in the chain, 1 for raw */
+	bool remote;			/* a file is reached over a network: an EIO may pass */
 	unsigned int can;		/* IMAGE_CAN_*: what submit() takes beside read, write, flush */
 };
 
@@ -101,35 +102,103 @@ struct image_open_args {
 	unsigned int max_requests;	/* requests in flight at once, for sizing pools */
 };
 
+struct image_snapshot;
+
+/*
+ * A driver is one const struct, filled by a designated initialiser. What is
+ * required is called without a look; what is optional may be NULL.
+ */
 struct image_driver {
-	const char *type;		/* the prefix in TYPE:PATH */
+	/* Required. The prefix in TYPE:PATH. */
+	const char *type;
+
+	/* Optional. Another name of the type. */
+	const char *alias;
+
+	/*
+	 * Optional. Whether what follows "TYPE:" makes sense, before anything
+	 * is opened; -EINVAL with a message that begins with spec and says what is
+	 * wrong with which part of it. Without it path must be absolute.
+	 */
+	int (*check)(const char *spec, const char *path, struct error *err);
 
 	/*
 	 * Required. Opens and locks every file of the image, checks it, and
-	 * makes all pools. Synchronous. Changes no byte of a file.
+	 * makes all pools. Synchronous. Changes no byte of an image.
 	 */
 	int (*open)(struct image **image, const struct image_open_args *args,
 		    struct error *err);
 
 	/*
-	 * Required. No request is in flight. Writes what a clean close
-	 * leaves behind, releases files and locks. The image is gone even
+	 * Required. No request is in flight, and it is not busy. Writes
+	 * what a clean close leaves behind, releases files and locks. The image is gone even
 	 * if an error is returned.
 	 */
 	int (*close)(struct image *image, struct error *err);
 
-	/* Required. sector + count lies inside the disk; checked above. */
+	/*
+	 * Required. sector + count lies inside the disk, the op is one that info.can
+	 * says or needs no saying, and changes nothing if the image is
+	 * read-only; checked above.
+	 */
 	void (*submit)(struct image *image, struct image_request *req);
+
+	/*
+	 * Optional. True while I/O is in flight that no request waits for:
+	 * close() only when it is false.
+	 */
+	bool (*busy)(const struct image *image);
+
+	/*
+	 * Optional, all three or none: a snapshot of an image that is open,
+	 * drivers/vhd-snapshot.c. args->path is the new leaf, with nothing in
+	 * it, whose parent is a second name of the leaf there is, parent.
+	 * prepare opens and checks and changes nothing; it may take as long as
+	 * opening one file. commit, with no request in flight and after a flush: the new
+	 * leaf gets the name of the old one, and *image becomes the image with
+	 * it; after an error nothing has changed. Both end by end(), which frees what
+	 * is not in use.
+	 */
+	int (*snapshot_prepare)(struct image_snapshot **snapshot,
+				struct image *image,
+				const struct image_open_args *args,
+				const char *parent, struct error *err);
+	int (*snapshot_commit)(struct image_snapshot *snapshot,
+			       struct image **image, struct error *err);
+	void (*snapshot_end)(struct image_snapshot *snapshot);
 
 	/* Optional. Paths of the chain, leaf first; NULL past the end. */
 	const char *(*chain_path)(const struct image *image, unsigned int i);
 };
 
-extern const struct image_driver raw_driver;	/* aio: */
-extern const struct image_driver vhd_driver;	/* vhd: */
+extern const struct image_driver raw_driver;	/* aio: or raw:PATH, a file or block device */
+extern const struct image_driver vhd_driver;	/* vhd:PATH */
+extern const struct image_driver nbd_driver;	/* nbd:unix:SOCKET and NBD URIs, drivers/nbd.h */
+extern const struct image_driver ram_driver;	/* ram:SIZE, for tests */
+extern const struct image_driver null_driver;	/* null:SIZE, for measuring */
+extern const struct image_driver log_driver;	/* log:BITMAP,TYPE:PATH, drivers/log.c */
 
-/* The driver of "TYPE:PATH" and the path's start; -EINVAL names the types known. */
+static inline bool image_busy(const struct image *image)
+{
+	return image->driver->busy && image->driver->busy(image);
+}
+
+/* Whether the file lies on a network file system; for image_info.remote. */
+bool image_file_is_remote(int fd);
+
+/*
+ * The driver of "TYPE:PATH" and the path's start in spec; -EINVAL names the
+ * types known, or what is wrong with the path. Opens nothing.
+ */
 int image_parse(const char *spec, const struct image_driver **driver,
 		const char **path, struct error *err);
+
+/*
+ * The check() of drivers whose path is a size: a number of bytes, or of
+ * KiB, MiB, GiB, TiB with K, M, G, T behind it.
+ */
+int image_check_size(const char *spec, const char *text, struct error *err);
+/* Of a text that passed it: sectors, positive. */
+uint64_t image_size(const char *text);
 
 #endif

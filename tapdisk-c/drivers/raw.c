@@ -1,5 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-only */
-/* aio: a raw image, a regular file or a block device, byte for byte. */
+/*
+ * aio: a raw image, a regular file or a block device, byte for byte.
+ *
+ * Discarded and zeroed sectors become holes (blocks that the device unmaps)
+ * where there are such. Where there are none, a discard does nothing, and zeros
+ * are written: by the kernel, or if it can't, by us.
+ */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
@@ -9,14 +15,28 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "common/bytes.h"
 #include "common/lock.h"
 #include "drivers/image.h"
 #include "vhd/vhd.h"
+
+/*
+ * Discard and zero go in steps, one at a time for each request, so that none
+ * keeps the file or the kernel's threads busy for long.
+ */
+#define SPACE_STEP	(256u << 20 >> SECTOR_SHIFT)	/* sectors: the kernel makes them */
+#define ZERO_STEP	(1u << 20 >> SECTOR_SHIFT)	/* sectors: we write them */
+
+/* Never written, so that it takes no memory. */
+static uint8_t zeros[ZERO_STEP << SECTOR_SHIFT]
+	__attribute__((aligned(IMAGE_ALIGN)));
 
 struct raw_image {
 	struct image image;
 	int fd;
 	char *path;
+	bool is_file;
+	bool no_punch, no_zero;		/* the kernel has said so */
 };
 
 static struct raw_image *raw_of(struct image *image)
@@ -40,15 +60,18 @@ static int file_block(int fd, const char *path, uint32_t *block,
 }
 
 /* Size in bytes and the block size that requests must keep to. */
-static int raw_geometry(int fd, const char *path, uint64_t *size,
-			uint32_t *block, struct error *err)
+static int raw_geometry(struct raw_image *raw, uint64_t *size, uint32_t *block,
+			struct error *err)
 {
+	const char *path = raw->path;
+	int fd = raw->fd;
 	struct stat st;
 	int lbs;
 
 	if (fstat(fd, &st) < 0)
 		return error_set(err, -errno, "%s: %s", path, strerror(errno));
 	if (S_ISREG(st.st_mode)) {
+		raw->is_file = true;
 		*size = (uint64_t)st.st_size;
 		return file_block(fd, path, block, err);
 	}
@@ -107,8 +130,7 @@ static int raw_open(struct image **image, const struct image_open_args *args,
 		if (rc)
 			goto out;
 	}
-	rc = raw_geometry(raw->fd, args->path, &size,
-			  &raw->image.info.sector_size, err);
+	rc = raw_geometry(raw, &size, &raw->image.info.sector_size, err);
 	if (rc)
 		goto out;
 	/* A partial last sector can't be shown; hiding it could lose data. */
@@ -125,6 +147,9 @@ static int raw_open(struct image **image, const struct image_open_args *args,
 	raw->image.readonly = args->readonly;
 	raw->image.info.sectors = size >> SECTOR_SHIFT;
 	raw->image.info.depth = 1;
+	raw->image.info.remote = image_file_is_remote(raw->fd);
+	raw->image.info.can = IMAGE_CAN_DISCARD | IMAGE_CAN_ZERO |
+			      IMAGE_CAN_STATUS;
 	/* Requests keep to the sector size. */
 	engine_file_add(args->engine, raw->fd, 0);
 	*image = &raw->image;
@@ -160,8 +185,102 @@ static void raw_done(struct io_req *io, int err)
 	req->done(req, err == -ENODATA ? -EIO : err);
 }
 
+/* How the next step is done: as a hole, by the kernel, by hand. */
+static enum io_op space_op(const struct raw_image *raw,
+			   const struct image_request *req)
+{
+	if (!raw->no_punch && (req->op == IMAGE_DISCARD || !req->keep_space))
+		return IO_PUNCH;
+	return raw->no_zero ? IO_WRITE : IO_ZERO;
+}
+
+static void space_step(struct raw_image *raw, struct image_request *req)
+{
+	uint32_t left = req->count - req->cursor, max;
+
+	if (!left || (req->op == IMAGE_DISCARD && raw->no_punch)) {
+		req->done(req, 0);
+		return;
+	}
+	req->io.op = space_op(raw, req);
+	max = req->io.op == IO_WRITE ? ZERO_STEP : SPACE_STEP;
+	req->io.offset = (req->sector + req->cursor) << SECTOR_SHIFT;
+	req->io.len = (uint64_t)(left < max ? left : max) << SECTOR_SHIFT;
+	req->io.buffer = 0;
+	req->iov.iov_base = zeros;
+	req->iov.iov_len = req->io.op == IO_WRITE ? (size_t)req->io.len : 0;
+	req->io.iovcnt = req->io.op == IO_WRITE;
+	image_queue(&raw->image, &req->io);
+}
+
+static void space_done(struct io_req *io, int err)
+{
+	struct image_request *req = container_of(io, struct image_request, io);
+	struct raw_image *raw = raw_of(req->image);
+
+	if (err == -EOPNOTSUPP && io->op == IO_PUNCH)
+		raw->no_punch = true;
+	else if (err == -EOPNOTSUPP && io->op == IO_ZERO)
+		raw->no_zero = true;
+	else if (err) {
+		req->done(req, err);
+		return;
+	} else
+		req->cursor += (uint32_t)(io->len >> SECTOR_SHIFT);
+	space_step(raw, req);
+}
+
+static void add_extent(struct image_request *req, uint64_t sectors, bool hole)
+{
+	struct image_extent *e = &req->extents[req->nr_extents++];
+
+	e->count = (uint32_t)sectors;
+	e->hole = hole;
+	e->zero = hole;
+}
+
+/*
+ * The file system is asked in turn for the next byte of data and the next
+ * hole; what it can't or won't say is data.
+ */
+static void raw_status(const struct raw_image *raw, struct image_request *req)
+{
+	uint64_t unit = raw->image.info.sector_size >> SECTOR_SHIFT;
+	uint64_t at = req->sector, end = req->sector + req->count;
+	bool hole = true;
+
+	req->nr_extents = 0;
+	while (at < end && req->nr_extents < req->max_extents) {
+		uint64_t next = end;
+		off_t off = -1;
+
+		errno = 0;
+		if (raw->is_file)
+			off = lseek(raw->fd, (off_t)(at << SECTOR_SHIFT),
+				    hole ? SEEK_DATA : SEEK_HOLE);
+		/* ENXIO: no data from here to the end. */
+		if (off < 0 && (!hole || errno != ENXIO)) {
+			add_extent(req, end - at, false);
+			return;
+		}
+		/* What is a hole in part is data. */
+		if (off >= 0)
+			next = ((uint64_t)off + (hole ? 0 : SECTOR_SIZE - 1)) >>
+			       SECTOR_SHIFT;
+		next = hole ? next - next % unit : round_up_u64(next, unit);
+		if (next > end)
+			next = end;
+		if (next > at) {
+			add_extent(req, next - at, hole);
+			at = next;
+		}
+		hole = !hole;
+	}
+}
+
 static void raw_submit(struct image *image, struct image_request *req)
 {
+	req->image = image;
 	req->io.fd = raw_of(image)->fd;
 	req->io.done = raw_done;
 	req->io.offset = req->sector << SECTOR_SHIFT;
@@ -181,8 +300,13 @@ static void raw_submit(struct image *image, struct image_request *req)
 		break;
 	case IMAGE_DISCARD:
 	case IMAGE_ZERO:
+		req->io.done = space_done;
+		req->cursor = 0;
+		space_step(raw_of(image), req);
+		return;
 	case IMAGE_STATUS:
-		req->done(req, -EOPNOTSUPP);
+		raw_status(raw_of(image), req);
+		req->done(req, 0);
 		return;
 	}
 	image_queue(image, &req->io);
@@ -198,6 +322,7 @@ static const char *raw_chain_path(const struct image *image, unsigned int i)
 
 const struct image_driver raw_driver = {
 	.type		= "aio",
+	.alias		= "raw",
 	.open		= raw_open,
 	.close		= raw_close,
 	.submit		= raw_submit,

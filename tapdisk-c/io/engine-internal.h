@@ -39,6 +39,7 @@ struct engine {
 	struct engine_wrap *innermost_wrap;
 	unsigned int depth;
 	bool running;
+	uint64_t now;			/* 0: not read since the last wait */
 
 	uint8_t *file;			/* by descriptor */
 	unsigned int nr_files;
@@ -51,6 +52,7 @@ struct engine {
 	unsigned int nr_streams;
 	struct list done;		/* io_req.link: result is 0 or -errno */
 	struct list timers;		/* io_timer.link, by deadline */
+	struct list plugs;		/* io_plug.link */
 	unsigned int inflight;		/* done() not yet called */
 	unsigned int in_kernel;
 

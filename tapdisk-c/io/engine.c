@@ -68,6 +68,7 @@ int engine_open(struct engine **engine, const char *name, unsigned int depth,
 	list_init(&e->streams);
 	list_init(&e->done);
 	list_init(&e->timers);
+	list_init(&e->plugs);
 	wrap_attach(e, wrap);
 	rc = open_files(e);
 	if (!rc)
@@ -105,6 +106,13 @@ const char *engine_name(const struct engine *engine)
 unsigned int engine_inflight(const struct engine *engine)
 {
 	return engine->inflight;
+}
+
+uint64_t engine_now(struct engine *engine)
+{
+	if (!engine->now)
+		engine->now = now_ns();
+	return engine->now;
 }
 
 /* Requests */
@@ -395,6 +403,39 @@ void engine_timer_cancel(struct engine *engine, struct io_timer *timer)
 	timer->armed = false;
 }
 
+/* Plugs */
+
+void engine_plug(struct engine *engine, struct io_plug *plug)
+{
+	if (plug->armed)
+		return;
+	list_add_tail(&plug->link, &engine->plugs);
+	plug->armed = true;
+}
+
+void engine_plug_cancel(struct engine *engine, struct io_plug *plug)
+{
+	(void)engine;
+	if (!plug->armed)
+		return;
+	list_del(&plug->link);
+	plug->armed = false;
+}
+
+static void run_plugs(struct engine *engine)
+{
+	struct list *item, batch;
+
+	list_init(&batch);
+	list_splice(&engine->plugs, &batch);
+	while ((item = list_pop(&batch))) {
+		struct io_plug *plug = container_of(item, struct io_plug, link);
+
+		plug->armed = false;
+		plug->unplug(plug);
+	}
+}
+
 /* The loop */
 
 /*
@@ -501,11 +542,13 @@ int engine_run(struct engine *engine, int timeout_ms)
 		end_ns = now_ns() + (uint64_t)timeout_ms * NSEC_PER_MSEC;
 
 	do {
+		run_plugs(engine);
 		submit_queued(engine);
 		timeout_ns = wait_ns(engine, end_ns);
 		if (engine->wrap)
 			timeout_ns = wrap_before_wait(engine, timeout_ns);
 		rc = engine->ops->wait(engine, timeout_ns);
+		engine->now = 0;
 		events = run_done(engine);
 		events += run_ready(engine);
 		events += run_expired(engine);

@@ -139,6 +139,20 @@ void engine_timer_set(struct engine *engine, struct io_timer *timer,
 		      uint64_t deadline_ns);
 void engine_timer_cancel(struct engine *engine, struct io_timer *timer);
 
+/* What wants to queue all that came together as one, not each as it comes. */
+struct io_plug {
+	void (*unplug)(struct io_plug *p);
+	struct list link;
+	bool armed;
+};
+
+/*
+ * unplug() is called once, when the next engine_run() begins, before anything
+ * is submitted: what it queues goes with the rest. Nothing happens if armed.
+ */
+void engine_plug(struct engine *engine, struct io_plug *plug);
+void engine_plug_cancel(struct engine *engine, struct io_plug *plug);
+
 /*
  * Submits what is queued, waits (forever if timeout_ms < 0, not at all if 0)
  * for at least one event, and runs the callbacks of all that has happened.
@@ -147,6 +161,12 @@ void engine_timer_cancel(struct engine *engine, struct io_timer *timer);
  * the engine itself is broken; -EDEADLK if called from a callback.
  */
 int engine_run(struct engine *engine, int timeout_ms);
+
+/*
+ * CLOCK_MONOTONIC, nanoseconds: when the last wait ended, or shortly after. One
+ * reading of the clock serves all that happened together.
+ */
+uint64_t engine_now(struct engine *engine);
 
 /* Requests queued or in the kernel. */
 unsigned int engine_inflight(const struct engine *engine);

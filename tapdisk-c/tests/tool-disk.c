@@ -4,13 +4,18 @@
  *
  *   tool-disk [--engine NAME] [--readonly] [--requests N] TYPE:PATH
  *
- * Reads commands from standard input, a line each. w, r and f are started at
+ * Reads commands from standard input, a line each. All but the last two are started at
  * once, as many as given, until "go" waits for all of them and prints a line for each in
  * the order given:
  *   w SECTOR COUNT SEED   every sector gets its number and SEED      -> ok | err ERRNO
  *   r SECTOR COUNT        -> the seeds found, "0" for a zero sector, "?" if it holds
  *                            anything else | err ERRNO
  *   f                     flush                                      -> ok | err ERRNO
+ *   z SECTOR COUNT        zero; Z: and keep the space                -> ok | err ERRNO
+ *   d SECTOR COUNT        discard                                    -> ok | err ERRNO
+ *   s SECTOR COUNT        status -> COUNT:FLAGS of each extent, FLAGS being "data" or of
+ *                         "hole" and "zero" joined by "+" | err ERRNO
+ * What the image says it can't do is answered EOPNOTSUPP, as a VBD does.
  *   crash                 exits at once, as if killed
  * The end of input closes the image. The first line printed is "SECTORS DEPTH".
  */
@@ -26,10 +31,12 @@
 #include "drivers/image.h"
 
 #define MAX_REQUESTS 1024
-#define MAX_SECTORS  4096u
+#define MAX_SECTORS  4096u	/* of a read or a write */
+#define MAX_EXTENTS  64u
 
 struct slot {
 	struct image_request req;
+	struct image_extent extents[MAX_EXTENTS];
 	uint64_t seed;
 	int err;
 	bool finished;
@@ -62,10 +69,35 @@ static void fill(uint8_t *buf, uint64_t sector, uint32_t count, uint64_t seed)
 	}
 }
 
+static void show_extents(const struct image_request *req)
+{
+	static const char *const flags[] = { "data", "hole", "zero", "hole+zero" };
+	uint64_t sum = 0;
+
+	if (!req->nr_extents || req->nr_extents > req->max_extents)
+		abort();
+	for (unsigned int i = 0; i < req->nr_extents; i++) {
+		const struct image_extent *e = &req->extents[i];
+
+		if (!e->count)
+			abort();
+		sum += e->count;
+		printf("%s%" PRIu32 ":%s", i ? " " : "", e->count,
+		       flags[e->hole + 2 * e->zero]);
+	}
+	if (sum > req->count)
+		abort();
+	putchar('\n');
+}
+
 static void show(const struct slot *slot)
 {
 	if (slot->err) {
 		printf("err %d\n", -slot->err);
+		return;
+	}
+	if (slot->req.op == IMAGE_STATUS) {
+		show_extents(&slot->req);
 		return;
 	}
 	if (slot->req.op != IMAGE_READ) {
@@ -90,12 +122,24 @@ static void show(const struct slot *slot)
 	putchar('\n');
 }
 
+static bool can(const struct image *image, enum image_op op)
+{
+	static const unsigned int needs[] = {
+		[IMAGE_DISCARD]	= IMAGE_CAN_DISCARD,
+		[IMAGE_ZERO]	= IMAGE_CAN_ZERO,
+		[IMAGE_STATUS]	= IMAGE_CAN_STATUS,
+	};
+
+	return op <= IMAGE_FLUSH || !(needs[op] & ~image->info.can);
+}
+
 static int start(struct image *image, enum image_op op, uint64_t sector,
 		 uint32_t count, uint64_t seed)
 {
+	bool moves = op == IMAGE_READ || op == IMAGE_WRITE;
 	struct slot *slot = &slots[nr];
 
-	if (nr == MAX_REQUESTS || count > MAX_SECTORS)
+	if (nr == MAX_REQUESTS || (moves && count > MAX_SECTORS))
 		return -E2BIG;
 	nr++;
 	waiting++;
@@ -109,12 +153,18 @@ static int start(struct image *image, enum image_op op, uint64_t sector,
 	slot->req.op = op;
 	slot->req.sector = sector;
 	slot->req.count = count;
+	slot->req.keep_space = seed;	/* of IMAGE_ZERO */
+	slot->req.extents = slot->extents;
+	slot->req.max_extents = MAX_EXTENTS;
 	slot->req.done = done;
 	if (op == IMAGE_WRITE)
 		fill(slot->req.buf, sector, count, seed);
-	else
+	else if (op == IMAGE_READ)
 		memset(slot->req.buf, 0xa5, (size_t)count * SECTOR_SIZE);
-	image->driver->submit(image, &slot->req);
+	if (can(image, op))
+		image->driver->submit(image, &slot->req);
+	else
+		done(&slot->req, -EOPNOTSUPP);
 	return 0;
 }
 
@@ -133,30 +183,49 @@ static int go(struct image *image)
 	return 0;
 }
 
+static int command(struct image *image, const char *line)
+{
+	static const struct {
+		char name;
+		enum image_op op;
+		int numbers;
+		uint64_t seed;
+	} commands[] = {
+		{ 'w', IMAGE_WRITE, 3, 0 },
+		{ 'r', IMAGE_READ, 2, 0 },
+		{ 'f', IMAGE_FLUSH, 0, 0 },
+		{ 'z', IMAGE_ZERO, 2, 0 },
+		{ 'Z', IMAGE_ZERO, 2, 1 },
+		{ 'd', IMAGE_DISCARD, 2, 0 },
+		{ 's', IMAGE_STATUS, 2, 0 },
+	};
+	uint64_t sector = 0, seed = 0;
+	uint32_t count = 0;
+	int n = sscanf(line + 1, "%" SCNu64 " %" SCNu32 " %" SCNu64, &sector,
+		       &count, &seed);
+
+	for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++)
+		if (commands[i].name == line[0] &&
+		    commands[i].numbers == (n < 0 ? 0 : n))
+			return start(image, commands[i].op, sector, count,
+				     line[0] == 'w' ? seed : commands[i].seed);
+	return -EINVAL;
+}
+
 static int serve(struct image *image)
 {
-	uint64_t sector, seed;
 	char line[256];
-	uint32_t count;
 	int rc = 0;
 
 	printf("%" PRIu64 " %u\n", image->info.sectors, image->info.depth);
 	fflush(stdout);
 	while (!rc && fgets(line, sizeof(line), stdin)) {
-		if (sscanf(line, "w %" SCNu64 " %" SCNu32 " %" SCNu64, &sector,
-			   &count, &seed) == 3)
-			rc = start(image, IMAGE_WRITE, sector, count, seed);
-		else if (sscanf(line, "r %" SCNu64 " %" SCNu32, &sector,
-				&count) == 2)
-			rc = start(image, IMAGE_READ, sector, count, 0);
-		else if (!strcmp(line, "f\n"))
-			rc = start(image, IMAGE_FLUSH, 0, 0, 0);
-		else if (!strcmp(line, "go\n"))
+		if (!strcmp(line, "go\n"))
 			rc = go(image);
 		else if (!strcmp(line, "crash\n"))
 			_exit(9);
 		else
-			rc = -EINVAL;
+			rc = command(image, line);
 		fflush(stdout);
 	}
 	return rc;
@@ -211,6 +280,8 @@ int main(int argc, char **argv)
 	rc = serve(image);
 	if (rc)
 		fprintf(stderr, "tool-disk: %s\n", strerror(-rc));
+	while (image_busy(image) && !engine_run(args.engine, -1))
+		;
 	if (image->driver->close(image, &err)) {
 		fprintf(stderr, "tool-disk: %s\n", err.text);
 		rc = -EIO;

@@ -10,7 +10,7 @@ from types import TracebackType
 from tests.lib.programs import program
 
 Answer = str
-"""A line of tool-disk: "ok", "err N", or the seeds of the sectors read."""
+"""A line of tool-disk: "ok", "err N", the seeds of the sectors read, or extents."""
 
 
 class Disk:
@@ -53,7 +53,7 @@ class Disk:
         self.sectors, self.depth = int(first[0]), int(first[1])
 
     def batch(self, commands: Sequence[str]) -> list[Answer]:
-        """Starts all of "w S N SEED", "r S N", "f", then waits for their answers."""
+        """Starts all of "w S N SEED", "r S N", "f", "z S N", "d S N", "s S N", then waits for their answers."""
         self.input.write("".join(c + "\n" for c in commands) + "go\n")
         self.input.flush()
         answers = [self.output.readline().rstrip("\n") for _ in commands]
@@ -73,6 +73,25 @@ class Disk:
     def flush(self) -> Answer:
         """A flush alone."""
         return self.batch(["f"])[0]
+
+    def zero(self, sector: int, count: int, *, keep_space: bool = False) -> Answer:
+        """Makes sectors read as zeros."""
+        return self.batch([f"{'Z' if keep_space else 'z'} {sector} {count}"])[0]
+
+    def discard(self, sector: int, count: int) -> Answer:
+        """Gives up what sectors hold."""
+        return self.batch([f"d {sector} {count}"])[0]
+
+    def status(self, sector: int, count: int) -> list[tuple[int, str]]:
+        """Extents as (sectors, "data" | "hole" | "zero" | "hole+zero"), asking on until all are told."""
+        extents: list[tuple[int, str]] = []
+        while count:
+            for word in self.batch([f"s {sector} {count}"])[0].split():
+                sectors, flags = word.split(":")
+                extents.append((int(sectors), flags))
+                sector += int(sectors)
+                count -= int(sectors)
+        return extents
 
     def crash(self) -> None:
         """Ends the process without closing the image."""

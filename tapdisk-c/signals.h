@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+#ifndef XENBLK_SIGNALS_H
+#define XENBLK_SIGNALS_H
+
+#include "server.h"
+
+struct signals {
+	struct io_watch watch;
+	struct server *server;
+};
+
+/*
+ * SIGTERM and SIGINT call server_terminate() from the server's engine; they
+ * stay blocked. SIGPIPE and SIGXFSZ are ignored: they are errors of one call.
+ */
+int signals_open(struct signals *signals, struct server *server,
+		 struct error *err);
+
+#endif

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""`python3 -m tests.perf`: what `make bench` runs."""
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from tests.lib.programs import ROOT
+from tests.perf import cells as cell_module
+from tests.perf import checks, machine, report, results, verdict
+from tests.perf.bench import Bench, Settings, say
+from tests.perf.cells import Cell
+from tests.perf.images import MIB, Images, PrepareError, has_direct_io
+from tests.perf.media import RamDisk
+from tests.perf.servers import Server, TemplateError, parse_template, peers, tapdisk
+
+OUTPUT = ROOT / "build" / "bench"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser("python3 -m tests.perf", description="Measure NBD servers side by side.")
+    result.add_argument("--quick", action="store_true", help="the main cells in three minutes; wide bounds")
+    result.add_argument("--rounds", type=int, metavar="N", help="rounds (default 7, quick 3)")
+    result.add_argument("--milliseconds", type=int, metavar="MS", help="length of a run (default 1200, quick 500)")
+    result.add_argument("--size", type=int, default=512, metavar="MIB", help="of a written disk (default 512)")
+    result.add_argument("--fresh-size", type=int, default=4096, metavar="MIB", help="of a fresh disk (default 4096)")
+    result.add_argument(
+        "--server", action="append", default=[], metavar="'NAME[:FORMATS]=CMD {img} {sock}'", help="one more (repeats)"
+    )
+    result.add_argument("--only", metavar="NAME,...", help="only these servers")
+    result.add_argument("--judge", default="tapdisk", metavar="NAME", help="whom to compare with the best other")
+    result.add_argument(
+        "--cell", action="append", default=[], metavar="MEDIUM/KIND/PATTERN", help="only these (repeats)"
+    )
+    result.add_argument("--medium", choices=("ram", "disk"), action="append", help="only this one (repeats)")
+    result.add_argument(
+        "--pin", action=argparse.BooleanOptionalAction, default=True, help="client and server on CPUs of their own"
+    )
+    result.add_argument(
+        "--counts", action=argparse.BooleanOptionalAction, default=True, help="system calls and mallocs"
+    )
+    result.add_argument("--checks", action=argparse.BooleanOptionalAction, default=True, help="space and memory")
+    result.add_argument("--output", type=Path, metavar="FILE.json", help="default: build/bench/DATE.json")
+    result.add_argument(
+        "--show", type=Path, metavar="FILE.json", help="print and draw earlier results; measures nothing"
+    )
+    return result
+
+
+def fail(text: str) -> NoReturn:
+    """End with a message."""
+    print(f"bench: {text}", file=sys.stderr)
+    sys.exit(1)
+
+
+def participants(args: argparse.Namespace, notes: list[str]) -> list[Server]:
+    """The servers that take part."""
+    found: list[Server] = []
+    try:
+        found.append(tapdisk())
+    except FileNotFoundError as error:
+        notes.append(f"without tapdisk: {error.strerror or error}")
+    for server in peers():
+        if machine.first_line([server.argv[0], "--version"]):
+            found.append(server)
+        else:
+            notes.append(f"without {server.name}: {server.argv[0]} is not installed; .ci/deps bench installs it")
+    try:
+        found += [parse_template(text) for text in args.server]
+    except TemplateError as error:
+        fail(str(error))
+    if args.only:
+        wanted = args.only.split(",")
+        unknown = set(wanted) - {server.name for server in found}
+        if unknown:
+            fail(f"--only: no server {', '.join(sorted(unknown))}")
+        found = [server for server in found if server.name in wanted]
+    if not found:
+        fail("no server is left to measure")
+    return found
+
+
+def show(found: results.Results, path: Path) -> None:
+    """Print the report, draw the picture beside the JSON."""
+    print("\n".join(report.lines(found)))
+    try:
+        from tests.perf import plot  # noqa: PLC0415 # needs a package that nothing else needs
+    except ImportError:
+        print("No picture: python3-matplotlib is not installed; .ci/deps bench installs it")
+        return
+    picture = path.with_suffix(".png")
+    if plot.draw(found, picture):
+        print(f"{path.name} and {picture.name} are in {os.path.relpath(path.parent)}")
+
+
+def chosen(args: argparse.Namespace, media: Sequence[str]) -> list[Cell]:
+    """The cells to measure."""
+    if args.cell:
+        try:
+            cells = [cell_module.cell(name) for name in args.cell]
+        except (KeyError, ValueError):
+            fail(
+                f"--cell {' '.join(args.cell)}: want MEDIUM/{'|'.join(cell_module.KINDS)}/PATTERN, as in ram/full/rr32"
+            )
+        for cell in cells:
+            if cell.medium not in media:
+                fail(f"--cell {cell.name}: medium {cell.medium!r} is not there")
+        return cells
+    return cell_module.cells(media, args.quick)
+
+
+def measure(args: argparse.Namespace, found: results.Results, path: Path) -> None:
+    """Everything, into found."""
+    size, fresh = args.size * MIB, args.fresh_size * MIB
+    disk = Path(os.environ.get("BENCH_DIR") or OUTPUT)
+    servers = participants(args, found.notes)
+    with tempfile.TemporaryDirectory(prefix="work-", dir=OUTPUT) as work, RamDisk(found.notes) as ram:
+        places: dict[str, Path] = {}
+        if (not args.medium or "ram" in args.medium) and ram.directory:
+            places["ram"] = ram.directory
+        if not args.medium or "disk" in args.medium:
+            disk.mkdir(parents=True, exist_ok=True)
+            if has_direct_io(disk):
+                places["disk"] = Path(tempfile.mkdtemp(prefix="images-", dir=disk))
+            else:
+                found.notes.append("nothing on disk: no O_DIRECT there; name another directory by BENCH_DIR")
+        images = {name: Images(directory, size, fresh) for name, directory in places.items()}
+        try:
+            cells = chosen(args, list(places))
+            if not cells:
+                fail("nothing to measure: " + "; ".join(found.notes))
+            describe(args, found, servers, places)
+            bench = Bench(found, settings(args), servers, images, Path(work))
+            say("making images")
+            bench.prepare(cells)
+            bench.rounds(cells)
+            if args.counts:
+                say("counting system calls and mallocs")
+                names = cell_module.COUNTED_QUICK if args.quick else cell_module.COUNTED
+                medium = cells[0].medium
+                counted = [cell_module.cell(f"{medium}/{name}") for name in names]
+                bench.counts([cell for cell in counted if not args.cell or cell in cells])
+            if args.checks and not args.cell:
+                say("checking space and memory")
+                checks.all_checks(bench, images[cells[0].medium], args.quick)
+        finally:
+            for each in images.values():
+                each.remove()
+            if found.runs:
+                results.save(found, path, verdict.summary(found))
+
+
+def settings(args: argparse.Namespace) -> Settings:
+    """Rounds, length and CPUs."""
+    server, client = machine.split_cpus(os.sched_getaffinity(0)) if args.pin else ("", "")
+    return Settings(
+        rounds=args.rounds or (3 if args.quick else 7),
+        milliseconds=args.milliseconds or (500 if args.quick else 1200),
+        server_cpus=server,
+        client_cpus=client,
+    )
+
+
+def describe(
+    args: argparse.Namespace, found: results.Results, servers: Sequence[Server], places: dict[str, Path]
+) -> None:
+    """What is measured, and on what."""
+    chosen_settings = settings(args)
+    found.machine = machine.describe(places)
+    found.versions = machine.versions()
+    found.servers = {
+        server.name: server.public_argv() + (f"  ({server.note})" if server.note else "") for server in servers
+    }
+    found.settings = {
+        "quick": args.quick,
+        "rounds": chosen_settings.rounds,
+        "milliseconds": chosen_settings.milliseconds,
+        "size_mib": args.size,
+        "fresh_size_mib": args.fresh_size,
+        "server_cpus": chosen_settings.server_cpus or "not pinned",
+        "client_cpus": chosen_settings.client_cpus or "not pinned",
+        "bounds": "order statistics of paired ratios (sign test)",
+    }
+    if args.pin and not chosen_settings.client_cpus:
+        found.notes.append("nothing is pinned: there is one CPU")
+    if chosen_settings.rounds < 6:
+        found.notes.append("fewer than 6 rounds: the bounds have less than 95 % confidence, a hint and no proof")
+    busy = machine.others_busy()
+    found.settings["busy_before"] = round(busy, 2)
+    if busy > 0.1:
+        found.notes.append(
+            f"the machine was not idle before the bench: {busy:.2f} CPUs busy; do not trust these figures"
+        )
+
+
+def main() -> int:
+    """The program: 0 if all was measured, 1 if not. Missed targets are told, they are no failure."""
+    args = parser().parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if args.show:
+        try:
+            show(results.load(args.show), args.show)
+        except (OSError, ValueError, TypeError) as error:
+            fail(str(error))
+        return 0
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    date = time.strftime("%Y-%m-%dT%H%MZ", time.gmtime())
+    path = args.output or OUTPUT / f"{date}.json"
+    found = results.Results(date=date, judged=args.judge)
+    try:
+        measure(args, found, path)
+    except PrepareError as error:
+        fail(str(error))
+    show(found, path)
+    return 1 if found.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

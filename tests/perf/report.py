@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""The printed report."""
+
+from collections.abc import Iterator
+from statistics import median
+
+from tests.perf import verdict
+from tests.perf.cells import KINDS
+from tests.perf.cells import cell as cell_of
+from tests.perf.results import Results
+
+
+def table(rows: list[list[str]], left: int = 1) -> Iterator[str]:
+    """Columns, the first `left` of them flush left; the first row is the head."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        cells = (
+            text.ljust(w) if i < left else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))
+        )
+        yield "  " + "  ".join(cells).rstrip()
+
+
+def cell_lines(results: Results, cell: str) -> Iterator[str]:
+    """All entries of a cell."""
+    where = cell_of(cell)
+    yield ""
+    yield f"{cell}: {where.pattern.text}, {KINDS[where.kind]}"
+    rows = [["", "IOPS", "MB/s", "p99 us", "max us", "CPU us/IO", "server", "client", "RSS idle", "after", "rounds"]]
+    for entry in results.entries(cell):
+        typical = {
+            name: median(results.series(cell, entry, name).values())
+            for name in (
+                *("iops", "mb_per_second", "p99_us", "max_us", "cpu_us_per_io", "server_cpu", "client_cpu"),
+                *("rss_idle_kib", "rss_after_kib"),
+            )
+        }
+        rows.append(
+            [
+                entry,
+                f"{typical['iops']:.0f}",
+                f"{typical['mb_per_second']:.1f}",
+                f"{typical['p99_us']:.0f}",
+                f"{typical['max_us']:.0f}",
+                f"{typical['cpu_us_per_io']:.2f}",
+                f"{typical['server_cpu']:.0%}",
+                f"{typical['client_cpu']:.0%}",
+                f"{typical['rss_idle_kib'] * 1.024e-3:.1f} MB",
+                f"{typical['rss_after_kib'] * 1.024e-3:.1f} MB",
+                str(len(results.of(cell, entry))),
+            ]
+        )
+    yield from table(rows)
+
+
+def count_lines(results: Results) -> Iterator[str]:
+    """System calls and allocations of all."""
+    if not results.counts:
+        return
+    yield ""
+    yield f"System calls (by {results.settings.get('syscalls_by') or 'nothing'}) and mallocs per I/O"
+    rows = [["cell", "server", "syscalls", "mallocs"]]
+    for count in results.counts:
+        calls = "-" if count.syscalls is None else f"{count.syscalls:.3f}"
+        mallocs = "-" if count.mallocs is None else f"{count.mallocs:.4f}"
+        rows.append([count.cell, count.entry, calls, mallocs])
+    yield from table(rows, 2)
+
+
+def check_lines(results: Results) -> Iterator[str]:
+    """The checks of all."""
+    if not results.checks:
+        return
+    yield ""
+    yield "Checks"
+    rows = [["", "server", "value"]]
+    for check in results.checks:
+        name = verdict.CHECKS[check.name][0]
+        rows.append([name, check.entry, "-" if check.value is None else f"{check.value:.2f} {check.unit}"])
+    yield from table(rows, 2)
+
+
+def ratio_lines(results: Results) -> Iterator[str]:
+    """Ours against the best other."""
+    found = verdict.ratios(results)
+    if not found:
+        yield ""
+        yield f"No ratios: {results.judged} has no runs beside another server's."
+        return
+    confidence = min(row.iops.confidence for row in found)
+    yield ""
+    yield (
+        f"{results.judged} / best other: medians of paired ratios with bounds (order statistics, {confidence:.1%} or"
+        " more). IOPS above 1 is better, CPU per I/O and p99 below 1."
+    )
+    rows = [["cell", "best other", "limit", "IOPS", "CPU per I/O", "p99", "target", ""]]
+    for row in found:
+        cpu = verdict.show(row.cpu) if row.cpu else "-"
+        rows.append(
+            [
+                row.cell,
+                row.other,
+                row.limit,
+                verdict.show(row.iops),
+                cpu,
+                verdict.show(row.p99),
+                row.target,
+                row.verdict,
+            ]
+        )
+    yield from table(rows, 3)
+
+
+def target_lines(results: Results) -> Iterator[str]:
+    """The other targets."""
+    rows = [[row.name, row.value, row.target, row.verdict] for row in verdict.targets(results)]
+    if rows:
+        yield ""
+        yield "Targets"
+        yield from table([["", "measured", "target", ""], *rows])
+
+
+def lines(results: Results) -> Iterator[str]:
+    """The whole report."""
+    machine = results.machine
+    yield (
+        f"{results.date}: {machine.get('cpu')}, {machine.get('cpus')} CPUs"
+        f"{' (virtual)' if machine.get('virtual') else ''}, Linux {machine.get('kernel')}, "
+        + ", ".join(f"{name} on {kind}" for name, kind in machine.get("file_systems", {}).items())
+    )
+    for cell in results.cells():
+        yield from cell_lines(results, cell)
+    yield from count_lines(results)
+    yield from check_lines(results)
+    yield from ratio_lines(results)
+    yield from target_lines(results)
+    busy = [run.others_cpu for run in results.runs if not run.entry.startswith("no-server")]
+    if busy:
+        yield ""
+        yield f"Beside client and server, {median(busy):.2f} CPUs were busy (median; at most {max(busy):.2f})."
+    for text in results.notes:
+        yield f"Note: {text}"
+    for text in results.failures:
+        yield f"FAILED: {text}"

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""What was measured, and its JSON."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """One server in one cell in one round.
+
+    seconds has the final flush of a write in it; cpu is in CPUs, others_cpu what neither server nor client used.
+    """
+
+    round: int
+    cell: str
+    entry: str
+    ios: int
+    bytes: int
+    seconds: float
+    flush_ms: float
+    mean_us: float
+    p99_us: float
+    max_us: float
+    client_cpu: float
+    server_cpu: float
+    cpu_us_per_io: float
+    others_cpu: float
+    rss_idle_kib: int
+    rss_after_kib: int
+
+    @property
+    def iops(self) -> float:
+        """Requests a second."""
+        return self.ios / self.seconds
+
+    @property
+    def mb_per_second(self) -> float:
+        """10^6 bytes a second."""
+        return self.bytes / self.seconds / 1e6
+
+
+@dataclass(frozen=True)
+class Count:
+    """System calls and allocations a request; None: could not be counted."""
+
+    cell: str
+    entry: str
+    syscalls: float | None
+    mallocs: float | None
+    calls: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Check:
+    """A figure that is not a cell's. value None: not measured, text says why."""
+
+    name: str
+    entry: str
+    value: float | None
+    unit: str
+    text: str = ""
+
+
+@dataclass
+class Results:
+    """All of a bench."""
+
+    date: str = ""
+    judged: str = "tapdisk"
+    machine: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    servers: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
+    counts: list[Count] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+
+    def cells(self) -> list[str]:
+        """The cells that have runs, in the order of the first round."""
+        return list(dict.fromkeys(run.cell for run in self.runs))
+
+    def entries(self, cell: str) -> list[str]:
+        """The entries of a cell; the judged one first."""
+        names = sorted({run.entry for run in self.runs if run.cell == cell})
+        return sorted(names, key=lambda name: not self.is_judged(name))
+
+    def is_judged(self, entry: str) -> bool:
+        """Whether this is the server that the others are compared with."""
+        return entry.rsplit(" ", 1)[0] == self.judged
+
+    def of(self, cell: str, entry: str) -> list[Run]:
+        """The runs of an entry in a cell."""
+        return [run for run in self.runs if run.cell == cell and run.entry == entry]
+
+    def series(self, cell: str, entry: str, name: str) -> dict[int, float]:
+        """One figure by round."""
+        return {run.round: float(getattr(run, name)) for run in self.of(cell, entry)}
+
+
+def save(results: Results, path: Path, summary: list[dict[str, Any]]) -> None:
+    """Write the JSON; summary is what was concluded, for readers that don't compute it again."""
+    document = {"schema": SCHEMA, **dataclasses.asdict(results), "summary": summary}
+    path.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def load(path: Path) -> Results:
+    """Read what save() wrote. Raises ValueError if it is something else."""
+    document = json.loads(path.read_text())
+    if document.pop("schema", None) != SCHEMA:
+        raise ValueError(f"{path}: not the results of this bench (schema {SCHEMA} is missing)")
+    document.pop("summary", None)
+    document["runs"] = [Run(**run) for run in document["runs"]]
+    document["counts"] = [Count(**count) for count in document["counts"]]
+    document["checks"] = [Check(**check) for check in document["checks"]]
+    return Results(**document)

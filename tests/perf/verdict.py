@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""What the results say: for each cell the ratio to the best other server, for each target whether it is reached."""
+
+import dataclasses
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from tests.perf import stats
+from tests.perf.cells import cell as cell_of
+from tests.perf.checks import RSS, SPACE, STALL
+from tests.perf.results import Results
+from tests.perf.stats import Interval
+
+BOUND = 0.85
+"""Above this share of its one CPU a client, or a server, is what limits a cell."""
+
+REACHED, MISSED, OPEN, ABSENT = "reached", "MISSED", "open", "not measured"
+"""OPEN: the bounds hold the target between them: more rounds, or a quieter machine, would tell."""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A cell: ours against the best other, that which has the highest median of IOPS.
+
+    iops above 1 is better, cpu (server CPU a request) and p99 below 1. limit says which of both is at its limit.
+    """
+
+    cell: str
+    mine: str
+    other: str
+    iops: Interval
+    cpu: Interval | None
+    p99: Interval
+    limit: str
+    verdict: str
+    iops_target: float
+    cpu_target: float | None
+
+    @property
+    def target(self) -> str:
+        """As text."""
+        return f"IOPS {self.iops_target}" + (f", CPU {self.cpu_target}" if self.cpu_target else "")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A line of the table of targets. value and bounds as text, since units differ."""
+
+    name: str
+    value: str
+    target: str
+    verdict: str
+
+
+def at_least(found: Interval, limit: float) -> str:
+    """Judge by the lower bound; missed only if the upper one is below too."""
+    return REACHED if found.low >= limit else MISSED if found.high < limit else OPEN
+
+
+def at_most(found: Interval, limit: float) -> str:
+    """Judge by the upper bound; missed only if the lower one is above too."""
+    return REACHED if found.high <= limit else MISSED if found.low > limit else OPEN
+
+
+def worst(*verdicts: str) -> str:
+    """The worst of some verdicts."""
+    return max(verdicts, key=(REACHED, OPEN, ABSENT, MISSED).index)
+
+
+def typical(results: Results, cell: str, entry: str, name: str) -> float:
+    """The median of a figure over the rounds."""
+    return median(results.series(cell, entry, name).values())
+
+
+def mine_in(results: Results, cell: str) -> str:
+    """Our entry in a cell, or ""."""
+    return next((name for name in results.entries(cell) if results.is_judged(name)), "")
+
+
+def others_in(results: Results, cell: str) -> list[str]:
+    """The competitors in a cell."""
+    return [name for name in results.entries(cell) if not results.is_judged(name) and not name.startswith("no-server")]
+
+
+def ratio(results: Results, cell: str) -> Ratio | None:
+    """None if a cell has only one side."""
+    mine, others = mine_in(results, cell), others_in(results, cell)
+    if not mine or not others:
+        return None
+    other = stats.best({name: results.series(cell, name, "iops") for name in others})
+    pair = {name: (results.series(cell, mine, name), results.series(cell, other, name)) for name in METRICS}
+    iops = stats.paired(*pair["iops"])
+    cpu = stats.paired(*pair["cpu_us_per_io"]) if min(pair["cpu_us_per_io"][1].values()) > 0 else None
+    limit, iops_target, cpu_target = "neither", 0.95, None
+    if typical(results, cell, mine, "client_cpu") >= BOUND:
+        limit, cpu_target = "client", 0.7
+    elif typical(results, cell, other, "server_cpu") >= BOUND:
+        limit, iops_target = "server", 1.5
+    verdict = at_least(iops, iops_target)
+    if cpu_target:
+        verdict = worst(verdict, at_most(cpu, cpu_target) if cpu else ABSENT)
+    p99 = stats.paired(*pair["p99_us"])
+    return Ratio(cell, mine, other, iops, cpu, p99, limit, verdict, iops_target, cpu_target)
+
+
+METRICS = ("iops", "cpu_us_per_io", "p99_us")
+
+
+def ratios(results: Results) -> list[Ratio]:
+    """Of all cells."""
+    return [found for cell in results.cells() if (found := ratio(results, cell)) is not None]
+
+
+def show(found: Interval, digits: int = 2) -> str:
+    """Median and bounds as text."""
+    return f"{found.median:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+
+
+def between(results: Results, upper: str, lower: str, name: str) -> Interval | None:
+    """The ratio of our figures in two cells, round by round."""
+    sides = [results.series(cell, mine_in(results, cell), name) for cell in (upper, lower)]
+    if not (sides[0].keys() & sides[1].keys()):
+        return None
+    return stats.paired(sides[0], sides[1])
+
+
+def counted(results: Results) -> list[Target]:
+    """System calls and allocations."""
+    rows = []
+    for count in results.counts:
+        if not results.is_judged(count.entry):
+            continue
+        name = f"{count.entry}, {count.cell}"
+        if count.syscalls is not None and cell_of(count.cell).pattern.depth > 1:
+            rows.append(
+                Target(
+                    f"system calls per I/O, {name}",
+                    f"{count.syscalls:.3f}",
+                    "at most 1.0",
+                    REACHED if count.syscalls <= 1.0 else MISSED,
+                )
+            )
+        if count.mallocs is not None:
+            rows.append(
+                Target(
+                    f"mallocs per I/O, {name}", f"{count.mallocs:.4f}", "0", REACHED if count.mallocs == 0 else MISSED
+                )
+            )
+    return rows
+
+
+def compared(results: Results) -> list[Target]:
+    """Targets between two of our cells, or with one named competitor."""
+    rows = []
+    cell = "ram/full/rr32"
+    mine = mine_in(results, cell)
+    if mine and "qemu-nbd vpc" in results.entries(cell):
+        found = stats.paired(
+            results.series(cell, mine, "cpu_us_per_io"), results.series(cell, "qemu-nbd vpc", "cpu_us_per_io")
+        )
+        rows.append(
+            Target("server CPU per I/O of qemu-nbd's, " + cell, show(found), "at most 0.5", at_most(found, 0.5))
+        )
+    for medium in ("ram", "disk"):
+        for pattern in ("rr1", "rr32"):
+            found_pair = between(results, f"{medium}/chain30/{pattern}", f"{medium}/full/{pattern}", "iops")
+            if found_pair:
+                rows.append(
+                    Target(
+                        f"chain of 30 / chain of 1, IOPS, {medium} {pattern}",
+                        show(found_pair),
+                        "at least 0.95",
+                        at_least(found_pair, 0.95),
+                    )
+                )
+        for name, text, limit in (("iops", "IOPS", 0.9), ("p99_us", "p99", 3.0)):
+            found_pair = between(results, f"{medium}/fresh/rw32", f"{medium}/full/rw32", name)
+            if found_pair:
+                judge, word = (at_least, "at least") if name == "iops" else (at_most, "at most")
+                rows.append(
+                    Target(
+                        f"fresh / full VHD, {text}, {medium} rw32",
+                        show(found_pair),
+                        f"{word} {limit}",
+                        judge(found_pair, limit),
+                    )
+                )
+    return rows
+
+
+CHECKS = {
+    SPACE: ("disk space after 200 MiB of 64 KiB writes over 10 GiB", 0.25),
+    RSS: ("RSS idle, 1 TiB image", 5.0),
+    STALL: ("longest stall of a snapshot under load, without the image's fsync", 5.0),
+}
+
+
+def checked(results: Results) -> list[Target]:
+    """Figures of checks.py."""
+    rows = []
+    for check in results.checks:
+        if results.is_judged(check.entry):
+            name, limit = CHECKS[check.name]
+            value = check.text if check.value is None else f"{check.value:.2f} {check.unit}"
+            verdict = ABSENT if check.value is None else REACHED if check.value <= limit else MISSED
+            rows.append(Target(f"{name}, {check.entry}", value, f"at most {limit} {check.unit}", verdict))
+    return rows
+
+
+def targets(results: Results) -> list[Target]:
+    """All targets but those of the cells."""
+    return [*counted(results), *compared(results), *checked(results)]
+
+
+def summary(results: Results) -> list[dict[str, Any]]:
+    """For the JSON."""
+    return [dataclasses.asdict(row) for row in (*ratios(results), *targets(results))]
