@@ -15,8 +15,6 @@
 #define PER_SPAN   (PER_SECTOR * VHD_BAT_SPAN)
 #define SPAN_BYTES (SECTOR_SIZE * VHD_BAT_SPAN)
 
-static void next(struct vhd_disk *disk);
-
 static void written(struct io_req *io, int err)
 {
 	struct vhd_bat_write *w = container_of(io, struct vhd_bat_write, io);
@@ -30,14 +28,20 @@ static void written(struct io_req *io, int err)
 		struct vhd_bitmap *bm =
 			container_of(item, struct vhd_bitmap, publish);
 
-		if (!err) {
+		bm->publishing = false;
+		/* The pin of the unpublished block goes when all is done. */
+		if (!err)
 			vhd_bit_clear(disk->unpublished, bm->block);
-			/* The pin of the unpublished block. */
-			vhd_cache_unpin(bm);
+		if (bm->settles) {
+			bm->settles = false;
+			vhd_meta_settle(bm, err);
+		} else if (err) {
+			vhd_meta_abandon(bm);
 		}
-		vhd_meta_settle(bm, err);
+		if (!err)
+			vhd_cache_unpin(bm);
 	}
-	next(disk);
+	vhd_bat_write_queued(disk);
 	vhd_feed_starved(disk);
 }
 
@@ -138,7 +142,7 @@ static uint32_t span_of(const struct list *pos)
 	       PER_SPAN;
 }
 
-static void next(struct vhd_disk *disk)
+void vhd_bat_write_queued(struct vhd_disk *disk)
 {
 	struct vhd_bat_writer *bat = &disk->bat;
 	struct list blocked;
@@ -165,8 +169,11 @@ static void next(struct vhd_disk *disk)
 
 void vhd_bat_publish(struct vhd_bitmap *bm)
 {
+	if (bm->publishing)
+		return;
+	bm->publishing = true;
 	list_add_tail(&bm->publish, &bm->disk->bat.queue);
-	next(bm->disk);
+	vhd_meta_arm(bm->disk);
 }
 
 /* The entries beyond the disk's size that share a sector with its last ones. */
@@ -175,19 +182,17 @@ static int read_spare(struct vhd_disk *disk, struct error *err)
 	struct vhd_image *leaf = disk->leaf;
 	struct vhd_bat_writer *bat = &disk->bat;
 	uint32_t sector = leaf->bat_entries / PER_SECTOR;
-	ssize_t got;
+	int rc;
 
 	if (leaf->bat_entries % PER_SECTOR == 0)
 		return 0;
-	got = pread(leaf->fd, bat->buf, SECTOR_SIZE,
-		    (off_t)(leaf->header.table_offset +
-			    (uint64_t)sector * SECTOR_SIZE));
-	if (got != (ssize_t)SECTOR_SIZE) {
-		int rc = got < 0 ? -errno : -EIO;
-
-		return error_set(err, rc, "%s: BAT: reading: %s", leaf->path,
-				 strerror(-rc));
-	}
+	rc = vhd_read_at(leaf->fd, bat->buf, SECTOR_SIZE,
+			 leaf->header.table_offset +
+			 (uint64_t)sector * SECTOR_SIZE);
+	if (rc)
+		return error_set(err, rc == -ENODATA ? -EIO : rc,
+				 "%s: BAT: reading: %s", leaf->path,
+				 strerror(rc == -ENODATA ? EIO : -rc));
 	vhd_bat_decode(bat->spare, bat->buf, PER_SECTOR);
 	return 0;
 }

@@ -64,6 +64,7 @@ static struct vhd_bitmap *fresh(struct vhd_disk *disk)
 	list_init(&bm->commit);
 	list_init(&bm->committing);
 	list_init(&bm->publish);
+	list_init(&bm->due);
 	return bm;
 }
 
@@ -91,7 +92,7 @@ static struct vhd_bitmap *take(struct vhd_disk *disk, uint32_t block,
 	bm->pins = 1;
 	bm->dirty = false;
 	bm->writing = false;
-	bm->exposed = false;
+	bm->exposed = bm->publishing = bm->settles = false;
 	bm->hashed = true;
 	p = bucket(cache, block);
 	bm->hash_next = *p;

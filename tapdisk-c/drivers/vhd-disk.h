@@ -17,11 +17,11 @@
  * A write completes when data, bitmap and BAT entry have reached the kernel,
  * in this order:
  *
- *   data ─► bit in memory (readers see it) ─► bitmap sector ─► BAT sector
+ *   data ─► bit in memory (readers see it) ─► bitmap sector
  *
- * A new block's BAT entry is "unpublished" until its bitmap is written: other
- * entries of its BAT sector go to disk without it. Its bitmap stays in the cache until
- * then. The file is extended in large steps, with a footer at the new end,
+ * A new block's BAT entry is "unpublished" until it is written: other entries of its
+ * BAT sector go to disk without it. Its bitmap stays in the cache until then. In a
+ * file the entry goes at once, on a block device after the bitmap. The file is extended in large steps, with a footer at the new end,
  * and synced, before any block is placed there: after a power loss no BAT
  * entry points past the end of the file, and what was not written reads as
  * zeros, which as a bitmap means "ask the parent". For that the file is first
@@ -63,6 +63,8 @@ struct vhd_bitmap {
 	bool dirty;			/* map differs from what was last written */
 	bool writing;			/* bitmap or BAT write in flight */
 	bool exposed;			/* a BAT entry may lead to it on the medium */
+	bool publishing;		/* in the queue for the BAT, or in its write in flight */
+	bool settles;			/* when it is published: its bitmap is written */
 	uint8_t *map;
 	uint8_t *out;			/* what is being written */
 	struct io_req io;
@@ -70,7 +72,8 @@ struct vhd_bitmap {
 	struct list loading;		/* image requests that wait for the load */
 	struct list commit;		/* vhd_ops whose bits await the next write */
 	struct list committing;		/* vhd_ops of the write in flight */
-	struct list publish;		/* in the queue for the BAT */
+	struct list publish;
+	struct list due;		/* written at the end of the round */
 };
 
 /* One contiguous I/O of an image request. */
@@ -202,6 +205,8 @@ struct vhd_disk {
 	struct list starved;		/* image requests without an op or bitmap */
 	struct list later;		/* image requests that have had their turn */
 	struct io_timer turn;		/* armed while later is not empty */
+	struct list due;		/* vhd_bitmaps */
+	struct io_timer round;		/* armed while metadata waits for the end of the round */
 	struct vhd_map map;
 	struct vhd_cache cache;
 	uint8_t *whole;			/* a bit per leaf block: all its bits are set in the file */
@@ -211,6 +216,7 @@ struct vhd_disk {
 	struct vhd_grower grow;
 	bool no_holes, no_zeros;	/* the file system can't make them */
 	bool registered;		/* its files, with the engine */
+	uint32_t file_block[VHD_MAX_CHAIN + 1];	/* of direct I/O, bytes; leaf first, the raw parent last */
 	bool changed;			/* the trailer must be rewritten at close */
 };
 
@@ -326,14 +332,22 @@ void vhd_meta_destroy(struct vhd_disk *disk);
 void vhd_meta_abandon(struct vhd_bitmap *bitmap);
 /* The op's bits are set in its bitmap: write it, then end the op. */
 void vhd_meta_commit(struct vhd_op *op);
+/* A new block has its place: writes what may be written before its data. */
+void vhd_meta_begin(struct vhd_bitmap *bitmap);
+/*
+ * Metadata is queued. It is written when the completions that came together
+ * have all been seen, so that one write serves many.
+ */
+void vhd_meta_arm(struct vhd_disk *disk);
 /* A bitmap write, with its BAT write if it needed one, is over. */
 void vhd_meta_settle(struct vhd_bitmap *bitmap, int err);
 
 /* vhd-bat.c */
 int vhd_bat_init(struct vhd_disk *disk, struct error *err);
 void vhd_bat_destroy(struct vhd_disk *disk);
-/* The bitmap is written: its BAT entry follows, then vhd_meta_settle(). */
+/* Queues the block's BAT entry, if it is not; vhd_meta_settle() follows if the bitmap settles. */
 void vhd_bat_publish(struct vhd_bitmap *bitmap);
+void vhd_bat_write_queued(struct vhd_disk *disk);
 
 /* vhd-grow.c */
 int vhd_grow_init(struct vhd_disk *disk);

@@ -47,12 +47,12 @@ void vhd_meta_settle(struct vhd_bitmap *bm, int err)
 static void bitmap_written(struct io_req *io, int err)
 {
 	struct vhd_bitmap *bm = container_of(io, struct vhd_bitmap, io);
-	struct vhd_disk *disk = bm->disk;
 
-	if (err || !vhd_unpublished(disk, bm->block)) {
+	if (err || !vhd_unpublished(bm->disk, bm->block)) {
 		vhd_meta_settle(bm, err);
 		return;
 	}
+	bm->settles = true;
 	vhd_bat_publish(bm);
 }
 
@@ -107,7 +107,8 @@ void vhd_meta_abandon(struct vhd_bitmap *bm)
 	struct vhd_disk *disk = bm->disk;
 	struct vhd_image *leaf = disk->leaf;
 
-	if (!vhd_unpublished(disk, bm->block) || bm->pins > 1 || bm->writing)
+	if (!vhd_unpublished(disk, bm->block) || bm->pins > 1 || bm->writing ||
+	    bm->publishing)
 		return;
 	disk->place[bm->block] = vhd_bat(leaf, bm->block);
 	vhd_bat_set(leaf, bm->block, VHD_BAT_UNUSED);
@@ -129,8 +130,51 @@ void vhd_meta_commit(struct vhd_op *op)
 		return;
 	}
 	list_add_tail(&op->link, &bm->commit);
-	if (!bm->writing)
+	if (bm->writing || !list_empty(&bm->due))
+		return;
+	list_add_tail(&bm->due, &bm->disk->due);
+	vhd_meta_arm(bm->disk);
+}
+
+void vhd_meta_arm(struct vhd_disk *disk)
+{
+	if (!disk->round.armed)
+		engine_timer_set(disk->image.engine, &disk->round, 0);
+}
+
+static void round_over(struct io_timer *timer)
+{
+	struct vhd_disk *disk = container_of(timer, struct vhd_disk, round);
+	struct list *item;
+
+	while ((item = list_pop(&disk->due))) {
+		struct vhd_bitmap *bm = container_of(item, struct vhd_bitmap,
+						     due);
+
+		if (!bm->writing)
+			bitmap_write(bm);
+	}
+	vhd_bat_write_queued(disk);
+}
+
+/*
+ * In a file the place of a new block is zeros, which as a bitmap means "ask the
+ * parent": its BAT entry may be there before all else. Where there is no parent the
+ * bits may be, too: what is not written yet reads as zeros either way.
+ */
+void vhd_meta_begin(struct vhd_bitmap *bm)
+{
+	struct vhd_disk *disk = bm->disk;
+
+	/* A place that was used before may hold what a failed write has left. */
+	if (disk->leaf->is_blk || disk->place[bm->block])
+		return;
+	if (disk->chain->depth == 1) {
+		vhd_bitmap_set(bm->map, 0, disk->leaf->spb);
+		vhd_map_set(disk, bm->block, 0, disk->leaf->spb);
 		bitmap_write(bm);
+	}
+	vhd_bat_publish(bm);
 }
 
 int vhd_meta_init(struct vhd_disk *disk, struct error *err)
@@ -140,6 +184,8 @@ int vhd_meta_init(struct vhd_disk *disk, struct error *err)
 
 	if (disk->image.readonly || leaf->footer.type == VHD_FIXED)
 		return 0;
+	list_init(&disk->due);
+	disk->round.expired = round_over;
 	disk->unpublished = pages_alloc(bits);
 	disk->place = pages_alloc(leaf->bat_entries * sizeof(*disk->place));
 	disk->whole = leaf->has_batmap ? leaf->batmap : pages_alloc(bits);

@@ -56,14 +56,7 @@ static struct vhd_bitmap *new_block(struct vhd_disk *disk, uint32_t block,
 	vhd_bit_clear(disk->whole, block);
 	vhd_bit_set(disk->unpublished, block);
 	disk->changed = true;
-	/*
-	 * Where there is no parent, what is not written reads as zeros all the
-	 * same. A place that was used before may hold data of a write that failed.
-	 */
-	if (disk->chain->depth == 1 && !leaf->is_blk && !disk->place[block]) {
-		vhd_bitmap_set(bm->map, 0, leaf->spb);
-		vhd_map_set(disk, block, 0, leaf->spb);
-	}
+	vhd_meta_begin(bm);
 	return bm;
 }
 

@@ -118,6 +118,15 @@ static enum step discard(struct vhd_disk *disk, struct image_request *req,
 	return STEP_ON;
 }
 
+/*
+ * The BAT entry of a block whose allocation failed may have reached the file all the
+ * same, and lead to data of writes that failed.
+ */
+static bool given_up(const struct vhd_disk *disk, uint64_t sector)
+{
+	return disk->place[sector >> disk->map.shift];
+}
+
 enum step vhd_zero_step(struct vhd_disk *disk, struct image_request *req)
 {
 	uint64_t sector = req->sector + req->cursor;
@@ -133,8 +142,8 @@ enum step vhd_zero_step(struct vhd_disk *disk, struct image_request *req)
 		code = vhd_map_find(disk, sector, &count, req);
 	if (code == CODE_NONE)
 		return STEP_WAIT;
-	if (code == CODE_ZEROS ||
-	    (req->op == IMAGE_DISCARD && code != CODE_LEAF)) {
+	if (req->op == IMAGE_DISCARD ? code != CODE_LEAF :
+	    code == CODE_ZEROS && !given_up(disk, sector)) {
 		req->cursor += count;
 		return STEP_ON;
 	}

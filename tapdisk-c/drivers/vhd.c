@@ -149,27 +149,47 @@ static void vhd_submit(struct image *image, struct image_request *req)
 	image_queue(image, &req->io);
 }
 
+/* The chain's descriptors, leaf first; -1 past the end. */
+static int chain_fd(const struct vhd_chain *chain, unsigned int i)
+{
+	if (i < chain->nr_vhd)
+		return chain->image[i]->fd;
+	return i == chain->nr_vhd ? chain->raw_fd : -1;
+}
+
 void vhd_files_add(struct vhd_disk *disk)
 {
-	const struct vhd_chain *chain = disk->chain;
+	int fd;
 
-	for (unsigned int i = 0; i < chain->nr_vhd; i++)
-		engine_file_add(disk->image.engine, chain->image[i]->fd,
-				SECTOR_SIZE);
-	if (chain->raw_fd >= 0)
-		engine_file_add(disk->image.engine, chain->raw_fd, SECTOR_SIZE);
+	for (unsigned int i = 0; (fd = chain_fd(disk->chain, i)) >= 0; i++)
+		engine_file_add(disk->image.engine, fd, disk->file_block[i]);
 	disk->registered = true;
 }
 
 void vhd_files_remove(struct vhd_disk *disk)
 {
-	const struct vhd_chain *chain = disk->chain;
+	int fd;
 
-	for (unsigned int i = 0; i < chain->nr_vhd; i++)
-		engine_file_remove(disk->image.engine, chain->image[i]->fd);
-	if (chain->raw_fd >= 0)
-		engine_file_remove(disk->image.engine, chain->raw_fd);
+	for (unsigned int i = 0; (fd = chain_fd(disk->chain, i)) >= 0; i++)
+		engine_file_remove(disk->image.engine, fd);
 	disk->registered = false;
+}
+
+/* Metadata, and what a guest writes, come in sectors whatever the disk below has. */
+static int probe_blocks(struct vhd_disk *disk, struct error *err)
+{
+	const struct vhd_chain *chain = disk->chain;
+	int fd, rc;
+
+	for (unsigned int i = 0; (fd = chain_fd(chain, i)) >= 0; i++) {
+		rc = vhd_direct_block(fd, &disk->file_block[i]);
+		if (rc)
+			return error_set(err, rc, "%s: reading: %s",
+					 i < chain->nr_vhd ?
+					 chain->image[i]->path :
+					 chain->raw_path, strerror(-rc));
+	}
+	return 0;
 }
 
 void vhd_disk_free(struct vhd_disk *disk)
@@ -234,6 +254,8 @@ int vhd_disk_new(struct vhd_disk **out, struct vhd_chain *chain,
 		goto out;
 	}
 	rc = vhd_meta_init(disk, err);
+	if (!rc)
+		rc = probe_blocks(disk, err);
 	if (rc)
 		goto out;
 	for (unsigned int i = 0; i < nr_ops; i++) {

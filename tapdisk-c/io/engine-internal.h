@@ -53,6 +53,7 @@ struct engine {
 	unsigned int nr_streams;
 	struct list done;		/* io_req.link: result is 0 or -errno */
 	struct list timers;		/* io_timer.link, by deadline */
+	struct list plugs;		/* io_plug.link */
 	unsigned int inflight;		/* done() not yet called */
 	unsigned int in_kernel;
 
@@ -146,6 +147,14 @@ void sched_add(struct engine *engine, struct io_req *req);
 void sched_run(struct engine *engine);
 /* Answers the parts of a merged request, which has no done(). */
 void sched_split(struct engine *engine, struct io_req *req, int result);
+
+/* Of a transfer in a stream's share: 4 KiB count as 1, 256 KiB or more as 64. */
+static inline unsigned int sched_weight(const struct io_req *req)
+{
+	size_t pages = req->left >> 12;
+
+	return pages < 1 ? 1 : pages > 64 ? 64 : (unsigned int)pages;
+}
 
 static inline void engine_schedule(struct engine *engine, struct io_req *req)
 {

@@ -39,6 +39,7 @@ struct io_stream {
 	unsigned int nr[2];
 	unsigned int sorted[2];		/* so many at the front are in order */
 	unsigned int in_kernel;
+	unsigned int weight;		/* of these, by size */
 	unsigned int turn;		/* which of the two queues is served */
 	int64_t deficit;		/* bytes it may still submit in this turn */
 	uint64_t merged;		/* requests that went along with another's */
@@ -135,6 +136,20 @@ void engine_unwatch(struct engine *engine, struct io_watch *watch);
 void engine_timer_set(struct engine *engine, struct io_timer *timer,
 		      uint64_t deadline_ns);
 void engine_timer_cancel(struct engine *engine, struct io_timer *timer);
+
+/* What wants to queue all that came together as one, not each as it comes. */
+struct io_plug {
+	void (*unplug)(struct io_plug *p);
+	struct list link;
+	bool armed;
+};
+
+/*
+ * unplug() is called once, when the next engine_run() begins, before anything
+ * is submitted: what it queues goes with the rest. Nothing happens if armed.
+ */
+void engine_plug(struct engine *engine, struct io_plug *plug);
+void engine_plug_cancel(struct engine *engine, struct io_plug *plug);
 
 /*
  * Submits what is queued, waits (forever if timeout_ms < 0, not at all if 0)

@@ -46,7 +46,7 @@ static int uring_open(struct engine **engine, unsigned int depth,
 			IORING_SETUP_SUBMIT_ALL,
 		0,
 	};
-	unsigned int entries = depth + 64;
+	unsigned int entries = depth + 64, workers[2] = { depth, 0 };
 	struct uring_engine *u;
 	int rc = -EINVAL;
 
@@ -75,6 +75,12 @@ static int uring_open(struct engine **engine, unsigned int depth,
 	}
 	/* Saves a lookup at each wait; where it can't be, nothing is lost. */
 	io_uring_register_ring_fd(&u->ring);
+	/*
+	 * A thread of the kernel's for each request that blocks, where there
+	 * were 4 for each CPU: an NFS server that is gone must not stop the
+	 * syncs of other files.
+	 */
+	io_uring_register_iowq_max_workers(&u->ring, workers);
 	u->memory_bytes = MEMORY_ROUND;
 	*engine = &u->engine;
 	return 0;

@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser("python3 -m tests.perf", description="Measure NBD servers side by side.")
     result.add_argument("--quick", action="store_true", help="the main cells in three minutes; wide bounds")
     result.add_argument("--rounds", type=int, metavar="N", help="rounds (default 7, quick 3)")
-    result.add_argument("--milliseconds", type=int, metavar="MS", help="length of a run (default 1200, quick 600)")
+    result.add_argument("--milliseconds", type=int, metavar="MS", help="length of a run (default 1200, quick 500)")
     result.add_argument("--size", type=int, default=512, metavar="MIB", help="of a written disk (default 512)")
     result.add_argument("--fresh-size", type=int, default=4096, metavar="MIB", help="of a fresh disk (default 4096)")
     result.add_argument(
@@ -138,7 +138,8 @@ def measure(args: argparse.Namespace, found: results.Results, path: Path) -> Non
                 fail("nothing to measure: " + "; ".join(found.notes))
             describe(args, found, servers, places)
             bench = Bench(found, settings(args), servers, images, Path(work))
-            prepare(bench, cells)
+            say("making images")
+            bench.prepare(cells)
             bench.rounds(cells)
             if args.counts:
                 say("counting system calls and mallocs")
@@ -156,20 +157,12 @@ def measure(args: argparse.Namespace, found: results.Results, path: Path) -> Non
                 results.save(found, path, verdict.summary(found))
 
 
-def prepare(bench: Bench, cells: Sequence[Cell]) -> None:
-    """Make all images before the first round."""
-    say("making images")
-    for cell in cells:
-        for entry in cell_module.entries(cell.kind, bench.servers):
-            bench.images[cell.medium].ready(cell, entry.image_format)
-
-
 def settings(args: argparse.Namespace) -> Settings:
     """Rounds, length and CPUs."""
     server, client = machine.split_cpus(os.sched_getaffinity(0)) if args.pin else ("", "")
     return Settings(
         rounds=args.rounds or (3 if args.quick else 7),
-        milliseconds=args.milliseconds or (600 if args.quick else 1200),
+        milliseconds=args.milliseconds or (500 if args.quick else 1200),
         server_cpus=server,
         client_cpus=client,
     )
@@ -197,6 +190,8 @@ def describe(
     }
     if args.pin and not chosen_settings.client_cpus:
         found.notes.append("nothing is pinned: there is one CPU")
+    if chosen_settings.rounds < 6:
+        found.notes.append("fewer than 6 rounds: the bounds have less than 95 % confidence, a hint and no proof")
     busy = machine.others_busy()
     found.settings["busy_before"] = round(busy, 2)
     if busy > 0.1:

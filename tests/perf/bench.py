@@ -2,6 +2,8 @@
 """The rounds: every server does every cell once a round, in an order that rotates."""
 
 import os
+import random
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -11,7 +13,7 @@ from pathlib import Path
 from tests.lib.programs import program
 from tests.perf import counting, fio, machine, nbd, proc
 from tests.perf.cells import Cell, Entry, entries, rotated
-from tests.perf.images import Images
+from tests.perf.images import PIECE, SEED, Images
 from tests.perf.results import Count, Results, Run
 from tests.perf.servers import Running, Server, ServerError
 
@@ -32,6 +34,11 @@ class Settings:
 def say(text: str) -> None:
     """Progress, on stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+def public(error: Exception) -> str:
+    """The first line of an error, without the places of this machine."""
+    return re.sub(r"/\S*/", "", str(error).partition("\n")[0])
 
 
 class Bench:
@@ -67,8 +74,36 @@ class Bench:
     def failure(self, cell: str, entry: str, error: Exception) -> None:
         """Note it, and don't try this again."""
         self.failed.add((cell, entry))
-        self.results.failures.append(f"{cell}: {entry}: {error}")
+        self.results.failures.append(f"{cell}: {entry}: {public(error)}")
         say(f"  FAILED {cell}: {entry}: {error}")
+
+    def prepare(self, cells: Sequence[Cell]) -> None:
+        """Make all images, and see that every server reads from each what is in it: a wrong answer is no fast one."""
+        seen: set[tuple[str, str, str]] = set()
+        for cell in cells:
+            for entry in entries(cell.kind, self.servers):
+                if (cell.medium, cell.kind, entry.name) in seen:
+                    continue
+                seen.add((cell.medium, cell.kind, entry.name))
+                try:
+                    self.verify(cell, entry)
+                except (ServerError, nbd.NbdError, OSError) as error:
+                    for same in cells:
+                        if (same.medium, same.kind) == (cell.medium, cell.kind):
+                            self.failed.add((same.name, entry.name))
+                    self.failure(cell.name, entry.name, error)
+
+    def verify(self, cell: Cell, entry: Entry) -> None:
+        """Raises ServerError if the server reads something else than the image holds."""
+        images = self.images[cell.medium]
+        image = images.ready(cell, entry.image_format)
+        with Running(entry.server, image, entry.image_format, self.work) as server, nbd.Client(server.sock) as client:
+            size = images.disk_size(cell.kind)
+            if client.size != size:
+                raise ServerError(f"{entry.name}: the disk has {client.size} bytes instead of {size}")
+            for offset in random.Random(SEED).sample(range(0, size, PIECE), 64):
+                if client.read(offset, 512)[:16] != images.expected(cell.kind, entry.image_format, offset):
+                    raise ServerError(f"{entry.name}: reads wrong data at byte {offset}")
 
     def rounds(self, cells: Sequence[Cell]) -> None:
         """All rounds."""
@@ -170,7 +205,7 @@ class Bench:
                 try:
                     self.results.counts.append(self.count(cell, entry, tool))
                 except (ServerError, fio.FioError, counting.CountError, OSError) as error:
-                    self.results.failures.append(f"count {cell.name}: {entry.name}: {error}")
+                    self.results.failures.append(f"count {cell.name}: {entry.name}: {public(error)}")
                     say(f"  FAILED count {cell.name}: {entry.name}: {error}")
 
     def count(self, cell: Cell, entry: Entry, tool: str) -> Count:

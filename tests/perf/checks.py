@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from tests.perf import fio, nbd, proc
-from tests.perf.bench import Bench
+from tests.perf.bench import Bench, public
 from tests.perf.fio import Pattern
 from tests.perf.images import Images
 from tests.perf.results import Check
@@ -42,13 +42,17 @@ def space(bench: Bench, images: Images, server: Server, image_format: str) -> Ch
 
 
 def rss(bench: Bench, images: Images, server: Server, image_format: str) -> Check:
-    """MB resident that a server of an empty 1 TiB image has when it has read its first bytes for a client and waits."""
+    """MB resident that a server of an empty 1 TiB image has when its first client has come, read and gone.
+
+    So what a transport keeps for a client is not in it, unless it keeps that for ever.
+    """
     path = images.directory / f"terabyte.{image_format}"
     path.unlink(missing_ok=True)
     images.empty(path, image_format, TERABYTE)
     try:
-        with Running(server, path, image_format, bench.work) as running, nbd.Client(running.sock) as client:
-            client.read(0, 4096)
+        with Running(server, path, image_format, bench.work) as running:
+            with nbd.Client(running.sock) as client:
+                client.read(0, 4096)
             time.sleep(0.3)
             return Check(RSS, f"{server.name} {image_format}", proc.rss_kib(running.session) / 1e3 * 1.024, "MB")
     finally:
@@ -61,7 +65,7 @@ def stall(bench: Bench, images: Images, server: Server) -> Check:
     A server without a control socket can't be told to pause.
     """
     del bench, images
-    return Check(STALL, f"{server.name} vpc", None, "ms", "tapdisk --nbd can't be paused: it has no control socket")
+    return Check(STALL, f"{server.name} vpc", None, "ms", "no way to pause it")
 
 
 def all_checks(bench: Bench, images: Images, quick: bool) -> None:
@@ -73,7 +77,7 @@ def all_checks(bench: Bench, images: Images, quick: bool) -> None:
             try:
                 bench.results.checks.append(check(bench, images, server, image_format))
             except (ServerError, fio.FioError, nbd.NbdError, OSError) as error:
-                bench.results.failures.append(f"{check.__name__}: {server.name} {image_format}: {error}")
+                bench.results.failures.append(f"{check.__name__}: {server.name} {image_format}: {public(error)}")
     for server in bench.servers:
         if server.name == bench.results.judged and "vpc" in server.formats:
             bench.results.checks.append(stall(bench, images, server))

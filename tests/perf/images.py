@@ -9,6 +9,7 @@ so its data lies aligned to 4 KiB and its bitmaps say what is there; qemu reads 
 import os
 import random
 import shutil
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,6 +85,7 @@ class Images:
         self.size = size
         self.fresh_size = fresh_size
         self.made: set[str] = set()
+        self.places: dict[tuple[int, int], set[int]] = {}
 
     def path(self, kind: str, image_format: str) -> Path:
         """Where the image is (the leaf of a chain)."""
@@ -102,7 +104,7 @@ class Images:
         if cell.kind == "fresh":
             path.unlink(missing_ok=True)
             self.empty(path, image_format, self.fresh_size)
-        elif path.name not in self.made and str(path) not in self.made:
+        elif str(path) not in self.made:
             if cell.kind in DEPTHS:
                 self._chain(path, image_format, DEPTHS[cell.kind])
             else:
@@ -150,6 +152,20 @@ class Images:
                 call(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", parent, path])
                 commands = "".join(f"write -q -P {level} {offset} {PIECE}\n" for offset in offsets)
                 call(["qemu-io", "-f", "qcow2", path], stdin=commands.encode())
+
+    def expected(self, kind: str, image_format: str, offset: int) -> bytes:
+        """What is at the start of a piece of a disk that no run has written to yet."""
+        if kind == "fresh":
+            return bytes(16)
+        written = [
+            level
+            for level in range(1, DEPTHS.get(kind, 1))
+            if offset in self.places.setdefault((DEPTHS[kind], level), set(generation(self.size, DEPTHS[kind], level)))
+        ]
+        if image_format == "vpc":
+            seed = written[-1] if written else offset // MIB + 1
+            return struct.pack("=QQ", offset // SECTOR, seed)
+        return bytes([written[-1]]) * 16 if written else random.Random(SEED).randbytes(MIB)[offset % MIB :][:16]
 
     def drop_cache(self, image_format: str) -> None:
         """Forget cached pages of the raw image, for a server that reads through the page cache."""

@@ -3,8 +3,8 @@
 
 Rounds are few and their times are not normal, so the bounds are order statistics: the k-th smallest and the k-th
 largest of n ratios hold the median between them with a probability that follows from the binomial distribution alone
-(the sign test). k is the largest for which that is at least 95 %; with fewer than 6 rounds there is none, the bounds are the
-smallest and the largest, and the confidence that they have is stated.
+(the sign test). k is the largest for which that is at least 95 %; with fewer than 6 rounds there is none, the bounds
+are the smallest and the largest, and the confidence that they have is stated.
 """
 
 import math

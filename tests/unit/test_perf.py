@@ -264,8 +264,8 @@ def two_sides(mine: float, other: float, *, of_mine: dict[str, Any], of_other: d
 @pytest.mark.parametrize(
     ("mine", "other", "of_mine", "of_other", "limit", "expected"),
     [
-        (96e3, 100e3, {}, {}, "medium", verdict.REACHED),
-        (90e3, 100e3, {}, {}, "medium", verdict.MISSED),
+        (96e3, 100e3, {}, {}, "neither", verdict.REACHED),
+        (90e3, 100e3, {}, {}, "neither", verdict.MISSED),
         (140e3, 100e3, {}, {"server_cpu": 1.0}, "server", verdict.MISSED),
         (160e3, 100e3, {}, {"server_cpu": 1.0}, "server", verdict.REACHED),
         (100e3, 100e3, {"client_cpu": 0.95, "cpu_us_per_io": 6.0}, {"server_cpu": 1.0}, "client", verdict.REACHED),

@@ -1,0 +1,537 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+/* The NBD transport with both engines: what it answers, and what it survives. */
+#include "nbd-bed.h"
+
+static uint8_t big[DISK];
+
+static void reads_and_writes_of_any_length(void **state)
+{
+	static const uint32_t lens[] = { 512, 4096, 65536, 200 << 10, 256 << 10, (256 << 10) + 512, 5 * MIB, 32 * MIB };
+	struct fixture *f = *state;
+	int a = serve_simple(f), b = serve_structured(f);
+
+	for (size_t i = 0; i < sizeof(lens) / sizeof(lens[0]); i++) {
+		uint32_t len = lens[i], left = len;
+		uint64_t at = (i + 1) * 1536;
+
+		for (uint32_t k = 0; k < len; k += 8)
+			put_be64(big + k, (k + i) * 0xc2b2ae3d27d4eb4full);
+		ask(f, a, 0, NBD_CMD_WRITE, i, at, len);
+		put(f, a, big, len);
+		assert_int_equal(simple(f, a, i), 0);
+		assert_memory_equal(vbd.disk + at, big, len);
+
+		memset(big, 0, len);
+		ask(f, a, 0, NBD_CMD_READ, i, at, len);
+		assert_int_equal(simple(f, a, i), 0);
+		get(f, a, big, len);
+		assert_memory_equal(vbd.disk + at, big, len);
+
+		ask(f, b, 0, NBD_CMD_READ, i, at, len);
+		while (left) {
+			get_chunk(f, b);
+			assert_int_equal(chunk.type, NBD_CHUNK_OFFSET_DATA);
+			assert_memory_equal(chunk.data + 8, vbd.disk + get_be64(chunk.data), chunk.len - 8);
+			left -= chunk.len - 8;
+			assert_int_equal(chunk.last, !left);
+		}
+	}
+	close(a);
+	close(b);
+}
+
+/* All at once, more than there is room for; each is answered once. */
+static void any_depth(void **state)
+{
+	enum { N = 1000 };
+	struct fixture *f = *state;
+	static uint8_t in[N * (28 + 4096)], seen[N];
+	int fd = serve_simple(f);
+	size_t len = 0, at = 0;
+
+	memset(seen, 0, sizeof(seen));
+	for (uint32_t i = 0; i < N; i++) {
+		uint8_t *p = in + len;
+
+		memset(p, 0, 28);
+		put_be32(p, 0x25609513);
+		put_be16(p + 6, i % 2);
+		put_be64(p + 8, i);
+		put_be64(p + 16, (uint64_t)i * 4096);
+		put_be32(p + 24, 4096);
+		len += 28;
+		if (i % 2) {
+			memset(in + len, (int)i, 4096);
+			len += 4096;
+		}
+	}
+	vbd.hold = true;
+	while (at < len) {
+		ssize_t n = send(fd, in + at, len - at, MSG_NOSIGNAL);
+		uint8_t p[16], data[4096];
+
+		at += n > 0 ? (size_t)n : 0;
+		turn(f);
+		assert_true(vbd.nr_held <= NBD_PIECES);
+		if (n > 0)
+			continue;
+		/* It takes no more: that is the bound. Let one after the other go. */
+		answer_held(random() % 2);
+		while (recv(fd, p, 16, 0) == 16) {
+			uint64_t i = get_be64(p + 8);
+
+			assert_true(i < N);
+			seen[i]++;
+			if (i % 2 == 0) {
+				get(f, fd, data, 4096);
+				assert_memory_equal(data, vbd.disk + i * 4096, 4096);
+			}
+			turn(f);
+		}
+	}
+	for (;;) {
+		uint8_t p[16], data[4096];
+		bool closed;
+
+		answer_held(false);
+		if (get_some(f, fd, p, 16, &closed) < 16)
+			break;
+		seen[get_be64(p + 8)]++;
+		if (get_be64(p + 8) % 2 == 0)
+			get(f, fd, data, 4096);
+	}
+	for (uint32_t i = 0; i < N; i++) {
+		assert_int_equal(seen[i], 1);
+		if (i % 2)
+			assert_int_equal(vbd.disk[(size_t)i * 4096 + 77], (uint8_t)i);
+	}
+	close(fd);
+}
+
+static void what_makes_no_sense_is_an_error_and_the_connection_goes_on(void **state)
+{
+	static const struct {
+		unsigned int flags, type;
+		uint64_t offset;
+		uint32_t len;
+		int err;
+	} bad[] = {
+		{ 0, NBD_CMD_READ, 0, 0, 22 },
+		{ 0, NBD_CMD_READ, 100, 512, 22 },
+		{ 0, NBD_CMD_READ, 0, 100, 22 },
+		{ 0, NBD_CMD_READ, DISK, 512, 22 },
+		{ 0, NBD_CMD_READ, UINT64_MAX - 511, 512, 22 },
+		{ 0, NBD_CMD_READ, 0, 0xfffffe00, 22 },
+		{ 0, NBD_CMD_READ, 0, 33 * MIB, 75 },
+		{ NBD_CMD_FLAG_DF, NBD_CMD_READ, 0, MIB, 75 },
+		{ 0x80, NBD_CMD_READ, 0, 512, 22 },
+		{ 0, NBD_CMD_WRITE, DISK - 512, 1024, 28 },
+		{ 0, NBD_CMD_WRITE, 1, 512, 22 },
+		{ 0, NBD_CMD_WRITE, 0, 33 * MIB, 22 },
+		{ 0, NBD_CMD_TRIM, DISK, 512, 28 },
+		{ 0, NBD_CMD_WRITE_ZEROES, DISK - 512, 0xfffffe00, 28 },
+		{ 0, NBD_CMD_BLOCK_STATUS, 0, 0, 22 },
+		{ 0, 5, 0, 512, 22 },
+		{ 0, 999, 0, 512, 22 },
+	};
+	struct fixture *f = *state;
+	int fd = serve_structured(f);
+
+	memset(big, 0x55, sizeof(big));
+	for (uint64_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		ask(f, fd, bad[i].flags, bad[i].type, i, bad[i].offset, bad[i].len);
+		if (bad[i].type == NBD_CMD_WRITE)
+			put(f, fd, big, bad[i].len);
+		assert_int_equal(structured(f, fd, i), bad[i].err);
+	}
+	assert_null(memmem(vbd.disk, DISK, big, 64));
+	ask(f, fd, 0, NBD_CMD_FLUSH, 77, 0, 0);
+	assert_int_equal(structured(f, fd, 77), 0);
+	close(fd);
+}
+
+static void nothing_is_written_where_it_is_readonly(void **state)
+{
+	static const unsigned int types[] = { NBD_CMD_WRITE, NBD_CMD_TRIM, NBD_CMD_WRITE_ZEROES };
+	struct fixture *f = *state;
+	uint8_t out[28];
+	int fd;
+
+	f->nbd->ops->stop(f->nbd, true, NULL);
+	f->nbd->ops->reset(f->nbd, NULL);
+	start(f, true);
+	fd = client_open(f);
+	put(f, fd, "\0\0\0\3IHAVEOPT\0\0\0\1\0\0\0\0", 20);
+	get(f, fd, out, sizeof(out));
+	assert_int_equal(get_be16(out + 26), NBD_FLAG_HAS_FLAGS | NBD_FLAG_READ_ONLY | NBD_FLAG_SEND_FLUSH |
+			 NBD_FLAG_SEND_FUA | NBD_FLAG_CAN_MULTI_CONN);
+	memset(big, 0x55, 4096);
+	for (size_t i = 0; i < 3; i++) {
+		ask(f, fd, 0, types[i], i, 4096, 4096);
+		if (types[i] == NBD_CMD_WRITE)
+			put(f, fd, big, 4096);
+		assert_int_equal(simple(f, fd, i), 1);
+	}
+	assert_true(get_be64(vbd.disk + 4096) == 4096 * 0x9e3779b97f4a7c15ull);
+	close(fd);
+}
+
+static void trim_zero_fua_and_status(void **state)
+{
+	struct fixture *f = *state;
+	int fd = serve_structured(f);
+
+	ask(f, fd, 0, NBD_CMD_TRIM, 1, 0, MIB);
+	assert_int_equal(structured(f, fd, 1), 0);
+	assert_int_equal(vbd.disk[100], 0);
+	ask(f, fd, NBD_CMD_FLAG_NO_HOLE, NBD_CMD_WRITE_ZEROES, 2, MIB, 30 * MIB);
+	assert_int_equal(structured(f, fd, 2), 0);
+	assert_int_equal(vbd.disk[31 * MIB - 1], 0xee);
+	assert_int_equal(vbd.fuas, 0);
+
+	ask(f, fd, NBD_CMD_FLAG_FUA, NBD_CMD_WRITE, 3, 0, 4096);
+	put(f, fd, big, 4096);
+	assert_int_equal(structured(f, fd, 3), 0);
+	assert_int_equal(vbd.fuas, 1);
+	/* In pieces: one flush behind them. */
+	ask(f, fd, NBD_CMD_FLAG_FUA, NBD_CMD_WRITE, 4, 0, MIB);
+	put(f, fd, big, MIB);
+	assert_int_equal(structured(f, fd, 4), 0);
+	assert_int_equal(vbd.fuas, 1);
+	assert_int_equal(vbd.flushes, 1);
+
+	ask(f, fd, 0, NBD_CMD_BLOCK_STATUS, 5, MIB / 2, 3 * MIB);
+	get_chunk(f, fd);
+	assert_int_equal(chunk.type, NBD_CHUNK_BLOCK_STATUS);
+	assert_true(chunk.last);
+	assert_int_equal(chunk.len, 4 + 4 * 8);
+	assert_int_equal(get_be32(chunk.data), NBD_CONTEXT_ALLOCATION);
+	for (uint32_t i = 0; i < 4; i++) {
+		assert_int_equal(get_be32(chunk.data + 4 + i * 8), i == 0 || i == 3 ? MIB / 2 : MIB);
+		assert_int_equal(get_be32(chunk.data + 8 + i * 8), i % 2 ? 3 : 0);
+	}
+	ask(f, fd, NBD_CMD_FLAG_REQ_ONE, NBD_CMD_BLOCK_STATUS, 6, MIB / 2, 3 * MIB);
+	get_chunk(f, fd);
+	assert_int_equal(chunk.len, 4 + 8);
+	close(fd);
+}
+
+static void an_error_of_the_disk_reaches_the_client_without_data(void **state)
+{
+	struct fixture *f = *state;
+	int a = serve_simple(f), b = serve_structured(f);
+	uint32_t left = MIB;
+	bool error = false;
+
+	vbd.bad_sector = 600 * 1024 / 512;
+	ask(f, a, 0, NBD_CMD_READ, 1, 600 * 1024, 4096);
+	assert_int_equal(simple(f, a, 1), 5);
+	ask(f, a, 0, NBD_CMD_WRITE, 2, 0, MIB);
+	put(f, a, big, MIB);
+	assert_int_equal(simple(f, a, 2), 5);
+	/* At its first piece a long read can still fail. */
+	ask(f, a, 0, NBD_CMD_READ, 3, 600 * 1024, MIB);
+	assert_int_equal(simple(f, a, 3), 5);
+	expect_silence(f, a);
+
+	ask(f, b, 0, NBD_CMD_READ, 4, 0, MIB);
+	do {
+		get_chunk(f, b);
+		if (chunk.type == NBD_CHUNK_ERROR_OFFSET) {
+			assert_int_equal(get_be32(chunk.data), 5);
+			assert_true(get_be64(chunk.data + 6) == 512 * 1024);
+			error = true;
+			left -= 256 << 10;
+		} else {
+			assert_int_equal(chunk.type, NBD_CHUNK_OFFSET_DATA);
+			left -= chunk.len - 8;
+		}
+		assert_int_equal(chunk.last, !left);
+	} while (left);
+	assert_true(error);
+
+	/* Later nothing but the end of the connection tells. */
+	vbd.hold = true;
+	ask(f, a, 0, NBD_CMD_READ, 5, 0, MIB);
+	while (vbd.nr_held < 4)
+		turn(f);
+	answer_one(vbd.held[0]);
+	assert_int_equal(simple(f, a, 5), 0);
+	get(f, a, big, 256 << 10);
+	vbd.nr_held = 3;
+	memmove(vbd.held, vbd.held + 1, 3 * sizeof(vbd.held[0]));
+	answer_held(true);
+	expect_closed(f, a);
+	close(b);
+}
+
+/* A simple reply in pieces stays in one piece on the wire, in order. */
+static void nothing_comes_between_the_pieces_of_a_simple_reply(void **state)
+{
+	struct fixture *f = *state;
+	int fd = serve_simple(f);
+
+	vbd.hold = true;
+	ask(f, fd, 0, NBD_CMD_READ, 1, 0, MIB);
+	ask(f, fd, 0, NBD_CMD_READ, 2, 2 * MIB, MIB / 2);
+	ask(f, fd, 0, NBD_CMD_READ, 3, 512, 512);
+	for (int i = 0; i < 20; i++)
+		turn(f);
+	assert_int_equal(vbd.nr_held, 7);
+	answer_one(vbd.held[0]);
+	for (int i = 0; i < 5; i++)
+		turn(f);
+	vbd.held[0] = vbd.held[6];
+	vbd.nr_held = 6;
+	answer_held(true);
+	assert_int_equal(simple(f, fd, 1), 0);
+	get(f, fd, big, MIB);
+	assert_memory_equal(big, vbd.disk, MIB);
+	for (int i = 0; i < 2; i++) {
+		uint8_t p[16];
+
+		get(f, fd, p, 16);
+		get(f, fd, big, get_be64(p + 8) == 2 ? MIB / 2 : 512);
+		assert_memory_equal(big, vbd.disk + (get_be64(p + 8) == 2 ? 2 * MIB : 512), 512);
+	}
+	close(fd);
+}
+
+static void disconnect_waits_for_what_is_in_flight(void **state)
+{
+	struct fixture *f = *state;
+	int fd = serve_simple(f);
+
+	vbd.hold = true;
+	ask(f, fd, 0, NBD_CMD_READ, 1, 0, 4096);
+	ask(f, fd, 0, NBD_CMD_DISC, 2, 0, 0);
+	expect_silence(f, fd);
+	assert_int_equal(vbd.nr_held, 1);
+	answer_held(false);
+	assert_int_equal(simple(f, fd, 1), 0);
+	get(f, fd, big, 4096);
+	expect_closed(f, fd);
+}
+
+/* Its buffers are the VBD's until that answers, whatever becomes of the client. */
+static void a_client_may_leave_in_the_middle(void **state)
+{
+	struct fixture *f = *state;
+
+	vbd.hold = true;
+	for (unsigned int i = 0; i < 3 * NBD_MAX_CLIENTS; i++) {
+		int fd = serve_simple(f);
+
+		ask(f, fd, 0, NBD_CMD_READ, 1, 0, MIB);
+		ask(f, fd, 0, NBD_CMD_WRITE, 2, MIB, MIB);
+		put(f, fd, big, 600 * 1024);
+		for (int k = 0; k < 3; k++)
+			turn(f);
+		close(fd);
+		if (i % 8 == 7)
+			answer_held(true);
+		turn(f);
+	}
+	answer_held(false);
+	vbd.hold = false;
+	close(serve_simple(f));
+}
+
+static void no_request_ends_that_connection_alone(void **state)
+{
+	struct fixture *f = *state;
+	int good = serve_simple(f), bad = serve_simple(f);
+
+	put(f, bad, "this is not the magic number", 28);
+	expect_closed(f, bad);
+	ask(f, good, 0, NBD_CMD_FLUSH, 1, 0, 0);
+	assert_int_equal(simple(f, good, 1), 0);
+	close(good);
+}
+
+static void a_client_that_does_not_read_stalls_no_other(void **state)
+{
+	struct fixture *f = *state;
+	int deaf[NBD_MAX_CLIENTS - 1], good;
+
+	for (unsigned int i = 0; i < NBD_MAX_CLIENTS - 1; i++) {
+		deaf[i] = serve_simple(f);
+		for (uint64_t k = 0; k < 20; k++)
+			ask(f, deaf[i], 0, NBD_CMD_READ, k, 0, 32 * MIB);
+	}
+	good = serve_simple(f);
+	for (uint64_t i = 0; i < 50; i++) {
+		ask(f, good, 0, NBD_CMD_READ, i, i * MIB / 2, MIB);
+		assert_int_equal(simple(f, good, i), 0);
+		get(f, good, big, MIB);
+		assert_memory_equal(big, vbd.disk + i * MIB / 2, MIB);
+	}
+	for (unsigned int i = 0; i < NBD_MAX_CLIENTS - 1; i++)
+		close(deaf[i]);
+	close(good);
+}
+
+/* One more than the most waits, and is served when another has gone. */
+static void a_client_too_many_waits(void **state)
+{
+	struct fixture *f = *state;
+	int fds[NBD_MAX_CLIENTS], more;
+	uint8_t greeting[18];
+
+	for (unsigned int i = 0; i < NBD_MAX_CLIENTS; i++)
+		fds[i] = serve_simple(f);
+	more = client_open(f);
+	expect_silence(f, more);
+	close(fds[3]);
+	fds[3] = more;
+	get(f, more, greeting, 18);
+	for (unsigned int i = 0; i < NBD_MAX_CLIENTS; i++)
+		close(fds[i]);
+}
+
+static void while_held_requests_wait(void **state)
+{
+	struct fixture *f = *state;
+	int fd = serve_simple(f);
+
+	vbd.hold = true;
+	ask(f, fd, 0, NBD_CMD_READ, 1, 0, 512);
+	turn(f);
+	f->nbd->ops->hold(f->nbd);
+	ask(f, fd, 0, NBD_CMD_WRITE, 2, DISK, MIB);
+	for (int i = 0; i < 10; i++)
+		turn(f);
+	assert_int_equal(vbd.nr_held, 1);
+	answer_held(false);
+	assert_int_equal(simple(f, fd, 1), 0);
+	get(f, fd, big, 512);
+	expect_silence(f, fd);
+	assert_int_equal(vbd.nr_held, 0);
+
+	/* The disk has grown meanwhile: what lay beyond its end does no more. */
+	vbd.disk = realloc(vbd.disk, DISK + MIB);
+	f->info.sectors += MIB / SECTOR_SIZE;
+	assert_int_equal(f->nbd->ops->release(f->nbd, &f->info, false, NULL), 0);
+	memset(big, 0x77, MIB);
+	put(f, fd, big, MIB);
+	for (int i = 0; i < 10; i++)
+		turn(f);
+	answer_held(false);
+	assert_int_equal(simple(f, fd, 2), 0);
+	assert_memory_equal(vbd.disk + DISK, big, MIB);
+	close(fd);
+}
+
+/* Random requests on several connections, answered in random order, against a copy of the disk. */
+static void random_requests_agree_with_a_model(void **state)
+{
+	enum { CLIENTS = 4, ROUNDS = 4000 };
+	struct fixture *f = *state;
+	unsigned int seed = (unsigned int)time(NULL);
+	uint8_t *model = malloc(DISK);
+	int fd[CLIENTS];
+
+	print_message("seed %u\n", seed);
+	srandom(seed);
+	memcpy(model, vbd.disk, DISK);
+	for (int i = 0; i < CLIENTS; i++)
+		fd[i] = i % 2 ? serve_structured(f) : serve_simple(f);
+	for (uint64_t round = 0; round < ROUNDS; round++) {
+		uint32_t i = (uint32_t)random() % CLIENTS, left;
+		uint32_t len = (1 + (uint32_t)random() % (random() % 20 ? 40 : 3000)) * 512;
+		uint64_t at = (uint64_t)random() % ((DISK - len) / 512) * 512;
+
+		if (random() % 2) {
+			memset(big, (int)random(), len);
+			memcpy(model + at, big, len);
+			ask(f, fd[i], 0, NBD_CMD_WRITE, round, at, len);
+			put(f, fd[i], big, len);
+			assert_int_equal(i % 2 ? structured(f, fd[i], round) : simple(f, fd[i], round), 0);
+			continue;
+		}
+		ask(f, fd[i], 0, NBD_CMD_READ, round, at, len);
+		if (i % 2 == 0) {
+			assert_int_equal(simple(f, fd[i], round), 0);
+			get(f, fd[i], big, len);
+			assert_memory_equal(big, model + at, len);
+			continue;
+		}
+		for (left = len; left; left -= chunk.len - 8) {
+			get_chunk(f, fd[i]);
+			assert_int_equal(chunk.type, NBD_CHUNK_OFFSET_DATA);
+			assert_memory_equal(chunk.data + 8, model + get_be64(chunk.data), chunk.len - 8);
+		}
+	}
+	assert_memory_equal(model, vbd.disk, DISK);
+	for (int i = 0; i < CLIENTS; i++)
+		close(fd[i]);
+	free(model);
+}
+
+static void the_socket_is_ours_alone_and_replaces_a_dead_ones(void **state)
+{
+	struct fixture *f = *state;
+	struct transport *other;
+	struct error err;
+	struct stat st;
+	FILE *file;
+
+	assert_int_equal(stat(f->path, &st), 0);
+	assert_int_equal(st.st_mode & 0777, 0600);
+	/* Somebody listens there. */
+	assert_int_equal(nbd_open(&other, &vbd, f->engine, f->path, true, &err), 0);
+	assert_int_equal(other->ops->start(other, &f->info, false, &err), -EADDRINUSE);
+	assert_non_null(strstr(err.text, f->path));
+	/* A file that is no socket stays. */
+	f->nbd->ops->stop(f->nbd, true, NULL);
+	file = fopen(f->path, "w");
+	fclose(file);
+	assert_int_equal(other->ops->start(other, &f->info, false, &err), -EEXIST);
+	unlink(f->path);
+	/* A socket that nobody listens at is replaced. */
+	struct sockaddr_un a = { .sun_family = AF_UNIX };
+	int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+
+	strcpy(a.sun_path, f->path);
+	assert_int_equal(bind(fd, (void *)&a, sizeof(a)), 0);
+	close(fd);
+	assert_int_equal(other->ops->start(other, &f->info, false, &err), 0);
+	other->ops->stop(other, true, NULL);
+	other->ops->reset(other, NULL);
+	other->ops->close(other);
+	start(f, false);
+}
+
+#define T(name) { #name, name, setup, teardown, NULL }
+
+static int run_all(const char *engine)
+{
+	struct CMUnitTest tests[] = {
+		T(reads_and_writes_of_any_length),
+		T(any_depth),
+		T(what_makes_no_sense_is_an_error_and_the_connection_goes_on),
+		T(nothing_is_written_where_it_is_readonly),
+		T(trim_zero_fua_and_status),
+		T(an_error_of_the_disk_reaches_the_client_without_data),
+		T(nothing_comes_between_the_pieces_of_a_simple_reply),
+		T(disconnect_waits_for_what_is_in_flight),
+		T(a_client_may_leave_in_the_middle),
+		T(no_request_ends_that_connection_alone),
+		T(a_client_that_does_not_read_stalls_no_other),
+		T(a_client_too_many_waits),
+		T(while_held_requests_wait),
+		T(random_requests_agree_with_a_model),
+		T(the_socket_is_ours_alone_and_replaces_a_dead_ones),
+	};
+	char name[5 + 1];
+
+	snprintf(name, sizeof(name), "%s", engine);
+	for (size_t i = 0; i < sizeof(tests) / sizeof(tests[0]); i++)
+		tests[i].initial_state = name;
+	return cmocka_run_group_tests_name(engine, tests, NULL, NULL);
+}
+
+int main(void)
+{
+	return run_all("uring") + run_all("posix");
+}
