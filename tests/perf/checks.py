@@ -7,11 +7,10 @@ from collections.abc import Iterator, Sequence
 from tests.perf import fio, nbd, proc
 from tests.perf.bench import Bench, public
 from tests.perf.fio import Pattern
-from tests.perf.images import Images
+from tests.perf.images import GIB, Images
 from tests.perf.results import Check
 from tests.perf.servers import Running, Server, ServerError
 
-GIB = 1 << 30
 SPACE_DISK = 10 * GIB
 SPACE_WRITES = Pattern("space", "randwrite", 64 << 10, 32, "64 KiB random write QD 32")
 SPACE_IOS = 3200
