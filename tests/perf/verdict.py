@@ -8,8 +8,9 @@ from typing import Any
 
 from tests.perf import stats
 from tests.perf.cells import cell as cell_of
-from tests.perf.checks import RSS, SPACE, STALL
+from tests.perf.checks import RSS, SPACE
 from tests.perf.results import Results
+from tests.perf.stall import STALL
 from tests.perf.stats import Interval
 
 BOUND = 0.85
@@ -204,6 +205,8 @@ def checked(results: Results) -> list[Target]:
             name, limit = CHECKS[check.name]
             value = check.text if check.value is None else f"{check.value:.2f} {check.unit}"
             verdict = ABSENT if check.value is None else REACHED if check.value <= limit else MISSED
+            if check.text and check.value is not None:
+                name += f" ({check.text})"
             rows.append(Target(f"{name}, {check.entry}", value, f"at most {limit} {check.unit}", verdict))
     return rows
 

@@ -329,6 +329,12 @@ def test_a_check_that_was_not_made_is_said() -> None:
     assert list(targets_of(found).values()) == [verdict.ABSENT, verdict.REACHED]
 
 
+def test_a_stall_is_told_with_what_the_machine_alone_does() -> None:
+    found = Results(checks=[Check("stall", "tapdisk vpc", 7.5, "ms", "6.0 ms without snapshots")])
+    (row,) = verdict.targets(found)
+    assert "(6.0 ms without snapshots)" in row.name and row.verdict == verdict.MISSED
+
+
 def test_results_survive_their_json(tmp_path: Path) -> None:
     found = two_sides(100e3, 50e3, of_mine={}, of_other={})
     found.counts.append(Count("ram/raw/rr32", "tapdisk raw", 0.5, None, {"sendmsg": 0.25}))
