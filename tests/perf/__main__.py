@@ -18,7 +18,7 @@ from tests.perf import checks, machine, report, results, verdict
 from tests.perf.bench import Bench, Settings, say
 from tests.perf.cells import Cell
 from tests.perf.images import GIB, MIB, Images, PrepareError, has_direct_io
-from tests.perf.media import RamDisk
+from tests.perf.media import RamDisk, scratch
 from tests.perf.servers import Server, TemplateError, parse_template, peers, tapdisk
 
 OUTPUT = ROOT / "build" / "bench"
@@ -135,7 +135,7 @@ def measure(args: argparse.Namespace, found: results.Results, path: Path) -> Non
                     f"nothing on disk: less than {needed >> 20} MiB are free; name a directory by BENCH_DIR"
                 )
             elif has_direct_io(disk):
-                places["disk"] = Path(tempfile.mkdtemp(prefix="images-", dir=disk))
+                places["disk"] = scratch(disk)
             else:
                 found.notes.append("nothing on disk: no O_DIRECT there; name another directory by BENCH_DIR")
         images = {name: Images(directory, size, fresh) for name, directory in places.items()}

@@ -22,6 +22,15 @@ def run(*argv: str | Path) -> str:
     return "" if done.returncode == 0 else done.stderr.decode(errors="replace").strip() or f"{argv[0]} failed"
 
 
+def scratch(base: Path) -> Path:
+    """A directory for images. What a bench left that was killed is removed."""
+    for old in base.glob("xbench-*"):
+        pid = old.name.split("-")[1]
+        if pid.isdigit() and not Path("/proc", pid).exists():
+            shutil.rmtree(old, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"xbench-{os.getpid()}-", dir=base))
+
+
 def available_memory() -> int:
     """Bytes that can be taken without swapping."""
     for line in Path("/proc/meminfo").read_text().splitlines():
@@ -50,7 +59,7 @@ class RamDisk:
         elif shutil.disk_usage(base).free < self.needed:
             self.notes.append(f"nothing in RAM: the tmpfs has less than {self.needed >> 20} MiB; --size takes less")
         else:
-            self.directory = Path(tempfile.mkdtemp(prefix="xbench-", dir=base))
+            self.directory = scratch(base)
         return self
 
     def _brd(self) -> None:

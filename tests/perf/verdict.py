@@ -94,7 +94,7 @@ def ratio(results: Results, cell: str) -> Ratio | None:
     iops = stats.paired(*pair["iops"])
     cpu = stats.paired(*pair["cpu_us_per_io"]) if min(pair["cpu_us_per_io"][1].values()) > 0 else None
     limit, iops_target, cpu_target = "neither", 0.95, None
-    if typical(results, cell, mine, "client_cpu") >= BOUND:
+    if max(typical(results, cell, name, "client_cpu") for name in (mine, other)) >= BOUND:
         limit, cpu_target = "client", 0.7
     elif typical(results, cell, other, "server_cpu") >= BOUND:
         limit, iops_target = "server", 1.5
