@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: LGPL-2.1-only */
-/* Apart from image.c, which leads to every driver. */
 #include <sys/vfs.h>
 
 #include "drivers/image.h"
