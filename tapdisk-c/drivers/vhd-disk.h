@@ -205,6 +205,7 @@ struct vhd_disk {
 	struct list starved;		/* image requests without an op or bitmap */
 	struct list later;		/* image requests that have had their turn */
 	struct io_timer turn;		/* armed while later is not empty */
+	unsigned int metadata;		/* bitmaps being written, and those being published */
 	struct list due;		/* vhd_bitmaps */
 	struct io_plug round;		/* armed while metadata waits for the end of the round */
 	struct vhd_map map;

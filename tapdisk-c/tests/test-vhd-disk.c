@@ -280,6 +280,37 @@ static void zeros_cover_a_block_whose_bat_write_failed(void **state)
 	end(&b);
 }
 
+static int data_fails(struct engine *e, const struct io_req *req, bool *reached)
+{
+	(void)e;
+	(void)reached;
+	return req->op == IO_WRITE && fe_len(req) == 8 * SECTOR_SIZE ? -EIO : 0;
+}
+
+/* Its metadata goes beside the data: who closes the image must wait for that. */
+static void an_image_is_busy_while_metadata_is_written(void **state)
+{
+	struct spec spec = { .sectors = 4096 * 4, .block_size = 2u << 20 };
+	struct bed b;
+
+	(void)state;
+	begin(&b, &spec);
+	assert_int_equal(io(&b, IMAGE_WRITE, 0, 8), 0);
+	b.faults = true;
+	b.engine.script = data_fails;
+	b.engine.hold = metadata_waits;
+	start(&b, IMAGE_WRITE, 4096, 8);
+	run(&b);
+	assert_int_equal(b.busy, 0);
+	assert_int_equal(b.last_err, -EIO);
+	assert_true(image_busy(&b.disk->image));
+	b.engine.script = NULL;
+	b.engine.hold = NULL;
+	settle(&b);
+	assert_int_equal(io(&b, IMAGE_READ, 4096, 8), 0);
+	end(&b);
+}
+
 static unsigned int nr_writes, nr_metadata;
 
 static int counts_writes(struct engine *e, const struct io_req *req,
@@ -478,6 +509,7 @@ int main(void)
 		cmocka_unit_test(a_block_tried_again_is_as_careful_as_one_in_use),
 		cmocka_unit_test(bat_entries_beyond_the_size_are_kept),
 		cmocka_unit_test(zeros_cover_a_block_whose_bat_write_failed),
+		cmocka_unit_test(an_image_is_busy_while_metadata_is_written),
 		cmocka_unit_test(a_block_without_a_parent_takes_metadata_once),
 		cmocka_unit_test(writes_that_come_together_share_their_metadata),
 		cmocka_unit_test(status_tells_what_some_image_holds),
