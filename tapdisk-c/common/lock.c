@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "common/holder.h"
@@ -24,6 +25,8 @@ enum {
 };
 
 #define MAX_BYTES 6
+/* Some 20 ms each. */
+#define ORPHAN_TRIES 25
 
 static const struct lock_set {
 	short ours;			/* F_RDLCK or F_WRLCK of BYTE_OURS */
@@ -124,6 +127,24 @@ static int lock_error(struct error *err, int rc, const char *path, int fd,
 			 path, strerror(-rc));
 }
 
+/*
+ * io_uring lets go of the files of a tapdisk that was killed a moment after the
+ * process is gone: a lock without a holder is waited for.
+ */
+static int lock_ours(int fd, short type)
+{
+	static const struct timespec pause = { .tv_nsec = 20 * 1000 * 1000 };
+	int rc = lock_byte(fd, type, BYTE_OURS);
+	char name[32];
+
+	for (int tries = 0; rc == -EBUSY && tries < ORPHAN_TRIES &&
+			    !holder_find(fd, name, sizeof(name)); tries++) {
+		nanosleep(&pause, NULL);
+		rc = lock_byte(fd, type, BYTE_OURS);
+	}
+	return rc;
+}
+
 int lock_take(int fd, const char *path, enum lock_mode mode,
 	      struct error *err)
 {
@@ -136,7 +157,7 @@ int lock_take(int fd, const char *path, enum lock_mode mode,
 	};
 	int rc;
 
-	rc = lock_byte(fd, set->ours, BYTE_OURS);
+	rc = lock_ours(fd, set->ours);
 	if (rc) {
 		lock_error(err, rc, path, fd, our_use(fd));
 		goto out;

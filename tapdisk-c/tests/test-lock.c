@@ -2,6 +2,7 @@
 /* The image lock's bytes, and who excludes whom among our own. */
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -9,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -179,6 +181,56 @@ static void a_descriptor_that_cannot_be_locked_is_an_error(void **state)
 	close(fd);
 }
 
+/*
+ * A descriptor under way in a socket holds the lock and is no process's, like
+ * those of a killed one that io_uring has not let go of.
+ */
+static void send_away(int fd, int sockets[2])
+{
+	char control[CMSG_SPACE(sizeof(int))] = { 0 };
+	struct iovec iov = { control, 1 };
+	struct msghdr msg = {
+		.msg_iov = &iov, .msg_iovlen = 1,
+		.msg_control = control, .msg_controllen = sizeof(control),
+	};
+	struct cmsghdr *cmsg = CMSG_FIRSTHDR(&msg);
+
+	cmsg->cmsg_level = SOL_SOCKET;
+	cmsg->cmsg_type = SCM_RIGHTS;
+	cmsg->cmsg_len = CMSG_LEN(sizeof(int));
+	memcpy(CMSG_DATA(cmsg), &fd, sizeof(int));
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, sockets), 0);
+	assert_int_equal(sendmsg(sockets[0], &msg, 0), 1);
+	close(fd);
+}
+
+static void *let_go(void *arg)
+{
+	int *sockets = arg;
+
+	usleep(100 * 1000);
+	close(sockets[0]);
+	close(sockets[1]);
+	return NULL;
+}
+
+static void the_lock_of_a_dead_process_is_waited_for(void **state)
+{
+	int fd = reopen(O_RDWR), sockets[2];
+	struct error err;
+	pthread_t thread;
+
+	(void)state;
+	assert_int_equal(lock_take(fd, path, LOCK_WRITER, NULL), 0);
+	send_away(fd, sockets);
+	fd = reopen(O_RDWR);
+	assert_int_equal(lock_take(fd, path, LOCK_WRITER, &err), -EBUSY);
+	assert_int_equal(pthread_create(&thread, NULL, let_go, sockets), 0);
+	assert_int_equal(lock_take(fd, path, LOCK_WRITER, &err), 0);
+	pthread_join(thread, NULL);
+	close(fd);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -187,6 +239,7 @@ int main(void)
 		cmocka_unit_test(readers_share_and_a_writer_is_alone),
 		cmocka_unit_test(foreign_permissions_are_respected),
 		cmocka_unit_test(a_descriptor_that_cannot_be_locked_is_an_error),
+		cmocka_unit_test(the_lock_of_a_dead_process_is_waited_for),
 	};
 
 	return cmocka_run_group_tests_name("lock", tests, make_file, remove_file);
