@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "common/holder.h"
@@ -24,6 +25,9 @@ enum {
 };
 
 #define MAX_BYTES 6
+
+#define LINGER_STEP_NS	10000000	/* 1 s in all */
+#define LINGER_TRIES	100
 
 static const struct lock_set {
 	short ours;			/* F_RDLCK or F_WRLCK of BYTE_OURS */
@@ -124,8 +128,8 @@ static int lock_error(struct error *err, int rc, const char *path, int fd,
 			 path, strerror(-rc));
 }
 
-int lock_take(int fd, const char *path, enum lock_mode mode,
-	      struct error *err)
+static int take_once(int fd, const char *path, enum lock_mode mode,
+		     struct error *err)
 {
 	const struct lock_set *set = &sets[mode];
 	struct flock all = {
@@ -173,4 +177,27 @@ int lock_to_reader(int fd)
 	if (!rc)
 		rc = lock_byte(fd, F_UNLCK, BYTE_WRITES);
 	return rc ? rc : lock_byte(fd, F_UNLCK, BYTE_RESIZES);
+}
+
+/*
+ * A process that was killed has its files let go by io_uring's workers, a moment
+ * after it is gone. So a lock that nobody to be seen holds is waited for.
+ */
+int lock_take(int fd, const char *path, enum lock_mode mode,
+	      struct error *err)
+{
+	const struct timespec pause = { .tv_nsec = LINGER_STEP_NS };
+	struct error e;
+	int rc;
+
+	for (int tries = LINGER_TRIES;; tries--) {
+		e.holder = 0;
+		rc = take_once(fd, path, mode, &e);
+		if (rc != -EBUSY || e.holder || !tries)
+			break;
+		nanosleep(&pause, NULL);
+	}
+	if (rc && err)
+		*err = e;
+	return rc;
 }
