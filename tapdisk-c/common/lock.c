@@ -180,8 +180,8 @@ int lock_to_reader(int fd)
 }
 
 /*
- * A process that was killed has its files let go by io_uring's workers, a moment
- * after it is gone. So a lock that nobody to be seen holds is waited for.
+ * What a killed process had in flight is ended by io_uring's workers, which let
+ * go of its files a moment after it is gone. So a lock that nobody to be seen holds is waited for.
  */
 int lock_take(int fd, const char *path, enum lock_mode mode,
 	      struct error *err)
