@@ -38,7 +38,7 @@ def test_no_allocation_from_the_ring_to_the_files(bed: Bed) -> None:
         requests = bed.run("tap-ctl stats -p $(pgrep -x tapdisk) -m 0 | grep -c requests").stdout.strip()
     finally:
         tapdisks.destroy(bed, device)
-    assert requests == "3"
+    assert requests == "6"
     assert int.from_bytes(before, sys.byteorder) > 0
     assert after == before
     bed.run("vhd-util check -n /srv/alloc/1.vhd -p -b && rm -rf /srv/alloc")
