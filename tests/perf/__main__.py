@@ -210,7 +210,8 @@ def describe(
 def main() -> int:
     """The program: 0 if all was measured, 1 if not. Missed targets are told, they are no failure."""
     args = parser().parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda got, _frame: sys.exit(128 + got))
     if args.show:
         try:
             show(results.load(args.show), args.show)
