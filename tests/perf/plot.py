@@ -150,12 +150,12 @@ def draw(results: Results, path: Path) -> bool:
                     axes.axhline(y - 0.55, color="black", linewidth=0.8)
                 axes.text(
                     0.005,
-                    y - 0.45,
+                    y - 0.42,
                     now.upper(),
                     transform=axes.get_yaxis_transform(),
                     fontsize=9,
                     fontweight="bold",
-                    va="center",
+                    va="top",
                 )
                 medium = now
     right.tick_params(axis="y", labelleft=False)
