@@ -53,6 +53,8 @@ int server_open(struct server **server, const struct config *cfg,
 
 void server_close(struct server *server)
 {
+	for (unsigned int i = 0; i < server->nr; i++)
+		vbd_abandon(server->vbds[i]);
 	engine_close(server->engine);
 	free(server);
 }
@@ -104,9 +106,9 @@ static bool terminate_step(struct server *server)
 		if (vbd_draining(vbd) || vbd_idle(vbd))
 			continue;
 		if (vbd_minor(vbd) < 0)
-			vbd_close(vbd, true, left, server);
+			vbd_close(vbd, true, 0, left, server);
 		else
-			vbd_pause(vbd, left, server);
+			vbd_pause(vbd, 0, left, server);
 		begun = true;
 	}
 	server->stop = idle;
@@ -247,26 +249,37 @@ int server_open_image(struct server *server, int minor, const char *args,
 	return vbd ? vbd_open(*vbd, args, readonly, err) : -ENODEV;
 }
 
+int server_set_retry(struct server *server, int minor,
+		     const struct retry_policy *policy, struct error *err)
+{
+	struct vbd **vbd = find(server, minor, err);
+
+	if (!vbd)
+		return -ENODEV;
+	vbd_set_retry(*vbd, policy);
+	return 0;
+}
+
 void server_close_image(struct server *server, int minor, bool force,
-			server_done done, void *priv)
+			unsigned int timeout_ms, server_done done, void *priv)
 {
 	struct error err;
 	struct vbd **vbd = find(server, minor, &err);
 
 	if (vbd)
-		vbd_close(*vbd, force, done, priv);
+		vbd_close(*vbd, force, timeout_ms, done, priv);
 	else
 		done(priv, -ENODEV, &err);
 }
 
-void server_pause(struct server *server, int minor, server_done done,
-		  void *priv)
+void server_pause(struct server *server, int minor, unsigned int timeout_ms,
+		  server_done done, void *priv)
 {
 	struct error err;
 	struct vbd **vbd = find(server, minor, &err);
 
 	if (vbd)
-		vbd_pause(*vbd, done, priv);
+		vbd_pause(*vbd, timeout_ms, done, priv);
 	else
 		done(priv, -ENODEV, &err);
 }
@@ -277,6 +290,19 @@ int server_unpause(struct server *server, int minor, const char *args,
 	struct vbd **vbd = find(server, minor, err);
 
 	return vbd ? vbd_unpause(*vbd, args, err) : -ENODEV;
+}
+
+void server_snapshot(struct server *server, int minor, const char *child,
+		     const char *parent, unsigned int timeout_ms,
+		     server_done done, void *priv)
+{
+	struct error err;
+	struct vbd **vbd = find(server, minor, &err);
+
+	if (vbd)
+		vbd_snapshot(*vbd, child, parent, timeout_ms, done, priv);
+	else
+		done(priv, -ENODEV, &err);
 }
 
 bool server_vbd(struct server *server, unsigned int i, struct vbd_view *view)

@@ -14,6 +14,7 @@
 
 #include "common/config.h"
 #include "common/error.h"
+#include "common/stats.h"
 #include "io/engine.h"
 
 struct server;
@@ -23,7 +24,7 @@ typedef void (*server_done)(void *priv, int rc, const struct error *err);
 
 int server_open(struct server **server, const struct config *cfg,
 		struct error *err);
-/* Every VBD must have been detached. */
+/* VBDs that are still attached are left as they are, for another process. */
 void server_close(struct server *server);
 
 struct engine *server_engine(struct server *server);
@@ -56,42 +57,45 @@ int server_attach(struct server *server, int minor, struct error *err);
 /* -EBUSY while an image is open. */
 int server_detach(struct server *server, int minor, struct error *err);
 
+/* What the next image of the minor does about errors, in place of the configuration's. */
+int server_set_retry(struct server *server, int minor,
+		     const struct retry_policy *policy, struct error *err);
 /* Opens TYPE:PATH and makes the gendisk. */
 int server_open_image(struct server *server, int minor, const char *args,
 		      bool readonly, struct error *err);
 /*
  * Drains, removes the gendisk and closes the image. -EBUSY while the gendisk
- * is open, unless force: then it is failed and removed.
+ * is open, unless force: then it is failed and removed. -ETIMEDOUT: I/O did
+ * not come back in time (0: no limit); the close ends when it does.
  */
 void server_close_image(struct server *server, int minor, bool force,
-			server_done done, void *priv);
+			unsigned int timeout_ms, server_done done, void *priv);
 
-/* Drains, then closes the image; the gendisk stays and holds its requests. */
-void server_pause(struct server *server, int minor, server_done done,
-		  void *priv);
-/* Opens args (NULL: what was open) and goes on. */
+/*
+ * Drains, then closes the image; the gendisk stays and holds its requests.
+ * -ETIMEDOUT: as above, but the pause is called off.
+ */
+void server_pause(struct server *server, int minor, unsigned int timeout_ms,
+		  server_done done, void *priv);
+/*
+ * Opens args (NULL: what was open) and goes on. If the minor is not paused but
+ * has requests that wait for the storage or for space, they are tried now.
+ */
 int server_unpause(struct server *server, int minor, const char *args,
 		   struct error *err);
+
+/* vbd.h, vbd_snapshot() */
+void server_snapshot(struct server *server, int minor, const char *child,
+		     const char *parent, unsigned int timeout_ms,
+		     server_done done, void *priv);
 
 /* What tap-ctl list and stats show. */
 enum vbd_state {			/* bits, printed as %#x by tap-ctl list */
 	VBD_PAUSE_REQUESTED	= 0x10,
 	VBD_PAUSED		= 0x20,
 	VBD_CLOSED		= 0x40,	/* attached, no image open */
-};
-
-struct vbd_counters {
-	uint64_t requests, sectors, errors;
-	uint64_t total_ns;		/* from arrival to completion */
-	uint64_t max_ns;
-};
-
-struct vbd_stats {
-	struct vbd_counters read, write, flush;
-	struct vbd_counters discard;	/* and write zeroes */
-	struct vbd_counters status;
-	unsigned int inflight;
-	uint64_t merged;		/* I/Os that went along with a neighbour's */
+	VBD_WAITING		= 0x1000,	/* requests failed and are tried again */
+	VBD_NO_SPACE		= 0x2000,	/* writes wait for space */
 };
 
 struct vbd_view {
@@ -102,7 +106,7 @@ struct vbd_view {
 	uint64_t sectors;
 	uint32_t sector_size;
 	unsigned int depth;
-	struct vbd_stats stats;
+	const struct stats_page *stats;
 	/* leaf first; NULL past the end */
 	const char *(*chain_path)(const struct vbd_view *view, unsigned int i);
 	const struct vbd *vbd;

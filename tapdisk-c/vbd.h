@@ -7,6 +7,7 @@
 #ifndef XENBLK_VBD_H
 #define XENBLK_VBD_H
 
+#include "common/retry.h"
 #include "drivers/image.h"
 #include "server.h"
 #include "transport/transport.h"
@@ -23,6 +24,13 @@ struct vbd_request {
 	struct vbd *vbd;
 	enum image_op op;		/* as it came: a flush may follow for fua */
 	uint64_t arrived_ns;
+
+	/* vbd-retry.c */
+	struct list wait;
+	uint64_t failed_ns;		/* when it first did; 0: it has not */
+	int failure;			/* -errno, of the last time */
+	unsigned int lack;		/* enum vbd_lack */
+	bool gave_up;			/* waits for `tap-ctl unpause` */
 };
 
 /* minor is -1 for a VBD that has none. It has no transport yet. */
@@ -33,16 +41,44 @@ int vbd_attach(struct vbd **vbd, struct server *server, int minor,
 	       struct error *err);
 /* Closes the transports and frees the VBD; -EBUSY while an image is open. */
 int vbd_detach(struct vbd *vbd, struct error *err);
+/* The process ends: requests that are not answered are left to the transport. */
+void vbd_abandon(struct vbd *vbd);
 
 /* From now on the VBD's, which closes it; started if an image is open. */
 int vbd_add_transport(struct vbd *vbd, struct transport *transport,
 		      struct error *err);
 
+/* What is done about errors from the next request on; until then as the configuration says. */
+void vbd_set_retry(struct vbd *vbd, const struct retry_policy *policy);
+
 int vbd_open(struct vbd *vbd, const char *args, bool readonly,
 	     struct error *err);
-void vbd_close(struct vbd *vbd, bool force, server_done done, void *priv);
-void vbd_pause(struct vbd *vbd, server_done done, void *priv);
+
+/*
+ * Pause and close wait for the requests that the image has, at most timeout_ms
+ * (0: as long as it takes). Requests that wait for the storage or for space
+ * don't hold them up: after a pause they are still there, a close answers them
+ * with their errors. A pause that ran out of time (-ETIMEDOUT) is called off
+ * and the VBD goes on; a close goes on and ends when its I/O does.
+ */
+void vbd_close(struct vbd *vbd, bool force, unsigned int timeout_ms,
+	       server_done done, void *priv);
+void vbd_pause(struct vbd *vbd, unsigned int timeout_ms, server_done done,
+	       void *priv);
+/*
+ * Opens args (NULL: what was open), at least as large as the disk was, and goes
+ * on. After an error the VBD is paused as before. One that is not paused but has
+ * requests that wait tries them now (args NULL).
+ */
 int vbd_unpause(struct vbd *vbd, const char *args, struct error *err);
+
+/*
+ * child, in a file that the caller has made, gets the leaf's name and has the
+ * leaf, under its name parent, as its parent (image.h). Requests wait no
+ * longer than a flush and a rename take. After an error nothing has changed.
+ */
+void vbd_snapshot(struct vbd *vbd, const char *child, const char *parent,
+		  unsigned int timeout_ms, server_done done, void *priv);
 
 /*
  * From the transport. Answers -EIO to what is not on the disk, -EPERM to what
@@ -64,6 +100,7 @@ bool vbd_idle(const struct vbd *vbd);
 bool vbd_draining(const struct vbd *vbd);
 
 int vbd_minor(const struct vbd *vbd);
+unsigned int vbd_state(const struct vbd *vbd);
 void vbd_fill_view(const struct vbd *vbd, struct vbd_view *view);
 
 #endif

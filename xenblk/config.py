@@ -16,6 +16,9 @@ TAP_CTL = "/usr/sbin/tap-ctl"
 VERSION = 1
 MAX_IMAGE_DIRS = 64
 ENGINES = ("uring", "posix")
+RETRY_ERRORS = ("none", "transient", "all")
+RETRY_THEN = ("fail", "pause")
+NO_SPACE = ("wait", "fail")
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,11 @@ class Config:
     version: int = VERSION
     image_dirs: tuple[str, ...] = ("/var/lib/xen/images", "/srv")
     engine: str = "uring"
+    retry_errors: str = "transient"
+    retry_interval: int = 1
+    retry_for: int = 600
+    retry_then: str = "fail"
+    no_space: str = "wait"
 
 
 def yaml_path() -> str:
@@ -60,7 +68,8 @@ def flat(config: Config) -> str:
     """The text for the C tools."""
     lines = ["# written by xenblk config apply; change xenblk.yaml instead", f"version={config.version}"]
     lines += [f"image_dir={path}" for path in config.image_dirs]
-    lines.append(f"engine={config.engine}")
+    keys = ("engine", "retry_errors", "retry_interval", "retry_for", "retry_then", "no_space")
+    lines += [f"{key}={getattr(config, key)}" for key in keys]
     return "\n".join(lines) + "\n"
 
 

@@ -3,11 +3,12 @@
 
 import difflib
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import yaml
 
-from xenblk.config import ENGINES, MAX_IMAGE_DIRS, VERSION, Config
+from xenblk.config import ENGINES, MAX_IMAGE_DIRS, NO_SPACE, RETRY_ERRORS, RETRY_THEN, VERSION, Config
 from xenblk.errors import UserError
 
 _T = TypeVar("_T")
@@ -28,7 +29,12 @@ def parse(data: bytes, path: str) -> Config:
     readers: dict[str, Callable[[yaml.Node], object]] = {
         "version": _version,
         "image_dirs": _image_dirs,
-        "engine": _engine,
+        "engine": partial(_choice, ENGINES),
+        "retry_errors": partial(_choice, RETRY_ERRORS),
+        "retry_interval": partial(_seconds, 1, 3600),
+        "retry_for": partial(_seconds, 0, 365 * 86400),
+        "retry_then": partial(_choice, RETRY_THEN),
+        "no_space": partial(_choice, NO_SPACE),
     }
     values: dict[str, object] = {}
     for key_node, value_node in root.value:
@@ -92,8 +98,15 @@ def _image_dir(node: yaml.Node) -> str:
     return path
 
 
-def _engine(node: yaml.Node) -> str:
-    engine = _scalar(node, str, " or ".join(ENGINES))
-    if engine not in ENGINES:
-        raise _Wrong(node, f"{engine} isn't known; write {' or '.join(ENGINES)}")
-    return engine
+def _choice(choices: tuple[str, ...], node: yaml.Node) -> str:
+    choice = _scalar(node, str, " or ".join(choices))
+    if choice not in choices:
+        raise _Wrong(node, f"{choice} isn't known; write {' or '.join(choices)}")
+    return choice
+
+
+def _seconds(low: int, high: int, node: yaml.Node) -> int:
+    seconds = _scalar(node, int, "a number of seconds")
+    if not low <= seconds <= high:
+        raise _Wrong(node, f"{seconds} is out of range; write {low} to {high} seconds")
+    return seconds

@@ -57,6 +57,11 @@ static int set_key(struct config *cfg, const char *key, const char *value,
 		return add_dir(cfg, value, err);
 	} else if (!strcmp(key, "engine")) {
 		return set_engine(cfg, value, err);
+	} else {
+		int rc = retry_set(&cfg->retry, key, value, err);
+
+		/* Keys of later releases are ignored. */
+		return rc == -ENOENT ? 0 : rc;
 	}
 	return 0;
 }
@@ -93,6 +98,7 @@ int config_load(struct config *cfg, const char *path, struct error *err)
 
 	memset(cfg, 0, sizeof(*cfg));
 	snprintf(cfg->engine, sizeof(cfg->engine), "uring");
+	cfg->retry = retry_defaults;
 
 	if (!path)
 		path = secure_getenv("XENBLK_CONFIG");

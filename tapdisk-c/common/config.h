@@ -4,6 +4,7 @@
 #define XENBLK_CONFIG_H
 
 #include "common/error.h"
+#include "common/retry.h"
 
 #define CONFIG_PATH "/run/xenblk/config"
 #define CONFIG_MAX_DIRS 64
@@ -12,6 +13,7 @@ struct config {
 	char *image_dir[CONFIG_MAX_DIRS];	/* absolute, as configured */
 	unsigned int nr_image_dirs;
 	char engine[1024];			/* as engine_open() takes it */
+	struct retry_policy retry;		/* of a disk that says nothing else */
 };
 
 /*

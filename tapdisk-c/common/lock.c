@@ -165,3 +165,12 @@ out:
 		(void)fcntl(fd, F_OFD_SETLK, &all);
 	return rc;
 }
+
+int lock_to_reader(int fd)
+{
+	int rc = lock_byte(fd, F_RDLCK, BYTE_OURS);
+
+	if (!rc)
+		rc = lock_byte(fd, F_UNLCK, BYTE_WRITES);
+	return rc ? rc : lock_byte(fd, F_UNLCK, BYTE_RESIZES);
+}

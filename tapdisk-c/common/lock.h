@@ -19,4 +19,10 @@ enum lock_mode { LOCK_READER, LOCK_WRITER };
 int lock_take(int fd, const char *path, enum lock_mode mode,
 	      struct error *err);
 
+/*
+ * A writer's lock becomes a reader's: the image is a parent from now on. Never
+ * fails for another's lock.
+ */
+int lock_to_reader(int fd);
+
 #endif

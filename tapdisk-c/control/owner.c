@@ -85,7 +85,7 @@ static void owner_step(struct io_timer *timer)
 
 	if (rc == -EBUSY) {
 		owner->closing = true;
-		server_close_image(server, owner->minor, true, image_closed,
+		server_close_image(server, owner->minor, true, 0, image_closed,
 				   owner);
 		return;
 	}

@@ -7,17 +7,24 @@
  * list		first?					vbds: [VBD], next?
  * attach	minor
  * detach	minor
- * open		minor, args, readonly?, owner?
+ * open		minor, args, readonly?, owner?, retry_errors?,
+ *		retry_interval?, retry_for?, retry_then?, no_space?
  * keep		minor
- * close	minor, force?
- * pause	minor
+ * close	minor, force?, timeout?
+ * pause	minor, timeout?
  * unpause	minor, args?
+ * snapshot	minor, child, parent, timeout?
  * stats	minor					vbd: VBD and STATS
  *
  * VBD: minor, state (enum vbd_state), args (null while closed), readonly,
- * sectors, sector_size, depth. STATS: chain (paths, leaf first), inflight,
- * merged, and for each of read, write, flush: requests, sectors, errors,
- * total_ns, max_ns.
+ * sectors, sector_size, depth. STATS: chain (paths, leaf first) and what
+ * control/stats.h says; for who can't read the statistics page.
+ *
+ * child and parent are absolute paths: vbd.h, vbd_snapshot().
+ *
+ * timeout is in seconds, 30 if not given. What open says of errors is text as in
+ * the configuration (docs/architecture.md), which holds for what it does not
+ * say.
  *
  * owner is a pid: when that process ends before keep, the VBD is closed and
  * detached, and its minor freed.

@@ -10,6 +10,7 @@
 #include <blktap.h>
 
 #include "control/proto.h"
+#include "control/stats.h"
 
 /* A VBD with the longest path is 5 KiB: list then fits CONTROL_MAX_MESSAGE. */
 #define LIST_BYTES (CONTROL_MAX_MESSAGE / 2)
@@ -68,6 +69,16 @@ static void not_understood(struct control_call *call, const char *fmt, ...)
 	call->answer(call, control_failure(-EINVAL, message), true);
 }
 
+/* How long a pause or a close may take if the request does not say. */
+#define TIMEOUT_S 30
+
+/* The settings of an open, in the order of their fields */
+static const char *const retry_keys[] = {
+	"retry_errors", "retry_interval", "retry_for", "retry_then", "no_space",
+};
+
+#define NR_RETRY (sizeof(retry_keys) / sizeof(retry_keys[0]))
+
 /* The fields of a request, decoded */
 struct request {
 	json_int_t minor;
@@ -76,6 +87,9 @@ struct request {
 	const char *args;		/* lives as long as the message */
 	bool readonly;
 	bool force;
+	const char *child, *parent;
+	json_int_t timeout;		/* seconds */
+	const char *retry[NR_RETRY];	/* NULL: as configured */
 };
 
 /* args end up in lines that scripts parse, and in the log. */
@@ -98,16 +112,6 @@ static json_t *view_json(const struct vbd_view *view)
 			 "sectors", (json_int_t)view->sectors,
 			 "sector_size", (json_int_t)view->sector_size,
 			 "depth", (json_int_t)view->depth);
-}
-
-static json_t *counters_json(const struct vbd_counters *c)
-{
-	return json_pack("{s:I, s:I, s:I, s:I, s:I}",
-			 "requests", (json_int_t)c->requests,
-			 "sectors", (json_int_t)c->sectors,
-			 "errors", (json_int_t)c->errors,
-			 "total_ns", (json_int_t)c->total_ns,
-			 "max_ns", (json_int_t)c->max_ns);
 }
 
 static json_t *chain_json(const struct vbd_view *view)
@@ -165,11 +169,7 @@ static void do_stats(struct control_call *call, const struct request *req)
 
 	vbd = view_json(&view);
 	json_object_set_new(vbd, "chain", chain_json(&view));
-	json_object_set_new(vbd, "inflight", json_integer(view.stats.inflight));
-	json_object_set_new(vbd, "merged", json_integer((json_int_t)view.stats.merged));
-	json_object_set_new(vbd, "read", counters_json(&view.stats.read));
-	json_object_set_new(vbd, "write", counters_json(&view.stats.write));
-	json_object_set_new(vbd, "flush", counters_json(&view.stats.flush));
+	json_object_update_new(vbd, control_stats(view.stats));
 	call->answer(call, json_pack("{s:b, s:o}", "ok", 1, "vbd", vbd), false);
 }
 
@@ -195,11 +195,29 @@ static void do_detach(struct control_call *call, const struct request *req)
 		server_stop(server);
 }
 
+static int set_retry(struct control_call *call, const struct request *req,
+		     struct error *err)
+{
+	struct retry_policy policy = server_config(call->server)->retry;
+	int rc = 0;
+
+	for (size_t i = 0; i < NR_RETRY && !rc; i++)
+		if (req->retry[i])
+			rc = retry_set(&policy, retry_keys[i], req->retry[i],
+				       err);
+	if (!rc)
+		rc = server_set_retry(call->server, (int)req->minor, &policy,
+				      err);
+	return rc;
+}
+
 static void do_open(struct control_call *call, const struct request *req)
 {
 	struct error err;
 	int rc = check_args(req->args, &err);
 
+	if (!rc)
+		rc = set_retry(call, req, &err);
 	if (!rc && req->owner)
 		rc = owners_add(call->owners, (int)req->minor, (int)req->owner,
 				&err);
@@ -224,17 +242,37 @@ static void do_keep(struct control_call *call, const struct request *req)
 	answer_rc(call, rc, &err);
 }
 
+static unsigned int timeout_ms(const struct request *req)
+{
+	return (unsigned int)(req->timeout ? req->timeout : TIMEOUT_S) * 1000;
+}
+
 static void do_close(struct control_call *call, const struct request *req)
 {
 	/* Whoever closes it is in charge of it. */
 	owners_forget(call->owners, (int)req->minor);
 	server_close_image(call->server, (int)req->minor, req->force,
-			   verb_done, call);
+			   timeout_ms(req), verb_done, call);
 }
 
 static void do_pause(struct control_call *call, const struct request *req)
 {
-	server_pause(call->server, (int)req->minor, verb_done, call);
+	server_pause(call->server, (int)req->minor, timeout_ms(req), verb_done,
+		     call);
+}
+
+static void do_snapshot(struct control_call *call, const struct request *req)
+{
+	struct error err;
+	int rc = check_args(req->child, &err);
+
+	if (!rc)
+		rc = check_args(req->parent, &err);
+	if (rc)
+		answer_rc(call, rc, &err);
+	else
+		server_snapshot(call->server, (int)req->minor, req->child,
+				req->parent, timeout_ms(req), verb_done, call);
 }
 
 static void do_unpause(struct control_call *call, const struct request *req)
@@ -257,7 +295,13 @@ enum field {
 	FORCE		= 8,
 	FIRST		= 16,
 	OWNER		= 32,
+	TIMEOUT		= 64,
+	CHILD		= 128,
+	PARENT		= 256,
+	RETRY		= 512,		/* the first of NR_RETRY bits */
 };
+
+#define ALL_RETRY (RETRY * ((1u << NR_RETRY) - 1))
 
 static const struct verb {
 	const char *op;
@@ -268,17 +312,18 @@ static const struct verb {
 	{ "list", 0, FIRST, do_list },
 	{ "attach", MINOR, 0, do_attach },
 	{ "detach", MINOR, 0, do_detach },
-	{ "open", MINOR | ARGS, READONLY | OWNER, do_open },
+	{ "open", MINOR | ARGS, READONLY | OWNER | ALL_RETRY, do_open },
 	{ "keep", MINOR, 0, do_keep },
-	{ "close", MINOR, FORCE, do_close },
-	{ "pause", MINOR, 0, do_pause },
+	{ "close", MINOR, FORCE | TIMEOUT, do_close },
+	{ "pause", MINOR, TIMEOUT, do_pause },
 	{ "unpause", MINOR, ARGS, do_unpause },
+	{ "snapshot", MINOR | CHILD | PARENT, TIMEOUT, do_snapshot },
 	{ "stats", MINOR, 0, do_stats },
 };
 
 static const struct {
 	const char *key;
-	enum field field;
+	unsigned int field;
 } fields[] = {
 	{ "minor", MINOR },
 	{ "args", ARGS },
@@ -286,6 +331,14 @@ static const struct {
 	{ "force", FORCE },
 	{ "first", FIRST },
 	{ "owner", OWNER },
+	{ "timeout", TIMEOUT },
+	{ "child", CHILD },
+	{ "parent", PARENT },
+	{ "retry_errors", RETRY },
+	{ "retry_interval", RETRY << 1 },
+	{ "retry_for", RETRY << 2 },
+	{ "retry_then", RETRY << 3 },
+	{ "no_space", RETRY << 4 },
 };
 
 #define COUNT(a) (sizeof(a) / sizeof((a)[0]))
@@ -298,9 +351,15 @@ static bool integer(const json_t *value, json_int_t below, json_int_t *to)
 	return *to >= 0 && *to < below;
 }
 
-static bool set_field(struct request *req, enum field field,
+static bool set_field(struct request *req, unsigned int field,
 		      const json_t *value)
 {
+	if (field >= RETRY) {
+		unsigned int i = (unsigned int)__builtin_ctz(field / RETRY);
+
+		req->retry[i] = json_string_value(value);
+		return req->retry[i];
+	}
 	switch (field) {
 	case MINOR:
 		return integer(value, BLKTAP_MAX_MINORS, &req->minor);
@@ -309,6 +368,15 @@ static bool set_field(struct request *req, enum field field,
 	case OWNER:
 		return integer(value, (json_int_t)INT_MAX + 1, &req->owner) &&
 		       req->owner;
+	case TIMEOUT:
+		return integer(value, INT_MAX / 1000, &req->timeout) &&
+		       req->timeout;
+	case CHILD:
+		req->child = json_string_value(value);
+		return req->child && *req->child == '/';
+	case PARENT:
+		req->parent = json_string_value(value);
+		return req->parent && *req->parent == '/';
 	case ARGS:
 		req->args = json_string_value(value);
 		return req->args;
@@ -318,8 +386,9 @@ static bool set_field(struct request *req, enum field field,
 	case FORCE:
 		req->force = json_is_true(value);
 		return json_is_boolean(value);
+	default:
+		return false;
 	}
-	return false;
 }
 
 static const struct verb *find_verb(const char *op)

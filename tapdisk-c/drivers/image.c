@@ -9,6 +9,7 @@
 static const struct image_driver *const drivers[] = {
 	&raw_driver,
 	&vhd_driver,
+	&nbd_driver,
 	&ram_driver,
 	&null_driver,
 	&log_driver,

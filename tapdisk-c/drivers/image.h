@@ -70,6 +70,7 @@ struct image_info {
 	uint64_t sectors;		/* size of the disk, in 512-byte sectors */
 	uint32_t sector_size;		/* logical block size that requests keep to */
 	unsigned int depth;		/* images in the chain, 1 for raw */
+	bool remote;			/* a file is reached over a network: an EIO may pass */
 	unsigned int can;		/* IMAGE_CAN_*: what submit() takes beside read, write, flush */
 };
 
@@ -101,6 +102,8 @@ struct image_open_args {
 	unsigned int max_requests;	/* requests in flight at once, for sizing pools */
 };
 
+struct image_snapshot;
+
 /*
  * A driver is one const struct, filled by a designated initialiser. What is
  * required is called without a look; what is optional may be NULL.
@@ -127,8 +130,8 @@ struct image_driver {
 		    struct error *err);
 
 	/*
-	 * Required. No request is in flight. Writes what a clean close
-	 * leaves behind, releases files and locks. The image is gone even
+	 * Required. No request is in flight, and it is not busy. Writes
+	 * what a clean close leaves behind, releases files and locks. The image is gone even
 	 * if an error is returned.
 	 */
 	int (*close)(struct image *image, struct error *err);
@@ -140,6 +143,30 @@ struct image_driver {
 	 */
 	void (*submit)(struct image *image, struct image_request *req);
 
+	/*
+	 * Optional. True while I/O is in flight that no request waits for:
+	 * close() only when it is false.
+	 */
+	bool (*busy)(const struct image *image);
+
+	/*
+	 * Optional, all three or none: a snapshot of an image that is open,
+	 * drivers/vhd-snapshot.c. args->path is the new leaf, with nothing in
+	 * it, whose parent is a second name of the leaf there is, parent.
+	 * prepare opens and checks and changes nothing; it may take as long as
+	 * opening one file. commit, with no request in flight and after a flush: the new
+	 * leaf gets the name of the old one, and *image becomes the image with
+	 * it; after an error nothing has changed. Both end by end(), which frees what
+	 * is not in use.
+	 */
+	int (*snapshot_prepare)(struct image_snapshot **snapshot,
+				struct image *image,
+				const struct image_open_args *args,
+				const char *parent, struct error *err);
+	int (*snapshot_commit)(struct image_snapshot *snapshot,
+			       struct image **image, struct error *err);
+	void (*snapshot_end)(struct image_snapshot *snapshot);
+
 	/* Optional. Paths of the chain, leaf first; NULL past the end. */
 	const char *(*chain_path)(const struct image *image, unsigned int i);
 };
@@ -150,6 +177,14 @@ extern const struct image_driver nbd_driver;	/* nbd:unix:SOCKET and NBD URIs, dr
 extern const struct image_driver ram_driver;	/* ram:SIZE, for tests */
 extern const struct image_driver null_driver;	/* null:SIZE, for measuring */
 extern const struct image_driver log_driver;	/* log:BITMAP,TYPE:PATH, drivers/log.c */
+
+static inline bool image_busy(const struct image *image)
+{
+	return image->driver->busy && image->driver->busy(image);
+}
+
+/* Whether the file lies on a network file system; for image_info.remote. */
+bool image_file_is_remote(int fd);
 
 /*
  * The driver of "TYPE:PATH" and the path's start in spec; -EINVAL names the

@@ -172,6 +172,12 @@ static void log_submit(struct image *image, struct image_request *req)
 		forward(log, req);
 }
 
+static bool log_busy(const struct image *image)
+{
+	return image_busy(container_of_const(image, struct log_image,
+					     image)->inner);
+}
+
 static const char *log_chain_path(const struct image *image, unsigned int i)
 {
 	const struct log_image *log =
@@ -188,5 +194,6 @@ const struct image_driver log_driver = {
 	.open		= log_open,
 	.close		= log_close,
 	.submit		= log_submit,
+	.busy		= log_busy,
 	.chain_path	= log_chain_path,
 };

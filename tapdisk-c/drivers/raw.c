@@ -147,8 +147,11 @@ static int raw_open(struct image **image, const struct image_open_args *args,
 	raw->image.readonly = args->readonly;
 	raw->image.info.sectors = size >> SECTOR_SHIFT;
 	raw->image.info.depth = 1;
+	raw->image.info.remote = image_file_is_remote(raw->fd);
 	raw->image.info.can = IMAGE_CAN_DISCARD | IMAGE_CAN_ZERO |
 			      IMAGE_CAN_STATUS;
+	/* Requests keep to the sector size. */
+	engine_file_add(args->engine, raw->fd, 0);
 	*image = &raw->image;
 	return 0;
 out:
@@ -167,6 +170,7 @@ static int raw_close(struct image *image, struct error *err)
 	if (!image->readonly && fdatasync(raw->fd) < 0)
 		rc = error_set(err, -errno, "%s: final sync: %s", raw->path,
 			       strerror(errno));
+	engine_file_remove(image->engine, raw->fd);
 	close(raw->fd);
 	free(raw->path);
 	free(raw);

@@ -2,26 +2,23 @@
 #include "drivers/vhd-disk.h"
 
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 
-/*
- * Enough that requests in flight can't evict each other's bitmaps while they
- * walk the chain; more for locality.
- */
-#define CACHE_MIN_ENTRIES 1024u
+#include "common/pages.h"
 
-static struct vhd_bitmap **bucket(struct vhd_cache *cache, unsigned int level,
-				  uint32_t block)
+/* 8 GiB of disk at 2 MiB a block, while its blocks are incomplete. */
+#define CACHE_MIN_ENTRIES 4096u
+
+static struct vhd_bitmap **bucket(const struct vhd_cache *cache, uint32_t block)
 {
-	uint32_t h = (block * 31u + level) * 2654435761u;
+	uint32_t h = block * 2654435761u;
 
 	return &cache->hash[(h >> 7) & (cache->nr_hash - 1)];
 }
 
 static void unhash(struct vhd_cache *cache, struct vhd_bitmap *bm)
 {
-	struct vhd_bitmap **p = bucket(cache, bm->level, bm->block);
+	struct vhd_bitmap **p = bucket(cache, bm->block);
 
 	while (*p != bm)
 		p = &(*p)->hash_next;
@@ -29,39 +26,75 @@ static void unhash(struct vhd_cache *cache, struct vhd_bitmap *bm)
 	bm->hashed = false;
 }
 
-static struct vhd_bitmap *lookup(struct vhd_cache *cache, unsigned int level,
-				 uint32_t block)
+static struct vhd_bitmap *lookup(const struct vhd_cache *cache, uint32_t block)
 {
-	struct vhd_bitmap *bm = *bucket(cache, level, block);
+	struct vhd_bitmap *bm = *bucket(cache, block);
 
-	while (bm && (bm->block != block || bm->level != level))
+	while (bm && bm->block != block)
 		bm = bm->hash_next;
 	return bm;
 }
 
-/* Takes the coldest entry for a block, pinned and hashed. */
-static struct vhd_bitmap *take(struct vhd_disk *disk, unsigned int level,
-			       uint32_t block, struct image_request *req)
+const uint8_t *vhd_cache_peek(const struct vhd_cache *cache, uint32_t block)
+{
+	struct vhd_bitmap *bm = cache->nr ? lookup(cache, block) : NULL;
+
+	return bm && bm->state == BITMAP_VALID ? bm->map : NULL;
+}
+
+bool vhd_cache_ready(const struct vhd_cache *cache)
+{
+	return cache->nr_used < cache->limit || !list_empty(&cache->lru);
+}
+
+/* An entry that was never taken; so the others' memory stays untouched. */
+static struct vhd_bitmap *fresh(struct vhd_disk *disk)
 {
 	struct vhd_cache *cache = &disk->cache;
-	struct list *item = list_pop(&cache->lru);
-	struct vhd_bitmap *bm, **p;
+	struct vhd_bitmap *bm;
 
-	if (!item) {
+	if (cache->nr_used >= cache->limit)
+		return NULL;
+	bm = &cache->entries[cache->nr_used];
+	bm->disk = disk;
+	bm->map = cache->maps + 2 * cache->nr_used++ * cache->map_bytes;
+	bm->out = bm->map + cache->map_bytes;
+	list_init(&bm->link);
+	list_init(&bm->loading);
+	list_init(&bm->commit);
+	list_init(&bm->committing);
+	list_init(&bm->publish);
+	list_init(&bm->due);
+	return bm;
+}
+
+/* Takes the coldest entry for a block, pinned and hashed. */
+static struct vhd_bitmap *take(struct vhd_disk *disk, uint32_t block,
+			       struct image_request *req)
+{
+	struct vhd_cache *cache = &disk->cache;
+	struct vhd_bitmap *bm = fresh(disk), **p;
+	struct list *item = bm ? NULL : list_pop(&cache->lru);
+
+	if (!bm && !item) {
 		list_add_tail(&req->link, &disk->starved);
 		return NULL;
 	}
-	bm = container_of(item, struct vhd_bitmap, link);
-	if (bm->hashed)
+	if (item)
+		bm = container_of(item, struct vhd_bitmap, link);
+	if (bm->hashed) {
 		unhash(cache, bm);
-	bm->level = level;
+		/* Bits whose write failed are gone with it. */
+		if (bm->dirty)
+			vhd_map_forget(disk, bm->block);
+	}
 	bm->block = block;
 	bm->pins = 1;
 	bm->dirty = false;
 	bm->writing = false;
-	bm->exposed = false;
+	bm->exposed = bm->publishing = bm->settles = false;
 	bm->hashed = true;
-	p = bucket(cache, level, block);
+	p = bucket(cache, block);
 	bm->hash_next = *p;
 	*p = bm;
 	return bm;
@@ -100,31 +133,33 @@ static void loaded(struct io_req *io, int err)
 	bm->state = BITMAP_VALID;
 	if (err)
 		unhash(&disk->cache, bm);
+	else if (vhd_bitmap_full(bm->map, disk->leaf->spb))
+		vhd_bit_set(disk->whole, bm->block);
 	vhd_wake(disk, &waiting, err == -ENODATA ? -EIO : err);
 	vhd_cache_unpin(bm);
 	vhd_feed_starved(disk);
 }
 
-struct vhd_bitmap *vhd_cache_get(struct vhd_disk *disk, unsigned int level,
-				 uint32_t block, struct image_request *req)
+struct vhd_bitmap *vhd_cache_get(struct vhd_disk *disk, uint32_t block,
+				 struct image_request *req)
 {
-	struct vhd_image *img = disk->chain->image[level];
-	struct vhd_bitmap *bm = lookup(&disk->cache, level, block);
+	struct vhd_image *leaf = disk->leaf;
+	struct vhd_bitmap *bm = lookup(&disk->cache, block);
 
 	if (bm && bm->state == BITMAP_VALID) {
 		vhd_cache_pin(bm);
 		return bm;
 	}
 	if (!bm) {
-		bm = take(disk, level, block, req);
+		bm = take(disk, block, req);
 		if (!bm)
 			return NULL;
 		bm->state = BITMAP_LOADING;
 		bm->iov.iov_base = bm->map;
-		bm->iov.iov_len = (size_t)img->bitmap_sectors << SECTOR_SHIFT;
+		bm->iov.iov_len = (size_t)leaf->bitmap_sectors << SECTOR_SHIFT;
 		bm->io.op = IO_READ;
-		bm->io.fd = img->fd;
-		bm->io.offset = (uint64_t)img->bat[block] << SECTOR_SHIFT;
+		bm->io.fd = leaf->fd;
+		bm->io.offset = (uint64_t)vhd_bat(leaf, block) << SECTOR_SHIFT;
 		bm->io.iov = &bm->iov;
 		bm->io.iovcnt = 1;
 		bm->io.done = loaded;
@@ -137,7 +172,7 @@ struct vhd_bitmap *vhd_cache_get(struct vhd_disk *disk, unsigned int level,
 struct vhd_bitmap *vhd_cache_new(struct vhd_disk *disk, uint32_t block,
 				 struct image_request *req)
 {
-	struct vhd_bitmap *bm = take(disk, 0, block, req);
+	struct vhd_bitmap *bm = take(disk, block, req);
 
 	if (!bm)
 		return NULL;
@@ -150,50 +185,29 @@ struct vhd_bitmap *vhd_cache_new(struct vhd_disk *disk, uint32_t block,
 int vhd_cache_init(struct vhd_disk *disk, unsigned int max_requests)
 {
 	struct vhd_cache *cache = &disk->cache;
-	/* A read walks the chain; an operation of a write pins one. */
-	unsigned int nr = max_requests * (disk->chain->nr_vhd +
-					  VHD_OPS_PER_REQUEST);
-	size_t bytes;
+	/* Each operation of a write pins one. */
+	unsigned int nr = max_requests * VHD_OPS_PER_REQUEST;
 
-	for (unsigned int i = 0; i < disk->chain->nr_vhd; i++) {
-		struct vhd_image *img = disk->chain->image[i];
-		size_t b = (size_t)img->bitmap_sectors << SECTOR_SHIFT;
-
-		if (img->footer.type != VHD_FIXED && b > cache->map_bytes)
-			cache->map_bytes = b;
-	}
 	list_init(&cache->lru);
-	if (!cache->map_bytes)
+	/* Reads go by the map. */
+	if (disk->image.readonly || disk->leaf->footer.type == VHD_FIXED)
 		return 0;
+	cache->map_bytes = (size_t)disk->leaf->bitmap_sectors << SECTOR_SHIFT;
 	cache->nr = nr > CACHE_MIN_ENTRIES ? nr : CACHE_MIN_ENTRIES;
+	cache->limit = cache->nr;
 	for (cache->nr_hash = 1; cache->nr_hash < cache->nr;)
 		cache->nr_hash <<= 1;
-	cache->entries = calloc(cache->nr, sizeof(*cache->entries));
-	cache->hash = calloc(cache->nr_hash, sizeof(struct vhd_bitmap *));
-	/* Untouched pages cost nothing, so the size is no matter. */
-	bytes = cache->nr * 2 * cache->map_bytes;
-	bytes = (bytes + IMAGE_ALIGN - 1) & ~(size_t)(IMAGE_ALIGN - 1);
-	cache->maps = aligned_alloc(IMAGE_ALIGN, bytes);
+	cache->entries = pages_alloc(cache->nr * sizeof(*cache->entries));
+	cache->hash = pages_alloc(cache->nr_hash * sizeof(struct vhd_bitmap *));
+	cache->maps = pages_alloc(cache->nr * 2 * cache->map_bytes);
 	if (!cache->entries || !cache->hash || !cache->maps)
 		return -ENOMEM;
-	for (unsigned int i = 0; i < cache->nr; i++) {
-		struct vhd_bitmap *bm = &cache->entries[i];
-
-		bm->disk = disk;
-		bm->map = cache->maps + (size_t)i * cache->map_bytes;
-		bm->out = bm->map + (size_t)cache->nr * cache->map_bytes;
-		list_init(&bm->loading);
-		list_init(&bm->commit);
-		list_init(&bm->committing);
-		list_init(&bm->publish);
-		list_add_tail(&bm->link, &cache->lru);
-	}
 	return 0;
 }
 
 void vhd_cache_destroy(struct vhd_cache *cache)
 {
-	free(cache->entries);
-	free(cache->hash);
-	free(cache->maps);
+	pages_free(cache->entries, cache->nr * sizeof(*cache->entries));
+	pages_free(cache->hash, cache->nr_hash * sizeof(struct vhd_bitmap *));
+	pages_free(cache->maps, cache->nr * 2 * cache->map_bytes);
 }

@@ -3,26 +3,35 @@
  * The VHD data path.
  *
  *   vhd.c       open, close, pools; each request is advanced from its cursor
- *   vhd-read.c  which image of the chain holds a run of sectors
- *   vhd-write.c data into the leaf: present sectors, new sectors, new blocks
- *   vhd-meta.c  bitmap and BAT writes
+ *   vhd-map.c   which image of the chain holds a sector, in one step
+ *   vhd-build.c how the map learns a block
+ *   vhd-read.c  reads, and what holds data (status)
+ *   vhd-write.c into the leaf: present sectors, new sectors, new blocks
+ *   vhd-zero.c  zeros and discards
+ *   vhd-meta.c  bitmap writes
+ *   vhd-bat.c   BAT writes
  *   vhd-grow.c  where new blocks go, and growth of the file
- *   vhd-cache.c bitmaps in memory
+ *   vhd-cache.c the leaf's bitmaps in memory
+ *   vhd-snapshot.c a new leaf on top of what is open
  *
  * A write completes when data, bitmap and BAT entry have reached the kernel,
  * in this order:
  *
- *   data ─► bit in memory (readers see it) ─► bitmap sector ─► BAT sector
+ *   data ─► bit in memory (readers see it) ─► bitmap sector
  *
- * A new block's BAT entry is "unpublished" until its bitmap is written: other
- * entries of its BAT sector go to disk without it. Its bitmap stays in the cache until
- * then. The file is extended in large steps, with a footer at the new end,
+ * A new block's BAT entry is "unpublished" until it is written: other entries of its
+ * BAT sector go to disk without it. Its bitmap stays in the cache until then. In a
+ * file the entry goes at once, on a block device after the bitmap. The file is extended in large steps, with a footer at the new end,
  * and synced, before any block is placed there: after a power loss no BAT
  * entry points past the end of the file, and what was not written reads as
  * zeros, which as a bitmap means "ask the parent". For that the file is first
  * cut to its last block, and each footer is zeroed when the next one is there.
  * On a block device the unwritten space is not zero, so there data is made
  * durable before its bits, and the bitmap before the BAT entry.
+ *
+ * In a file without a parent a new block has all its bits at once: what is not
+ * written in it is a hole and reads as zeros, which is what was there. Later
+ * writes to it need no metadata.
  */
 #ifndef XENBLK_VHD_DISK_H
 #define XENBLK_VHD_DISK_H
@@ -30,34 +39,41 @@
 #include "drivers/image.h"
 #include "vhd/vhd.h"
 
-/* How far a file is extended at a time: a hole, cut off at close. */
-#define VHD_GROW_BYTES (64ull << 20)
+/*
+ * How far a file is extended at a time, at first and at most: a hole, cut off at
+ * close. Each step is twice the one before.
+ */
+#define VHD_GROW_BYTES	   (64ull << 20)
+#define VHD_GROW_MAX_BYTES (1ull << 30)
+
+/* What one request may have in flight where it need not be quick. */
+#define VHD_MAX_PENDING	16u
 
 enum bitmap_state { BITMAP_LOADING, BITMAP_VALID };
 
-/* A block's bitmap in memory. */
+/* A leaf block's bitmap in memory. */
 struct vhd_bitmap {
 	struct list link;		/* in the lru if unpinned */
 	struct vhd_bitmap *hash_next;
 	struct vhd_disk *disk;
-	unsigned int level;		/* in the chain */
 	uint32_t block;
 	unsigned int pins;
 	enum bitmap_state state;
 	bool hashed;
-	uint8_t *map;
-	struct io_req io;
-	struct iovec iov;
-	struct list loading;		/* image requests that wait for the load */
-
-	/* Leaf only. */
-	uint8_t *out;			/* what is being written */
 	bool dirty;			/* map differs from what was last written */
 	bool writing;			/* bitmap or BAT write in flight */
 	bool exposed;			/* a BAT entry may lead to it on the medium */
+	bool publishing;		/* in the queue for the BAT, or in its write in flight */
+	bool settles;			/* when it is published: its bitmap is written */
+	uint8_t *map;
+	uint8_t *out;			/* what is being written */
+	struct io_req io;
+	struct iovec iov;
+	struct list loading;		/* image requests that wait for the load */
 	struct list commit;		/* vhd_ops whose bits await the next write */
 	struct list committing;		/* vhd_ops of the write in flight */
-	struct list publish;		/* in the queue for the BAT */
+	struct list publish;
+	struct list due;		/* written at the end of the round */
 };
 
 /* One contiguous I/O of an image request. */
@@ -67,6 +83,7 @@ struct vhd_op {
 	struct image_request *req;
 	struct vhd_bitmap *bitmap;	/* pinned; NULL if no bit can change */
 	uint32_t first, count;		/* sectors in the block, with bitmap */
+	uint64_t zero_end;		/* bytes; where zeros that are written end, 0: none are */
 	struct io_req io;
 	struct iovec iov;
 };
@@ -74,6 +91,8 @@ struct vhd_op {
 struct vhd_cache {
 	struct vhd_bitmap *entries;
 	unsigned int nr;
+	unsigned int limit;		/* entries that may be taken: all */
+	unsigned int nr_used;		/* those that ever were */
 	struct vhd_bitmap **hash;	/* nr_hash buckets, a power of two */
 	unsigned int nr_hash;
 	struct list lru;		/* unpinned, coldest first */
@@ -81,21 +100,93 @@ struct vhd_cache {
 	size_t map_bytes;
 };
 
-struct vhd_bat_writer {
-	struct list queue;		/* vhd_bitmaps to publish */
-	struct list batch;		/* those of the write in flight */
-	uint32_t sector;		/* of the BAT, in flight */
-	uint32_t *entries;		/* one sector's worth */
-	uint32_t *spare;		/* of the last sector in use: what is beyond the size */
-	uint8_t *buf;
+/*
+ * The map: for each block of the leaf what holds its sectors. A code names a
+ * holder: an image of the chain (its level + 1), zeros, or a raw parent.
+ */
+enum vhd_code {
+	CODE_NONE,			/* not known */
+	CODE_LEAF,			/* level 0; the others follow */
+	CODE_ZEROS = VHD_MAX_CHAIN + 1,	/* no image */
+	CODE_RAW,
+	CODE_ERROR,			/* a bitmap can't be read */
+	CODE_BUILDING,			/* + which builder */
+	CODE_MIXED = 64,		/* + which entry of mixed[] */
+};
+
+#define VHD_MAX_BUILDS	(CODE_MIXED - CODE_BUILDING)
+
+/* A block whose sectors have more than one holder. */
+struct vhd_mixed {
+	uint8_t *codes;			/* one for every 1 << shift sectors */
+	uint32_t block;
+	uint32_t foreign;		/* codes other than CODE_LEAF */
+	uint8_t shift;
+	bool taken;
+	bool used;			/* since the hand came by */
+};
+
+struct vhd_mixed_pool {
+	unsigned int first, nr;		/* in mixed[] */
+	unsigned int limit;		/* entries that may be taken: all */
+	unsigned int hand;		/* who is evicted next */
+	uint8_t shift;
+	size_t bytes;			/* of codes */
+	uint8_t *codes;
+};
+
+/* An image of the chain, as far as reads need it. */
+struct vhd_level {
+	const struct vhd_image *image;
+	int fd;
+	bool fixed;
+	uint8_t shift;			/* log2 of the sectors of a block */
+	uint32_t bitmap_sectors;
+	uint64_t sectors;
+};
+
+struct vhd_map {
+	uint16_t *unit;			/* a code for each block of the leaf */
+	uint32_t nr;			/* blocks */
+	uint8_t shift;			/* log2 of the sectors of a block */
+	struct vhd_level level[VHD_MAX_CHAIN];
+	unsigned int nr_levels;
+	struct vhd_mixed *mixed;
+	struct vhd_mixed_pool pool[2];	/* by 8 sectors, by one */
+	struct vhd_build *builds;
+	unsigned int nr_builds;
+	uint8_t *build_memory;
+	size_t build_bytes;
+	uint32_t piece;			/* sectors that lie in one block of each level */
+	struct list free_builds;
+	struct list starved;		/* image requests without a builder */
+};
+
+/* Sectors of the BAT that are written together. */
+#define VHD_BAT_SPAN	8u
+#define VHD_BAT_WRITES	8u
+
+struct vhd_bat_write {
+	struct vhd_disk *disk;
+	struct list batch;		/* vhd_bitmaps to publish */
+	uint32_t span;			/* of VHD_BAT_SPAN sectors */
 	bool busy;
+	uint8_t *buf;
 	struct io_req io;
 	struct iovec iov;
+};
+
+struct vhd_bat_writer {
+	struct list queue;		/* vhd_bitmaps to publish */
+	struct vhd_bat_write write[VHD_BAT_WRITES];
+	uint32_t *spare;		/* of the last sector in use: what is beyond the size */
+	uint8_t *buf;			/* of all writes */
 };
 
 struct vhd_grower {
 	uint64_t durable_end;		/* blocks may be placed below this, bytes */
 	uint64_t step;			/* bytes, a power of two */
+	uint64_t most;			/* all blocks have room below this, bytes */
 	uint64_t target;		/* durable_end when the step in flight is done */
 	bool cut;			/* nothing but zeros is after data_end */
 	bool busy;
@@ -112,11 +203,20 @@ struct vhd_disk {
 	struct vhd_op *ops;
 	struct list free_ops;
 	struct list starved;		/* image requests without an op or bitmap */
+	struct list later;		/* image requests that have had their turn */
+	struct io_timer turn;		/* armed while later is not empty */
+	struct list due;		/* vhd_bitmaps */
+	struct io_timer round;		/* armed while metadata waits for the end of the round */
+	struct vhd_map map;
 	struct vhd_cache cache;
+	uint8_t *whole;			/* a bit per leaf block: all its bits are set in the file */
 	uint8_t *unpublished;		/* a bit per leaf block */
 	uint32_t *place;		/* sectors; of blocks that were given up, else 0 */
 	struct vhd_bat_writer bat;
 	struct vhd_grower grow;
+	bool no_holes, no_zeros;	/* the file system can't make them */
+	bool registered;		/* its files, with the engine */
+	uint32_t file_block[VHD_MAX_CHAIN + 1];	/* of direct I/O, bytes; leaf first, the raw parent last */
 	bool changed;			/* the trailer must be rewritten at close */
 };
 
@@ -131,8 +231,9 @@ static inline struct vhd_disk *vhd_disk_of(struct image *image)
 /* What a step on a request came to. */
 enum step {
 	STEP_ON,	/* the cursor moved */
-	STEP_WAIT,	/* the request is on some list and will be advanced */
+	STEP_WAIT,	/* the request is on some list or has I/O in flight, and will be advanced */
 	STEP_FAIL,	/* req->err is set */
+	STEP_END,	/* there is no more to do */
 };
 
 /* vhd.c */
@@ -147,12 +248,77 @@ void vhd_op_end(struct vhd_op *op, int err);
 void vhd_feed_starved(struct vhd_disk *disk);
 /* Advances, or fails if err, all requests of a list. */
 void vhd_wake(struct vhd_disk *disk, struct list *waiting, int err);
+/* The chain is the disk's from then on; its files are not the engine's yet. */
+int vhd_disk_new(struct vhd_disk **disk, struct vhd_chain *chain,
+		 const struct image_open_args *args, struct error *err);
+/* With its chain. */
+void vhd_disk_free(struct vhd_disk *disk);
+void vhd_files_add(struct vhd_disk *disk);
+void vhd_files_remove(struct vhd_disk *disk);
+
+/* vhd-snapshot.c */
+int vhd_snapshot_prepare(struct image_snapshot **snapshot, struct image *image,
+			 const struct image_open_args *args,
+			 const char *parent, struct error *err);
+int vhd_snapshot_commit(struct image_snapshot *snapshot, struct image **image,
+			struct error *err);
+void vhd_snapshot_end(struct image_snapshot *snapshot);
+
+/* vhd-map.c */
+int vhd_map_init(struct vhd_disk *disk);
+void vhd_map_destroy(struct vhd_disk *disk);
+/* Sectors of the leaf's block: all but the last have the same. */
+uint32_t vhd_map_sectors(const struct vhd_disk *disk, uint32_t block);
+/*
+ * What holds the sector, and *count, cut to the run that it holds too within
+ * the block. CODE_NONE: the request waits until the map knows.
+ */
+unsigned int vhd_map_find(struct vhd_disk *disk, uint64_t sector,
+			  uint32_t *count, struct image_request *req);
+/*
+ * Where in the image of this level the sector is, in bytes; *count is cut to
+ * what follows it there.
+ */
+uint64_t vhd_map_place(const struct vhd_disk *disk, unsigned int level,
+		       uint64_t sector, uint32_t *count);
+/* The leaf holds these sectors of its block now. */
+void vhd_map_set(struct vhd_disk *disk, uint32_t block, uint32_t first,
+		 uint32_t count);
+/* The leaf no longer holds what the map says. */
+void vhd_map_forget(struct vhd_disk *disk, uint32_t block);
+/* From a builder: one code for each sector of the block. */
+void vhd_map_install(struct vhd_disk *disk, uint32_t block,
+		     const uint8_t *codes);
+
+/* vhd-build.c */
+int vhd_build_init(struct vhd_disk *disk);
+void vhd_build_destroy(struct vhd_disk *disk);
+/* True if the map knows the block now; else the request waits for that. */
+bool vhd_build(struct vhd_disk *disk, uint32_t block,
+	       struct image_request *req);
+/* While a builder is at work: as vhd_map_set() and vhd_map_forget(). */
+void vhd_build_set(struct vhd_disk *disk, unsigned int build, uint32_t first,
+		   uint32_t count);
+void vhd_build_spoil(struct vhd_disk *disk, unsigned int build);
 
 /* vhd-read.c */
 enum step vhd_read_step(struct vhd_disk *disk, struct image_request *req);
+enum step vhd_status_step(struct vhd_disk *disk, struct image_request *req);
 
 /* vhd-write.c */
 enum step vhd_write_step(struct vhd_disk *disk, struct image_request *req);
+/*
+ * An op for count sectors at the cursor, inside one leaf block, which is
+ * allocated if it was not. NULL: see *step.
+ */
+struct vhd_op *vhd_write_op(struct vhd_disk *disk, struct image_request *req,
+			    uint32_t count, enum step *step);
+/* The op's bytes are in the file: sets its bits and ends it when they are there too. */
+void vhd_write_placed(struct vhd_op *op, int err);
+
+/* vhd-zero.c */
+/* IMAGE_ZERO and IMAGE_DISCARD. */
+enum step vhd_zero_step(struct vhd_disk *disk, struct image_request *req);
 
 /* vhd-meta.c */
 int vhd_meta_init(struct vhd_disk *disk, struct error *err);
@@ -166,6 +332,23 @@ void vhd_meta_destroy(struct vhd_disk *disk);
 void vhd_meta_abandon(struct vhd_bitmap *bitmap);
 /* The op's bits are set in its bitmap: write it, then end the op. */
 void vhd_meta_commit(struct vhd_op *op);
+/* A new block has its place: writes what may be written before its data. */
+void vhd_meta_begin(struct vhd_bitmap *bitmap);
+/*
+ * Metadata is queued. It is written when the completions that came together
+ * have all been seen, so that one write serves many.
+ */
+void vhd_meta_arm(struct vhd_disk *disk);
+/* A bitmap write, with its BAT write if it needed one, is over. */
+void vhd_meta_settle(struct vhd_bitmap *bitmap, int err);
+
+/* vhd-bat.c */
+int vhd_bat_init(struct vhd_disk *disk, struct error *err);
+void vhd_bat_destroy(struct vhd_disk *disk);
+/* Queues the block's BAT entry, if it is not; vhd_meta_settle() follows if the bitmap settles. */
+void vhd_bat_publish(struct vhd_bitmap *bitmap);
+void vhd_bat_write_queued(struct vhd_disk *disk);
+
 /* vhd-grow.c */
 int vhd_grow_init(struct vhd_disk *disk);
 void vhd_grow_destroy(struct vhd_grower *grow);
@@ -183,11 +366,15 @@ void vhd_cache_destroy(struct vhd_cache *cache);
  * The block's bitmap, pinned; NULL if the request must wait, and it then is on
  * a list: for the load, or for a free entry.
  */
-struct vhd_bitmap *vhd_cache_get(struct vhd_disk *disk, unsigned int level,
-				 uint32_t block, struct image_request *req);
+struct vhd_bitmap *vhd_cache_get(struct vhd_disk *disk, uint32_t block,
+				 struct image_request *req);
 /* A new block's bitmap, all clear, pinned; NULL as above. */
 struct vhd_bitmap *vhd_cache_new(struct vhd_disk *disk, uint32_t block,
 				 struct image_request *req);
+/* The block's bits if they are in memory, or NULL. */
+const uint8_t *vhd_cache_peek(const struct vhd_cache *cache, uint32_t block);
+/* An entry could be had. */
+bool vhd_cache_ready(const struct vhd_cache *cache);
 void vhd_cache_pin(struct vhd_bitmap *bitmap);
 void vhd_cache_unpin(struct vhd_bitmap *bitmap);
 /* Drops the last pin and what the entry holds. */

@@ -10,6 +10,29 @@
 #include "common/bytes.h"
 #include "common/log.h"
 
+static uint64_t block_bytes(const struct vhd_image *leaf)
+{
+	return ((uint64_t)leaf->bitmap_sectors + leaf->spb) * SECTOR_SIZE;
+}
+
+/*
+ * A footer may be there or not: the file is cut again before the next step, and a
+ * smaller one may succeed.
+ */
+static void start_over(struct vhd_grower *grow)
+{
+	grow->durable_end = 0;
+	grow->cut = false;
+	grow->step = VHD_GROW_BYTES;
+}
+
+static void step_done(struct vhd_grower *grow)
+{
+	if (grow->durable_end && grow->step < VHD_GROW_MAX_BYTES)
+		grow->step *= 2;
+	grow->durable_end = grow->target;
+}
+
 static void grown(struct io_req *io, int err)
 {
 	struct vhd_grower *grow = container_of(io, struct vhd_grower, io);
@@ -33,23 +56,31 @@ static void grown(struct io_req *io, int err)
 	if (err)
 		log_error("cannot extend the image path=%s err=%d",
 			  disk->leaf->path, -err);
+	if (err)
+		start_over(grow);
 	else
-		grow->durable_end = grow->target;
+		step_done(grow);
 	grow->busy = false;
 	list_init(&waiting);
 	list_splice(&grow->waiting, &waiting);
 	vhd_wake(disk, &waiting, err);
 }
 
-/* Writes the footer a step further out: that extends the file by a hole. */
-static void grow_start(struct vhd_disk *disk, uint64_t need)
+/*
+ * Writes the footer a step further out, at least to need: that extends the file by
+ * a hole. None where all blocks have room already.
+ */
+static void grow_start(struct vhd_disk *disk, uint64_t need, uint64_t ahead)
 {
 	struct vhd_grower *grow = &disk->grow;
+	uint64_t target = round_up_u64(need + ahead, grow->step);
 
+	if (target > grow->most)
+		target = need > grow->most ? need : grow->most;
+	if (target <= grow->durable_end)
+		return;
 	grow->busy = true;
-	/* After a failure the same again: a footer may be there already. */
-	if (grow->target == grow->durable_end)
-		grow->target = round_up_u64(need, grow->step);
+	grow->target = target;
 	disk->changed = true;
 	grow->iov.iov_base = grow->buf;
 	grow->iov.iov_len = VHD_SECTOR;
@@ -90,8 +121,6 @@ bool vhd_grow_place(struct vhd_disk *disk, uint32_t block,
 {
 	struct vhd_image *leaf = disk->leaf;
 	struct vhd_grower *grow = &disk->grow;
-	uint64_t size = ((uint64_t)leaf->bitmap_sectors + leaf->spb) *
-			SECTOR_SIZE;
 	uint64_t end;
 
 	if (disk->place[block]) {
@@ -99,7 +128,7 @@ bool vhd_grow_place(struct vhd_disk *disk, uint32_t block,
 		return true;
 	}
 	*offset = vhd_alloc_offset(leaf, leaf->data_end);
-	end = *offset + size;
+	end = *offset + block_bytes(leaf);
 	/* VHD_BAT_UNUSED is not an address. */
 	if (*offset >> SECTOR_SHIFT >= VHD_BAT_UNUSED ||
 	    (leaf->is_blk && end > grow->durable_end)) {
@@ -110,7 +139,7 @@ bool vhd_grow_place(struct vhd_disk *disk, uint32_t block,
 		/* Ahead of need, so that few requests wait for the sync. */
 		if (!leaf->is_blk && !grow->busy &&
 		    grow->durable_end - end < grow->step / 2)
-			grow_start(disk, end + grow->step);
+			grow_start(disk, end, grow->step);
 		return true;
 	}
 	if (!grow->busy)
@@ -119,7 +148,7 @@ bool vhd_grow_place(struct vhd_disk *disk, uint32_t block,
 		return false;
 	list_add_tail(&req->link, &grow->waiting);
 	if (!grow->busy)
-		grow_start(disk, end + grow->step / 2);
+		grow_start(disk, end, grow->step / 2);
 	return false;
 }
 
@@ -137,6 +166,9 @@ int vhd_grow_init(struct vhd_disk *disk)
 	memset(grow->buf, 0, IMAGE_ALIGN);
 	vhd_footer_encode(grow->buf, &leaf->footer);
 	grow->step = VHD_GROW_BYTES;
+	grow->most = round_up_u64(leaf->data_end + (uint64_t)leaf->bat_entries *
+				  round_up_u64(block_bytes(leaf), IMAGE_ALIGN),
+				  VHD_GROW_BYTES);
 	/* A file's end as found is not known to be durable. */
 	grow->durable_end = leaf->is_blk ? leaf->file_size - VHD_SECTOR : 0;
 	return 0;

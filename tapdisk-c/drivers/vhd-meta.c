@@ -6,10 +6,9 @@
 #include <string.h>
 #include <unistd.h>
 
-#define BAT_PER_SECTOR (SECTOR_SIZE / 4)
+#include "common/pages.h"
 
 static void bitmap_write(struct vhd_bitmap *bm);
-static void bat_next(struct vhd_disk *disk);
 
 static void end_all(struct list *ops, int err)
 {
@@ -19,8 +18,7 @@ static void end_all(struct list *ops, int err)
 		vhd_op_end(container_of(item, struct vhd_op, link), err);
 }
 
-/* A bitmap write, with its BAT write if it needed one, is over. */
-static void bitmap_settle(struct vhd_bitmap *bm, int err)
+void vhd_meta_settle(struct vhd_bitmap *bm, int err)
 {
 	struct vhd_disk *disk = bm->disk;
 	struct vhd_image *leaf = disk->leaf;
@@ -32,9 +30,8 @@ static void bitmap_settle(struct vhd_bitmap *bm, int err)
 	/* The bits stay in memory: the next write to the block tries again. */
 	if (err)
 		bm->dirty = true;
-	else if (!bm->dirty && leaf->has_batmap &&
-		 vhd_bitmap_full(bm->map, leaf->spb)) {
-		vhd_bit_set(leaf->batmap, bm->block);
+	else if (!bm->dirty && vhd_bitmap_full(bm->map, leaf->spb)) {
+		vhd_bit_set(disk->whole, bm->block);
 		disk->changed = true;
 	}
 	vhd_cache_pin(bm);
@@ -50,14 +47,13 @@ static void bitmap_settle(struct vhd_bitmap *bm, int err)
 static void bitmap_written(struct io_req *io, int err)
 {
 	struct vhd_bitmap *bm = container_of(io, struct vhd_bitmap, io);
-	struct vhd_disk *disk = bm->disk;
 
-	if (err || !vhd_unpublished(disk, bm->block)) {
-		bitmap_settle(bm, err);
+	if (err || !vhd_unpublished(bm->disk, bm->block)) {
+		vhd_meta_settle(bm, err);
 		return;
 	}
-	list_add_tail(&bm->publish, &disk->bat.queue);
-	bat_next(disk);
+	bm->settles = true;
+	vhd_bat_publish(bm);
 }
 
 static void bitmap_out(struct vhd_bitmap *bm)
@@ -72,7 +68,7 @@ static void data_synced(struct io_req *io, int err)
 	struct vhd_bitmap *bm = container_of(io, struct vhd_bitmap, io);
 
 	if (err)
-		bitmap_settle(bm, err);
+		vhd_meta_settle(bm, err);
 	else
 		bitmap_out(bm);
 }
@@ -93,7 +89,7 @@ static void bitmap_write(struct vhd_bitmap *bm)
 	bm->iov.iov_len = (size_t)leaf->bitmap_sectors << SECTOR_SHIFT;
 	memcpy(bm->out, bm->map, bm->iov.iov_len);
 	bm->io.fd = leaf->fd;
-	bm->io.offset = (uint64_t)leaf->bat[bm->block] << SECTOR_SHIFT;
+	bm->io.offset = (uint64_t)vhd_bat(leaf, bm->block) << SECTOR_SHIFT;
 	bm->io.iov = &bm->iov;
 	bm->io.iovcnt = 1;
 	if (!leaf->is_blk ||
@@ -111,167 +107,104 @@ void vhd_meta_abandon(struct vhd_bitmap *bm)
 	struct vhd_disk *disk = bm->disk;
 	struct vhd_image *leaf = disk->leaf;
 
-	if (!vhd_unpublished(disk, bm->block) || bm->pins > 1 || bm->writing)
+	if (!vhd_unpublished(disk, bm->block) || bm->pins > 1 || bm->writing ||
+	    bm->publishing)
 		return;
-	disk->place[bm->block] = leaf->bat[bm->block];
-	leaf->bat[bm->block] = VHD_BAT_UNUSED;
+	disk->place[bm->block] = vhd_bat(leaf, bm->block);
+	vhd_bat_set(leaf, bm->block, VHD_BAT_UNUSED);
 	vhd_bit_clear(disk->unpublished, bm->block);
+	vhd_map_forget(disk, bm->block);
 	vhd_cache_forget(bm);
 }
 
 void vhd_meta_commit(struct vhd_op *op)
 {
 	struct vhd_bitmap *bm = op->bitmap;
+	bool set = false;
 
+	/* What is being written has the op's bits already. */
+	if (bm->writing &&
+	    vhd_bitmap_run(bm->out, op->first, op->first + op->count,
+			   &set) == op->count && set) {
+		list_add_tail(&op->link, &bm->committing);
+		return;
+	}
 	list_add_tail(&op->link, &bm->commit);
-	if (!bm->writing)
-		bitmap_write(bm);
+	if (bm->writing || !list_empty(&bm->due))
+		return;
+	list_add_tail(&bm->due, &bm->disk->due);
+	vhd_meta_arm(bm->disk);
 }
 
-static void bat_written(struct io_req *io, int err)
+void vhd_meta_arm(struct vhd_disk *disk)
 {
-	struct vhd_bat_writer *bat = container_of(io, struct vhd_bat_writer, io);
-	struct vhd_disk *disk = container_of(bat, struct vhd_disk, bat);
+	if (!disk->round.armed)
+		engine_timer_set(disk->image.engine, &disk->round, 0);
+}
+
+static void round_over(struct io_timer *timer)
+{
+	struct vhd_disk *disk = container_of(timer, struct vhd_disk, round);
 	struct list *item;
 
-	while ((item = list_pop(&bat->batch))) {
-		struct vhd_bitmap *bm =
-			container_of(item, struct vhd_bitmap, publish);
+	while ((item = list_pop(&disk->due))) {
+		struct vhd_bitmap *bm = container_of(item, struct vhd_bitmap,
+						     due);
 
-		if (!err) {
-			vhd_bit_clear(disk->unpublished, bm->block);
-			/* The pin of the unpublished block. */
-			vhd_cache_unpin(bm);
-		}
-		bitmap_settle(bm, err);
+		if (!bm->writing)
+			bitmap_write(bm);
 	}
-	bat->busy = false;
-	bat_next(disk);
-	vhd_feed_starved(disk);
+	vhd_bat_write_queued(disk);
 }
 
-static void bat_write(struct vhd_disk *disk)
+/*
+ * In a file the place of a new block is zeros, which as a bitmap means "ask the
+ * parent": its BAT entry may be there before all else. Where there is no parent the
+ * bits may be, too: what is not written yet reads as zeros either way.
+ */
+void vhd_meta_begin(struct vhd_bitmap *bm)
 {
-	struct vhd_bat_writer *bat = &disk->bat;
-	struct vhd_image *leaf = disk->leaf;
-	uint32_t base = bat->sector * BAT_PER_SECTOR;
+	struct vhd_disk *disk = bm->disk;
 
-	for (uint32_t i = 0; i < BAT_PER_SECTOR; i++) {
-		uint32_t block = base + i;
-
-		bat->entries[i] = block < leaf->bat_entries &&
-				  !vhd_unpublished(disk, block) ?
-				  leaf->bat[block] : VHD_BAT_UNUSED;
-		if (block >= leaf->bat_entries)
-			bat->entries[i] = bat->spare[i];
-	}
-	list_for_each(pos, &bat->batch) {
-		struct vhd_bitmap *bm =
-			container_of(pos, struct vhd_bitmap, publish);
-
-		bat->entries[bm->block - base] = leaf->bat[bm->block];
-		/* If the write fails, the entry may be there all the same. */
-		bm->exposed = true;
-	}
-	vhd_bat_encode(bat->buf, bat->entries, BAT_PER_SECTOR);
-	bat->iov.iov_base = bat->buf;
-	bat->iov.iov_len = SECTOR_SIZE;
-	bat->io.op = IO_WRITE;
-	bat->io.offset = leaf->header.table_offset +
-			 (uint64_t)bat->sector * SECTOR_SIZE;
-	bat->io.iov = &bat->iov;
-	bat->io.iovcnt = 1;
-	bat->io.done = bat_written;
-	image_queue(&disk->image, &bat->io);
-}
-
-static void bat_synced(struct io_req *io, int err)
-{
-	struct vhd_bat_writer *bat = container_of(io, struct vhd_bat_writer, io);
-
-	if (err)
-		bat_written(io, err);
-	else
-		bat_write(container_of(bat, struct vhd_disk, bat));
-}
-
-/* Publishes all queued blocks that share the first one's BAT sector. */
-static void bat_next(struct vhd_disk *disk)
-{
-	struct vhd_bat_writer *bat = &disk->bat;
-	struct vhd_bitmap *bm;
-
-	if (bat->busy || list_empty(&bat->queue))
+	/* A place that was used before may hold what a failed write has left. */
+	if (disk->leaf->is_blk || disk->place[bm->block])
 		return;
-	bm = container_of(bat->queue.next, struct vhd_bitmap, publish);
-	bat->sector = bm->block / BAT_PER_SECTOR;
-	list_for_each_safe(pos, tmp, &bat->queue) {
-		bm = container_of(pos, struct vhd_bitmap, publish);
-		if (bm->block / BAT_PER_SECTOR != bat->sector)
-			continue;
-		list_del(pos);
-		list_add_tail(pos, &bat->batch);
+	if (disk->chain->depth == 1) {
+		vhd_bitmap_set(bm->map, 0, disk->leaf->spb);
+		vhd_map_set(disk, bm->block, 0, disk->leaf->spb);
+		bitmap_write(bm);
 	}
-	bat->busy = true;
-	bat->io.fd = disk->leaf->fd;
-	if (!disk->leaf->is_blk) {
-		bat_write(disk);
-		return;
-	}
-	bat->io.op = IO_SYNC;
-	bat->io.done = bat_synced;
-	image_queue(&disk->image, &bat->io);
-}
-
-/* The entries beyond the disk's size that share a sector with its last ones. */
-static int read_spare(struct vhd_disk *disk, struct error *err)
-{
-	struct vhd_image *leaf = disk->leaf;
-	struct vhd_bat_writer *bat = &disk->bat;
-	uint32_t sector = leaf->bat_entries / BAT_PER_SECTOR;
-	ssize_t got;
-
-	if (leaf->bat_entries % BAT_PER_SECTOR == 0)
-		return 0;
-	got = pread(leaf->fd, bat->buf, SECTOR_SIZE,
-		    (off_t)(leaf->header.table_offset +
-			    (uint64_t)sector * SECTOR_SIZE));
-	if (got != (ssize_t)SECTOR_SIZE) {
-		int rc = got < 0 ? -errno : -EIO;
-
-		return error_set(err, rc, "%s: BAT: reading: %s", leaf->path,
-				 strerror(-rc));
-	}
-	vhd_bat_decode(bat->spare, bat->buf, BAT_PER_SECTOR);
-	return 0;
+	vhd_bat_publish(bm);
 }
 
 int vhd_meta_init(struct vhd_disk *disk, struct error *err)
 {
 	struct vhd_image *leaf = disk->leaf;
-	struct vhd_bat_writer *bat = &disk->bat;
+	size_t bits = (size_t)leaf->bat_entries / 8 + 1;
 
-	list_init(&bat->queue);
-	list_init(&bat->batch);
 	if (disk->image.readonly || leaf->footer.type == VHD_FIXED)
 		return 0;
-	disk->unpublished = calloc(1, (size_t)leaf->bat_entries / 8 + 1);
-	disk->place = calloc(leaf->bat_entries, sizeof(*disk->place));
-	bat->entries = calloc(BAT_PER_SECTOR, sizeof(uint32_t));
-	bat->spare = calloc(BAT_PER_SECTOR, sizeof(uint32_t));
-	bat->buf = aligned_alloc(IMAGE_ALIGN, IMAGE_ALIGN);
-	if (!disk->unpublished || !disk->place || !bat->entries ||
-	    !bat->spare || !bat->buf)
+	list_init(&disk->due);
+	disk->round.expired = round_over;
+	disk->unpublished = pages_alloc(bits);
+	disk->place = pages_alloc(leaf->bat_entries * sizeof(*disk->place));
+	disk->whole = leaf->has_batmap ? leaf->batmap : pages_alloc(bits);
+	if (!disk->unpublished || !disk->place || !disk->whole)
 		return error_set(err, -ENOMEM, "%s: out of memory",
 				 leaf->path);
-	return read_spare(disk, err);
+	return vhd_bat_init(disk, err);
 }
 
 void vhd_meta_destroy(struct vhd_disk *disk)
 {
-	free(disk->unpublished);
-	free(disk->place);
-	free(disk->bat.entries);
-	free(disk->bat.spare);
-	free(disk->bat.buf);
+	struct vhd_image *leaf = disk->leaf;
+	size_t bits = leaf ? (size_t)leaf->bat_entries / 8 + 1 : 0;
+
+	vhd_bat_destroy(disk);
+	pages_free(disk->unpublished, bits);
+	if (!leaf)
+		return;
+	pages_free(disk->place, leaf->bat_entries * sizeof(*disk->place));
+	if (!leaf->has_batmap)
+		pages_free(disk->whole, bits);
 }

@@ -1,74 +1,33 @@
 /* SPDX-License-Identifier: LGPL-2.1-only */
+/* Reads, and what holds data: both are what the map says. */
 #include "drivers/vhd-disk.h"
 
+#include <errno.h>
 #include <string.h>
 
-/* Where a run of sectors is. */
-struct run {
-	int fd;			/* -1: zeros */
-	uint64_t offset;	/* bytes */
-	uint32_t count;		/* sectors */
-};
-
-static uint32_t min_u64_u32(uint64_t a, uint32_t b)
-{
-	return a < b ? (uint32_t)a : b;
-}
-
 /*
- * Finds the first run at sector, at most run->count long on entry. STEP_WAIT
- * if a bitmap must be loaded first.
+ * The first run at the cursor: its holder, its sectors and, if a file holds it,
+ * where. CODE_NONE: the request waits.
  */
-static enum step find_run(struct vhd_disk *disk, uint64_t sector,
-			  struct image_request *req, struct run *run)
+static unsigned int find_run(struct vhd_disk *disk, struct image_request *req,
+			     uint32_t *count, int *fd, uint64_t *offset)
 {
-	struct vhd_chain *chain = disk->chain;
+	uint64_t sector = req->sector + req->cursor;
+	unsigned int code, level;
 
-	run->fd = -1;
-	run->offset = 0;
-	for (unsigned int level = 0; level < chain->nr_vhd; level++) {
-		struct vhd_image *img = chain->image[level];
-		uint64_t size = img->footer.current_size >> SECTOR_SHIFT;
-		uint32_t block, first;
-		struct vhd_bitmap *bm;
-		bool set;
-
-		if (sector >= size)
-			return STEP_ON;
-		run->count = min_u64_u32(size - sector, run->count);
-		if (img->footer.type == VHD_FIXED) {
-			run->fd = img->fd;
-			run->offset = sector << SECTOR_SHIFT;
-			return STEP_ON;
-		}
-		block = (uint32_t)(sector / img->spb);
-		first = (uint32_t)(sector % img->spb);
-		if (run->count > img->spb - first)
-			run->count = img->spb - first;
-		if (img->bat[block] == VHD_BAT_UNUSED)
-			continue;
-		if (!img->has_batmap || !vhd_bit(img->batmap, block)) {
-			bm = vhd_cache_get(disk, level, block, req);
-			if (!bm)
-				return STEP_WAIT;
-			run->count = vhd_bitmap_run(bm->map, first,
-						    first + run->count, &set);
-			vhd_cache_unpin(bm);
-			if (!set)
-				continue;
-		}
-		run->fd = img->fd;
-		run->offset = ((uint64_t)img->bat[block] + img->bitmap_sectors +
-			       first) << SECTOR_SHIFT;
-		return STEP_ON;
+	*count = req->count - req->cursor;
+	/* Without a map: the disk is one run. */
+	code = disk->map.nr ? vhd_map_find(disk, sector, count, req) :
+			      CODE_LEAF;
+	if (code >= CODE_LEAF && code < CODE_ZEROS) {
+		level = code - CODE_LEAF;
+		*fd = disk->map.level[level].fd;
+		*offset = vhd_map_place(disk, level, sector, count);
+	} else if (code == CODE_RAW) {
+		*fd = disk->chain->raw_fd;
+		*offset = sector << SECTOR_SHIFT;
 	}
-	if (chain->raw_fd >= 0 && sector < chain->raw_sectors) {
-		run->count = min_u64_u32(chain->raw_sectors - sector,
-					 run->count);
-		run->fd = chain->raw_fd;
-		run->offset = sector << SECTOR_SHIFT;
-	}
-	return STEP_ON;
+	return code;
 }
 
 static void read_done(struct io_req *io, int err)
@@ -78,32 +37,68 @@ static void read_done(struct io_req *io, int err)
 
 enum step vhd_read_step(struct vhd_disk *disk, struct image_request *req)
 {
-	uint64_t sector = req->sector + req->cursor;
-	struct run run = { .count = req->count - req->cursor };
 	uint8_t *buf = req->buf + ((size_t)req->cursor << SECTOR_SHIFT);
+	uint64_t offset = 0;
 	struct vhd_op *op;
-	enum step step;
-	size_t len;
+	unsigned int code;
+	uint32_t count;
+	int fd = -1;
 
-	step = find_run(disk, sector, req, &run);
-	if (step != STEP_ON)
-		return step;
-	len = (size_t)run.count << SECTOR_SHIFT;
-	if (run.fd < 0) {
-		memset(buf, 0, len);
-		req->cursor += run.count;
+	code = find_run(disk, req, &count, &fd, &offset);
+	if (code == CODE_NONE)
+		return STEP_WAIT;
+	if (code == CODE_ERROR) {
+		req->err = -EIO;
+		return STEP_FAIL;
+	}
+	if (code == CODE_ZEROS) {
+		memset(buf, 0, (size_t)count << SECTOR_SHIFT);
+		req->cursor += count;
 		return STEP_ON;
 	}
 	op = vhd_op_get(disk, req);
 	if (!op)
 		return STEP_WAIT;
 	op->io.op = IO_READ;
-	op->io.fd = run.fd;
-	op->io.offset = run.offset;
+	op->io.fd = fd;
+	op->io.offset = offset;
+	op->io.buffer = req->buffer;
 	op->io.done = read_done;
 	op->iov.iov_base = buf;
-	op->iov.iov_len = len;
-	req->cursor += run.count;
+	op->iov.iov_len = (size_t)count << SECTOR_SHIFT;
+	req->cursor += count;
 	image_queue(&disk->image, &op->io);
+	return STEP_ON;
+}
+
+enum step vhd_status_step(struct vhd_disk *disk, struct image_request *req)
+{
+	struct image_extent *last = req->nr_extents ?
+				    &req->extents[req->nr_extents - 1] : NULL;
+	uint64_t offset;
+	unsigned int code;
+	uint32_t count;
+	bool hole;
+	int fd;
+
+	code = find_run(disk, req, &count, &fd, &offset);
+	if (code == CODE_NONE)
+		return STEP_WAIT;
+	if (code == CODE_ERROR) {
+		/* What was found before is an answer. */
+		if (last)
+			return STEP_END;
+		req->err = -EIO;
+		return STEP_FAIL;
+	}
+	hole = code == CODE_ZEROS;
+	if (!last || last->hole != hole) {
+		if (req->nr_extents == req->max_extents)
+			return STEP_END;
+		last = &req->extents[req->nr_extents++];
+		*last = (struct image_extent){ .hole = hole, .zero = hole };
+	}
+	last->count += count;
+	req->cursor += count;
 	return STEP_ON;
 }

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-only */
 #include "drivers/vhd-disk.h"
 
+#include <string.h>
+
 /* All that a reader needs to find these sectors is already in the file. */
 static bool settled(const struct vhd_disk *disk, const struct vhd_bitmap *bm,
 		    uint32_t first, uint32_t count)
@@ -12,17 +14,18 @@ static bool settled(const struct vhd_disk *disk, const struct vhd_bitmap *bm,
 	       set;
 }
 
-static void data_done(struct io_req *io, int err)
+void vhd_write_placed(struct vhd_op *op, int err)
 {
-	struct vhd_op *op = container_of(io, struct vhd_op, io);
 	struct vhd_bitmap *bm = op->bitmap;
 
 	if (err || !bm) {
 		vhd_op_end(op, err);
 		return;
 	}
-	if (vhd_bitmap_set(bm->map, op->first, op->count))
+	if (vhd_bitmap_set(bm->map, op->first, op->count)) {
 		bm->dirty = true;
+		vhd_map_set(op->disk, bm->block, op->first, op->count);
+	}
 	if (settled(op->disk, bm, op->first, op->count))
 		vhd_op_end(op, 0);
 	else
@@ -49,62 +52,51 @@ static struct vhd_bitmap *new_block(struct vhd_disk *disk, uint32_t block,
 	      SECTOR_SIZE;
 	if (leaf->data_end < end)
 		leaf->data_end = end;
-	leaf->bat[block] = (uint32_t)(offset >> SECTOR_SHIFT);
-	if (leaf->has_batmap)
-		vhd_bit_clear(leaf->batmap, block);
+	vhd_bat_set(leaf, block, (uint32_t)(offset >> SECTOR_SHIFT));
+	vhd_bit_clear(disk->whole, block);
 	vhd_bit_set(disk->unpublished, block);
 	disk->changed = true;
+	vhd_meta_begin(bm);
 	return bm;
 }
 
-static void start(struct vhd_disk *disk, struct vhd_op *op, uint64_t offset,
-		  uint32_t count)
-{
-	struct image_request *req = op->req;
-
-	op->io.op = IO_WRITE;
-	op->io.fd = disk->leaf->fd;
-	op->io.offset = offset;
-	op->io.done = data_done;
-	op->iov.iov_base = req->buf + ((size_t)req->cursor << SECTOR_SHIFT);
-	op->iov.iov_len = (size_t)count << SECTOR_SHIFT;
-	req->cursor += count;
-	image_queue(&disk->image, &op->io);
-}
-
-enum step vhd_write_step(struct vhd_disk *disk, struct image_request *req)
+struct vhd_op *vhd_write_op(struct vhd_disk *disk, struct image_request *req,
+			    uint32_t count, enum step *step)
 {
 	struct vhd_image *leaf = disk->leaf;
 	uint64_t sector = req->sector + req->cursor;
-	uint32_t count = req->count - req->cursor;
-	uint32_t block, first;
+	uint32_t block, first, place;
 	struct vhd_bitmap *bm;
 	struct vhd_op *op;
 
+	*step = STEP_WAIT;
 	op = vhd_op_get(disk, req);
 	if (!op)
-		return STEP_WAIT;
-	if (leaf->footer.type == VHD_FIXED) {
-		start(disk, op, sector << SECTOR_SHIFT, count);
-		return STEP_ON;
+		return NULL;
+	op->io.fd = leaf->fd;
+	op->count = count;
+	if (!disk->map.nr) {
+		op->io.offset = sector << SECTOR_SHIFT;
+		return op;
 	}
-	block = (uint32_t)(sector / leaf->spb);
-	first = (uint32_t)(sector % leaf->spb);
-	if (count > leaf->spb - first)
-		count = leaf->spb - first;
-
-	if (leaf->bat[block] == VHD_BAT_UNUSED) {
+	block = (uint32_t)(sector >> disk->map.shift);
+	first = (uint32_t)sector & (leaf->spb - 1);
+	place = vhd_bat(leaf, block);
+	if (place == VHD_BAT_UNUSED) {
 		bm = new_block(disk, block, req);
 		if (!bm) {
 			vhd_op_put(op);
-			return req->err ? STEP_FAIL : STEP_WAIT;
+			if (req->err)
+				*step = STEP_FAIL;
+			return NULL;
 		}
 		op->bitmap = bm;
-	} else if (!leaf->has_batmap || !vhd_bit(leaf->batmap, block)) {
-		bm = vhd_cache_get(disk, 0, block, req);
+		place = vhd_bat(leaf, block);
+	} else if (!vhd_bit(disk->whole, block)) {
+		bm = vhd_cache_get(disk, block, req);
 		if (!bm) {
 			vhd_op_put(op);
-			return STEP_WAIT;
+			return NULL;
 		}
 		if (settled(disk, bm, first, count))
 			vhd_cache_unpin(bm);
@@ -112,8 +104,39 @@ enum step vhd_write_step(struct vhd_disk *disk, struct image_request *req)
 			op->bitmap = bm;
 	}
 	op->first = first;
-	op->count = count;
-	start(disk, op, ((uint64_t)leaf->bat[block] + leaf->bitmap_sectors +
-			 first) << SECTOR_SHIFT, count);
+	op->io.offset = ((uint64_t)place + leaf->bitmap_sectors + first) <<
+			SECTOR_SHIFT;
+	return op;
+}
+
+static void data_done(struct io_req *io, int err)
+{
+	vhd_write_placed(container_of(io, struct vhd_op, io), err);
+}
+
+enum step vhd_write_step(struct vhd_disk *disk, struct image_request *req)
+{
+	uint32_t count = req->count - req->cursor;
+	struct vhd_op *op;
+	enum step step;
+
+	if (disk->map.nr) {
+		uint32_t spb = disk->leaf->spb;
+		uint32_t left = spb - (uint32_t)((req->sector + req->cursor) &
+						 (spb - 1));
+
+		if (count > left)
+			count = left;
+	}
+	op = vhd_write_op(disk, req, count, &step);
+	if (!op)
+		return step;
+	op->io.op = IO_WRITE;
+	op->io.buffer = req->buffer;
+	op->io.done = data_done;
+	op->iov.iov_base = req->buf + ((size_t)req->cursor << SECTOR_SHIFT);
+	op->iov.iov_len = (size_t)count << SECTOR_SHIFT;
+	req->cursor += count;
+	image_queue(&disk->image, &op->io);
 	return STEP_ON;
 }

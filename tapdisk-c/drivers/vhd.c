@@ -6,18 +6,52 @@
 #include <string.h>
 #include <unistd.h>
 
+/* Of a request, before others have their turn. */
+#define TURN_STEPS 512u
+
 static void complete(struct image_request *req)
 {
 	req->done(req, req->err);
 }
 
+/* Those that have had their turn go on when all else has had one. */
+static void turn_comes(struct io_timer *timer)
+{
+	struct vhd_disk *disk = container_of(timer, struct vhd_disk, turn);
+	struct list ready;
+
+	list_init(&ready);
+	list_splice(&disk->later, &ready);
+	vhd_wake(disk, &ready, 0);
+}
+
+static void wait_turn(struct vhd_disk *disk, struct image_request *req)
+{
+	list_add_tail(&req->link, &disk->later);
+	if (!disk->turn.armed)
+		engine_timer_set(disk->image.engine, &disk->turn, 0);
+}
+
 void vhd_advance(struct vhd_disk *disk, struct image_request *req)
 {
+	static enum step (*const steps[])(struct vhd_disk *disk,
+					  struct image_request *req) = {
+		[IMAGE_READ]	= vhd_read_step,
+		[IMAGE_WRITE]	= vhd_write_step,
+		[IMAGE_DISCARD]	= vhd_zero_step,
+		[IMAGE_ZERO]	= vhd_zero_step,
+		[IMAGE_STATUS]	= vhd_status_step,
+	};
 	enum step step = STEP_ON;
+	unsigned int turn = TURN_STEPS;
 
-	while (step == STEP_ON && !req->err && req->cursor < req->count)
-		step = req->op == IMAGE_READ ? vhd_read_step(disk, req) :
-					       vhd_write_step(disk, req);
+	while (step == STEP_ON && !req->err && req->cursor < req->count) {
+		if (!--turn) {
+			wait_turn(disk, req);
+			return;
+		}
+		step = steps[req->op](disk, req);
+	}
 	if (step != STEP_WAIT && !req->pending)
 		complete(req);
 }
@@ -70,7 +104,7 @@ void vhd_op_end(struct vhd_op *op, int err)
 void vhd_feed_starved(struct vhd_disk *disk)
 {
 	while (!list_empty(&disk->starved) && !list_empty(&disk->free_ops) &&
-	       (!disk->cache.nr || !list_empty(&disk->cache.lru)))
+	       (!disk->cache.nr || vhd_cache_ready(&disk->cache)))
 		vhd_advance(disk, container_of(list_pop(&disk->starved),
 					       struct image_request, link));
 }
@@ -104,6 +138,7 @@ static void vhd_submit(struct image *image, struct image_request *req)
 	req->cursor = 0;
 	req->pending = 0;
 	req->err = 0;
+	req->nr_extents = 0;
 	if (req->op != IMAGE_FLUSH) {
 		vhd_advance(disk, req);
 		return;
@@ -114,20 +149,74 @@ static void vhd_submit(struct image *image, struct image_request *req)
 	image_queue(image, &req->io);
 }
 
-static void destroy(struct vhd_disk *disk)
+/* The chain's descriptors, leaf first; -1 past the end. */
+static int chain_fd(const struct vhd_chain *chain, unsigned int i)
+{
+	if (i < chain->nr_vhd)
+		return chain->image[i]->fd;
+	return i == chain->nr_vhd ? chain->raw_fd : -1;
+}
+
+void vhd_files_add(struct vhd_disk *disk)
+{
+	int fd;
+
+	for (unsigned int i = 0; (fd = chain_fd(disk->chain, i)) >= 0; i++)
+		engine_file_add(disk->image.engine, fd, disk->file_block[i]);
+	disk->registered = true;
+}
+
+void vhd_files_remove(struct vhd_disk *disk)
+{
+	int fd;
+
+	for (unsigned int i = 0; (fd = chain_fd(disk->chain, i)) >= 0; i++)
+		engine_file_remove(disk->image.engine, fd);
+	disk->registered = false;
+}
+
+/* Metadata, and what a guest writes, come in sectors whatever the disk below has. */
+static int probe_blocks(struct vhd_disk *disk, struct error *err)
+{
+	const struct vhd_chain *chain = disk->chain;
+	int fd, rc;
+
+	for (unsigned int i = 0; (fd = chain_fd(chain, i)) >= 0; i++) {
+		rc = vhd_direct_block(fd, &disk->file_block[i]);
+		if (rc)
+			return error_set(err, rc, "%s: reading: %s",
+					 i < chain->nr_vhd ?
+					 chain->image[i]->path :
+					 chain->raw_path, strerror(-rc));
+	}
+	return 0;
+}
+
+void vhd_disk_free(struct vhd_disk *disk)
 {
 	vhd_meta_destroy(disk);
 	vhd_grow_destroy(&disk->grow);
 	vhd_cache_destroy(&disk->cache);
+	vhd_map_destroy(disk);
 	free(disk->ops);
+	if (disk->registered)
+		vhd_files_remove(disk);
 	if (disk->chain)
 		vhd_chain_close(disk->chain);
 	free(disk);
 }
 
-static int vhd_image_open(struct image **image,
-			  const struct image_open_args *args,
-			  struct error *err)
+static bool chain_is_remote(const struct vhd_chain *chain)
+{
+	bool remote = chain->raw_fd >= 0 && image_file_is_remote(chain->raw_fd);
+
+	for (unsigned int i = 0; i < chain->nr_vhd; i++)
+		remote |= image_file_is_remote(chain->image[i]->fd);
+	return remote;
+}
+
+int vhd_disk_new(struct vhd_disk **out, struct vhd_chain *chain,
+		 const struct image_open_args *args, struct error *err)
 {
 	unsigned int nr_ops = args->max_requests * VHD_OPS_PER_REQUEST;
 	struct vhd_disk *disk;
@@ -136,13 +225,7 @@ static int vhd_image_open(struct image **image,
 	disk = calloc(1, sizeof(*disk));
 	if (!disk)
 		return error_set(err, -ENOMEM, "%s: out of memory", args->path);
-	rc = vhd_chain_open(&disk->chain, args->path, args->config,
-			    VHD_OPEN_DIRECT |
-			    (args->readonly ? 0 : VHD_OPEN_WRITE), err);
-	if (rc) {
-		disk->chain = NULL;
-		goto out;
-	}
+	disk->chain = chain;
 	disk->leaf = disk->chain->image[0];
 	disk->image.driver = &vhd_driver;
 	disk->image.engine = args->engine;
@@ -152,11 +235,18 @@ static int vhd_image_open(struct image **image,
 		disk->leaf->footer.current_size >> SECTOR_SHIFT;
 	disk->image.info.sector_size = SECTOR_SIZE;
 	disk->image.info.depth = disk->chain->depth;
+	disk->image.info.remote = chain_is_remote(disk->chain);
+	disk->image.info.can = IMAGE_CAN_STATUS |
+		(args->readonly ? 0 : IMAGE_CAN_DISCARD | IMAGE_CAN_ZERO);
 
 	list_init(&disk->free_ops);
 	list_init(&disk->starved);
+	list_init(&disk->later);
+	disk->turn.expired = turn_comes;
 	disk->ops = calloc(nr_ops, sizeof(*disk->ops));
-	rc = disk->ops ? vhd_cache_init(disk, args->max_requests) : -ENOMEM;
+	rc = disk->ops ? vhd_map_init(disk) : -ENOMEM;
+	if (!rc)
+		rc = vhd_cache_init(disk, args->max_requests);
 	if (!rc)
 		rc = vhd_grow_init(disk);
 	if (rc) {
@@ -164,17 +254,43 @@ static int vhd_image_open(struct image **image,
 		goto out;
 	}
 	rc = vhd_meta_init(disk, err);
+	if (!rc)
+		rc = probe_blocks(disk, err);
 	if (rc)
 		goto out;
 	for (unsigned int i = 0; i < nr_ops; i++) {
 		disk->ops[i].disk = disk;
 		list_add_tail(&disk->ops[i].link, &disk->free_ops);
 	}
-	*image = &disk->image;
+	*out = disk;
 	return 0;
 out:
-	destroy(disk);
+	disk->chain = NULL;
+	vhd_disk_free(disk);
 	return rc;
+}
+
+static int vhd_image_open(struct image **image,
+			  const struct image_open_args *args,
+			  struct error *err)
+{
+	struct vhd_chain *chain;
+	struct vhd_disk *disk;
+	int rc;
+
+	rc = vhd_chain_open(&chain, args->path, args->config,
+			    VHD_OPEN_DIRECT |
+			    (args->readonly ? 0 : VHD_OPEN_WRITE), err);
+	if (rc)
+		return rc;
+	rc = vhd_disk_new(&disk, chain, args, err);
+	if (rc) {
+		vhd_chain_close(chain);
+		return rc;
+	}
+	vhd_files_add(disk);
+	*image = &disk->image;
+	return 0;
 }
 
 static int vhd_image_close(struct image *image, struct error *err)
@@ -187,8 +303,14 @@ static int vhd_image_close(struct image *image, struct error *err)
 	else if (!image->readonly && fdatasync(disk->leaf->fd) < 0)
 		rc = error_set(err, -errno, "%s: final sync: %s",
 			       disk->leaf->path, strerror(errno));
-	destroy(disk);
+	vhd_disk_free(disk);
 	return rc;
+}
+
+/* The file is extended ahead of need. */
+static bool vhd_busy(const struct image *image)
+{
+	return container_of_const(image, struct vhd_disk, image)->grow.busy;
 }
 
 static const char *vhd_chain_path(const struct image *image, unsigned int i)
@@ -205,6 +327,10 @@ const struct image_driver vhd_driver = {
 	.type		= "vhd",
 	.open		= vhd_image_open,
 	.close		= vhd_image_close,
+	.busy		= vhd_busy,
 	.submit		= vhd_submit,
 	.chain_path	= vhd_chain_path,
+	.snapshot_prepare = vhd_snapshot_prepare,
+	.snapshot_commit = vhd_snapshot_commit,
+	.snapshot_end	= vhd_snapshot_end,
 };

@@ -147,8 +147,6 @@ void align_queue(struct engine *engine, struct io_req *req)
 
 	if (req->op == IO_SYNC || (req->op == IO_READ && aligned)) {
 		engine_schedule(engine, req);
-	} else if (!aligned && (req->op == IO_PUNCH || req->op == IO_ZERO)) {
-		engine_complete(engine, req, -EOPNOTSUPP);
 	} else {
 		list_add_tail(&req->link, &engine->align->waiting);
 		start_waiting(engine);
@@ -272,7 +270,9 @@ static void begin(struct op *op)
 {
 	const struct io_req *req = op->req;
 
-	if (is_aligned(req, op->block)) {
+	/* Punching and zeroing is by the byte in a file; on a device it is -EINVAL. */
+	if ((req->op != IO_READ && req->op != IO_WRITE) ||
+	    is_aligned(req, op->block)) {
 		op->io = *req;
 		op->io.done = passed;
 		queue_io(op);

@@ -28,7 +28,6 @@ struct watch_slot {
 
 /* What is known of a descriptor that was added: engine.file[fd]. */
 #define FILE_BLOCK_SHIFT 0x1fu	/* of the block, if it is more than 512 bytes; else 0 */
-#define FILE_REGISTERED	0x40u	/* the kernel has it in its table (uring) */
 #define FILE_IN_MEMORY	0x80u	/* its file system is memory: I/O never waits */
 
 struct sched;
@@ -40,6 +39,7 @@ struct engine {
 	struct engine_wrap *innermost_wrap;
 	unsigned int depth;
 	bool running;
+	uint64_t now;			/* 0: not read since the last wait */
 
 	uint8_t *file;			/* by descriptor */
 	unsigned int nr_files;
@@ -52,6 +52,7 @@ struct engine {
 	unsigned int nr_streams;
 	struct list done;		/* io_req.link: result is 0 or -errno */
 	struct list timers;		/* io_timer.link, by deadline */
+	struct list plugs;		/* io_plug.link */
 	unsigned int inflight;		/* done() not yet called */
 	unsigned int in_kernel;
 
@@ -93,10 +94,9 @@ struct engine_ops {
 
 	/*
 	 * Optional. FILE_ flags for engine.file[fd]; fd is below nr_files.
-	 * After file_remove the kernel holds no reference for the engine.
 	 */
 	uint8_t (*file_add)(struct engine *engine, int fd);
-	void (*file_remove)(struct engine *engine, int fd);
+	/* Optional, both. */
 	uint16_t (*buffer_add)(struct engine *engine, void *base, size_t len);
 	void (*buffer_remove)(struct engine *engine, uint16_t buffer);
 };
@@ -145,6 +145,14 @@ void sched_add(struct engine *engine, struct io_req *req);
 void sched_run(struct engine *engine);
 /* Answers the parts of a merged request, which has no done(). */
 void sched_split(struct engine *engine, struct io_req *req, int result);
+
+/* Of a transfer in a stream's share: 4 KiB count as 1, 256 KiB or more as 64. */
+static inline unsigned int sched_weight(const struct io_req *req)
+{
+	size_t pages = req->left >> 12;
+
+	return pages < 1 ? 1 : pages > 64 ? 64 : (unsigned int)pages;
+}
 
 static inline void engine_schedule(struct engine *engine, struct io_req *req)
 {

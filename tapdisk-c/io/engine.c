@@ -68,6 +68,7 @@ int engine_open(struct engine **engine, const char *name, unsigned int depth,
 	list_init(&e->streams);
 	list_init(&e->done);
 	list_init(&e->timers);
+	list_init(&e->plugs);
 	wrap_attach(e, wrap);
 	rc = open_files(e);
 	if (!rc)
@@ -105,6 +106,13 @@ const char *engine_name(const struct engine *engine)
 unsigned int engine_inflight(const struct engine *engine)
 {
 	return engine->inflight;
+}
+
+uint64_t engine_now(struct engine *engine)
+{
+	if (!engine->now)
+		engine->now = now_ns();
+	return engine->now;
 }
 
 /* Requests */
@@ -172,6 +180,24 @@ static void advance(struct io_req *req, size_t done)
 	}
 }
 
+static void count_in(struct engine *engine, const struct io_req *req)
+{
+	engine->in_kernel++;
+	if (req->stream) {
+		req->stream->in_kernel++;
+		req->stream->weight += sched_weight(req);
+	}
+}
+
+static void count_out(struct engine *engine, const struct io_req *req)
+{
+	engine->in_kernel--;
+	if (req->stream) {
+		req->stream->in_kernel--;
+		req->stream->weight -= sched_weight(req);
+	}
+}
+
 static void finish_socket(struct engine *engine, struct io_req *req, int result)
 {
 	if (result == -EINTR || result == -EAGAIN) {
@@ -202,9 +228,7 @@ void engine_finish(struct engine *engine, struct io_req *req, int result)
 
 void engine_finished(struct engine *engine, struct io_req *req, int result)
 {
-	engine->in_kernel--;
-	if (req->stream)
-		req->stream->in_kernel--;
+	count_out(engine, req);
 
 	if (result == -EINTR || result == -EAGAIN) {
 		list_add(&req->link, &engine->queued);
@@ -240,15 +264,11 @@ void engine_finished(struct engine *engine, struct io_req *req, int result)
 
 bool engine_submit(struct engine *engine, struct io_req *req)
 {
-	engine->in_kernel++;
-	if (req->stream)
-		req->stream->in_kernel++;
+	count_in(engine, req);
 	if (engine->wrap ? engine->wrap->ops->submit(engine->wrap, req) :
 			   engine->ops->submit(engine, req))
 		return true;
-	engine->in_kernel--;
-	if (req->stream)
-		req->stream->in_kernel--;
+	count_out(engine, req);
 	list_add(&req->link, &engine->queued);
 	return false;
 }
@@ -295,16 +315,13 @@ void engine_file_add(struct engine *engine, int fd, uint32_t block)
 
 void engine_file_remove(struct engine *engine, int fd)
 {
-	if (!engine_file(engine, fd))
-		return;
-	if (engine->ops->file_remove)
-		engine->ops->file_remove(engine, fd);
-	engine->file[fd] = 0;
+	if ((unsigned int)fd < engine->nr_files)
+		engine->file[fd] = 0;
 }
 
 uint16_t engine_buffer_add(struct engine *engine, void *base, size_t len)
 {
-	return engine->ops->buffer_add ?
+	return engine->ops->buffer_add && base && len ?
 	       engine->ops->buffer_add(engine, base, len) : 0;
 }
 
@@ -384,6 +401,39 @@ void engine_timer_cancel(struct engine *engine, struct io_timer *timer)
 		return;
 	list_del(&timer->link);
 	timer->armed = false;
+}
+
+/* Plugs */
+
+void engine_plug(struct engine *engine, struct io_plug *plug)
+{
+	if (plug->armed)
+		return;
+	list_add_tail(&plug->link, &engine->plugs);
+	plug->armed = true;
+}
+
+void engine_plug_cancel(struct engine *engine, struct io_plug *plug)
+{
+	(void)engine;
+	if (!plug->armed)
+		return;
+	list_del(&plug->link);
+	plug->armed = false;
+}
+
+static void run_plugs(struct engine *engine)
+{
+	struct list *item, batch;
+
+	list_init(&batch);
+	list_splice(&engine->plugs, &batch);
+	while ((item = list_pop(&batch))) {
+		struct io_plug *plug = container_of(item, struct io_plug, link);
+
+		plug->armed = false;
+		plug->unplug(plug);
+	}
 }
 
 /* The loop */
@@ -492,11 +542,13 @@ int engine_run(struct engine *engine, int timeout_ms)
 		end_ns = now_ns() + (uint64_t)timeout_ms * NSEC_PER_MSEC;
 
 	do {
+		run_plugs(engine);
 		submit_queued(engine);
 		timeout_ns = wait_ns(engine, end_ns);
 		if (engine->wrap)
 			timeout_ns = wrap_before_wait(engine, timeout_ns);
 		rc = engine->ops->wait(engine, timeout_ns);
+		engine->now = 0;
 		events = run_done(engine);
 		events += run_ready(engine);
 		events += run_expired(engine);

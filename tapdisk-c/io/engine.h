@@ -39,6 +39,7 @@ struct io_stream {
 	unsigned int nr[2];
 	unsigned int sorted[2];		/* so many at the front are in order */
 	unsigned int in_kernel;
+	unsigned int weight;		/* of these, by size */
 	unsigned int turn;		/* which of the two queues is served */
 	int64_t deficit;		/* bytes it may still submit in this turn */
 	uint64_t merged;		/* requests that went along with another's */
@@ -105,12 +106,14 @@ const char *engine_name(const struct engine *engine);
 void engine_queue(struct engine *engine, struct io_req *req);
 
 /*
- * The kernel looks up a registered descriptor and pins a registered buffer
- * once, not for each request. Both only save time: where an engine or a limit
- * does not allow it, nothing happens (and the buffer's number is 0). Nothing
- * may be in flight on what is removed; remove a descriptor before close(). block
- * is the alignment, in bytes, that I/O on the file must keep to (0: any);
- * requests that do not are carried through an aligned copy by the engine.
+ * A file that is added is known to the engine: what lies in memory is served in the
+ * cheapest way, and block is the alignment, in bytes, that direct I/O on the
+ * file must keep to (0: requests do); requests that do not are carried through an
+ * aligned copy. Nothing may be in flight on what is removed; remove a
+ * descriptor before close(). The engine holds no reference to the file.
+ *
+ * The kernel pins a registered buffer once, not for each request. That only
+ * saves time: where an engine or a limit does not allow it, the number is 0.
  */
 void engine_file_add(struct engine *engine, int fd, uint32_t block);
 void engine_file_remove(struct engine *engine, int fd);
@@ -136,6 +139,20 @@ void engine_timer_set(struct engine *engine, struct io_timer *timer,
 		      uint64_t deadline_ns);
 void engine_timer_cancel(struct engine *engine, struct io_timer *timer);
 
+/* What wants to queue all that came together as one, not each as it comes. */
+struct io_plug {
+	void (*unplug)(struct io_plug *p);
+	struct list link;
+	bool armed;
+};
+
+/*
+ * unplug() is called once, when the next engine_run() begins, before anything
+ * is submitted: what it queues goes with the rest. Nothing happens if armed.
+ */
+void engine_plug(struct engine *engine, struct io_plug *plug);
+void engine_plug_cancel(struct engine *engine, struct io_plug *plug);
+
 /*
  * Submits what is queued, waits (forever if timeout_ms < 0, not at all if 0)
  * for at least one event, and runs the callbacks of all that has happened.
@@ -144,6 +161,12 @@ void engine_timer_cancel(struct engine *engine, struct io_timer *timer);
  * the engine itself is broken; -EDEADLK if called from a callback.
  */
 int engine_run(struct engine *engine, int timeout_ms);
+
+/*
+ * CLOCK_MONOTONIC, nanoseconds: when the last wait ended, or shortly after. One
+ * reading of the clock serves all that happened together.
+ */
+uint64_t engine_now(struct engine *engine);
 
 /* Requests queued or in the kernel. */
 unsigned int engine_inflight(const struct engine *engine);

@@ -12,7 +12,8 @@
  *
  * Streams take turns, by bytes (deficit round robin), and within a stream its two
  * queues do. A stream may have no more in the kernel than SHARE times what
- * is free: one whose device hangs leaves room for the others.
+ * is free: one whose device hangs leaves room for the others. Where others wait
+ * too, large transfers count as several.
  */
 #include "io/engine-internal.h"
 
@@ -96,7 +97,7 @@ static uint64_t key_of(const struct io_req *req)
 
 static void sort_entries(struct entry *e, unsigned int n)
 {
-	static const unsigned int gaps[] = { 132, 57, 23, 10, 4, 1 };
+	static const unsigned int gaps[] = { 48, 13, 4, 1 };
 
 	for (unsigned int g = 0; g < sizeof(gaps) / sizeof(gaps[0]); g++) {
 		unsigned int gap = gaps[g];
@@ -245,7 +246,10 @@ void sched_split(struct engine *engine, struct io_req *req, int result)
 static bool has_share(const struct engine *engine,
 		      const struct io_stream *stream)
 {
-	return stream->in_kernel < SHARE * (engine->depth - engine->in_kernel);
+	unsigned int has = engine->nr_streams > 1 ? stream->weight :
+						    stream->in_kernel;
+
+	return has < SHARE * (engine->depth - engine->in_kernel);
 }
 
 /* Serves the stream until its turn is over; false: the kernel takes no more. */
@@ -270,11 +274,35 @@ static bool serve(struct engine *engine, struct io_stream *stream)
 	return true;
 }
 
+static void leave(struct engine *engine, struct io_stream *stream)
+{
+	list_del(&stream->link);
+	engine->nr_streams--;
+	stream->deficit = 0;
+}
+
+/* All that waits is one request: what follows from the rules, at once. */
+static bool run_single(struct engine *engine, struct io_stream *stream)
+{
+	unsigned int q = !stream->nr[0];
+
+	if (engine->nr_streams != 1 || stream->nr[0] + stream->nr[1] != 1 ||
+	    !has_share(engine, stream))
+		return false;
+	stream->sorted[q] = 1;
+	leave(engine, stream);
+	engine_submit(engine, pop(stream, q));
+	return true;
+}
+
 void sched_run(struct engine *engine)
 {
 	unsigned int without = 0;	/* streams in a row that have no share */
 	bool room = true;
 
+	if (run_single(engine, container_of(engine->streams.next,
+					    struct io_stream, link)))
+		return;
 	while (room && without < engine->nr_streams &&
 	       engine->in_kernel < engine->depth) {
 		struct io_stream *stream = container_of(engine->streams.next,
@@ -291,9 +319,7 @@ void sched_run(struct engine *engine)
 			stream->deficit += QUANTUM;
 		room = serve(engine, stream);
 		if (!stream->nr[0] && !stream->nr[1]) {
-			list_del(&stream->link);
-			engine->nr_streams--;
-			stream->deficit = 0;
+			leave(engine, stream);
 		} else if (stream->deficit <= 0) {
 			stream->turn = !stream->turn;
 			list_del(&stream->link);

@@ -46,7 +46,7 @@ static int uring_open(struct engine **engine, unsigned int depth,
 			IORING_SETUP_SUBMIT_ALL,
 		0,
 	};
-	unsigned int entries = depth + 64;
+	unsigned int entries = depth + 64, workers[2] = { depth, 0 };
 	struct uring_engine *u;
 	int rc = -EINVAL;
 
@@ -75,6 +75,12 @@ static int uring_open(struct engine **engine, unsigned int depth,
 	}
 	/* Saves a lookup at each wait; where it can't be, nothing is lost. */
 	io_uring_register_ring_fd(&u->ring);
+	/*
+	 * A thread of the kernel's for each request that blocks, where there
+	 * were 4 for each CPU: an NFS server that is gone must not stop the
+	 * syncs of other files.
+	 */
+	io_uring_register_iowq_max_workers(&u->ring, workers);
 	u->memory_bytes = MEMORY_ROUND;
 	*engine = &u->engine;
 	return 0;
@@ -167,11 +173,10 @@ static void prep_transfer(struct io_uring_sqe *sqe, const struct io_req *req)
 static bool uring_submit(struct engine *engine, struct io_req *req)
 {
 	struct uring_engine *u = to_uring(engine);
-	uint8_t file = engine_file(engine, req->fd);
 	struct io_uring_sqe *sqe;
 
-	if (file & FILE_IN_MEMORY && req->left <= MEMORY_REQUEST &&
-	    !on_socket(req))
+	if (engine_file(engine, req->fd) & FILE_IN_MEMORY &&
+	    req->left <= MEMORY_REQUEST && !on_socket(req))
 		return submit_memory(u, req);
 	sqe = get_sqe(u);
 	if (!sqe)
@@ -199,9 +204,6 @@ static bool uring_submit(struct engine *engine, struct io_req *req)
 		prep_socket(u, sqe, req);
 		break;
 	}
-	/* Its place in the table is its descriptor. */
-	if (file & FILE_REGISTERED)
-		sqe->flags |= IOSQE_FIXED_FILE;
 	io_uring_sqe_set_data(sqe, req);
 	return true;
 }
@@ -329,7 +331,6 @@ const struct engine_ops uring_engine_ops = {
 	.unwatch = uring_unwatch,
 	.wait = uring_wait,
 	.file_add = uring_file_add,
-	.file_remove = uring_file_remove,
 	.buffer_add = uring_buffer_add,
 	.buffer_remove = uring_buffer_remove,
 };

@@ -26,6 +26,7 @@ struct fake_vbd {
 	int minor;
 	char *args;
 	bool readonly, paused, closing;
+	struct retry_policy retry;
 	struct io_timer timer;
 	server_done done;
 	void *priv;
@@ -208,16 +209,42 @@ static void fake_drain(struct server *server, int minor, bool closing,
 	}
 }
 
-void server_close_image(struct server *server, int minor, bool force,
-			server_done done, void *priv)
+int server_set_retry(struct server *server, int minor,
+		     const struct retry_policy *policy, struct error *err)
 {
+	struct fake_vbd *vbd = fake_find(server, minor, err);
+
+	if (vbd)
+		vbd->retry = *policy;
+	return vbd ? 0 : -ENODEV;
+}
+
+void server_close_image(struct server *server, int minor, bool force,
+			unsigned int timeout_ms, server_done done, void *priv)
+{
+	(void)timeout_ms;
 	fake_drain(server, minor, true, force, done, priv);
 }
 
-void server_pause(struct server *server, int minor, server_done done,
-		  void *priv)
+void server_pause(struct server *server, int minor, unsigned int timeout_ms,
+		  server_done done, void *priv)
 {
+	(void)timeout_ms;
 	fake_drain(server, minor, false, false, done, priv);
+}
+
+void server_snapshot(struct server *server, int minor, const char *child,
+		     const char *parent, unsigned int timeout_ms,
+		     server_done done, void *priv)
+{
+	struct error err;
+
+	(void)server;
+	(void)child;
+	(void)parent;
+	(void)timeout_ms;
+	done(priv, error_set(&err, -EOPNOTSUPP, "minor %d: no snapshots here", minor),
+	     &err);
 }
 
 int server_unpause(struct server *server, int minor, const char *args,
@@ -254,6 +281,18 @@ static const char *fake_chain_path(const struct vbd_view *view, unsigned int i)
 	return path;
 }
 
+static const struct stats_page fake_stats = {
+	.inflight = 15, .merged = 16, .waiting = 17,
+	.op = {
+		{ .requests = 1, .sectors = 2, .errors = 3, .total_ns = 4,
+		  .max_ns = 5, .latency = { [3] = 1 } },
+		{ .requests = 6, .sectors = 7, .errors = 8, .total_ns = 9,
+		  .max_ns = 10 },
+		{ .requests = 11, .errors = 12, .retries = 18, .total_ns = 13,
+		  .max_ns = 14 },
+	},
+};
+
 bool server_vbd(struct server *server, unsigned int i, struct vbd_view *view)
 {
 	const struct fake_vbd *vbd;
@@ -271,9 +310,7 @@ bool server_vbd(struct server *server, unsigned int i, struct vbd_view *view)
 		.sectors = 2048,
 		.sector_size = 512,
 		.depth = 2,
-		.stats = { .read = { 1, 2, 3, 4, 5 }, .write = { 6, 7, 8, 9, 10 },
-			   .flush = { 11, 0, 12, 13, 14 }, .inflight = 15,
-			   .merged = 16 },
+		.stats = &fake_stats,
 		.chain_path = vbd->args ? fake_chain_path : NULL,
 	};
 	return true;

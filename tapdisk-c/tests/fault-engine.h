@@ -45,6 +45,7 @@ struct fe_change {
 struct engine {
 	struct list pending;
 	unsigned int nr_pending;
+	struct list timers;		/* due at any time */
 	uint64_t rng;
 	uint64_t clock;
 	uint64_t steps;
@@ -59,6 +60,7 @@ struct engine {
 
 	/* Faults: one in so many of each kind fails; 0: none. */
 	unsigned int fail_read, fail_write, fail_sync;
+	bool no_punch, no_zero;		/* what the file system can't do */
 	/* First to look at a request: 0, or -errno. *reached: a failed write is applied all the same. */
 	int (*script)(struct engine *e, const struct io_req *req, bool *reached);
 	/* Requests that stay where they are for now. */
@@ -288,6 +290,27 @@ void engine_file_remove(struct engine *e, int fd)
 	(void)fd;
 }
 
+/* A timer may expire at the next step already: no deadline is far. */
+void engine_timer_set(struct engine *e, struct io_timer *timer,
+		      uint64_t deadline_ns)
+{
+	if (timer->armed)
+		list_del(&timer->link);
+	timer->deadline_ns = deadline_ns;
+	timer->armed = true;
+	list_add_tail(&timer->link, &e->timers);
+}
+
+static inline void fe_expire(struct engine *e)
+{
+	struct io_timer *timer = container_of(list_pop(&e->timers),
+					      struct io_timer, link);
+
+	fe_trace("timer", 0, 0, 0);
+	timer->armed = false;
+	timer->expired(timer);
+}
+
 static inline int fe_read(const struct io_req *req)
 {
 	ssize_t got = pread(req->fd, req->iov->iov_base, req->iov->iov_len,
@@ -298,14 +321,37 @@ static inline int fe_read(const struct io_req *req)
 	return (size_t)got == req->iov->iov_len ? 0 : -ENODATA;
 }
 
+static inline size_t fe_len(const struct io_req *req)
+{
+	size_t len = 0;
+
+	if (req->op == IO_SYNC)
+		return 0;
+	if (req->op > IO_SYNC)
+		return req->len;
+	for (int i = 0; i < req->iovcnt; i++)
+		len += req->iov[i].iov_len;
+	return len;
+}
+
 static inline void fe_write(struct engine *e, struct io_req *req, bool all)
 {
 	struct fe_change *c;
+	size_t len = fe_len(req), at = 0;
+	uint8_t *data;
 
 	if (!fe_follows(req->fd))
 		fe_die("fault engine: a write to another file");
-	c = fe_record(e, req->iov->iov_base, req->iov->iov_len, req->offset,
-		      false);
+	/* A hole reads as zeros, too. */
+	data = calloc(1, len);
+	if (!data)
+		fe_die("fault engine");
+	for (int i = 0; req->op == IO_WRITE && i < req->iovcnt; i++) {
+		memcpy(data + at, req->iov[i].iov_base, req->iov[i].iov_len);
+		at += req->iov[i].iov_len;
+	}
+	c = fe_record(e, data, len, req->offset, false);
+	free(data);
 	for (size_t i = 0; !all && i < c->len / FE_SECTOR; i++)
 		c->sectors[i] = fe_one_in(e, 2);
 	fe_change_apply(c, req->fd, NULL);
@@ -324,6 +370,11 @@ static inline void fe_apply(struct engine *e, struct io_req *req)
 		if (!err)
 			err = fe_read(req);
 		break;
+	case IO_PUNCH:
+	case IO_ZERO:
+		if (req->op == IO_PUNCH ? e->no_punch : e->no_zero)
+			err = -EOPNOTSUPP;
+		/* fall through */
 	case IO_WRITE:
 		if (!err && fe_one_in(e, e->fail_write)) {
 			err = fe_one_in(e, 2) ? -EIO : -ENOSPC;
@@ -344,8 +395,6 @@ static inline void fe_apply(struct engine *e, struct io_req *req)
 		if (!err && fe_follows(req->fd))
 			fe_make_durable(e, req->transferred);
 		break;
-	case IO_PUNCH:
-	case IO_ZERO:
 	case IO_RECV:
 	case IO_SEND:
 		err = -EOPNOTSUPP;
@@ -354,15 +403,21 @@ static inline void fe_apply(struct engine *e, struct io_req *req)
 	req->result = err;
 }
 
+static inline bool fe_changes(const struct io_req *req)
+{
+	return req->op != IO_READ && req->op != IO_SYNC;
+}
+
 static inline void fe_complete(struct engine *e, struct io_req *req)
 {
-	static const char *const names[] = { "read", "write", "sync" };
+	static const char *const names[] = { "read", "write", "sync", "punch",
+					     "zero" };
 
 	fe_trace(names[req->op], req->offset,
-		 req->op == IO_SYNC ? 0 : req->iov->iov_len, req->result);
+		 fe_len(req), req->result);
 	list_del(&req->link);
 	e->nr_pending--;
-	if (req->op == IO_WRITE && req->transferred)
+	if (fe_changes(req) && req->transferred)
 		((struct fe_change *)(uintptr_t)req->transferred)->completed =
 			e->clock++;
 	req->done(req, req->result);
@@ -377,6 +432,11 @@ static inline bool fe_step(struct engine *e)
 	list_for_each(pos, &e->pending)
 		nr += !e->hold ||
 		      !e->hold(container_of(pos, struct io_req, link));
+	if (!list_empty(&e->timers) && (!nr || fe_one_in(e, 2))) {
+		e->steps++;
+		fe_expire(e);
+		return true;
+	}
 	if (!nr)
 		return false;
 	e->steps++;
@@ -403,10 +463,12 @@ static inline void fe_kill(struct engine *e)
 	struct list *item;
 
 	fe_trace("kill", 0, e->nr_pending, 0);
+	while ((item = list_pop(&e->timers)))
+		container_of(item, struct io_timer, link)->armed = false;
 	while ((item = list_pop(&e->pending))) {
 		struct io_req *req = container_of(item, struct io_req, link);
 
-		if (req->result == FE_WAITING && req->op == IO_WRITE &&
+		if (req->result == FE_WAITING && fe_changes(req) &&
 		    fe_one_in(e, 2))
 			fe_write(e, req, fe_one_in(e, 2));
 	}
@@ -459,6 +521,7 @@ static inline void fe_open(struct engine *e, const char *path, uint64_t seed)
 
 	memset(e, 0, sizeof(*e));
 	list_init(&e->pending);
+	list_init(&e->timers);
 	list_init(&e->changes);
 	e->rng = seed * 0x9e3779b97f4a7c15u | 1;
 	e->clock = 1;

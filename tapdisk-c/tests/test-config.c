@@ -113,6 +113,10 @@ static void what_is_malformed_is_refused_by_its_line(void **state)
 	refused("version=1\nengine\n", "config: line 2 ");
 	refused("=x\n", "is not key=value");
 	refused("version=2\n", "version=2: only 1 is known");
+	refused("retry_errors=some\n", "retry_errors=some: must be none, transient or all");
+	refused("retry_interval=0\n", "retry_interval=0: must be 1 to 3600 seconds");
+	refused("retry_for=1s\n", "retry_for=1s: must be 0 to 31536000 seconds");
+	refused("no_space=\n", "no_space=: must be fail or wait");
 	refused("engine=libaio\n", "engine=libaio: must be uring or posix");
 	refused("image_dir=srv\n", "image_dir=srv: must be an absolute path");
 	refused("image_dir=\n", "must be an absolute path");

@@ -279,7 +279,7 @@ static void list_and_stats_show_the_vbds(void **state)
 	struct fixture *f = *state;
 	json_t *answer, *expected;
 	int fd = client();
-	char want[1024];
+	char want[4096];
 
 	open_named(f, fd, 7, "disk.vhd");
 	expect_ok(ask(f, fd, "{\"op\":\"attach\",\"minor\":8}"));
@@ -300,10 +300,19 @@ static void list_and_stats_show_the_vbds(void **state)
 		 "{\"minor\":7,\"state\":0,\"args\":\"aio:%s/disk.vhd\","
 		 "\"readonly\":false,\"sectors\":2048,\"sector_size\":512,\"depth\":2,"
 		 "\"chain\":[\"%s/disk.vhd\",\"/srv/b?se.vhd\"],"
-		 "\"inflight\":15,\"merged\":16,"
-		 "\"read\":{\"requests\":1,\"sectors\":2,\"errors\":3,\"total_ns\":4,\"max_ns\":5},"
-		 "\"write\":{\"requests\":6,\"sectors\":7,\"errors\":8,\"total_ns\":9,\"max_ns\":10},"
-		 "\"flush\":{\"requests\":11,\"sectors\":0,\"errors\":12,\"total_ns\":13,\"max_ns\":14}"
+		 "\"inflight\":15,\"merged\":16,\"waiting\":17,"
+		 "\"read\":{\"requests\":1,\"sectors\":2,\"bytes\":1024,\"errors\":3,\"retries\":0,"
+		 "\"total_ns\":4,\"max_ns\":5,\"p50_ns\":3,\"p99_ns\":3,\"latency\":[[4,1]]},"
+		 "\"write\":{\"requests\":6,\"sectors\":7,\"bytes\":3584,\"errors\":8,\"retries\":0,"
+		 "\"total_ns\":9,\"max_ns\":10,\"p50_ns\":0,\"p99_ns\":0,\"latency\":[]},"
+		 "\"flush\":{\"requests\":11,\"sectors\":0,\"bytes\":0,\"errors\":12,\"retries\":18,"
+		 "\"total_ns\":13,\"max_ns\":14,\"p50_ns\":0,\"p99_ns\":0,\"latency\":[]},"
+		 "\"discard\":{\"requests\":0,\"sectors\":0,\"bytes\":0,\"errors\":0,\"retries\":0,"
+		 "\"total_ns\":0,\"max_ns\":0,\"p50_ns\":0,\"p99_ns\":0,\"latency\":[]},"
+		 "\"zero\":{\"requests\":0,\"sectors\":0,\"bytes\":0,\"errors\":0,\"retries\":0,"
+		 "\"total_ns\":0,\"max_ns\":0,\"p50_ns\":0,\"p99_ns\":0,\"latency\":[]},"
+		 "\"status\":{\"requests\":0,\"sectors\":0,\"bytes\":0,\"errors\":0,\"retries\":0,"
+		 "\"total_ns\":0,\"max_ns\":0,\"p50_ns\":0,\"p99_ns\":0,\"latency\":[]}"
 		 "}}", dir, dir);
 	expected = json_loads(want, 0, NULL);
 	assert_true(json_equal(answer, expected));

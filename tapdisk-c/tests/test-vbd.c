@@ -268,7 +268,7 @@ static int end(void **state)
 {
 	(void)state;
 	if (vbd_detach(bed.vbd, NULL)) {
-		vbd_close(bed.vbd, true, verb_done, NULL);
+		vbd_close(bed.vbd, true, 0, verb_done, NULL);
 		assert_int_equal(verb_wait(), 0);
 		assert_int_equal(vbd_detach(bed.vbd, NULL), 0);
 	}
@@ -314,7 +314,7 @@ static void an_interrupted_enter_is_repeated(void **state)
 	ask(0, BLKTAP_OP_READ, 0, 8);
 	assert_int_equal(answer(0), 0);
 	driver.interrupts = 1;
-	vbd_pause(bed.vbd, verb_done, NULL);
+	vbd_pause(bed.vbd, 0, verb_done, NULL);
 	assert_int_equal(verb_wait(), 0);
 }
 
@@ -368,10 +368,10 @@ static void verbs_exclude_each_other_while_one_drains(void **state)
 	for (uint16_t tag = 0; tag < 8; tag++)
 		ask(tag, BLKTAP_OP_WRITE, tag * 8, 8);
 	vbd_round(bed.vbd);		/* in flight: the engine has not run */
-	vbd_pause(bed.vbd, verb_done, NULL);
+	vbd_pause(bed.vbd, 0, verb_done, NULL);
 	vbd_round(bed.vbd);
 	assert_int_equal(verbs_done, 0);
-	vbd_close(bed.vbd, true, verb_done, NULL);
+	vbd_close(bed.vbd, true, 0, verb_done, NULL);
 	assert_int_equal(verbs_done, 1);
 	assert_int_equal(verb_rc, -EBUSY);
 	verbs_done = 0;
@@ -390,7 +390,7 @@ static void a_pause_that_cannot_be_ended_goes_on(void **state)
 
 	(void)state;
 	open_image();
-	vbd_pause(bed.vbd, verb_done, NULL);
+	vbd_pause(bed.vbd, 0, verb_done, NULL);
 	assert_int_equal(verb_wait(), 0);
 	ask(0, BLKTAP_OP_READ, 0, 8);
 	assert_int_equal(vbd_unpause(bed.vbd, "aio:/nonexistent", &err),
@@ -413,7 +413,7 @@ static void a_close_that_loses_the_ring_can_be_opened_again(void **state)
 	(void)state;
 	open_image();
 	driver.open_error = EBUSY;
-	vbd_close(bed.vbd, false, verb_done, NULL);
+	vbd_close(bed.vbd, false, 0, verb_done, NULL);
 	assert_int_equal(verb_wait(), -EBUSY);
 	assert_int_equal(vbd_open(bed.vbd, bed.spec, false, &err), -EBUSY);
 	driver.open_error = 0;
@@ -427,7 +427,7 @@ static void a_file_on_big_sectors_has_them_too(void **state)
 	(void)state;
 	open_image();
 	assert_int_equal(driver.logical_block_size, 512);
-	vbd_close(bed.vbd, false, verb_done, NULL);
+	vbd_close(bed.vbd, false, 0, verb_done, NULL);
 	assert_int_equal(verb_wait(), 0);
 	driver.big_sectors = true;
 	open_image();

@@ -63,7 +63,7 @@ static int bat_fails_but_is_written(struct engine *e, const struct io_req *req,
 
 static bool metadata_waits(const struct io_req *req)
 {
-	return req->op == IO_WRITE && req->iov->iov_len == SECTOR_SIZE;
+	return req->op == IO_WRITE && req->iov->iov_len < 8 * SECTOR_SIZE;
 }
 
 static bool reads_wait(const struct io_req *req)
@@ -134,7 +134,7 @@ static void a_read_never_meets_another_blocks_data(void **state)
 
 	(void)state;
 	begin(&b, &spec);
-	/* Grown, so that writes of one sector's length are metadata. */
+	/* Grown, so that writes of less than a block are metadata. */
 	assert_int_equal(io(&b, IMAGE_WRITE, 72, 8), 0);
 	b.faults = true;
 	b.engine.script = bat_fails;
@@ -170,7 +170,7 @@ static void what_a_kill_left_never_passes_for_a_block(void **state)
 	b.engine.script = NULL;
 	disk_open(&b, 0, 0);
 	assert_int_equal(io(&b, IMAGE_WRITE, 43, 1), 0);
-	wanted = (uint64_t)b.disk->leaf->bat[5] * VHD_SECTOR;
+	wanted = (uint64_t)vhd_bat(b.disk->leaf, 5) * VHD_SECTOR;
 	power_loss(&b, all_but_wanted);
 	end(&b);
 }
@@ -186,7 +186,7 @@ static void a_footer_never_passes_for_data(void **state)
 	for (unsigned int i = 0; i < 4; i++)
 		assert_int_equal(io(&b, IMAGE_WRITE, 32768 * i, 1), 0);
 	wanted = VHD_GROW_BYTES;
-	first = ((uint64_t)b.disk->leaf->bat[3] +
+	first = ((uint64_t)vhd_bat(b.disk->leaf, 3) +
 		 b.disk->leaf->bitmap_sectors) * VHD_SECTOR;
 	assert_in_range(wanted, first, first + spec.block_size - 1);
 	assert_int_equal(io(&b, IMAGE_FLUSH, 0, 0), 0);
@@ -207,7 +207,7 @@ static void a_device_never_shows_what_lay_there_before(void **state)
 	assert_int_equal(io(&b, IMAGE_WRITE, 0, 1), 0);
 	assert_int_equal(io(&b, IMAGE_FLUSH, 0, 0), 0);
 	assert_int_equal(io(&b, IMAGE_WRITE, 1, 1), 0);
-	wanted = ((uint64_t)b.disk->leaf->bat[0] + 2) * VHD_SECTOR;
+	wanted = ((uint64_t)vhd_bat(b.disk->leaf, 0) + 2) * VHD_SECTOR;
 	power_loss(&b, all_but_wanted);
 	end(&b);
 }
@@ -229,7 +229,7 @@ static void a_block_tried_again_is_as_careful_as_one_in_use(void **state)
 	b.engine.hold = syncs_wait;
 	start(&b, IMAGE_WRITE, 1, 1);
 	run(&b);
-	wanted = ((uint64_t)b.disk->leaf->bat[0] + 2) * VHD_SECTOR;
+	wanted = ((uint64_t)vhd_bat(b.disk->leaf, 0) + 2) * VHD_SECTOR;
 	power_loss(&b, all_but_wanted);
 	b.engine.hold = NULL;
 	end(&b);

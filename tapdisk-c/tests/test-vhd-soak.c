@@ -16,7 +16,8 @@ static bool overlaps(const struct bed *b, uint64_t sector, uint32_t count)
 	for (unsigned int i = 0; i < MAX_SLOTS; i++) {
 		const struct image_request *r = &b->slot[i].req;
 
-		if (b->slot[i].busy && r->op == IMAGE_WRITE &&
+		if (b->slot[i].busy && r->op != IMAGE_READ &&
+		    r->op != IMAGE_STATUS &&
 		    r->sector < sector + count && sector < r->sector + r->count)
 			return true;
 	}
@@ -46,9 +47,12 @@ static void random_request(struct bed *b, unsigned int max_busy)
 	if (count > b->sectors - sector)
 		count = (uint32_t)(b->sectors - sector);
 	if (fe_one_in(e, 3))
-		start(b, IMAGE_READ, sector, count);
+		start(b, fe_one_in(e, 6) ? IMAGE_STATUS : IMAGE_READ, sector,
+		      count);
 	else if (!overlaps(b, sector, count))
-		start(b, IMAGE_WRITE, sector, count);
+		start(b, !fe_one_in(e, 4) ? IMAGE_WRITE :
+			 fe_one_in(e, 4) ? IMAGE_DISCARD : IMAGE_ZERO,
+		      sector, count);
 }
 
 static void session(struct bed *b, unsigned int requests)
@@ -131,6 +135,9 @@ static void make_middle(struct engine *dice, const struct spec *leaf,
 	follow(b, fe_random(dice));
 	disk_open(b, 0, 0);
 	session(b, 100);
+	settle(b);
+	/* What became of the sectors that were discarded. */
+	look(b, false);
 	assert_int_equal(disk_close(b), 0);
 	fe_close(&b->engine);
 }
@@ -179,6 +186,12 @@ static void soak_round(uint64_t seed)
 		disk_open(b, ops, bitmaps);
 		if (fe_one_in(&dice, 2))
 			b->disk->grow.step = 1u << (14 + fe_below(&dice, 6));
+		if (fe_one_in(&dice, 2))
+			b->disk->map.pool[0].limit =
+				b->disk->map.pool[1].limit =
+				1 + fe_below(&dice, 4);
+		b->engine.no_punch = fe_one_in(&dice, 3);
+		b->engine.no_zero = fe_one_in(&dice, 3);
 		if (i)
 			look(b, false);
 		set_faults(b, rate);

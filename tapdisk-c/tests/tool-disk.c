@@ -280,6 +280,8 @@ int main(int argc, char **argv)
 	rc = serve(image);
 	if (rc)
 		fprintf(stderr, "tool-disk: %s\n", strerror(-rc));
+	while (image_busy(image) && !engine_run(args.engine, -1))
+		;
 	if (image->driver->close(image, &err)) {
 		fprintf(stderr, "tool-disk: %s\n", err.text);
 		rc = -EIO;

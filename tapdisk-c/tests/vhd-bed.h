@@ -21,6 +21,7 @@
 
 #define MAX_SLOTS	8u
 #define MAX_COUNT	256u		/* sectors of a request */
+#define MAX_EXTENTS	4u
 #define STEPS_MAX	2000000u	/* more for one batch is a livelock */
 
 static char dir[PATH_MAX];
@@ -165,6 +166,7 @@ struct slot {
 	bool busy;
 	uint64_t tag;
 	struct expect *then;		/* at the start, of the sectors or of all */
+	struct image_extent extents[MAX_EXTENTS];
 };
 
 struct bed {
@@ -176,10 +178,11 @@ struct bed {
 	uint64_t sectors, tag;
 	struct expect *now, *flushed;
 	uint64_t *attempt;		/* the last tag that was tried */
+	uint64_t *zeroed;		/* that of the last zero or discard */
 	struct slot slot[MAX_SLOTS];
 	unsigned int busy;
-	unsigned int nr_ops, nr_bitmaps;	/* taken off the pools: kept aside */
-	struct list spare_ops, spare_bitmaps;
+	unsigned int nr_ops;		/* taken off the pool: kept aside */
+	struct list spare_ops;
 	bool faults;
 	bool unchecked;			/* what is read is not held against now */
 	int last_err;			/* of the request that ended last */
@@ -196,7 +199,8 @@ static inline void bed_init(struct bed *b, const char *name, uint64_t sectors)
 	b->now = calloc(sectors, sizeof(*b->now));
 	b->flushed = calloc(sectors, sizeof(*b->flushed));
 	b->attempt = calloc(sectors, sizeof(*b->attempt));
-	assert_true(b->now && b->flushed && b->attempt);
+	b->zeroed = calloc(sectors, sizeof(*b->zeroed));
+	assert_true(b->now && b->flushed && b->attempt && b->zeroed);
 	assert_int_equal(config_load(&b->cfg, "/nonexistent", &err), 0);
 	for (unsigned int i = 0; i < MAX_SLOTS; i++) {
 		b->slot[i].bed = b;
@@ -217,6 +221,7 @@ static inline void bed_dispose(struct bed *b)
 	free(b->now);
 	free(b->flushed);
 	free(b->attempt);
+	free(b->zeroed);
 	config_dispose(&b->cfg);
 }
 
@@ -262,13 +267,11 @@ static inline void disk_open(struct bed *b, unsigned int ops, unsigned int bitma
 	if (b->disk->chain->raw_fd >= 0)
 		fcntl(b->disk->chain->raw_fd, F_SETFL, 0);
 	keep(&b->disk->free_ops, &b->spare_ops, ops ? ops : UINT_MAX);
-	keep(&b->disk->cache.lru, &b->spare_bitmaps,
-	     bitmaps ? bitmaps : UINT_MAX);
-	b->nr_ops = b->nr_bitmaps = 0;
+	if (bitmaps)
+		b->disk->cache.limit = bitmaps;
+	b->nr_ops = 0;
 	list_for_each(pos, &b->disk->free_ops)
 		b->nr_ops++;
-	list_for_each(pos, &b->disk->cache.lru)
-		b->nr_bitmaps++;
 }
 
 static inline uint64_t tag_of(uint64_t sector, const uint8_t *p)
@@ -281,20 +284,44 @@ static inline uint64_t tag_of(uint64_t sector, const uint8_t *p)
 	return memcmp(p, want, SECTOR_SIZE) ? UINT64_MAX : tag;
 }
 
-static inline void check_sector(const char *what, uint64_t sector, uint64_t tag,
-			 const struct expect *e, bool lost)
+static inline void check_sector(const struct bed *b, const char *what,
+				uint64_t sector, uint64_t tag,
+				const struct expect *e, bool lost)
 {
 	/*
 	 * lost: the bit of a new sector survived, its data did not. Then there
 	 * are zeros, or what an earlier write to the sector left, whose own
 	 * bit was lost.
 	 */
-	if (tag == e->value ||
+	if (tag == e->value || (tag == 0 && b->zeroed[sector] > e->since) ||
 	    ((tag > e->since || lost) && tag != UINT64_MAX))
 		return;
 	fail_msg("%s: sector %llu holds %lld; %llu or above %llu was written there",
 		 what, (unsigned long long)sector, (long long)tag,
 		 (unsigned long long)e->value, (unsigned long long)e->since);
+}
+
+/* What reads as zeros can have no other value, without a write meanwhile. */
+static inline void check_status(const struct slot *s)
+{
+	const struct image_request *req = &s->req;
+	uint64_t at = 0;
+
+	assert_in_range(req->nr_extents, 1, req->max_extents);
+	for (unsigned int i = 0; i < req->nr_extents; i++) {
+		const struct image_extent *x = &req->extents[i];
+
+		assert_true(x->count);
+		assert_true(!i || x->zero != x[-1].zero);
+		for (uint32_t j = 0; x->zero && j < x->count; j++)
+			check_sector(s->bed, "status", req->sector + at + j, 0,
+				     &s->then[at + j], false);
+		at += x->count;
+	}
+	assert_true(at <= req->count);
+	/* Less is an answer too, where the rest could not be read. */
+	assert_true(at == req->count || s->bed->faults ||
+		    req->nr_extents == req->max_extents);
 }
 
 static inline void ended(struct image_request *req, int err)
@@ -316,12 +343,19 @@ static inline void ended(struct image_request *req, int err)
 				b->flushed[i] = s->then[i];
 		return;
 	}
+	if (req->op == IMAGE_STATUS) {
+		check_status(s);
+		return;
+	}
 	for (uint32_t i = 0; i < req->count; i++) {
+		struct expect *now = &b->now[req->sector + i];
+
 		if (req->op == IMAGE_WRITE)
-			b->now[req->sector + i] = (struct expect){
-				s->tag, s->tag, true };
-		else if (!b->unchecked)
-			check_sector("read", req->sector + i,
+			*now = (struct expect){ s->tag, s->tag, true };
+		else if (req->op == IMAGE_ZERO)
+			*now = (struct expect){ 0, s->tag, now->held };
+		else if (req->op == IMAGE_READ && !b->unchecked)
+			check_sector(b, "read", req->sector + i,
 				     tag_of(req->sector + i,
 					    req->buf + i * SECTOR_SIZE),
 				     &s->then[i], false);
@@ -331,6 +365,8 @@ static inline void ended(struct image_request *req, int err)
 static inline struct slot *start(struct bed *b, enum image_op op, uint64_t sector,
 			  uint32_t count)
 {
+	static const char *const names[] = { "  r", "  w", "  f", "  d",
+					     "  z", "  s" };
 	struct slot *s = b->slot;
 
 	while (s->busy)
@@ -341,13 +377,21 @@ static inline struct slot *start(struct bed *b, enum image_op op, uint64_t secto
 	s->req.sector = sector;
 	s->req.count = count;
 	s->req.done = ended;
-	fe_trace(op == IMAGE_READ ? "  r" : op == IMAGE_WRITE ? "  w" : "  f",
-		 sector, count, (int)b->tag + 1);
-	if (op == IMAGE_WRITE) {
-		fill(s->req.buf, sector, count, s->tag = ++b->tag);
+	s->req.extents = s->extents;
+	s->req.max_extents = 1 + fe_below(&b->engine, MAX_EXTENTS);
+	s->req.keep_space = fe_one_in(&b->engine, 2);
+	fe_trace(names[op], sector, count, (int)b->tag + 1);
+	if (op == IMAGE_WRITE || op == IMAGE_ZERO || op == IMAGE_DISCARD) {
+		s->tag = ++b->tag;
 		for (uint32_t i = 0; i < count; i++)
 			b->attempt[sector + i] = s->tag;
-	} else if (op == IMAGE_READ)
+	}
+	for (uint32_t i = 0; (op == IMAGE_DISCARD || op == IMAGE_ZERO) &&
+			     i < count; i++)
+		b->zeroed[sector + i] = s->tag;
+	if (op == IMAGE_WRITE)
+		fill(s->req.buf, sector, count, s->tag);
+	else if (op == IMAGE_READ)
 		memset(s->req.buf, 0xa5, (size_t)count * SECTOR_SIZE);
 	memcpy(s->then, b->now + sector, (op == IMAGE_FLUSH ? b->sectors :
 					  count) * sizeof(*s->then));
@@ -380,8 +424,14 @@ static inline void settle(struct bed *b)
 	n = 0;
 	list_for_each(pos, &disk->cache.lru)
 		n++;
-	assert_int_equal(n, b->nr_bitmaps);
+	assert_int_equal(n, disk->cache.nr_used);
+	n = 0;
+	list_for_each(pos, &disk->map.free_builds)
+		n++;
+	assert_int_equal(n, disk->map.nr_builds);
 	assert_true(list_empty(&disk->starved));
+	assert_true(list_empty(&disk->map.starved));
+	assert_true(list_empty(&disk->later));
 	for (uint32_t i = 0; disk->unpublished && i < disk->leaf->bat_entries;
 	     i++)
 		assert_false(vhd_bit(disk->unpublished, i));
@@ -450,7 +500,7 @@ static inline void look(struct bed *b, bool power)
 			uint64_t tag = tag_of(at + i, s->req.buf +
 					      i * SECTOR_SIZE);
 
-			check_sector(power ? "after a power loss" :
+			check_sector(b, power ? "after a power loss" :
 					     "after a kill", at + i, tag, e,
 				     power && !e->held && !b->blk &&
 				     b->attempt[at + i] > e->since);

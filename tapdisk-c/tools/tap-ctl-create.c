@@ -15,8 +15,7 @@
 
 #define EXIT_WAIT_MS 5000
 
-/* Stopping halfway would leave a minor or a tapdisk behind. */
-static void hold_signals(void)
+void hold_signals(void)
 {
 	sigset_t set;
 

@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-only */
-/* Verbs that one tapdisk runs: attach, open, keep, close, detach, pause, unpause, stats. */
+/* Verbs that one tapdisk runs: attach, open, keep, close, detach, pause, unpause. */
 #include "tools/tap-ctl.h"
 
 #include <errno.h>
-#include <stdio.h>
 #include <time.h>
 
 #include "control/client.h"
@@ -37,6 +36,10 @@ int vbd_open(int pid, int minor, const struct options *opt, int owner,
 
 	if (request && owner >= 0)
 		json_object_set_new(request, "owner", json_integer(owner));
+	for (size_t i = 0; request && i < TAP_CTL_RETRY; i++)
+		if (opt->retry[i])
+			json_object_set_new(request, retry_keys[i],
+					    json_string(opt->retry[i]));
 	return call(pid, request, NULL, timeout_ms, err);
 }
 
@@ -47,9 +50,10 @@ int vbd_close(int pid, int minor, bool force, int timeout_ms,
 	int rc;
 
 	for (int i = 0; i < BUSY_TRIES; i++) {
-		rc = call(pid, json_pack("{s:s, s:i, s:b}", "op", "close",
-					 "minor", minor, "force", force),
-			  NULL, timeout_ms, err);
+		rc = call(pid, json_pack("{s:s, s:i, s:b, s:i}", "op", "close",
+					 "minor", minor, "force", force,
+					 "timeout", timeout_ms / 1000),
+			  NULL, timeout_ms + TAP_CTL_GRACE_MS, err);
 		if (rc != -EBUSY)
 			break;
 		nanosleep(&wait, NULL);
@@ -84,9 +88,10 @@ int cmd_close(const struct options *opt, struct error *err)
 
 int cmd_pause(const struct options *opt, struct error *err)
 {
-	return call(opt->pid, json_pack("{s:s, s:i}", "op", "pause", "minor",
-					opt->minor),
-		    NULL, opt->timeout_ms, err);
+	return call(opt->pid, json_pack("{s:s, s:i, s:i}", "op", "pause",
+					"minor", opt->minor, "timeout",
+					opt->timeout_ms / 1000),
+		    NULL, opt->timeout_ms + TAP_CTL_GRACE_MS, err);
 }
 
 int cmd_unpause(const struct options *opt, struct error *err)
@@ -98,28 +103,4 @@ int cmd_unpause(const struct options *opt, struct error *err)
 	request = json_pack("{s:s, s:i, s:s}", "op", "unpause", "minor",
 			    opt->minor, "args", opt->args);
 	return call(opt->pid, request, NULL, TAP_CTL_TIMEOUT_MS, err);
-}
-
-int cmd_stats(const struct options *opt, struct error *err)
-{
-	static const char *const more[] = { "chain", "inflight", "merged",
-					    "read", "write", "flush" };
-	json_t *reply, *out;
-	const json_t *vbd;
-	int rc;
-
-	rc = call(opt->pid, json_pack("{s:s, s:i}", "op", "stats", "minor",
-				      opt->minor),
-		  &reply, TAP_CTL_TIMEOUT_MS, err);
-	if (rc)
-		return rc;
-	vbd = json_object_get(reply, "vbd");
-	out = vbd_output(opt->pid, vbd);
-	for (size_t i = 0; i < sizeof(more) / sizeof(more[0]); i++)
-		json_object_set(out, more[i], json_object_get(vbd, more[i]));
-	json_dumpf(out, stdout, JSON_INDENT(2));
-	putchar('\n');
-	json_decref(out);
-	json_decref(reply);
-	return 0;
 }

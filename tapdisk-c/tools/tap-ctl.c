@@ -18,6 +18,13 @@
 
 #include <blktap.h>
 
+/* Long options only: these are no letters. In the order of retry_keys. */
+#define RETRY "\001:\002:\003:\004:\005:"
+
+const char *const retry_keys[TAP_CTL_RETRY] = {
+	"retry_errors", "retry_interval", "retry_for", "retry_then", "no_space",
+};
+
 /*
  * options: the letters the verb takes; needs: those it can't do without;
  * refused: XenServer's letters that change what is done, so they are not
@@ -37,13 +44,13 @@ static const struct verb {
 	{ "free", "m:", "m", "", cmd_free, "-m MINOR" },
 	{ "spawn", "", "", "", cmd_spawn, "" },
 	{ "attach", "p:m:", "pm", "", cmd_attach, "-p PID -m MINOR" },
-	{ "open", "p:m:a:R", "pma", "e:r2:sDC:t:E", cmd_open,
-	  "-p PID -m MINOR -a TYPE:PATH [-R]" },
+	{ "open", "p:m:a:R" RETRY, "pma", "e:r2:sDC:t:E", cmd_open,
+	  "-p PID -m MINOR -a TYPE:PATH [-R] [ERRORS]" },
 	{ "close", "p:m:ft:", "pm", "", cmd_close,
 	  "-p PID -m MINOR [-f] [-t SECONDS]" },
 	{ "detach", "p:m:", "pm", "", cmd_detach, "-p PID -m MINOR" },
-	{ "create", "a:Ro:w:", "a", "d:e:r2:sDC:t:", cmd_create,
-	  "-a TYPE:PATH [-R] [--owner=PID] [--wait=SECONDS]" },
+	{ "create", "a:Ro:w:" RETRY, "a", "d:e:r2:sDC:t:", cmd_create,
+	  "-a TYPE:PATH [-R] [--owner=PID] [--wait=SECONDS] [ERRORS]" },
 	{ "probe", "a:R", "a", "", cmd_probe, "-a TYPE:PATH [-R]" },
 	{ "keep", "p:m:", "pm", "", cmd_keep, "-p PID -m MINOR" },
 	{ "destroy", "p:m:ft:", "pm", "", cmd_destroy,
@@ -52,7 +59,9 @@ static const struct verb {
 	  "-p PID -m MINOR [-t SECONDS]" },
 	{ "unpause", "p:m:a:", "pm", "2:c:", cmd_unpause,
 	  "-p PID -m MINOR [-a TYPE:PATH]" },
-	{ "stats", "p:m:j", "pm", "", cmd_stats, "-p PID -m MINOR" },
+	{ "snapshot", "p:m:n:t:", "pmn", "", cmd_snapshot,
+	  "-p PID -m MINOR -n PARENT [-t SECONDS]" },
+	{ "stats", "p:m:j", "pm", "", cmd_stats, "-p PID -m MINOR [--json]" },
 	{ "check", "", "", "", cmd_check, "" },
 };
 
@@ -121,6 +130,10 @@ static bool parse_int(const char *text, int low, int high, int *value)
 
 static bool set_option(struct options *opt, const struct verb *verb, int c)
 {
+	if (c >= 1 && c <= TAP_CTL_RETRY) {
+		opt->retry[c - 1] = optarg;
+		return true;
+	}
 	switch (c) {
 	case 'p':
 		return parse_int(optarg, 1, INT_MAX, &opt->pid);
@@ -145,6 +158,9 @@ static bool set_option(struct options *opt, const struct verb *verb, int c)
 		else
 			opt->force = true;
 		return true;
+	case 'n':
+		opt->name = optarg;
+		return *optarg;
 	case 'a':
 		opt->args = optarg;
 		return true;
@@ -166,6 +182,8 @@ static bool given(const struct options *opt, char letter)
 		return opt->pid >= 0;
 	case 'm':
 		return opt->minor >= 0;
+	case 'n':
+		return opt->name;
 	default:
 		return opt->args;
 	}
@@ -189,6 +207,11 @@ static int parse(const struct verb *verb, int argc, char **argv,
 		{ "json", no_argument, NULL, 'j' },
 		{ "owner", required_argument, NULL, 'o' },
 		{ "wait", required_argument, NULL, 'w' },
+		{ "retry-errors", required_argument, NULL, 1 },
+		{ "retry-interval", required_argument, NULL, 2 },
+		{ "retry-for", required_argument, NULL, 3 },
+		{ "retry-then", required_argument, NULL, 4 },
+		{ "no-space", required_argument, NULL, 5 },
 		{ "help", no_argument, NULL, 'h' },
 		{ NULL, 0, NULL, 0 },
 	};

@@ -9,8 +9,14 @@
 #include "common/error.h"
 
 #define TAP_CTL_TIMEOUT_MS 60000
+/* A verb that has a limit of its own answers by then; the image is closed meanwhile. */
+#define TAP_CTL_GRACE_MS   5000
 
 #define EXIT_USAGE 2
+
+/* The settings for errors, as in the configuration: retry_errors and so on. */
+#define TAP_CTL_RETRY 5
+extern const char *const retry_keys[TAP_CTL_RETRY];
 
 /* What a verb was called with. Numbers are -1 and strings NULL if not given. */
 struct options {
@@ -24,6 +30,8 @@ struct options {
 	bool json;
 	int timeout_ms;
 	int owner;
+	const char *name;		/* the parent's, of snapshot */
+	const char *retry[TAP_CTL_RETRY];	/* of the keys below */
 };
 
 /* Verbs: 0 or -errno with *err set. */
@@ -40,7 +48,6 @@ int cmd_pause(const struct options *opt, struct error *err);
 int cmd_unpause(const struct options *opt, struct error *err);
 int cmd_probe(const struct options *opt, struct error *err);
 int cmd_keep(const struct options *opt, struct error *err);
-int cmd_stats(const struct options *opt, struct error *err);
 int cmd_create(const struct options *opt, struct error *err);
 int cmd_destroy(const struct options *opt, struct error *err);
 
@@ -67,6 +74,16 @@ int vbd_open(int pid, int minor, const struct options *opt, int owner,
 /* Tries again for a moment while the device is open, as udev does now and then. */
 int vbd_close(int pid, int minor, bool force, int timeout_ms,
 	      struct error *err);
+
+/* tap-ctl-stats.c */
+int cmd_stats(const struct options *opt, struct error *err);
+
+/* tap-ctl-snapshot.c */
+int cmd_snapshot(const struct options *opt, struct error *err);
+
+/* tap-ctl-create.c */
+/* Stopping halfway would leave a minor, a tapdisk or a file behind. */
+void hold_signals(void);
 
 /* tap-ctl-list.c */
 /* All VBDs of a tapdisk as proto.h has them, in a new array. */

@@ -27,7 +27,7 @@ static uint32_t allocated_blocks(const struct vhd_image *image)
 	uint32_t n = 0;
 
 	for (uint32_t i = 0; i < image->bat_entries; i++)
-		n += image->bat[i] != VHD_BAT_UNUSED;
+		n += vhd_bat(image, i) != VHD_BAT_UNUSED;
 	return n;
 }
 

@@ -44,7 +44,7 @@ static const char *conv(const struct request *q, uint64_t n)
 
 static bool allocated(const struct vhd_image *image, uint64_t block)
 {
-	return image->bat[block] != VHD_BAT_UNUSED;
+	return vhd_bat(image, (uint32_t)block) != VHD_BAT_UNUSED;
 }
 
 static int sector_line(struct source *s, uint64_t sector, struct error *err)
@@ -58,8 +58,8 @@ static int sector_line(struct source *s, uint64_t sector, struct error *err)
 	       conv(s->q, first));
 	printf("file offset: %s\n", !allocated(image, block) ?
 	       "not allocated" :
-	       conv(s->q, (image->bat[block] + image->bitmap_sectors + first) *
-			  VHD_SECTOR));
+	       conv(s->q, ((uint64_t)vhd_bat(image, (uint32_t)block) +
+			   image->bitmap_sectors + first) * VHD_SECTOR));
 	return 0;
 }
 
@@ -68,7 +68,8 @@ static int bat_line(struct source *s, uint64_t block, struct error *err)
 	(void)err;
 	printf("block: %s: offset: %s\n", conv(s->q, block),
 	       allocated(s->image, block) ?
-	       conv(s->q, (uint64_t)s->image->bat[block] * VHD_SECTOR) :
+	       conv(s->q, (uint64_t)vhd_bat(s->image, (uint32_t)block) *
+			  VHD_SECTOR) :
 	       "not allocated");
 	return 0;
 }
@@ -160,8 +161,8 @@ static int data_bytes(struct source *s, uint64_t block, struct error *err)
 		return error_set(err, -ENOMEM, "%s: out of memory",
 				 image->path);
 	rc = vhd_read_at(image->fd, buf, image->header.block_size,
-			 ((uint64_t)image->bat[block] + image->bitmap_sectors) *
-			 VHD_SECTOR);
+			 ((uint64_t)vhd_bat(image, (uint32_t)block) +
+			  image->bitmap_sectors) * VHD_SECTOR);
 	if (rc)
 		error_set(err, rc, "%s: block %" PRIu64 ": %s", image->path,
 			  block, strerror(-rc));
@@ -295,7 +296,7 @@ static int bat_as_bits(const struct vhd_image *image, struct error *err)
 		return error_set(err, -ENOMEM, "%s: out of memory",
 				 image->path);
 	for (uint32_t i = 0; i < image->bat_entries; i++)
-		if (image->bat[i] != VHD_BAT_UNUSED)
+		if (vhd_bat(image, i) != VHD_BAT_UNUSED)
 			map[i / 8] |= (uint8_t)(0x80u >> i % 8);
 	fwrite(map, 1, bytes, stdout);
 	free(map);

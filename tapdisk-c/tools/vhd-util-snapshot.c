@@ -10,7 +10,7 @@
 static bool is_empty(const struct vhd_image *image)
 {
 	for (uint32_t i = 0; i < image->bat_entries; i++)
-		if (image->bat[i] != VHD_BAT_UNUSED)
+		if (vhd_bat(image, i) != VHD_BAT_UNUSED)
 			return false;
 	return true;
 }

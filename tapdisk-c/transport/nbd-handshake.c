@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "common/bytes.h"
-#include "transport/nbd-proto.h"
+#include "common/nbd-proto.h"
 
 #define OPTION_HEAD	16u
 #define PREFERRED_BLOCK	4096u

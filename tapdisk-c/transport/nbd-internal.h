@@ -19,7 +19,7 @@
 
 #include "transport/nbd-handshake.h"
 #include "transport/nbd-pool.h"
-#include "transport/nbd-proto.h"
+#include "common/nbd-proto.h"
 #include "vbd.h"
 
 #define NBD_MAX_REQUEST	(32u << 20)

@@ -4,9 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/pages.h"
 #include "vhd/vhd-internal.h"
 
-#define CHUNK_ENTRIES (256u << 10)	/* 1 MiB */
+#define CHUNK_ENTRIES (16u << 10)	/* 64 KiB */
 
 void vhd_bat_encode(uint8_t *out, const uint32_t *bat, uint32_t n)
 {
@@ -48,7 +49,7 @@ static uint32_t block_of(const struct vhd_image *image, uint32_t sector,
 			 uint32_t not)
 {
 	for (uint32_t i = 0; i < image->bat_entries; i++)
-		if (image->bat[i] == sector && i != not)
+		if (vhd_bat(image, i) == sector && i != not)
 			return i;
 	return VHD_BAT_UNUSED;
 }
@@ -93,7 +94,7 @@ static int check_blocks(struct vhd_image *image,
 	int rc = 0;
 
 	for (uint32_t i = 0; i < image->bat_entries; i++)
-		used += image->bat[i] != VHD_BAT_UNUSED;
+		used += vhd_bat(image, i) != VHD_BAT_UNUSED;
 	if (!used)
 		return 0;
 	sorted = malloc((size_t)used * sizeof(*sorted));
@@ -102,7 +103,7 @@ static int check_blocks(struct vhd_image *image,
 				 image->path);
 	used = 0;
 	for (uint32_t i = 0; i < image->bat_entries; i++) {
-		uint32_t sector = image->bat[i];
+		uint32_t sector = vhd_bat(image, i);
 
 		if (sector == VHD_BAT_UNUSED)
 			continue;
@@ -160,17 +161,26 @@ static void note_spare(struct vhd_image *image, const uint32_t *bat, uint32_t n,
 	}
 }
 
+/* Leaves alone the memory of what is unused. */
+static void take_used(struct vhd_image *image, uint32_t from,
+		      const uint32_t *bat, uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++)
+		if (bat[i] != VHD_BAT_UNUSED)
+			vhd_bat_set(image, from + i, bat[i]);
+}
+
 int vhd_bat_load(struct vhd_image *image, const struct vhd_extent *extent,
 		 unsigned int nr_extents, uint64_t limit, struct error *err)
 {
-	uint32_t max = image->header.max_bat_size, *spare = NULL;
+	uint32_t max = image->header.max_bat_size, *bat = NULL;
 	uint8_t *raw = NULL;
 	int rc = 0;
 
 	raw = malloc((size_t)4 * CHUNK_ENTRIES);
-	spare = malloc((size_t)4 * CHUNK_ENTRIES);
-	image->bat = malloc((size_t)4 * image->bat_entries);
-	if (!raw || !spare || !image->bat) {
+	bat = malloc((size_t)4 * CHUNK_ENTRIES);
+	image->bat_not = pages_alloc((size_t)4 * image->bat_entries);
+	if (!raw || !bat || !image->bat_not) {
 		rc = error_set(err, -ENOMEM, "%s: BAT: out of memory",
 			       image->path);
 		goto out;
@@ -187,16 +197,15 @@ int vhd_bat_load(struct vhd_image *image, const struct vhd_extent *extent,
 				  strerror(-rc));
 			goto out;
 		}
-		if (i < image->bat_entries) {
-			vhd_bat_decode(image->bat + i, raw, n);
-		} else {
-			vhd_bat_decode(spare, raw, n);
-			note_spare(image, spare, n, limit);
-		}
+		vhd_bat_decode(bat, raw, n);
+		if (i < image->bat_entries)
+			take_used(image, i, bat, n);
+		else
+			note_spare(image, bat, n, limit);
 	}
 	rc = check_blocks(image, extent, nr_extents, limit, err);
 out:
 	free(raw);
-	free(spare);
+	free(bat);
 	return rc;
 }

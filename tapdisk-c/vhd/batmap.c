@@ -76,7 +76,7 @@ static void clear_untrue(struct vhd_image *image, uint32_t covered)
 	uint32_t bits = image->bat_entries;
 
 	for (uint32_t i = 0; i < bits; i++)
-		if (image->bat[i] == VHD_BAT_UNUSED || i / 8 >= covered)
+		if (vhd_bat(image, i) == VHD_BAT_UNUSED || i / 8 >= covered)
 			image->batmap[i / 8] &= (uint8_t)~(0x80u >> (i % 8));
 }
 

@@ -142,7 +142,7 @@ static int check_bitmap(const struct vhd_image *image, uint32_t block,
 	    image->batmap[block / 8] & 0x80u >> block % 8)
 		return error_set(err, -EUCLEAN,
 				 "%s: batmap: block %u counts as complete, but its bitmap (sector %u) is not",
-				 image->path, block, image->bat[block]);
+				 image->path, block, vhd_bat(image, block));
 	return 0;
 }
 
@@ -158,7 +158,7 @@ static int check_blocks(const struct vhd_image *image,
 		return error_set(err, -ENOMEM, "%s: out of memory",
 				 image->path);
 	for (uint32_t i = 0; i < image->bat_entries && !rc; i++) {
-		if (image->bat[i] == VHD_BAT_UNUSED)
+		if (vhd_bat(image, i) == VHD_BAT_UNUSED)
 			continue;
 		r->sectors_allocated += image->spb;
 		if (options->bitmaps)

@@ -76,7 +76,9 @@ static int open_parent(struct plan *p, const struct config *cfg,
 		return 0;
 	}
 	/* All of its chain, as it will be opened from the new image. */
-	rc = vhd_chain_open_in(&p->parent, parent, cfg, extra_dir, 0, err);
+	rc = vhd_chain_open_in(&p->parent, parent, cfg, extra_dir,
+			       p->args->parent_served ? VHD_OPEN_NOLOCK : 0,
+			       err);
 	if (rc)
 		return rc;
 	if (p->parent->depth >= VHD_MAX_CHAIN)
@@ -302,7 +304,7 @@ static int publish(const char *tmp, const char *path, const char *dir,
 
 static int mark_parent(const struct plan *p, struct error *err)
 {
-	if (!p->args->parent)
+	if (!p->args->parent || p->args->parent_served)
 		return 0;
 	return vhd_mark_parent(p->parent ? p->parent->image[0]->fd : p->raw_fd,
 			       p->args->parent, err);

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/pages.h"
 #include "vhd/vhd-internal.h"
 
 struct footers {
@@ -323,7 +324,7 @@ void vhd_close(struct vhd_image *image)
 	if (image->fd >= 0)
 		close(image->fd);
 	free(image->path);
-	free(image->bat);
+	pages_free(image->bat_not, (size_t)4 * image->bat_entries);
 	free(image->batmap);
 	free(image);
 }

@@ -36,6 +36,9 @@ int vhd_read_at(int fd, void *buf, size_t len, uint64_t offset)
 				    (off_t)(start + have));
 			if (got < 0 && errno == EINTR)
 				continue;
+			/* On a 4Kn disk an end of the file off a block. */
+			if (got < 0 && errno == EINVAL && have % VHD_ALIGN)
+				break;
 			if (got < 0) {
 				rc = -errno;
 				goto out;
@@ -62,12 +65,73 @@ out:
 	return rc;
 }
 
+static int write_all(int fd, const uint8_t *buf, size_t len, uint64_t offset)
+{
+	size_t done = 0;
+	ssize_t put;
+
+	while (done < len) {
+		put = pwrite(fd, buf + done, len - done,
+			     (off_t)(offset + done));
+		if (put > 0)
+			done += (size_t)put;
+		else if (!put)
+			return -EIO;
+		else if (errno != EINTR)
+			return -errno;
+	}
+	return 0;
+}
+
+/*
+ * On a 4Kn disk: buf has room for the VHD_ALIGN blocks that the bytes at
+ * buf + skip touch, from offset on. The rest of these blocks stays as it is, and
+ * the file as long as without that rest.
+ */
+static int write_blocks(int fd, uint8_t *buf, size_t skip, size_t len,
+			uint64_t offset)
+{
+	size_t whole = (size_t)round_up_u64(skip + len, VHD_ALIGN);
+	uint64_t size = offset + skip + len;
+	uint8_t edge[2][VHD_ALIGN];
+	struct stat st;
+	int rc;
+
+	if (fstat(fd, &st))
+		return -errno;
+	memset(edge, 0, sizeof(edge));
+	for (unsigned int i = 0; i < 2; i++) {
+		uint64_t at = i ? offset + whole - VHD_ALIGN : offset;
+		uint64_t n = VHD_ALIGN;
+
+		if (S_ISREG(st.st_mode)) {
+			if (at >= (uint64_t)st.st_size)
+				continue;
+			if (n > (uint64_t)st.st_size - at)
+				n = (uint64_t)st.st_size - at;
+		}
+		rc = vhd_read_at(fd, edge[i], (size_t)n, at);
+		if (rc)
+			return rc;
+	}
+	memcpy(buf, edge[0], skip);
+	memcpy(buf + skip + len, &edge[1][VHD_ALIGN - (whole - skip - len)],
+	       whole - skip - len);
+	rc = write_all(fd, buf, whole, offset);
+	if (rc || !S_ISREG(st.st_mode))
+		return rc;
+	if (size < (uint64_t)st.st_size)
+		size = (uint64_t)st.st_size;
+	if (size < offset + whole && ftruncate(fd, (off_t)size))
+		return -errno;
+	return 0;
+}
+
 int vhd_write_at(int fd, const void *buf, size_t len, uint64_t offset)
 {
 	const uint8_t *from = buf;
 	uint8_t *bounce;
-	size_t window, n, done;
-	ssize_t put;
+	size_t window, n, skip;
 	int rc = 0;
 
 	if (len % VHD_SECTOR || offset % VHD_SECTOR)
@@ -75,20 +139,17 @@ int vhd_write_at(int fd, const void *buf, size_t len, uint64_t offset)
 	window = len < BOUNCE_BYTES ? len : BOUNCE_BYTES;
 	if (!window)
 		return 0;
-	if (posix_memalign((void **)&bounce, VHD_ALIGN, window))
+	if (posix_memalign((void **)&bounce, VHD_ALIGN,
+			   round_up_u64(window, VHD_ALIGN) + VHD_ALIGN))
 		return -ENOMEM;
 	while (len && !rc) {
 		n = len < window ? len : window;
+		skip = (size_t)(offset % VHD_ALIGN);
 		memcpy(bounce, from, n);
-		for (done = 0; done < n && !rc;) {
-			put = pwrite(fd, bounce + done, n - done,
-				     (off_t)(offset + done));
-			if (put > 0)
-				done += (size_t)put;
-			else if (!put)
-				rc = -EIO;
-			else if (errno != EINTR)
-				rc = -errno;
+		rc = write_all(fd, bounce, n, offset);
+		if (rc == -EINVAL && (skip || n % VHD_ALIGN)) {
+			memcpy(bounce + skip, from, n);
+			rc = write_blocks(fd, bounce, skip, n, offset - skip);
 		}
 		from += n;
 		offset += n;
@@ -132,21 +193,22 @@ static int check_kind(const struct stat *st, const char *path,
 			 path, kind);
 }
 
-/* VHD metadata comes in units of 512 bytes, which O_DIRECT on a 4Kn disk can't do. */
-static int check_direct(int fd, const char *path, struct error *err)
+int vhd_direct_block(int fd, uint32_t *block)
 {
 	void *buf;
 	ssize_t got;
+	int rc = 0;
 
 	if (posix_memalign(&buf, VHD_ALIGN, VHD_SECTOR))
-		return error_set(err, -ENOMEM, "%s: out of memory", path);
+		return -ENOMEM;
+	*block = VHD_SECTOR;
 	got = pread(fd, buf, VHD_SECTOR, VHD_SECTOR);
-	free(buf);
 	if (got < 0 && errno == EINVAL)
-		return error_set(err, -ENOTSUP,
-				 "%s: lies on a disk with sectors of more than 512 bytes, where VHD can't be opened for direct I/O; move it to a disk with 512-byte logical sectors",
-				 path);
-	return 0;
+		*block = VHD_ALIGN;
+	else if (got < 0)
+		rc = -errno;
+	free(buf);
+	return rc;
 }
 
 int vhd_file_open(int *fd, const char *path, unsigned int flags,
@@ -195,11 +257,6 @@ int vhd_file_open(int *fd, const char *path, unsigned int flags,
 	}
 	if (!(flags & VHD_OPEN_NOLOCK)) {
 		rc = lock_take(f, path, write ? LOCK_WRITER : LOCK_READER, err);
-		if (rc)
-			goto out;
-	}
-	if (flags & VHD_OPEN_DIRECT) {
-		rc = check_direct(f, path, err);
 		if (rc)
 			goto out;
 	}

@@ -11,7 +11,7 @@ int vhd_read_bitmap(const struct vhd_image *image, uint32_t block,
 {
 	return vhd_read_at(image->fd, bitmap,
 			   (size_t)image->bitmap_sectors * VHD_SECTOR,
-			   (uint64_t)image->bat[block] * VHD_SECTOR);
+			   (uint64_t)vhd_bat(image, block) * VHD_SECTOR);
 }
 
 static uint32_t min_u32(uint64_t a, uint32_t b)
@@ -48,7 +48,7 @@ static int locate(const struct vhd_chain *chain, uint64_t sector,
 		block = (uint32_t)(sector / image->spb);
 		first = (uint32_t)(sector % image->spb);
 		*count = min_u32(image->spb - first, *count);
-		if (image->bat[block] == VHD_BAT_UNUSED)
+		if (vhd_bat(image, block) == VHD_BAT_UNUSED)
 			continue;
 		bitmap = malloc((size_t)image->bitmap_sectors * VHD_SECTOR);
 		if (!bitmap)
@@ -64,7 +64,7 @@ static int locate(const struct vhd_chain *chain, uint64_t sector,
 					 image->path, block, strerror(-rc));
 		if (set) {
 			*fd = image->fd;
-			*offset = ((uint64_t)image->bat[block] +
+			*offset = ((uint64_t)vhd_bat(image, block) +
 				   image->bitmap_sectors + first) * VHD_SECTOR;
 			return 0;
 		}

@@ -13,22 +13,13 @@ static int fail(const struct vhd_image *image, int rc, const char *what,
 			 strerror(-rc));
 }
 
-int vhd_write_trailer(struct vhd_image *image, struct error *err)
+/* The batmap, and the file's end with the footer. */
+static int write_end(struct vhd_image *image, struct error *err)
 {
 	uint8_t raw[VHD_FOOTER_BYTES];
 	uint64_t tail = image->data_end;
 	int rc;
 
-	if (image->readonly)
-		return fail(image, -EBADF, "opened read-only", err);
-	/*
-	 * Before a batmap that says "all sectors present" the bitmaps and
-	 * data it speaks of must be on the disk.
-	 */
-	if (fdatasync(image->fd))
-		return fail(image, -errno, "sync", err);
-	if (image->footer.type == VHD_FIXED)
-		return 0;
 	rc = vhd_batmap_store(image, err);
 	if (rc)
 		return rc;
@@ -41,9 +32,38 @@ int vhd_write_trailer(struct vhd_image *image, struct error *err)
 	if (!image->is_blk &&
 	    ftruncate(image->fd, (off_t)(tail + VHD_FOOTER_BYTES)))
 		return fail(image, -errno, "truncate", err);
+	return 0;
+}
+
+int vhd_leave(struct vhd_image *image, struct error *err)
+{
+	if (image->footer.type == VHD_FIXED)
+		return 0;
+	return write_end(image, err);
+}
+
+int vhd_write_trailer(struct vhd_image *image, struct error *err)
+{
+	uint8_t raw[VHD_FOOTER_BYTES];
+	int rc;
+
+	if (image->readonly)
+		return fail(image, -EBADF, "opened read-only", err);
+	/*
+	 * Before a batmap that says "all sectors present" the bitmaps and
+	 * data it speaks of must be on the disk.
+	 */
+	if (fdatasync(image->fd))
+		return fail(image, -errno, "sync", err);
+	if (image->footer.type == VHD_FIXED)
+		return 0;
+	rc = write_end(image, err);
+	if (rc)
+		return rc;
 	/* One of the two footers is whole at any time. */
 	if (fdatasync(image->fd))
 		return fail(image, -errno, "sync", err);
+	vhd_footer_encode(raw, &image->footer);
 	rc = vhd_write_at(image->fd, raw, sizeof(raw), 0);
 	if (rc)
 		return fail(image, rc, "writing the footer copy", err);

@@ -41,10 +41,7 @@ struct vhd_extent {
 /* footer copy, header, BAT, batmap header, batmap, locators */
 #define VHD_MAX_EXTENTS		(5u + VHD_NR_LOCATORS)
 
-/* io.c: any offset and length, through an aligned buffer where fd is O_DIRECT. */
-/* -ENODATA if the file ends before offset + len. */
-int vhd_read_at(int fd, void *buf, size_t len, uint64_t offset);
-/* offset and len are multiples of VHD_SECTOR. */
+/* io.c: as vhd_read_at(); offset and len are multiples of VHD_SECTOR. */
 int vhd_write_at(int fd, const void *buf, size_t len, uint64_t offset);
 /*
  * Opens a regular file or a block device and nothing else, without waiting;

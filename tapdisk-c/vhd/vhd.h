@@ -86,7 +86,7 @@ struct vhd_image {
 	uint32_t spb;			/* sectors of data per block, a power of two */
 	uint32_t bitmap_sectors;	/* per block, before its data */
 	uint32_t bat_entries;		/* in use: ceil(current_size / block_size) */
-	uint32_t *bat;			/* host order; sector of the block's bitmap */
+	uint32_t *bat_not;		/* inverted, so that unused is 0: see vhd_bat() */
 	bool has_batmap;
 	uint64_t batmap_offset;		/* of the map itself, bytes */
 	uint32_t batmap_sectors;
@@ -121,6 +121,18 @@ int vhd_open(struct vhd_image **image, const char *path, unsigned int flags,
 void vhd_close(struct vhd_image *image);
 
 /*
+ * io.c: any offset and length, through an aligned buffer where fd is O_DIRECT.
+ * -ENODATA if the file ends before offset + len.
+ */
+int vhd_read_at(int fd, void *buf, size_t len, uint64_t offset);
+
+/*
+ * io.c: what offset, length and memory of direct I/O on fd must be multiples
+ * of: 512 or 4096 bytes, or -errno.
+ */
+int vhd_direct_block(int fd, uint32_t *block);
+
+/*
  * chain.c: the leaf and all its parents, each locked, each parent looked up by
  * its locators (relative before absolute), identified by UUID, inside the
  * allowed directories (the leaf's own always). -ELOOP for loops and for more
@@ -145,6 +157,7 @@ struct vhd_create_args {
 	bool fixed;
 	const char *parent;		/* NULL: no parent */
 	bool parent_raw;
+	bool parent_served;		/* by the tapdisk that will take the image: neither locked nor marked */
 	uint64_t reserve_size;		/* BAT capacity for later growth, bytes; 0: size */
 };
 /*
@@ -157,6 +170,11 @@ int vhd_create(const struct vhd_create_args *args, const struct config *cfg,
 
 /* Writes batmap, both footers, truncates a file to its end, syncs. For a clean close. */
 int vhd_write_trailer(struct vhd_image *image, struct error *err);
+/*
+ * The same for an image that goes on as a parent, and all of whose data is on the
+ * disk: does not sync, since it is whole without.
+ */
+int vhd_leave(struct vhd_image *image, struct error *err);
 
 /* bitmap.c: bit 0 is the most significant of byte 0. */
 /* Length of the run of equal bits at from, at most limit - from; *set is their value. */
@@ -165,6 +183,18 @@ uint32_t vhd_bitmap_run(const uint8_t *map, uint32_t from, uint32_t limit,
 /* Returns true if any bit changed. */
 bool vhd_bitmap_set(uint8_t *map, uint32_t from, uint32_t count);
 bool vhd_bitmap_full(const uint8_t *map, uint32_t bits);
+
+/* Sector of the block's bitmap, or VHD_BAT_UNUSED. */
+static inline uint32_t vhd_bat(const struct vhd_image *image, uint32_t block)
+{
+	return ~image->bat_not[block];
+}
+
+static inline void vhd_bat_set(struct vhd_image *image, uint32_t block,
+			       uint32_t sector)
+{
+	image->bat_not[block] = ~sector;
+}
 
 /* bat.c: n host-order entries to big-endian bytes and back. */
 void vhd_bat_encode(uint8_t *out, const uint32_t *bat, uint32_t n);

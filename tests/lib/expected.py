@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-only
 """What each sector of a disk may hold, when requests fail and when the power goes.
 
-Sectors are told by their seed, 0 being zeros (tests/lib/disk.py).
+Sectors are told by their seed, 0 being zeros (tests/lib/disk.py). After a write that failed a sector is the old one or
+the new one, and may go from new to old when the image is opened again, until a write to it succeeds.
 """
 
 import random
@@ -54,6 +55,10 @@ class Expected:
             self._ended(command, new, answer)
         return answers
 
+    def acknowledged(self, command: str) -> None:
+        """A command that was run elsewhere has gone well."""
+        self._ended(command, self._begun(command), "ok")
+
     def _place(self, command: str) -> range:
         words = command.split()
         if words[0] == "f":
@@ -90,8 +95,6 @@ class Expected:
         for sector, word in zip(place, answer.split(), strict=True):
             if word == "?" or int(word) not in self.now[sector]:
                 wrong.append(f"sector {sector} is {word}, not of {sorted(self.now[sector])}")
-            else:
-                self.now[sector] = frozenset({int(word)})
         assert not wrong, f"{len(wrong)} wrong: {'; '.join(wrong[:FEW])}"
 
     def all_durable(self) -> None:

@@ -32,6 +32,8 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("# nothing\n", Config()),
         ("version: 1\n", Config()),
         ("engine: posix\n", Config(engine="posix")),
+        ("retry_errors: none\nretry_for: 0\n", Config(retry_errors="none", retry_for=0)),
+        ("retry_then: pause\nno_space: fail\n", Config(retry_then="pause", no_space="fail")),
         ("image_dirs: [/a, '/b c']\n", Config(image_dirs=("/a", "/b c"))),
         ("image_dirs:\n- /ü\n- /x=#y\nengine: uring\n", Config(image_dirs=("/ü", "/x=#y"))),
     ],
@@ -44,7 +46,10 @@ def test_settings_are_read(text: str, settings: Config) -> None:
     ("text", "message"),
     [
         ("\nimage_dir: [/a]\n", "x.yaml:2: unknown key image_dir; did you mean image_dirs?"),
-        ("zzz: 1\n", "x.yaml:1: unknown key zzz; there are version, image_dirs, engine"),
+        ("zzz: 1\n", "x.yaml:1: unknown key zzz; there are version, image_dirs, engine, retry_errors,"),
+        ("retry_interval: 0\n", "x.yaml:1: retry_interval: 0 is out of range; write 1 to 3600 seconds"),
+        ("retry_for: long\n", "x.yaml:1: retry_for: a number of seconds is wanted"),
+        ("no_space: stop\n", "x.yaml:1: no_space: stop isn't known; write wait or fail"),
         ("version: 1\nversion: 1\n", "x.yaml:2: version is set twice; keep one"),
         ("version: 2\n", "x.yaml:1: version: 2 isn't known, only 1; this file is for another release of xenblk"),
         ("version: one\n", "x.yaml:1: version: a number is wanted"),
@@ -88,7 +93,7 @@ def test_the_installed_file_has_the_defaults() -> None:
     path = bridge.ROOT / "hotplug-scripts" / "xenblk.yaml"
     assert config.load(str(path)) == Config()
     uncommented = "".join(
-        line.removeprefix("#") if line.startswith(("#image_dirs", "#  -", "#engine:")) else line
+        line.removeprefix("#") if line.startswith(("#image_dirs", "#  -", "#engine:", "#retry_", "#no_space:")) else line
         for line in path.read_text(encoding="utf-8").splitlines(keepends=True)
     )
     assert configfile.parse(uncommented.encode(), str(path)) == Config()
@@ -96,11 +101,13 @@ def test_the_installed_file_has_the_defaults() -> None:
 
 
 def test_the_flat_file_is_what_the_c_tools_read(files: Path) -> None:
-    config.apply(Config(image_dirs=("/a", "/b c"), engine="posix"))
+    config.apply(Config(image_dirs=("/a", "/b c"), engine="posix", retry_for=5))
     flat = files / "run" / "config"
     lines = flat.read_text(encoding="utf-8").splitlines()
     settings = [line for line in lines if not line.startswith("#")]
-    assert settings == ["version=1", "image_dir=/a", "image_dir=/b c", "engine=posix"]
+    assert settings[:4] == ["version=1", "image_dir=/a", "image_dir=/b c", "engine=posix"]
+    assert settings[4:7] == ["retry_errors=transient", "retry_interval=1", "retry_for=5"]
+    assert settings[7:] == ["retry_then=fail", "no_space=wait"]
     assert stat.S_IMODE(flat.stat().st_mode) == 0o644
     assert stat.S_IMODE(flat.parent.stat().st_mode) & 0o755 == 0o755
 

@@ -323,7 +323,7 @@ def test_a_device_that_stays_open_is_not_closed_without_force(tap: TapCtl) -> No
 def test_time_limit_of_a_verb(tap: TapCtl) -> None:
     pid = tap.open(1, "stuck")
     message = tap.refused("pause", "-p", pid, "-m", 1, "-t", 1)
-    assert message.startswith(f"tapdisk {pid}: no answer in 1 s")
+    assert message.startswith(f"tapdisk {pid}: no answer in 6 s")
     assert tap.ok("list").startswith(f"pid={pid} minor=1 state=0x10 ")
 
 
@@ -359,15 +359,54 @@ def test_stats_is_one_json_object(tap: TapCtl) -> None:
     stats = json.loads(tap.ok("stats", "-p", pid, "-m", 1))
     assert stats["pid"] == pid and stats["minor"] == 1 and stats["size"] == 1 << 20
     assert stats["chain"] == [f"{tap.images}/a", "/srv/b?se.vhd"]
-    assert (stats["inflight"], stats["merged"]) == (15, 16)
+    assert (stats["inflight"], stats["merged"], stats["waiting"]) == (15, 16, 17)
     assert stats["read"] == {
         "requests": 1,
         "sectors": 2,
+        "bytes": 1024,
         "errors": 3,
+        "retries": 0,
         "total_ns": 4,
         "max_ns": 5,
+        "p50_ns": 3,
+        "p99_ns": 3,
+        "latency": [[4, 1]],
     }
     assert stats["write"]["requests"] == 6 and stats["flush"]["max_ns"] == 14
+
+
+def test_stats_on_a_terminal_are_a_table(tap: TapCtl) -> None:
+    pid = tap.open(1, "a")
+    master, terminal = os.openpty()
+    with open(master, "rb") as screen, open(terminal, "wb") as out:
+        subprocess.run([program("tap-ctl"), "stats", "-p", str(pid), "-m", "1"], env=tap.env, stdout=out, check=True)
+        lines = os.read(screen.fileno(), 65536).decode().splitlines()
+    assert lines[0].endswith("/a: 15 in flight, 17 waiting, 16 merged")
+    assert lines[1].split() == "requests bytes errors retries mean us p50 us p99 us max us".split()
+    assert lines[4].split() == ["flush", "11", "0", "12", "18", "0.0", "0.0", "0.0", "0.0"]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--retry-errors=some", "retry_errors=some: must be none, transient or all"),
+        ("--retry-interval=0", "retry_interval=0: must be 1 to 3600 seconds"),
+        ("--retry-for=x", "retry_for=x: must be 0 to 31536000 seconds"),
+        ("--retry-then=stop", "retry_then=stop: must be fail or pause"),
+        ("--no-space=", "no_space=: must be fail or wait"),
+    ],
+)
+def test_a_wrong_setting_for_errors_opens_nothing(tap: TapCtl, option: str, message: str) -> None:
+    (tap.images / "a").touch()
+    pid = tap.spawn()
+    tap.ok("attach", "-p", pid, "-m", 1)
+    assert tap.refused("open", "-p", pid, "-m", 1, "-a", f"vhd:{tap.images}/a", option) == message
+    assert "state=0x40" in tap.ok("list")
+
+
+def test_settings_for_errors_are_those_of_one_disk(tap: TapCtl) -> None:
+    options = ["--retry-errors=all", "--retry-interval=2", "--retry-for=0", "--retry-then=pause", "--no-space=fail"]
+    assert tap.open(1, "a", *options)
 
 
 # a tapdisk that is not ours

@@ -51,7 +51,7 @@ def test_an_image_on_a_block_device_is_written_and_fills_up(bed: Bed) -> None:
 
 
 @pytest.mark.parametrize("where", ["device", "file"])
-def test_a_disk_with_sectors_of_4096_bytes_is_refused_with_the_reason(bed: Bed, where: str) -> None:
+def test_a_disk_with_sectors_of_4096_bytes_serves_sectors_of_512(bed: Bed, where: str) -> None:
     with loop_device(bed, "4kn", 100, sector=4096) as device:
         path = device
         if where == "file":
@@ -59,9 +59,17 @@ def test_a_disk_with_sectors_of_4096_bytes_is_refused_with_the_reason(bed: Bed, 
             path = "/srv/mnt/a.vhd"
         try:
             bed.run(f"vhd-util create -n {path} -s 40")
-            result = bed.run(f"tap-ctl create -a vhd:{path}", check=False)
-            assert result.status == 1 and path in result.stderr and "512" in result.stderr
-            assert bed.run("tap-ctl list").stdout == ""
+            disk = bed.run(f"tap-ctl create -a vhd:{path}").stdout.strip()
+            for sector in 1, 8, 9, 5000:
+                bed.run(f"printf {sector} | dd of={disk} bs=512 seek={sector} conv=sync,fsync oflag=direct")
+            minor = disk.removeprefix("/dev/xen/blktap-2/tapdev")
+            pid = bed.run(f"tap-ctl list -m {minor}").stdout.split("pid=")[1].split()[0]
+            bed.run(f"tap-ctl destroy -p {pid} -m {minor}")
+            assert bed.run(f"vhd-util check -n {path} -b").stdout == f"{path} is valid\n"
+            disk = bed.run(f"tap-ctl create -a vhd:{path}").stdout.strip()
+            assert bed.run(f"tr -d '\\0' < {disk}").stdout == "1895000"
+            pid = bed.run(f"tap-ctl list -m {minor}").stdout.split("pid=")[1].split()[0]
+            bed.run(f"tap-ctl destroy -p {pid} -m {minor}")
         finally:
             if where == "file":
                 bed.run("umount /srv/mnt")

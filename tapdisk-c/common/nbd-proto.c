@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-only */
-#include "transport/nbd-proto.h"
+#include "common/nbd-proto.h"
 
 #include <errno.h>
 
@@ -96,5 +96,75 @@ uint32_t nbd_errno(int err)
 		return 108;
 	default:
 		return 5;
+	}
+}
+
+void nbd_put_request(uint8_t *p, const struct nbd_request *req)
+{
+	put_be32(p, REQUEST_MAGIC);
+	put_be16(p + 4, req->flags);
+	put_be16(p + 6, req->type);
+	put_be64(p + 8, req->cookie);
+	put_be64(p + 16, req->offset);
+	put_be32(p + 24, req->length);
+}
+
+size_t nbd_put_option(uint8_t *p, enum nbd_option option, uint32_t len)
+{
+	put_be64(p, NBD_OPTION_MAGIC);
+	put_be32(p + 8, (uint32_t)option);
+	put_be32(p + 12, len);
+	return NBD_OPTION_HEAD;
+}
+
+size_t nbd_reply_bytes(const uint8_t *p)
+{
+	switch (get_be32(p)) {
+	case SIMPLE_MAGIC:
+		return NBD_SIMPLE_BYTES;
+	case STRUCTURED_MAGIC:
+		return NBD_CHUNK_BYTES_HEAD;
+	default:
+		return 0;
+	}
+}
+
+void nbd_get_reply(struct nbd_reply *reply, const uint8_t *p)
+{
+	*reply = (struct nbd_reply) {
+		.chunk	= get_be32(p) == STRUCTURED_MAGIC,
+		.cookie	= get_be64(p + 8),
+	};
+	if (reply->chunk) {
+		reply->last = get_be16(p + 4) & CHUNK_DONE;
+		reply->type = get_be16(p + 6);
+		reply->length = get_be32(p + 16);
+	} else {
+		reply->last = true;
+		reply->err = nbd_wire_error(get_be32(p + 4));
+	}
+}
+
+int nbd_wire_error(uint32_t number)
+{
+	switch (number) {
+	case 0:
+		return 0;
+	case 1:
+		return -EPERM;
+	case 12:
+		return -ENOMEM;
+	case 22:
+		return -EINVAL;
+	case 28:
+		return -ENOSPC;
+	case 75:
+		return -EOVERFLOW;
+	case 95:
+		return -EOPNOTSUPP;
+	case 108:
+		return -ESHUTDOWN;
+	default:
+		return -EIO;
 	}
 }

@@ -38,7 +38,10 @@ enum nbd_option {
 #define NBD_REP_META_CONTEXT	4u
 #define NBD_REP_ERR_UNSUP	0x80000001u
 #define NBD_REP_ERR_INVALID	0x80000003u
+#define NBD_REP_ERR_TLS_REQD	0x80000005u
+#define NBD_REP_ERR_UNKNOWN	0x80000006u
 #define NBD_REP_ERR_TOO_BIG	0x80000009u
+#define NBD_REP_IS_ERR(type)	((type) >> 31)
 
 #define NBD_INFO_EXPORT		0u
 #define NBD_INFO_BLOCK_SIZE	3u
@@ -87,7 +90,9 @@ bool nbd_get_request(struct nbd_request *req, const uint8_t *p);
 
 #define NBD_CHUNK_NONE		0u
 #define NBD_CHUNK_OFFSET_DATA	1u
+#define NBD_CHUNK_OFFSET_HOLE	2u
 #define NBD_CHUNK_BLOCK_STATUS	5u
+#define NBD_CHUNK_IS_ERROR	0x8000u
 #define NBD_CHUNK_ERROR		0x8001u
 #define NBD_CHUNK_ERROR_OFFSET	0x8002u
 
@@ -109,5 +114,35 @@ size_t nbd_put_error_at(uint8_t *p, bool last, uint64_t cookie, int err,
 
 /* The number on the wire for -errno: NBD knows a few. */
 uint32_t nbd_errno(int err);
+
+/* The client's side */
+
+#define NBD_GREETING_BYTES	18u	/* magic, option magic, flags */
+#define NBD_OPTION_HEAD		16u	/* magic, option, length of what follows */
+#define NBD_OPTION_REPLY_HEAD	20u	/* magic, option, type, length of what follows */
+
+void nbd_put_request(uint8_t *p, const struct nbd_request *req);
+/* The head of an option; len bytes follow. */
+size_t nbd_put_option(uint8_t *p, enum nbd_option option, uint32_t len);
+
+#define NBD_SIMPLE_BYTES	16u
+#define NBD_CHUNK_BYTES_HEAD	20u
+
+struct nbd_reply {
+	bool chunk;			/* of a structured reply */
+	bool last;			/* nothing else answers the request */
+	uint16_t type;			/* chunk: NBD_CHUNK_* */
+	uint64_t cookie;
+	int err;			/* simple: 0 or -errno */
+	uint32_t length;		/* chunk: bytes that follow */
+};
+
+/* Bytes of the head that starts with these four; 0: it is no reply. */
+size_t nbd_reply_bytes(const uint8_t *p);
+/* p holds as many. */
+void nbd_get_reply(struct nbd_reply *reply, const uint8_t *p);
+
+/* -errno for a number on the wire; one that NBD doesn't know is -EIO. */
+int nbd_wire_error(uint32_t number);
 
 #endif

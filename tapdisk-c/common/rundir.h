@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+/*
+ * The directory of what a running tapdisk shows: ctl<pid>, its control socket;
+ * stats<pid>.<minor>, the statistics page of a VBD (common/stats.h);
+ * nospace.<minor>, there while a VBD waits for space.
+ */
+#ifndef XENBLK_RUNDIR_H
+#define XENBLK_RUNDIR_H
+
+#include <stddef.h>
+
+/* $XENBLK_CONTROL_DIR, for tests, else /run/blktap-control. */
+const char *run_dir(void);
+
+/* The path of a name in it, which fmt and what follows make; -ENAMETOOLONG. */
+int run_path(char *path, size_t size, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
+
+#endif

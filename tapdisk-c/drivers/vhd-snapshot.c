@@ -1,0 +1,233 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+/*
+ * A snapshot of a disk that is open, without reading its chain again: the new
+ * leaf, made and synced beforehand, is put on top of the images that are in
+ * memory. What is on the medium at each moment:
+ *
+ *   leaf's name    parent's name   new leaf's own name
+ *   old leaf       old leaf        new leaf, empty       before commit
+ *   new leaf       old leaf                              after the rename
+ *
+ * The rename is the one step. Before it the leaf's name leads to all data; after
+ * it too, since the old leaf was flushed, and the directory is synced before
+ * the disk goes on. Names that begin with ".xenblk-" are nobody's children
+ * (children.c), so what a crash leaves before the rename is in no one's way.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "common/lock.h"
+#include "common/log.h"
+#include "drivers/vhd-disk.h"
+#include "vhd/vhd-internal.h"
+
+struct image_snapshot {
+	struct vhd_disk *old, *new;	/* committed: old is what is to be freed */
+	char *name;			/* of the leaf, links resolved */
+	char *child;			/* the new leaf's before the commit */
+	char *parent;			/* the old leaf's after it */
+	int dir;			/* where all three are */
+};
+
+static int failed(const char *path, const char *what, struct error *err)
+{
+	return error_set(err, -errno, "%s: %s: %s", path, what, strerror(errno));
+}
+
+static bool leads_to(const char *path, int fd)
+{
+	struct stat a, b;
+
+	return !stat(path, &a) && !fstat(fd, &b) && vhd_same_file(&a, &b);
+}
+
+/* All in the leaf's directory: a rename must not leave it. */
+static int take_names(struct image_snapshot *s, const char *child,
+		      const char *parent, struct error *err)
+{
+	const struct vhd_image *leaf = s->old->leaf;
+	char *dir = vhd_dir_of_file(leaf->path);
+	char *dirs[2] = { vhd_dir_of_name(child), vhd_dir_of_name(parent) };
+	int rc = 0;
+
+	s->name = realpath(leaf->path, NULL);
+	s->child = strdup(child);
+	s->parent = strdup(parent);
+	if (!dir || !s->name || !s->child || !s->parent || !dirs[0] || !dirs[1])
+		rc = failed(leaf->path, "its directory", err);
+	else if (strcmp(dir, dirs[0]) || strcmp(dir, dirs[1]))
+		rc = error_set(err, -EXDEV, "%s: the leaf and its parent must be in one directory, %s; give the parent a name there",
+			       parent, dir);
+	else if (!leads_to(s->name, leaf->fd))
+		rc = error_set(err, -ESTALE, "%s: is not the file that is served any more; put that one back",
+			       leaf->path);
+	else if (!leads_to(parent, leaf->fd))
+		rc = error_set(err, -EINVAL, "%s: is not another name of %s; make it with ln",
+			       parent, leaf->path);
+	else if ((s->dir = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0)
+		rc = failed(dir, "directory", err);
+	free(dir);
+	free(dirs[0]);
+	free(dirs[1]);
+	return rc;
+}
+
+static int check_child(const struct vhd_image *child,
+		       const struct vhd_image *leaf, struct error *err)
+{
+	if (child->footer.type != VHD_DIFF ||
+	    uuid_compare(child->header.parent_uuid, leaf->footer.uuid))
+		return error_set(err, -EINVAL, "%s: is no child of %s",
+				 child->path, leaf->path);
+	if (child->footer.current_size != leaf->footer.current_size)
+		return error_set(err, -EINVAL, "%s: has %llu bytes, %s has %llu",
+				 child->path,
+				 (unsigned long long)child->footer.current_size,
+				 leaf->path,
+				 (unsigned long long)leaf->footer.current_size);
+	for (uint32_t i = 0; i < child->bat_entries; i++)
+		if (vhd_bat(child, i) != VHD_BAT_UNUSED)
+			return error_set(err, -EINVAL, "%s: is not empty",
+					 child->path);
+	return 0;
+}
+
+/* child on top of the images of old, which both chains have until the commit. */
+static struct vhd_chain *new_chain(const struct vhd_chain *old,
+				   struct vhd_image *child)
+{
+	struct vhd_chain *chain = calloc(1, sizeof(*chain));
+
+	if (!chain)
+		return NULL;
+	*chain = *old;
+	chain->depth++;
+	chain->nr_vhd++;
+	memmove(chain->image + 1, old->image,
+		old->nr_vhd * sizeof(chain->image[0]));
+	chain->image[0] = child;
+	return chain;
+}
+
+/* The chain keeps its first nr images. */
+static void disown(struct vhd_chain *chain, unsigned int nr)
+{
+	chain->nr_vhd = nr;
+	chain->raw_fd = -1;
+	chain->raw_path = NULL;
+}
+
+int vhd_snapshot_prepare(struct image_snapshot **snapshot,
+			 struct image *image,
+			 const struct image_open_args *args,
+			 const char *parent, struct error *err)
+{
+	struct vhd_disk *old = vhd_disk_of(image);
+	struct vhd_image *child = NULL;
+	struct vhd_chain *chain = NULL;
+	struct image_snapshot *s;
+	int rc;
+
+	if (image->readonly)
+		return error_set(err, -EROFS, "%s: is read-only",
+				 old->leaf->path);
+	if (old->leaf->is_blk)
+		return error_set(err, -EOPNOTSUPP, "%s: is a block device, whose name can't pass to a new leaf; pause, vhd-util snapshot and unpause -a",
+				 old->leaf->path);
+	if (old->chain->depth >= VHD_MAX_CHAIN)
+		return error_set(err, -ELOOP, "%s: its chain has %u images, the most there may be; coalesce it first",
+				 old->leaf->path, old->chain->depth);
+	s = calloc(1, sizeof(*s));
+	if (!s)
+		return error_set(err, -ENOMEM, "%s: out of memory", args->path);
+	s->old = old;
+	s->dir = -1;
+	rc = take_names(s, args->path, parent, err);
+	if (!rc)
+		rc = vhd_open(&child, args->path,
+			      VHD_OPEN_DIRECT | VHD_OPEN_WRITE, err);
+	if (!rc)
+		rc = check_child(child, old->leaf, err);
+	if (rc)
+		goto out;
+	chain = new_chain(old->chain, child);
+	if (!chain) {
+		rc = error_set(err, -ENOMEM, "%s: out of memory", args->path);
+		goto out;
+	}
+	rc = vhd_disk_new(&s->new, chain, args, err);
+	if (rc)
+		goto out;
+	*snapshot = s;
+	return 0;
+out:
+	free(chain);
+	vhd_close(child);
+	vhd_snapshot_end(s);
+	return rc;
+}
+
+/* The images, and their names and locks, after the rename: nothing here fails. */
+static void take_over(struct image_snapshot *s)
+{
+	struct vhd_image *leaf = s->old->leaf, *child = s->new->leaf;
+	struct vhd_disk *old = s->old;
+	struct error err;
+
+	if (fsync(s->dir))
+		log_error("the new name of a leaf may not be durable path=%s err=%d",
+			  leaf->path, errno);
+	/* Later than the child: until then children.c finds the child itself. */
+	if (vhd_mark_parent(leaf->fd, s->parent, &err) ||
+	    vhd_leave(leaf, &err))
+		log_warn("%s", err.text);
+	if (lock_to_reader(leaf->fd))
+		log_warn("the lock of a parent is still a writer's path=%s",
+			 s->parent);
+	free(child->path);
+	child->path = leaf->path;
+	leaf->path = s->parent;
+	leaf->readonly = true;
+	s->parent = NULL;
+	vhd_files_remove(old);
+	disown(old->chain, 0);
+	vhd_files_add(s->new);
+}
+
+int vhd_snapshot_commit(struct image_snapshot *s, struct image **image,
+			struct error *err)
+{
+	const struct vhd_image *leaf = s->old->leaf;
+
+	if (!leads_to(s->name, leaf->fd) || !leads_to(s->parent, leaf->fd))
+		return error_set(err, -ESTALE, "%s: a name of it has changed meanwhile",
+				 leaf->path);
+	if (rename(s->child, s->name))
+		return failed(s->child, "renaming it to the leaf's name", err);
+	take_over(s);
+	*image = &s->new->image;
+	s->new = NULL;
+	return 0;
+}
+
+void vhd_snapshot_end(struct image_snapshot *s)
+{
+	/* Not committed: the old disk goes on, the new one has but its leaf. */
+	if (s->new) {
+		disown(s->new->chain, 1);
+		vhd_disk_free(s->new);
+	} else if (s->old && !s->old->chain->nr_vhd) {
+		vhd_disk_free(s->old);
+	}
+	if (s->dir >= 0)
+		close(s->dir);
+	free(s->name);
+	free(s->child);
+	free(s->parent);
+	free(s);
+}

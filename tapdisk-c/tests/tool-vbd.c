@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+/*
+ * tool-vbd: a tapdisk in all but the ring, for tests of tap-ctl and of a disk's
+ * life without the driver. What is attached has a transport that brings nothing,
+ * and is served by NBD in the control directory.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "common/log.h"
+#include "control/control.h"
+#include "server.h"
+#include "signals.h"
+#include "transport/blktap.h"
+
+static int ring_start(struct transport *t, const struct image_info *info,
+		      bool readonly, struct error *err)
+{
+	(void)t;
+	(void)info;
+	(void)readonly;
+	(void)err;
+	return 0;
+}
+
+static int ring_stop(struct transport *t, bool force, struct error *err)
+{
+	(void)t;
+	(void)force;
+	(void)err;
+	return 0;
+}
+
+static int ring_reset(struct transport *t, struct error *err)
+{
+	(void)t;
+	(void)err;
+	return 0;
+}
+
+static void ring_hold(struct transport *t)
+{
+	(void)t;
+}
+
+static bool ring_round(struct transport *t)
+{
+	(void)t;
+	return false;
+}
+
+static void ring_close(struct transport *t)
+{
+	free(t);
+}
+
+static const struct transport_ops ring_ops = {
+	.name = "none", .start = ring_start, .stop = ring_stop,
+	.reset = ring_reset, .hold = ring_hold, .release = ring_start,
+	.round = ring_round, .close = ring_close,
+};
+
+int blktap_open(struct transport **transport, struct vbd *vbd,
+		struct engine *engine, int minor, struct error *err)
+{
+	struct transport *t = calloc(1, sizeof(*t));
+
+	(void)vbd;
+	(void)engine;
+	(void)minor;
+	if (!t)
+		return error_set(err, -ENOMEM, "out of memory");
+	t->ops = &ring_ops;
+	list_init(&t->link);
+	*transport = t;
+	return 0;
+}
+
+int main(void)
+{
+	struct control_server *control = NULL;
+	struct signals signals = { .server = NULL };
+	struct server *server = NULL;
+	struct config cfg;
+	struct error err;
+	int rc;
+
+	log_open("tool-vbd", false, LOG_LEVEL_INFO);
+	rc = config_load(&cfg, NULL, &err);
+	if (!rc)
+		rc = server_open(&server, &cfg, &err);
+	if (!rc)
+		rc = signals_open(&signals, server, &err);
+	if (!rc)
+		rc = control_server_open(&control, server, &err);
+	if (rc) {
+		fprintf(stderr, "tapdisk: %s\n", err.text);
+		return EXIT_FAILURE;
+	}
+	server_export_in(server, control_dir());
+	rc = server_run(server);
+	control_server_close(control);
+	server_close(server);
+	config_dispose(&cfg);
+	return rc ? EXIT_FAILURE : EXIT_SUCCESS;
+}

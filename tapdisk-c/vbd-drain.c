@@ -1,0 +1,387 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+/*
+ * Pause, unpause and close.
+ *
+ *   hold or stop the transports -> the image answers what it has -> a flush of
+ *   our own -> close the image -> answer the verb
+ *
+ * Waiting is for the I/O engine only and has a limit. The flush is there so
+ * that closing, which can't be waited for without stopping all else, finds
+ * nothing left to write. A snapshot is a pause in which the image changes
+ * under the disk, with a flush ahead of it.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/clock.h"
+#include "common/log.h"
+#include "vbd-internal.h"
+
+#define NSEC_PER_MSEC 1000000ull
+
+/* True if the verb can't go on; done has then been called. */
+static bool refuse(struct vbd *vbd, const char *verb, server_done done,
+		   void *priv)
+{
+	static const char *const names[] = {
+		[DRAIN_PAUSE] = "pause", [DRAIN_CLOSE] = "close",
+		[DRAIN_SNAPSHOT] = "snapshot",
+	};
+	struct error err;
+	int rc;
+
+	if (!vbd->args)
+		rc = error_set(&err, -ENODEV, "minor %d: no image is open; nothing to %s",
+			       vbd->minor, verb);
+	else if (vbd->drain != DRAIN_NONE)
+		rc = error_set(&err, -EBUSY, "minor %d: a %s is under way",
+			       vbd->minor,
+			       names[vbd->drain]);
+	else
+		return false;
+	done(priv, rc, &err);
+	return true;
+}
+
+static void drain_begin(struct vbd *vbd, enum drain drain,
+			unsigned int timeout_ms, server_done done, void *priv)
+{
+	vbd->drain = drain;
+	vbd->drained = done;
+	vbd->drained_priv = priv;
+	vbd->drain_ms = timeout_ms;
+	vbd->drain_early = false;
+	vbd->flushed = !vbd->image || vbd->readonly;
+	if (timeout_ms)
+		engine_timer_set(vbd->engine, &vbd->drain_timer,
+				 engine_now(vbd->engine) +
+				 timeout_ms * NSEC_PER_MSEC);
+}
+
+static void answer(struct vbd *vbd, int rc, const struct error *err)
+{
+	server_done done = vbd->drained;
+
+	vbd->drained = NULL;
+	if (done)
+		done(vbd->drained_priv, rc, err);
+}
+
+static int stop_all(struct vbd *vbd, bool force, struct error *err)
+{
+	for_each_transport(t, vbd) {
+		int rc = t->ops->stop(t, force, err);
+
+		if (rc)
+			return rc;
+	}
+	return 0;
+}
+
+/* Goes on after an error, which is returned. */
+static int reset_all(struct vbd *vbd, struct error *err)
+{
+	struct error e;
+	int rc = 0;
+
+	for_each_transport(t, vbd) {
+		int r = t->ops->reset(t, &e);
+
+		if (r && !rc) {
+			rc = r;
+			*err = e;
+		}
+	}
+	return rc;
+}
+
+void vbd_close(struct vbd *vbd, bool force, unsigned int timeout_ms,
+	       server_done done, void *priv)
+{
+	struct error err;
+	int rc;
+
+	if (refuse(vbd, "close", done, priv))
+		return;
+	rc = stop_all(vbd, force, &err);
+	if (rc) {
+		done(priv, rc, &err);
+		return;
+	}
+	drain_begin(vbd, DRAIN_CLOSE, timeout_ms, done, priv);
+	vbd_retry_fail(vbd);
+}
+
+void vbd_pause(struct vbd *vbd, unsigned int timeout_ms, server_done done,
+	       void *priv)
+{
+	if (refuse(vbd, "pause", done, priv))
+		return;
+	if (vbd->image)
+		vbd_hold_all(vbd);
+	drain_begin(vbd, DRAIN_PAUSE, timeout_ms, done, priv);
+}
+
+void vbd_snapshot(struct vbd *vbd, const char *child, const char *parent,
+		  unsigned int timeout_ms, server_done done, void *priv)
+{
+	struct image_open_args args = vbd_image_args(vbd, child, false);
+	uint64_t start = now_ns();
+	struct error err;
+	int rc;
+
+	if (refuse(vbd, "snapshot", done, priv))
+		return;
+	if (!vbd->image || vbd->held)
+		rc = error_set(&err, -EBUSY, "minor %d: is paused; unpause it first",
+			       vbd->minor);
+	else if (!vbd->image->driver->snapshot_prepare)
+		rc = error_set(&err, -EOPNOTSUPP, "%s: only a vhd: can have a snapshot",
+			       vbd->args);
+	else
+		rc = vbd->image->driver->snapshot_prepare(&vbd->snapshot,
+							  vbd->image, &args,
+							  parent, &err);
+	if (rc) {
+		done(priv, rc, &err);
+		return;
+	}
+	vbd->stall_ns = now_ns() - start;
+	drain_begin(vbd, DRAIN_SNAPSHOT, timeout_ms, done, priv);
+	vbd->drain_early = true;
+}
+
+static void snapshot_end(struct vbd *vbd)
+{
+	if (vbd->snapshot)
+		vbd->image->driver->snapshot_end(vbd->snapshot);
+	vbd->snapshot = NULL;
+}
+
+/* Goes on with the image that is open. */
+static int go_on(struct vbd *vbd, struct error *err)
+{
+	int rc = vbd_release_all(vbd, err);
+
+	vbd->held = rc != 0;
+	if (!rc)
+		vbd_retry_now(vbd);
+	return rc;
+}
+
+/* A pause or a snapshot failed with rc: the image goes on as it was. */
+static void call_off(struct vbd *vbd, int rc, const struct error *err)
+{
+	struct error e;
+
+	engine_timer_cancel(vbd->engine, &vbd->drain_timer);
+	vbd->drain = DRAIN_NONE;
+	snapshot_end(vbd);
+	if (go_on(vbd, &e))
+		log_error("requests wait for `tap-ctl unpause`: %s", e.text);
+	answer(vbd, rc, err);
+}
+
+static void timed_out(struct io_timer *timer)
+{
+	struct vbd *vbd = container_of(timer, struct vbd, drain_timer);
+	unsigned int stuck = vbd->inflight - vbd->nr_waiting;
+	struct error err;
+
+	if (vbd->drain == DRAIN_CLOSE) {
+		error_set(&err, -ETIMEDOUT, "minor %d: %u requests did not come back from %s in %u s; it is closed when they do, see `tap-ctl list`",
+			  vbd->minor, stuck, vbd->args, vbd->drain_ms / 1000);
+		log_warn("%s", err.text);
+		answer(vbd, -ETIMEDOUT, &err);
+		return;
+	}
+	if (stuck && !vbd->flushing)
+		error_set(&err, -ETIMEDOUT, "minor %d: not done, the disk goes on: %u requests did not come back from %s in %u s; is its storage stuck?",
+			  vbd->minor, stuck, vbd->args, vbd->drain_ms / 1000);
+	else
+		error_set(&err, -ETIMEDOUT, "minor %d: not done, the disk goes on: a flush of %s took more than %u s; try again with a longer -t",
+			  vbd->minor, vbd->args, vbd->drain_ms / 1000);
+	log_warn("%s", err.text);
+	call_off(vbd, -ETIMEDOUT, &err);
+}
+
+/* The disk in image_open() against the one that the transports show. */
+static int check_size(const struct vbd *vbd, const struct image_info *was,
+		      const char *args, struct error *err)
+{
+	const struct image_info *info = &vbd->info;
+
+	if (info->sectors < was->sectors)
+		return error_set(err, -EINVAL, "%s: its disk has %llu bytes, that of minor %d has %llu: a disk in use can't shrink; extend the image or give another",
+				 args,
+				 (unsigned long long)info->sectors << SECTOR_SHIFT,
+				 vbd->minor,
+				 (unsigned long long)was->sectors << SECTOR_SHIFT);
+	if (info->sector_size > was->sector_size)
+		return error_set(err, -EINVAL, "%s: its disk has sectors of %u bytes, that of minor %d has %u; move the image to storage with the same",
+				 args, info->sector_size, vbd->minor,
+				 was->sector_size);
+	return 0;
+}
+
+int vbd_unpause(struct vbd *vbd, const char *args, struct error *err)
+{
+	struct image_info info = vbd->info;
+	char *copy;
+	int rc;
+
+	if (vbd->args && vbd->image && vbd->drain == DRAIN_NONE && !args &&
+	    (vbd->held || vbd->nr_waiting)) {
+		if (vbd->held)
+			return go_on(vbd, err);
+		vbd_retry_now(vbd);
+		return 0;
+	}
+	if (!vbd->args || vbd->image || vbd->drain != DRAIN_NONE)
+		return error_set(err, -EINVAL, "minor %d: is not paused",
+				 vbd->minor);
+	copy = strdup(args ? args : vbd->args);
+	if (!copy)
+		return error_set(err, -ENOMEM, "minor %d: out of memory",
+				 vbd->minor);
+	rc = vbd_image_open(vbd, copy, vbd->readonly, err);
+	if (rc) {
+		free(copy);
+		return rc;
+	}
+	rc = check_size(vbd, &info, copy, err);
+	if (!rc) {
+		/* That of the device, which a smaller one does not change. */
+		vbd->info.sector_size = info.sector_size;
+		rc = vbd_release_all(vbd, err);
+	}
+	if (rc) {
+		vbd_image_close(vbd, NULL);
+		vbd->info = info;
+		free(copy);
+		return rc;
+	}
+	free(vbd->args);
+	vbd->args = copy;
+	vbd->held = false;
+	log_info("unpaused minor=%d path=%s chain=%u", vbd->minor, copy,
+		 vbd->info.depth);
+	vbd_stats_describe(vbd);
+	vbd_retry_now(vbd);
+	return 0;
+}
+
+static void drain_finish(struct vbd *vbd)
+{
+	enum drain drain = vbd->drain;
+	struct error err;
+	int rc = 0;
+
+	engine_timer_cancel(vbd->engine, &vbd->drain_timer);
+	if (vbd->image)
+		rc = vbd_image_close(vbd, &err);
+	if (!rc && vbd->lost)
+		rc = error_set(&err, vbd->lost, "%s: the last flush failed: %s",
+			       vbd->args, strerror(-vbd->lost));
+	vbd->held = false;
+	if (drain == DRAIN_CLOSE) {
+		struct error reset;
+		int r = reset_all(vbd, &reset);
+
+		if (r && !rc) {
+			rc = r;
+			err = reset;
+		}
+		free(vbd->args);
+		vbd->args = NULL;
+	}
+	vbd->drain = DRAIN_NONE;
+	log_info("%s minor=%d", drain == DRAIN_CLOSE ? "closed" : "paused",
+		 vbd->minor);
+	vbd_stats_describe(vbd);
+	answer(vbd, rc, &err);
+}
+
+/* Drained and flushed. */
+static void snapshot_finish(struct vbd *vbd)
+{
+	struct error err;
+	uint64_t held;
+	int rc = 0;
+
+	if (vbd->lost)
+		rc = error_set(&err, vbd->lost, "%s: the flush before the snapshot failed: %s",
+			       vbd->args, strerror(-vbd->lost));
+	if (!rc)
+		rc = vbd->image->driver->snapshot_commit(vbd->snapshot,
+							 &vbd->image, &err);
+	if (rc) {
+		call_off(vbd, rc, &err);
+		return;
+	}
+	vbd->info = vbd->image->info;
+	vbd->drain = DRAIN_NONE;
+	engine_timer_cancel(vbd->engine, &vbd->drain_timer);
+	rc = go_on(vbd, &err);
+	held = now_ns() - vbd->hold_ns;
+	if (held > vbd->stall_ns)
+		vbd->stall_ns = held;
+	snapshot_end(vbd);
+	log_info("snapshot: requests waited at most %llu us minor=%d path=%s chain=%u",
+		 (unsigned long long)vbd->stall_ns / 1000, vbd->minor,
+		 vbd->args, vbd->info.depth);
+	vbd_stats_describe(vbd);
+	answer(vbd, rc, &err);
+}
+
+static void flush_done(struct image_request *req, int err)
+{
+	struct vbd *vbd = container_of(req, struct vbd, flush);
+
+	vbd->flushing = false;
+	vbd->flushed = true;
+	if (err) {
+		vbd->lost = err;
+		log_error("flush before the image is closed failed minor=%d path=%s err=%d",
+			  vbd->minor, vbd->args, -err);
+	}
+}
+
+/* True when a flush of all that was written before has been answered. */
+static bool flush_image(struct vbd *vbd)
+{
+	if (!vbd->flushed && !vbd->flushing) {
+		vbd->flushing = true;
+		vbd->flush.op = IMAGE_FLUSH;
+		vbd->flush.done = flush_done;
+		vbd->image->driver->submit(vbd->image, &vbd->flush);
+	}
+	return vbd->flushed && !vbd->flushing;
+}
+
+void vbd_drain_step(struct vbd *vbd)
+{
+	/* So that the flush that requests wait for has little to do. */
+	if (vbd->drain_early) {
+		if (!flush_image(vbd))
+			return;
+		vbd->drain_early = false;
+		vbd->flushed = false;
+		vbd->hold_ns = now_ns();
+		vbd_hold_all(vbd);
+	}
+	if (vbd->inflight != vbd->nr_waiting || !flush_image(vbd) ||
+	    (vbd->image && image_busy(vbd->image)))
+		return;
+	if (vbd->drain == DRAIN_SNAPSHOT)
+		snapshot_finish(vbd);
+	else
+		drain_finish(vbd);
+}
+
+void vbd_drain_init(struct vbd *vbd)
+{
+	vbd->drain_timer.expired = timed_out;
+	list_init(&vbd->drain_timer.link);
+}

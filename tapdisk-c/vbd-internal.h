@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+/*
+ * What the files of a VBD share.
+ *
+ *   vbd.c        its life: transports, image, open; requests
+ *   vbd-drain.c  pause, unpause, close, snapshot
+ *   vbd-retry.c  requests whose image failed: they wait and are tried again
+ *   vbd-stats.c  counting
+ *
+ * A request is in one of three places: with the image (inflight - nr_waiting
+ * of them), on the list waiting, or answered.
+ */
+#ifndef XENBLK_VBD_INTERNAL_H
+#define XENBLK_VBD_INTERNAL_H
+
+#include "common/retry.h"
+#include "common/stats.h"
+#include "vbd.h"
+
+enum drain { DRAIN_NONE, DRAIN_PAUSE, DRAIN_CLOSE, DRAIN_SNAPSHOT };
+
+/* What a failed request waits for. */
+enum vbd_lack { LACK_STORAGE, LACK_SPACE, NR_LACKS };
+
+struct vbd {
+	struct server *server;
+	struct engine *engine;
+	int minor;			/* -1: none */
+	struct list transports;		/* the one that may refuse to stop is first */
+	struct io_stream stream;
+	struct image *image;		/* NULL while closed or paused */
+	char *args;			/* NULL while closed */
+	bool readonly;
+	bool held;			/* an image is open, but a transport could not be released */
+	struct image_info info;		/* as last opened */
+	unsigned int inflight;
+	int lost;			/* a flush of our own failed: -errno for the guest's next one */
+	struct stats_page *stats;
+
+	/* vbd-drain.c */
+	enum drain drain;
+	server_done drained;		/* NULL: nobody waits for it */
+	void *drained_priv;
+	struct io_timer drain_timer;
+	unsigned int drain_ms;		/* 0: as long as it takes */
+	struct image_request flush;	/* ours, before the image is closed */
+	bool flushing, flushed;
+	struct image_snapshot *snapshot;
+	bool drain_early;		/* snapshot: the flush before the hold */
+	uint64_t stall_ns;		/* snapshot: the longest time for which requests waited */
+	uint64_t hold_ns;		/* when the hold began */
+
+	/* vbd-retry.c */
+	struct retry_policy retry;
+	struct list waiting;		/* vbd_request.wait */
+	unsigned int nr_waiting;
+	unsigned int nr_failed[NR_LACKS];	/* have failed and are not answered */
+	uint64_t outage_ns;		/* when the first of them did */
+	bool retry_ended;		/* some wait for `tap-ctl unpause` */
+	struct io_timer retry_timer;
+};
+
+#define for_each_transport(t, vbd) \
+	list_for_each(pos_##t, &(vbd)->transports) \
+		for (struct transport *t = container_of(pos_##t, \
+							struct transport, link); \
+		     t; t = NULL)
+
+/* vbd.c */
+int vbd_image_open(struct vbd *vbd, const char *args, bool readonly,
+		   struct error *err);
+/* As image drivers want them, of another path. */
+struct image_open_args vbd_image_args(struct vbd *vbd, const char *path,
+				      bool readonly);
+/* A failure that the guest does not know of yet is kept in vbd->lost. */
+int vbd_image_close(struct vbd *vbd, struct error *err);
+/* Hands a request to the image, which is open. */
+void vbd_submit_image(struct vbd *vbd, struct vbd_request *req);
+/* Answers a request, which is not on the list waiting. */
+void vbd_finish(struct vbd_request *req, int err);
+void vbd_hold_all(struct vbd *vbd);
+/* All are held after an error. */
+int vbd_release_all(struct vbd *vbd, struct error *err);
+
+/* vbd-drain.c */
+void vbd_drain_init(struct vbd *vbd);
+/* After each round while vbd->drain is set. */
+void vbd_drain_step(struct vbd *vbd);
+
+/* vbd-retry.c */
+void vbd_retry_init(struct vbd *vbd);
+void vbd_retry_destroy(struct vbd *vbd);
+/* A request has failed. True: it waits; false: the error is the guest's. */
+bool vbd_retry(struct vbd *vbd, struct vbd_request *req, int err);
+/* It has come while no image is open. */
+void vbd_retry_hold(struct vbd *vbd, struct vbd_request *req);
+/* A request that had failed is about to be answered. */
+void vbd_retry_over(struct vbd *vbd, struct vbd_request *req, int err);
+/* All that wait are tried now, for another period. */
+void vbd_retry_now(struct vbd *vbd);
+/* All that wait are answered with their errors. */
+void vbd_retry_fail(struct vbd *vbd);
+
+/* vbd-stats.c */
+void vbd_stats_open(struct vbd *vbd);
+void vbd_stats_describe(struct vbd *vbd);
+void vbd_stats_publish(struct vbd *vbd);
+
+static inline void vbd_account(struct vbd *vbd, const struct vbd_request *req,
+			       int err)
+{
+	struct stats_op *op = &vbd->stats->op[req->op];
+	uint64_t ns = engine_now(vbd->engine) - req->arrived_ns;
+
+	op->requests++;
+	op->sectors += req->image.count;
+	op->errors += err != 0;
+	op->total_ns += ns;
+	op->latency[stats_bucket(ns)]++;
+	if (ns > op->max_ns)
+		op->max_ns = ns;
+}
+
+#endif
