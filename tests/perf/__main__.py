@@ -150,9 +150,7 @@ def measure(args: argparse.Namespace, found: results.Results, path: Path) -> Non
             bench.rounds(cells)
             if args.counts:
                 say("counting system calls and mallocs")
-                names = cell_module.COUNTED_QUICK if args.quick else cell_module.COUNTED
-                medium = cells[0].medium
-                counted = [cell_module.cell(f"{medium}/{name}") for name in names]
+                counted = cell_module.counted(list(places), args.quick)
                 bench.counts([cell for cell in counted if not args.cell or cell in cells])
             if args.checks and not args.cell:
                 say("checking space and memory")
