@@ -216,13 +216,13 @@ def main() -> int:
         except (OSError, ValueError, TypeError) as error:
             fail(str(error))
         return 0
-    OUTPUT.mkdir(parents=True, exist_ok=True)
     date = time.strftime("%Y-%m-%dT%H%MZ", time.gmtime())
     path = args.output or OUTPUT / f"{date}.json"
     found = results.Results(date=date, judged=args.judge)
     try:
+        OUTPUT.mkdir(parents=True, exist_ok=True)
         measure(args, found, path)
-    except PrepareError as error:
+    except (PrepareError, OSError) as error:
         fail(str(error))
     show(found, path)
     return 1 if found.failures else 0
