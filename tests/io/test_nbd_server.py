@@ -150,6 +150,7 @@ def test_a_client_that_says_nothing_is_left(tmp_path: Path, image: Path) -> None
         began = time.monotonic()
         assert len(silent.recv(100)) == 18
         assert silent.recv(100) == b""
+        assert server.process.poll() is None
         assert 8 < time.monotonic() - began < 18
 
 
