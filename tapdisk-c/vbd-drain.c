@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/clock.h"
 #include "common/log.h"
 #include "vbd-internal.h"
 
@@ -126,6 +127,7 @@ void vbd_snapshot(struct vbd *vbd, const char *child, const char *parent,
 		  unsigned int timeout_ms, server_done done, void *priv)
 {
 	struct image_open_args args = vbd_image_args(vbd, child, false);
+	uint64_t start = now_ns();
 	struct error err;
 	int rc;
 
@@ -145,6 +147,7 @@ void vbd_snapshot(struct vbd *vbd, const char *child, const char *parent,
 		done(priv, rc, &err);
 		return;
 	}
+	vbd->stall_ns = now_ns() - start;
 	drain_begin(vbd, DRAIN_SNAPSHOT, timeout_ms, done, priv);
 	vbd->drain_early = true;
 }
@@ -304,6 +307,7 @@ static void drain_finish(struct vbd *vbd)
 static void snapshot_finish(struct vbd *vbd)
 {
 	struct error err;
+	uint64_t held;
 	int rc = 0;
 
 	if (vbd->lost)
@@ -320,9 +324,13 @@ static void snapshot_finish(struct vbd *vbd)
 	vbd->drain = DRAIN_NONE;
 	engine_timer_cancel(vbd->engine, &vbd->drain_timer);
 	rc = go_on(vbd, &err);
+	held = now_ns() - vbd->hold_ns;
+	if (held > vbd->stall_ns)
+		vbd->stall_ns = held;
 	snapshot_end(vbd);
-	log_info("snapshot minor=%d path=%s chain=%u", vbd->minor, vbd->args,
-		 vbd->info.depth);
+	log_info("snapshot: requests waited at most %llu us minor=%d path=%s chain=%u",
+		 (unsigned long long)vbd->stall_ns / 1000, vbd->minor,
+		 vbd->args, vbd->info.depth);
 	vbd_stats_describe(vbd);
 	answer(vbd, rc, &err);
 }
@@ -360,6 +368,7 @@ void vbd_drain_step(struct vbd *vbd)
 			return;
 		vbd->drain_early = false;
 		vbd->flushed = false;
+		vbd->hold_ns = now_ns();
 		vbd_hold_all(vbd);
 	}
 	if (vbd->inflight != vbd->nr_waiting || !flush_image(vbd) ||

@@ -47,6 +47,8 @@ struct vbd {
 	bool flushing, flushed;
 	struct image_snapshot *snapshot;
 	bool drain_early;		/* snapshot: the flush before the hold */
+	uint64_t stall_ns;		/* snapshot: the longest time for which requests waited */
+	uint64_t hold_ns;		/* when the hold began */
 
 	/* vbd-retry.c */
 	struct retry_policy retry;

@@ -41,10 +41,10 @@
 
 /*
  * How far a file is extended at a time, at first and at most: a hole, cut off at
- * close. The step doubles as long as writes have to wait for it.
+ * close. Each step is twice the one before.
  */
 #define VHD_GROW_BYTES	   (64ull << 20)
-#define VHD_GROW_MAX_BYTES (4ull << 30)
+#define VHD_GROW_MAX_BYTES (1ull << 30)
 
 /* What one request may have in flight where it need not be quick. */
 #define VHD_MAX_PENDING	16u

@@ -28,9 +28,7 @@ static void start_over(struct vhd_grower *grow)
 
 static void step_done(struct vhd_grower *grow)
 {
-	/* Requests had to wait for it: the next one is larger. */
-	if (grow->durable_end && !list_empty(&grow->waiting) &&
-	    grow->step < VHD_GROW_MAX_BYTES)
+	if (grow->durable_end && grow->step < VHD_GROW_MAX_BYTES)
 		grow->step *= 2;
 	grow->durable_end = grow->target;
 }

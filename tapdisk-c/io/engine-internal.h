@@ -28,7 +28,6 @@ struct watch_slot {
 
 /* What is known of a descriptor that was added: engine.file[fd]. */
 #define FILE_BLOCK_SHIFT 0x1fu	/* of the block, if it is more than 512 bytes; else 0 */
-#define FILE_REGISTERED	0x40u	/* the kernel has it in its table (uring) */
 #define FILE_IN_MEMORY	0x80u	/* its file system is memory: I/O never waits */
 
 struct sched;
@@ -95,10 +94,9 @@ struct engine_ops {
 
 	/*
 	 * Optional. FILE_ flags for engine.file[fd]; fd is below nr_files.
-	 * After file_remove the kernel holds no reference for the engine.
 	 */
 	uint8_t (*file_add)(struct engine *engine, int fd);
-	void (*file_remove)(struct engine *engine, int fd);
+	/* Optional, both. */
 	uint16_t (*buffer_add)(struct engine *engine, void *base, size_t len);
 	void (*buffer_remove)(struct engine *engine, uint16_t buffer);
 };

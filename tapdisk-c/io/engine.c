@@ -315,11 +315,8 @@ void engine_file_add(struct engine *engine, int fd, uint32_t block)
 
 void engine_file_remove(struct engine *engine, int fd)
 {
-	if (!engine_file(engine, fd))
-		return;
-	if (engine->ops->file_remove)
-		engine->ops->file_remove(engine, fd);
-	engine->file[fd] = 0;
+	if ((unsigned int)fd < engine->nr_files)
+		engine->file[fd] = 0;
 }
 
 uint16_t engine_buffer_add(struct engine *engine, void *base, size_t len)

@@ -106,12 +106,14 @@ const char *engine_name(const struct engine *engine);
 void engine_queue(struct engine *engine, struct io_req *req);
 
 /*
- * The kernel looks up a registered descriptor and pins a registered buffer
- * once, not for each request. Both only save time: where an engine or a limit
- * does not allow it, nothing happens (and the buffer's number is 0). Nothing
- * may be in flight on what is removed; remove a descriptor before close(). block
- * is the alignment, in bytes, that I/O on the file must keep to (0: any);
- * requests that do not are carried through an aligned copy by the engine.
+ * A file that is added is known to the engine: what lies in memory is served in the
+ * cheapest way, and block is the alignment, in bytes, that direct I/O on the
+ * file must keep to (0: requests do); requests that do not are carried through an
+ * aligned copy. Nothing may be in flight on what is removed; remove a
+ * descriptor before close(). The engine holds no reference to the file.
+ *
+ * The kernel pins a registered buffer once, not for each request. That only
+ * saves time: where an engine or a limit does not allow it, the number is 0.
  */
 void engine_file_add(struct engine *engine, int fd, uint32_t block);
 void engine_file_remove(struct engine *engine, int fd);

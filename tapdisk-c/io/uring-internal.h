@@ -29,8 +29,7 @@ struct uring_engine {
 	struct io_uring ring;
 	bool tells_taskrun;		/* the ring says when completions wait in the kernel */
 	size_t memory_bytes;		/* that may still be transferred before the next wait */
-	enum uring_table files, buffers;
-	unsigned int nr_files;		/* of the table: descriptors below it */
+	enum uring_table buffers;
 	bool buffer_used[URING_BUFFERS];
 	struct msghdr msg[MAX_SQ_ENTRIES];	/* of the entry in the same place: the kernel copies it when it takes the entry */
 };
@@ -42,7 +41,6 @@ static inline struct uring_engine *to_uring(struct engine *engine)
 
 /* uring-register.c: of engine_ops */
 uint8_t uring_file_add(struct engine *engine, int fd);
-void uring_file_remove(struct engine *engine, int fd);
 uint16_t uring_buffer_add(struct engine *engine, void *base, size_t len);
 void uring_buffer_remove(struct engine *engine, uint16_t buffer);
 

@@ -173,11 +173,10 @@ static void prep_transfer(struct io_uring_sqe *sqe, const struct io_req *req)
 static bool uring_submit(struct engine *engine, struct io_req *req)
 {
 	struct uring_engine *u = to_uring(engine);
-	uint8_t file = engine_file(engine, req->fd);
 	struct io_uring_sqe *sqe;
 
-	if (file & FILE_IN_MEMORY && req->left <= MEMORY_REQUEST &&
-	    !on_socket(req))
+	if (engine_file(engine, req->fd) & FILE_IN_MEMORY &&
+	    req->left <= MEMORY_REQUEST && !on_socket(req))
 		return submit_memory(u, req);
 	sqe = get_sqe(u);
 	if (!sqe)
@@ -205,9 +204,6 @@ static bool uring_submit(struct engine *engine, struct io_req *req)
 		prep_socket(u, sqe, req);
 		break;
 	}
-	/* Its place in the table is its descriptor. */
-	if (file & FILE_REGISTERED)
-		sqe->flags |= IOSQE_FIXED_FILE;
 	io_uring_sqe_set_data(sqe, req);
 	return true;
 }
@@ -335,7 +331,6 @@ const struct engine_ops uring_engine_ops = {
 	.unwatch = uring_unwatch,
 	.wait = uring_wait,
 	.file_add = uring_file_add,
-	.file_remove = uring_file_remove,
 	.buffer_add = uring_buffer_add,
 	.buffer_remove = uring_buffer_remove,
 };

@@ -321,21 +321,37 @@ static inline int fe_read(const struct io_req *req)
 	return (size_t)got == req->iov->iov_len ? 0 : -ENODATA;
 }
 
+static inline size_t fe_len(const struct io_req *req)
+{
+	size_t len = 0;
+
+	if (req->op == IO_SYNC)
+		return 0;
+	if (req->op > IO_SYNC)
+		return req->len;
+	for (int i = 0; i < req->iovcnt; i++)
+		len += req->iov[i].iov_len;
+	return len;
+}
+
 static inline void fe_write(struct engine *e, struct io_req *req, bool all)
 {
 	struct fe_change *c;
-	uint8_t *zeros = NULL;		/* a hole reads as zeros, too */
+	size_t len = fe_len(req), at = 0;
+	uint8_t *data;
 
 	if (!fe_follows(req->fd))
 		fe_die("fault engine: a write to another file");
-	if (req->op != IO_WRITE) {
-		zeros = calloc(1, req->len);
-		if (!zeros)
-			fe_die("fault engine");
+	/* A hole reads as zeros, too. */
+	data = calloc(1, len);
+	if (!data)
+		fe_die("fault engine");
+	for (int i = 0; req->op == IO_WRITE && i < req->iovcnt; i++) {
+		memcpy(data + at, req->iov[i].iov_base, req->iov[i].iov_len);
+		at += req->iov[i].iov_len;
 	}
-	c = fe_record(e, zeros ? zeros : req->iov->iov_base,
-		      zeros ? req->len : req->iov->iov_len, req->offset, false);
-	free(zeros);
+	c = fe_record(e, data, len, req->offset, false);
+	free(data);
 	for (size_t i = 0; !all && i < c->len / FE_SECTOR; i++)
 		c->sectors[i] = fe_one_in(e, 2);
 	fe_change_apply(c, req->fd, NULL);
@@ -398,8 +414,7 @@ static inline void fe_complete(struct engine *e, struct io_req *req)
 					     "zero" };
 
 	fe_trace(names[req->op], req->offset,
-		 req->op == IO_SYNC ? 0 : req->op > IO_SYNC ? req->len :
-		 req->iov->iov_len, req->result);
+		 fe_len(req), req->result);
 	list_del(&req->link);
 	e->nr_pending--;
 	if (fe_changes(req) && req->transferred)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-only */
 /*
- * Registered files and buffers, holes and zeros, and files in memory: on both
+ * Added files and registered buffers, holes and zeros, and files in memory: on both
  * engines, with and without what only saves time.
  */
 #include <errno.h>

@@ -13,7 +13,7 @@
 
 #include "common/bytes.h"
 #include "transport/nbd-handshake.h"
-#include "transport/nbd-proto.h"
+#include "common/nbd-proto.h"
 
 #define SIZE	(3ull << 40)
 #define FLAGS	(NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH)

@@ -353,7 +353,7 @@ static inline void ended(struct image_request *req, int err)
 		if (req->op == IMAGE_WRITE)
 			*now = (struct expect){ s->tag, s->tag, true };
 		else if (req->op == IMAGE_ZERO)
-			*now = (struct expect){ 0, s->tag, true };
+			*now = (struct expect){ 0, s->tag, now->held };
 		else if (req->op == IMAGE_READ && !b->unchecked)
 			check_sector(b, "read", req->sector + i,
 				     tag_of(req->sector + i,

@@ -3,6 +3,7 @@
 
 import argparse
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -16,8 +17,8 @@ from tests.perf import cells as cell_module
 from tests.perf import checks, machine, report, results, verdict
 from tests.perf.bench import Bench, Settings, say
 from tests.perf.cells import Cell
-from tests.perf.images import MIB, Images, PrepareError, has_direct_io
-from tests.perf.media import RamDisk
+from tests.perf.images import GIB, MIB, Images, PrepareError, has_direct_io
+from tests.perf.media import RamDisk, scratch
 from tests.perf.servers import Server, TemplateError, parse_template, peers, tapdisk
 
 OUTPUT = ROOT / "build" / "bench"
@@ -120,15 +121,21 @@ def measure(args: argparse.Namespace, found: results.Results, path: Path) -> Non
     """Everything, into found."""
     size, fresh = args.size * MIB, args.fresh_size * MIB
     disk = Path(os.environ.get("BENCH_DIR") or OUTPUT)
+    # a raw and two full images, four chains of twice their size, what fresh images grow to
+    needed = 11 * size + 2 * GIB
     servers = participants(args, found.notes)
-    with tempfile.TemporaryDirectory(prefix="work-", dir=OUTPUT) as work, RamDisk(found.notes) as ram:
+    with tempfile.TemporaryDirectory(prefix="work-", dir=OUTPUT) as work, RamDisk(found.notes, needed) as ram:
         places: dict[str, Path] = {}
         if (not args.medium or "ram" in args.medium) and ram.directory:
             places["ram"] = ram.directory
         if not args.medium or "disk" in args.medium:
             disk.mkdir(parents=True, exist_ok=True)
-            if has_direct_io(disk):
-                places["disk"] = Path(tempfile.mkdtemp(prefix="images-", dir=disk))
+            if shutil.disk_usage(disk).free < needed:
+                found.notes.append(
+                    f"nothing on disk: less than {needed >> 20} MiB are free; name a directory by BENCH_DIR"
+                )
+            elif has_direct_io(disk):
+                places["disk"] = scratch(disk)
             else:
                 found.notes.append("nothing on disk: no O_DIRECT there; name another directory by BENCH_DIR")
         images = {name: Images(directory, size, fresh) for name, directory in places.items()}

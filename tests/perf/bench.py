@@ -71,6 +71,11 @@ class Bench:
         )
         return fio.run(self.client(argv), self.work / "fio.json")
 
+    def single_writes(self, target: list[str], size: int, milliseconds: int) -> fio.FioResult:
+        """Writes of 4 KiB, one at a time, for so long."""
+        argv = fio.command(fio.PATTERNS["rw1"], target, size=size, seed=1, milliseconds=milliseconds)
+        return fio.run(self.client(argv), self.work / "fio.json")
+
     def failure(self, cell: str, entry: str, error: Exception) -> None:
         """Note it, and don't try this again."""
         self.failed.add((cell, entry))

@@ -7,17 +7,17 @@ from collections.abc import Iterator, Sequence
 from tests.perf import fio, nbd, proc
 from tests.perf.bench import Bench, public
 from tests.perf.fio import Pattern
-from tests.perf.images import Images
+from tests.perf.images import GIB, Images
 from tests.perf.results import Check
 from tests.perf.servers import Running, Server, ServerError
+from tests.perf.stall import stall
 
-GIB = 1 << 30
 SPACE_DISK = 10 * GIB
 SPACE_WRITES = Pattern("space", "randwrite", 64 << 10, 32, "64 KiB random write QD 32")
 SPACE_IOS = 3200
 TERABYTE = 1024 * GIB
 
-SPACE, RSS, STALL = "space", "rss", "stall"
+SPACE, RSS = "space", "rss"
 
 
 def growing(servers: Sequence[Server]) -> Iterator[tuple[Server, str]]:
@@ -59,15 +59,6 @@ def rss(bench: Bench, images: Images, server: Server, image_format: str) -> Chec
         path.unlink(missing_ok=True)
 
 
-def stall(bench: Bench, images: Images, server: Server) -> Check:
-    """Ms that the longest request takes while a snapshot is made under load.
-
-    A server without a control socket can't be told to pause.
-    """
-    del bench, images
-    return Check(STALL, f"{server.name} vpc", None, "ms", "no way to pause it")
-
-
 def all_checks(bench: Bench, images: Images, quick: bool) -> None:
     """Do them on the images of one medium."""
     for server, image_format in growing(bench.servers):
@@ -79,5 +70,10 @@ def all_checks(bench: Bench, images: Images, quick: bool) -> None:
             except (ServerError, fio.FioError, nbd.NbdError, OSError) as error:
                 bench.results.failures.append(f"{check.__name__}: {server.name} {image_format}: {public(error)}")
     for server in bench.servers:
-        if server.name == bench.results.judged and "vpc" in server.formats:
-            bench.results.checks.append(stall(bench, images, server))
+        if server.name == bench.results.judged == "tapdisk":
+            try:
+                bench.results.checks.append(
+                    stall(images, f"{server.name} vpc", bench.settings.server_cpus, bench.single_writes)
+                )
+            except (ServerError, fio.FioError, OSError) as error:
+                bench.results.failures.append(f"stall: {public(error)}")

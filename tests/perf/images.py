@@ -18,6 +18,7 @@ from tests.lib.programs import program
 from tests.perf.cells import DEPTHS, Cell
 
 MIB = 1 << 20
+GIB = 1 << 30
 PIECE = 64 << 10
 SECTOR = 512
 SEED = 20_26

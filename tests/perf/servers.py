@@ -53,7 +53,7 @@ class Server:
 
     def public_argv(self) -> str:
         """The template without where this machine has the program."""
-        return shlex.join([Path(self.argv[0]).name, *self.argv[1:]])
+        return shlex.join([Path(word).name if word.startswith("/") else word for word in self.argv])
 
 
 def fill(word: str, values: Mapping[str, str]) -> str:

@@ -2,13 +2,15 @@
 """The bench's pure parts: statistics, what fio, perf and strace print, templates of servers, what is concluded."""
 
 import json
+import os
 import random
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.perf import cells, counting, fio, images, machine, proc, report, results, servers, stats, verdict
+from tests.perf import cells, counting, fio, images, machine, media, proc, report, results, servers, stats, verdict
 from tests.perf.fio import PATTERNS
 from tests.perf.results import Check, Count, Results, Run
 from tests.perf.servers import Server, TemplateError
@@ -192,8 +194,8 @@ def test_a_bad_template_says_what_it_wants(text: str, message: str) -> None:
 
 
 def test_no_place_of_this_machine_is_told() -> None:
-    server = Server("x", ("/home/me/bin/serve", "{img}", "{sock}"))
-    assert server.public_argv().split()[0] == "serve"
+    server = Server("x", ("/home/me/bin/serve", "/home/me/plugin.so", "{img}", "{sock}"))
+    assert server.public_argv() == "serve plugin.so '{img}' '{sock}'"
 
 
 def test_a_server_that_ends_at_once_is_an_error_with_its_words(tmp_path: Path) -> None:
@@ -231,6 +233,18 @@ def test_the_generations_of_a_chain_are_the_same_for_every_format() -> None:
     assert first == images.generation(1 << 26, 5, 2) != images.generation(1 << 26, 5, 3)
     assert len(first) == (1 << 26) // images.PIECE // 5 == len(set(first))
     assert all(offset % images.PIECE == 0 and offset < 1 << 26 for offset in first)
+
+
+def test_what_a_killed_bench_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (tmp_path / f"xbench-{ended.pid}-a").mkdir()
+    (tmp_path / f"xbench-{ended.pid}-a" / "raw.img").write_bytes(b"x")
+    (tmp_path / f"xbench-{os.getpid()}-b").mkdir()
+    (tmp_path / "xbench-notes-c").mkdir()
+    mine = media.scratch(tmp_path)
+    kept = {f"xbench-{os.getpid()}-b", "xbench-notes-c", mine.name}
+    assert {path.name for path in tmp_path.iterdir()} == kept
 
 
 @pytest.mark.parametrize(("cpus", "server", "client"), [([0, 1], "0", "1"), ([3, 1, 2], "1,2", "3"), ([0], "", "")])
@@ -271,6 +285,8 @@ def two_sides(mine: float, other: float, *, of_mine: dict[str, Any], of_other: d
         (100e3, 100e3, {"client_cpu": 0.95, "cpu_us_per_io": 6.0}, {"server_cpu": 1.0}, "client", verdict.REACHED),
         (100e3, 100e3, {"client_cpu": 0.95, "cpu_us_per_io": 8.0}, {}, "client", verdict.MISSED),
         (90e3, 100e3, {"client_cpu": 0.95, "cpu_us_per_io": 6.0}, {}, "client", verdict.MISSED),
+        # the other is as fast as the client allows: nobody can be half as fast again
+        (98e3, 100e3, {"cpu_us_per_io": 6.0}, {"client_cpu": 0.95, "server_cpu": 0.9}, "client", verdict.REACHED),
     ],
 )
 def test_a_cell_is_judged_by_what_limits_it(
@@ -327,6 +343,12 @@ def test_a_chain_and_a_fresh_image_are_compared_with_our_own_full_one() -> None:
 def test_a_check_that_was_not_made_is_said() -> None:
     found = Results(checks=[Check("stall", "tapdisk vpc", None, "ms", "no"), Check("space", "tapdisk vpc", 0.22, "GB")])
     assert list(targets_of(found).values()) == [verdict.ABSENT, verdict.REACHED]
+
+
+def test_a_stall_is_told_with_what_the_machine_alone_does() -> None:
+    found = Results(checks=[Check("stall", "tapdisk vpc", 7.5, "ms", "6.0 ms without snapshots")])
+    (row,) = verdict.targets(found)
+    assert "(6.0 ms without snapshots)" in row.name and row.verdict == verdict.MISSED
 
 
 def test_results_survive_their_json(tmp_path: Path) -> None:
