@@ -311,6 +311,9 @@ static int uring_wait(struct engine *engine, int64_t timeout_ns)
 		.tv_nsec = timeout_ns % NSEC_PER_SEC,
 	};
 	arm_watches(u);
+	/* More waits than was done at once. */
+	if (!u->memory_bytes)
+		timeout_ns = 0;
 	u->memory_bytes = MEMORY_ROUND;
 	if (!timeout_ns && !has_events(u))
 		rc = 0;
