@@ -2,7 +2,6 @@
 /* The image lock's bytes, and who excludes whom among our own. */
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -11,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -182,53 +182,54 @@ static void a_descriptor_that_cannot_be_locked_is_an_error(void **state)
 }
 
 /*
- * A descriptor under way in a socket holds the lock and is no process's, like
- * those of a killed one that io_uring has not let go of.
+ * A lock that no process has, for so long: its descriptor is under way in a socket, as
+ * a killed process's is in the kernel.
  */
-static void send_away(int fd, int sockets[2])
+static void hide_lock(int fd, unsigned int ms)
 {
-	char control[CMSG_SPACE(sizeof(int))] = { 0 };
-	struct iovec iov = { control, 1 };
-	struct msghdr msg = {
-		.msg_iov = &iov, .msg_iovlen = 1,
-		.msg_control = control, .msg_controllen = sizeof(control),
-	};
-	struct cmsghdr *cmsg = CMSG_FIRSTHDR(&msg);
+	union {
+		struct cmsghdr head;
+		char space[CMSG_SPACE(sizeof(int))];
+	} control = { .head = { .cmsg_len = CMSG_LEN(sizeof(int)),
+				.cmsg_level = SOL_SOCKET,
+				.cmsg_type = SCM_RIGHTS } };
+	char byte = 0;
+	struct iovec iov = { &byte, 1 };
+	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1,
+			      .msg_control = control.space,
+			      .msg_controllen = sizeof(control.space) };
+	int s[2];
 
-	cmsg->cmsg_level = SOL_SOCKET;
-	cmsg->cmsg_type = SCM_RIGHTS;
-	cmsg->cmsg_len = CMSG_LEN(sizeof(int));
-	memcpy(CMSG_DATA(cmsg), &fd, sizeof(int));
-	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, sockets), 0);
-	assert_int_equal(sendmsg(sockets[0], &msg, 0), 1);
+	memcpy(CMSG_DATA(&control.head), &fd, sizeof(fd));
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, s), 0);
+	assert_int_equal(sendmsg(s[0], &msg, 0), 1);
 	close(fd);
+	if (!fork()) {
+		usleep(ms * 1000);
+		_exit(0);
+	}
+	close(s[0]);
+	close(s[1]);
 }
 
-static void *let_go(void *arg)
+static void a_lock_that_a_killed_process_left_is_waited_for(void **state)
 {
-	int *sockets = arg;
-
-	usleep(100 * 1000);
-	close(sockets[0]);
-	close(sockets[1]);
-	return NULL;
-}
-
-static void the_lock_of_a_dead_process_is_waited_for(void **state)
-{
-	int fd = reopen(O_RDWR), sockets[2];
+	int a = reopen(O_RDWR), b = reopen(O_RDWR);
 	struct error err;
-	pthread_t thread;
 
 	(void)state;
-	assert_int_equal(lock_take(fd, path, LOCK_WRITER, NULL), 0);
-	send_away(fd, sockets);
-	fd = reopen(O_RDWR);
-	assert_int_equal(lock_take(fd, path, LOCK_WRITER, &err), -EBUSY);
-	assert_int_equal(pthread_create(&thread, NULL, let_go, sockets), 0);
-	assert_int_equal(lock_take(fd, path, LOCK_WRITER, &err), 0);
-	pthread_join(thread, NULL);
-	close(fd);
+	assert_int_equal(lock_take(a, path, LOCK_WRITER, NULL), 0);
+	hide_lock(a, 200);
+	assert_int_equal(lock_take(b, path, LOCK_WRITER, &err), 0);
+	wait(NULL);
+	a = b;
+	b = reopen(O_RDWR);
+	hide_lock(a, 1500);
+	assert_int_equal(lock_take(b, path, LOCK_READER, &err), -EBUSY);
+	assert_non_null(strstr(err.text, "in use: another process, or another host"));
+	wait(NULL);
+	assert_string_equal(bytes_held(), "");
+	close(b);
 }
 
 int main(void)
@@ -238,8 +239,8 @@ int main(void)
 		cmocka_unit_test(closing_another_descriptor_keeps_the_lock),
 		cmocka_unit_test(readers_share_and_a_writer_is_alone),
 		cmocka_unit_test(foreign_permissions_are_respected),
+		cmocka_unit_test(a_lock_that_a_killed_process_left_is_waited_for),
 		cmocka_unit_test(a_descriptor_that_cannot_be_locked_is_an_error),
-		cmocka_unit_test(the_lock_of_a_dead_process_is_waited_for),
 	};
 
 	return cmocka_run_group_tests_name("lock", tests, make_file, remove_file);
