@@ -3,6 +3,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
 #include <signal.h>
@@ -196,18 +197,24 @@ out:
 	return rc;
 }
 
-/* The pid of "ctl<pid>", or 0. */
-static int socket_pid(const char *name)
+/* The pid of "ctl<pid>" or, which is no control socket, "nbd<pid>.<minor>"; or 0. */
+static int socket_pid(const char *name, bool *control)
 {
-	char again[32];
-	long pid;
+	char again[64], *end;
+	long pid, minor;
 
-	if (strncmp(name, "ctl", 3))
+	*control = !strncmp(name, "ctl", 3);
+	if (!*control && strncmp(name, "nbd", 3))
 		return 0;
-	pid = strtol(name + 3, NULL, 10);
+	pid = strtol(name + 3, &end, 10);
 	if (pid <= 0 || pid > INT_MAX)
 		return 0;
-	snprintf(again, sizeof(again), "ctl%ld", pid);
+	if (*control) {
+		snprintf(again, sizeof(again), "ctl%ld", pid);
+	} else {
+		minor = *end == '.' ? strtol(end + 1, NULL, 10) : -1;
+		snprintf(again, sizeof(again), "nbd%ld.%ld", pid, minor);
+	}
 	return strcmp(again, name) ? 0 : (int)pid;
 }
 
@@ -216,6 +223,32 @@ static int by_value(const void *a, const void *b)
 	const int *x = a, *y = b;
 
 	return (*x > *y) - (*x < *y);
+}
+
+static bool is_dead(int pid)
+{
+	return pid > 0 && kill(pid, 0) && errno == ESRCH;
+}
+
+/* What a dead tapdisk has left beside its socket: common/rundir.h. */
+static void remove_if_stale(int dir, const char *name)
+{
+	char text[32] = "";
+	int fd, minor, pid = 0;
+	char c;
+
+	if (sscanf(name, "stats%d.%d%c", &pid, &minor, &c) != 2 &&
+	    sscanf(name, "nospace.%d%c", &minor, &c) == 1) {
+		fd = openat(dir, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW |
+			    O_NONBLOCK);
+		if (fd < 0 || read(fd, text, sizeof(text) - 1) < 0 ||
+		    sscanf(text, "pid=%d ", &pid) != 1)
+			pid = 0;
+		if (fd >= 0)
+			close(fd);
+	}
+	if (is_dead(pid))
+		unlinkat(dir, name, 0);
 }
 
 int control_pids(int **pids, size_t *n, struct error *err)
@@ -234,14 +267,19 @@ int control_pids(int **pids, size_t *n, struct error *err)
 				 strerror(errno));
 	}
 	while ((entry = readdir(dir))) {
-		int pid = socket_pid(entry->d_name);
+		bool control;
+		int pid = socket_pid(entry->d_name, &control);
 
-		if (!pid)
+		if (!pid) {
+			remove_if_stale(dirfd(dir), entry->d_name);
 			continue;
-		if (kill(pid, 0) && errno == ESRCH) {
+		}
+		if (is_dead(pid)) {
 			unlinkat(dirfd(dir), entry->d_name, 0);
 			continue;
 		}
+		if (!control)
+			continue;
 		if (*n == room) {
 			int *more = reallocarray(*pids, room += 64, sizeof(**pids));
 
