@@ -35,7 +35,8 @@ static int absolute(const char *spec, char *to, size_t size, struct error *err)
 	int n;
 
 	if (colon && colon[1] && colon[1] != '/' &&
-	    (!strncmp(spec, "vhd:", 4) || !strncmp(spec, "aio:", 4))) {
+	    (!strncmp(spec, "vhd:", 4) || !strncmp(spec, "aio:", 4) ||
+	     !strncmp(spec, "raw:", 4))) {
 		if (!getcwd(cwd, sizeof(cwd)))
 			return error_set(err, -errno, "%s: cannot tell the current directory: %s",
 					 spec, strerror(errno));

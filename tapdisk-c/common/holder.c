@@ -72,7 +72,8 @@ static void read_name(int pid, char *name, size_t size)
 	name[strcspn(name, "\n")] = 0;
 }
 
-int holder_find(int fd, char *name, size_t size)
+/* The first but except that has a lock, or 0. */
+static int find(int fd, int except)
 {
 	const struct dirent *entry;
 	struct statx file;
@@ -84,12 +85,24 @@ int holder_find(int fd, char *name, size_t size)
 	proc = opendir("/proc");
 	while (proc && !found && (entry = readdir(proc))) {
 		pid = atoi(entry->d_name);
-		if (pid > 0 && pid != getpid() && holds(pid, &file))
+		if (pid > 0 && pid != except && holds(pid, &file))
 			found = pid;
 	}
 	if (proc)
 		closedir(proc);
+	return found;
+}
+
+int holder_find(int fd, char *name, size_t size)
+{
+	int found = find(fd, getpid());
+
 	if (found)
 		read_name(found, name, size);
 	return found;
+}
+
+bool holder_lives(int fd)
+{
+	return find(fd, 0);
 }

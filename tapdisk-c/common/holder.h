@@ -3,6 +3,7 @@
 #ifndef XENBLK_HOLDER_H
 #define XENBLK_HOLDER_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 /*
@@ -11,5 +12,8 @@
  * another user's. Looks through /proc as proc(5) describes it.
  */
 int holder_find(int fd, char *name, size_t size);
+
+/* Whether any process of this host, this one too, holds such a lock. */
+bool holder_lives(int fd);
 
 #endif

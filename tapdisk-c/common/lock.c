@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "common/holder.h"
@@ -24,6 +25,10 @@ enum {
 };
 
 #define MAX_BYTES 6
+
+/* One second in all. */
+#define WAIT_STEPS 100
+static const struct timespec wait_step = { .tv_nsec = 10000000 };
 
 static const struct lock_set {
 	short ours;			/* F_RDLCK or F_WRLCK of BYTE_OURS */
@@ -124,10 +129,9 @@ static int lock_error(struct error *err, int rc, const char *path, int fd,
 			 path, strerror(-rc));
 }
 
-int lock_take(int fd, const char *path, enum lock_mode mode,
-	      struct error *err)
+/* All of the set or nothing; *use is what who has the byte that is missing does. */
+static int try_set(int fd, const struct lock_set *set, const char **use)
 {
-	const struct lock_set *set = &sets[mode];
 	struct flock all = {
 		.l_type = F_UNLCK,
 		.l_whence = SEEK_SET,
@@ -138,7 +142,7 @@ int lock_take(int fd, const char *path, enum lock_mode mode,
 
 	rc = lock_byte(fd, set->ours, BYTE_OURS);
 	if (rc) {
-		lock_error(err, rc, path, fd, our_use(fd));
+		*use = our_use(fd);
 		goto out;
 	}
 	/*
@@ -146,24 +150,40 @@ int lock_take(int fd, const char *path, enum lock_mode mode,
 	 * then see each other, and at worst both give up.
 	 */
 	for (int i = 0; i < MAX_BYTES && set->take[i]; i++) {
+		*use = "locks it";
 		rc = lock_byte(fd, F_RDLCK, set->take[i]);
-		if (rc) {
-			lock_error(err, rc, path, fd, "locks it");
+		if (rc)
 			goto out;
-		}
 	}
 	for (int i = 0; i < MAX_BYTES && set->check[i]; i++) {
+		*use = use_of(set->check[i]);
 		rc = test_byte(fd, set->check[i]);
-		if (rc) {
-			lock_error(err, rc, path, fd,
-				   use_of(set->check[i]));
+		if (rc)
 			goto out;
-		}
 	}
 out:
 	if (rc)
 		(void)fcntl(fd, F_OFD_SETLK, &all);
 	return rc;
+}
+
+/*
+ * What a killed process had under way in the kernel holds its locks until it
+ * is over. That is right, and soon past: nobody who lives has the lock then.
+ */
+int lock_take(int fd, const char *path, enum lock_mode mode,
+	      struct error *err)
+{
+	const struct lock_set *set = &sets[mode];
+	const char *use = "";
+	int rc = try_set(fd, set, &use);
+
+	if (rc == -EBUSY && !holder_lives(fd))
+		for (int i = 0; rc == -EBUSY && i < WAIT_STEPS; i++) {
+			nanosleep(&wait_step, NULL);
+			rc = try_set(fd, set, &use);
+		}
+	return rc ? lock_error(err, rc, path, fd, use) : 0;
 }
 
 int lock_to_reader(int fd)

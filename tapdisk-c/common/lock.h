@@ -14,7 +14,8 @@ enum lock_mode { LOCK_READER, LOCK_WRITER };
  * closing the last descriptor of it. fd must be open for reading, and for
  * writing if mode is LOCK_WRITER. -EBUSY, with a message that names path and
  * what the other holder does, if somebody else's lock conflicts; nothing is
- * then held. A file system without locks (-ENOLCK, -EOPNOTSUPP) is an error.
+ * then held. Waits up to a second for a lock that no living process of this
+ * host has. A file system without locks (-ENOLCK, -EOPNOTSUPP) is an error.
  */
 int lock_take(int fd, const char *path, enum lock_mode mode,
 	      struct error *err);

@@ -206,7 +206,7 @@ struct vhd_disk {
 	struct list later;		/* image requests that have had their turn */
 	struct io_timer turn;		/* armed while later is not empty */
 	struct list due;		/* vhd_bitmaps */
-	struct io_timer round;		/* armed while metadata waits for the end of the round */
+	struct io_plug round;		/* armed while metadata waits for the end of the round */
 	struct vhd_map map;
 	struct vhd_cache cache;
 	uint8_t *whole;			/* a bit per leaf block: all its bits are set in the file */
@@ -335,8 +335,8 @@ void vhd_meta_commit(struct vhd_op *op);
 /* A new block has its place: writes what may be written before its data. */
 void vhd_meta_begin(struct vhd_bitmap *bitmap);
 /*
- * Metadata is queued. It is written when the completions that came together
- * have all been seen, so that one write serves many.
+ * Metadata is queued. It is written when all that came together has been seen, so
+ * that one write serves many.
  */
 void vhd_meta_arm(struct vhd_disk *disk);
 /* A bitmap write, with its BAT write if it needed one, is over. */

@@ -138,13 +138,12 @@ void vhd_meta_commit(struct vhd_op *op)
 
 void vhd_meta_arm(struct vhd_disk *disk)
 {
-	if (!disk->round.armed)
-		engine_timer_set(disk->image.engine, &disk->round, 0);
+	engine_plug(disk->image.engine, &disk->round);
 }
 
-static void round_over(struct io_timer *timer)
+static void round_over(struct io_plug *plug)
 {
-	struct vhd_disk *disk = container_of(timer, struct vhd_disk, round);
+	struct vhd_disk *disk = container_of(plug, struct vhd_disk, round);
 	struct list *item;
 
 	while ((item = list_pop(&disk->due))) {
@@ -185,7 +184,7 @@ int vhd_meta_init(struct vhd_disk *disk, struct error *err)
 	if (disk->image.readonly || leaf->footer.type == VHD_FIXED)
 		return 0;
 	list_init(&disk->due);
-	disk->round.expired = round_over;
+	disk->round.unplug = round_over;
 	disk->unpublished = pages_alloc(bits);
 	disk->place = pages_alloc(leaf->bat_entries * sizeof(*disk->place));
 	disk->whole = leaf->has_batmap ? leaf->batmap : pages_alloc(bits);

@@ -300,6 +300,9 @@ static int uring_wait(struct engine *engine, int64_t timeout_ns)
 	int rc;
 
 	arm_watches(u);
+	/* More waits than was done at once. */
+	if (!u->memory_bytes)
+		timeout_ns = 0;
 	u->memory_bytes = MEMORY_ROUND;
 	if (!timeout_ns && !has_events(u))
 		rc = 0;

@@ -45,7 +45,7 @@ struct fe_change {
 struct engine {
 	struct list pending;
 	unsigned int nr_pending;
-	struct list timers;		/* due at any time */
+	struct list timers, plugs;	/* due at any time */
 	uint64_t rng;
 	uint64_t clock;
 	uint64_t steps;
@@ -301,6 +301,24 @@ void engine_timer_set(struct engine *e, struct io_timer *timer,
 	list_add_tail(&timer->link, &e->timers);
 }
 
+void engine_plug(struct engine *e, struct io_plug *plug)
+{
+	if (plug->armed)
+		return;
+	plug->armed = true;
+	list_add_tail(&plug->link, &e->plugs);
+}
+
+static inline void fe_unplug(struct engine *e)
+{
+	struct io_plug *plug = container_of(list_pop(&e->plugs),
+					    struct io_plug, link);
+
+	fe_trace("unplug", 0, 0, 0);
+	plug->armed = false;
+	plug->unplug(plug);
+}
+
 static inline void fe_expire(struct engine *e)
 {
 	struct io_timer *timer = container_of(list_pop(&e->timers),
@@ -432,6 +450,11 @@ static inline bool fe_step(struct engine *e)
 	list_for_each(pos, &e->pending)
 		nr += !e->hold ||
 		      !e->hold(container_of(pos, struct io_req, link));
+	if (!list_empty(&e->plugs) && (!nr || fe_one_in(e, 2))) {
+		e->steps++;
+		fe_unplug(e);
+		return true;
+	}
 	if (!list_empty(&e->timers) && (!nr || fe_one_in(e, 2))) {
 		e->steps++;
 		fe_expire(e);
@@ -463,6 +486,8 @@ static inline void fe_kill(struct engine *e)
 	struct list *item;
 
 	fe_trace("kill", 0, e->nr_pending, 0);
+	while ((item = list_pop(&e->plugs)))
+		container_of(item, struct io_plug, link)->armed = false;
 	while ((item = list_pop(&e->timers)))
 		container_of(item, struct io_timer, link)->armed = false;
 	while ((item = list_pop(&e->pending))) {
@@ -522,6 +547,7 @@ static inline void fe_open(struct engine *e, const char *path, uint64_t seed)
 	memset(e, 0, sizeof(*e));
 	list_init(&e->pending);
 	list_init(&e->timers);
+	list_init(&e->plugs);
 	list_init(&e->changes);
 	e->rng = seed * 0x9e3779b97f4a7c15u | 1;
 	e->clock = 1;

@@ -103,6 +103,25 @@ static void the_environment_names_the_file(void **state)
 	config_dispose(&cfg);
 }
 
+static void the_environment_names_the_engine(void **state)
+{
+	struct config cfg;
+	struct error err;
+
+	(void)state;
+	write_file("other", "engine=uring\n", 13);
+	setenv("XENBLK_ENGINE", "fault:/tmp/rules:posix", 1);
+	assert_int_equal(config_load(&cfg, "other", NULL), 0);
+	assert_string_equal(cfg.engine, "fault:/tmp/rules:posix");
+	config_dispose(&cfg);
+	setenv("XENBLK_ENGINE", "faults", 1);
+	assert_int_equal(config_load(&cfg, "other", &err), -EINVAL);
+	assert_string_equal(err.text,
+			    "$XENBLK_ENGINE: engine=faults: must be uring or posix");
+	unsetenv("XENBLK_ENGINE");
+	config_dispose(&cfg);
+}
+
 static void what_is_malformed_is_refused_by_its_line(void **state)
 {
 	struct config cfg;
@@ -198,6 +217,7 @@ int main(void)
 		cmocka_unit_test(a_missing_file_gives_the_defaults),
 		cmocka_unit_test(keys_are_read_and_unknown_ones_ignored),
 		cmocka_unit_test(the_environment_names_the_file),
+		cmocka_unit_test(the_environment_names_the_engine),
 		cmocka_unit_test(what_is_malformed_is_refused_by_its_line),
 		cmocka_unit_test(a_file_that_cannot_be_read_is_an_error),
 		cmocka_unit_test(paths_are_allowed_inside_the_directories_only),

@@ -615,6 +615,47 @@ static void timer_armed_in_its_callback_waits_for_the_next_run(void **state)
 	assert_string_equal(fired, "aa");
 }
 
+struct unplugging {
+	struct io_plug plug;
+	struct engine *engine;
+	unsigned int calls;
+	bool again;
+};
+
+static void unplug(struct io_plug *p)
+{
+	struct unplugging *u = container_of(p, struct unplugging, plug);
+
+	u->calls++;
+	if (u->again)
+		engine_plug(u->engine, p);
+}
+
+static void plug_is_called_once_by_the_next_run(void **state)
+{
+	struct fixture *f = *state;
+	struct unplugging u = { .plug.unplug = unplug, .engine = f->engine };
+
+	engine_plug(f->engine, &u.plug);
+	engine_plug(f->engine, &u.plug);
+	assert_int_equal(u.calls, 0);
+	run(f, 0);
+	run(f, 0);
+	assert_int_equal(u.calls, 1);
+	engine_plug(f->engine, &u.plug);
+	engine_plug_cancel(f->engine, &u.plug);
+	engine_plug_cancel(f->engine, &u.plug);
+	run(f, 0);
+	assert_int_equal(u.calls, 1);
+	u.again = true;
+	engine_plug(f->engine, &u.plug);
+	run(f, 0);
+	assert_int_equal(u.calls, 2);
+	run(f, 0);
+	assert_int_equal(u.calls, 3);
+	engine_plug_cancel(f->engine, &u.plug);
+}
+
 static void run_waits_no_shorter_and_not_much_longer_than_asked(void **state)
 {
 	struct fixture *f = *state;
@@ -709,6 +750,7 @@ static int run_all(const char *engine)
 		T(timers_fire_in_the_order_of_their_deadlines),
 		T(timer_callback_may_cancel_another_that_is_due),
 		T(timer_armed_in_its_callback_waits_for_the_next_run),
+		T(plug_is_called_once_by_the_next_run),
 		T(run_waits_no_shorter_and_not_much_longer_than_asked),
 		T(signal_does_not_end_the_wait),
 		T(signals_are_not_taken_by_the_engines_threads),

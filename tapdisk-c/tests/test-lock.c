@@ -9,6 +9,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -179,6 +181,57 @@ static void a_descriptor_that_cannot_be_locked_is_an_error(void **state)
 	close(fd);
 }
 
+/*
+ * A lock that no process has, for so long: its descriptor is under way in a socket, as
+ * a killed process's is in the kernel.
+ */
+static void hide_lock(int fd, unsigned int ms)
+{
+	union {
+		struct cmsghdr head;
+		char space[CMSG_SPACE(sizeof(int))];
+	} control = { .head = { .cmsg_len = CMSG_LEN(sizeof(int)),
+				.cmsg_level = SOL_SOCKET,
+				.cmsg_type = SCM_RIGHTS } };
+	char byte = 0;
+	struct iovec iov = { &byte, 1 };
+	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1,
+			      .msg_control = control.space,
+			      .msg_controllen = sizeof(control.space) };
+	int s[2];
+
+	memcpy(CMSG_DATA(&control.head), &fd, sizeof(fd));
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, s), 0);
+	assert_int_equal(sendmsg(s[0], &msg, 0), 1);
+	close(fd);
+	if (!fork()) {
+		usleep(ms * 1000);
+		_exit(0);
+	}
+	close(s[0]);
+	close(s[1]);
+}
+
+static void a_lock_that_a_killed_process_left_is_waited_for(void **state)
+{
+	int a = reopen(O_RDWR), b = reopen(O_RDWR);
+	struct error err;
+
+	(void)state;
+	assert_int_equal(lock_take(a, path, LOCK_WRITER, NULL), 0);
+	hide_lock(a, 200);
+	assert_int_equal(lock_take(b, path, LOCK_WRITER, &err), 0);
+	wait(NULL);
+	a = b;
+	b = reopen(O_RDWR);
+	hide_lock(a, 1500);
+	assert_int_equal(lock_take(b, path, LOCK_READER, &err), -EBUSY);
+	assert_non_null(strstr(err.text, "in use: another process, or another host"));
+	wait(NULL);
+	assert_string_equal(bytes_held(), "");
+	close(b);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -186,6 +239,7 @@ int main(void)
 		cmocka_unit_test(closing_another_descriptor_keeps_the_lock),
 		cmocka_unit_test(readers_share_and_a_writer_is_alone),
 		cmocka_unit_test(foreign_permissions_are_respected),
+		cmocka_unit_test(a_lock_that_a_killed_process_left_is_waited_for),
 		cmocka_unit_test(a_descriptor_that_cannot_be_locked_is_an_error),
 	};
 

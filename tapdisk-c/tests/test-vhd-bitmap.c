@@ -36,7 +36,8 @@ static void random_map(uint8_t map[BITS / 8])
 {
 	memset(map, 0, BITS / 8);
 	for (uint32_t i = 0; i < BITS;) {
-		uint32_t n = 1 + (uint32_t)random() % 40;
+		uint32_t most = random() % 8 ? 40 : 300;
+		uint32_t n = 1 + (uint32_t)random() % most;
 		bool set = random() & 1;
 
 		for (; n && i < BITS; n--, i++)

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 /* Runs of bits; bit 0 is the most significant of byte 0. */
+#include <string.h>
+
 #include "vhd/vhd-internal.h"
 
 static bool get_bit(const uint8_t *map, uint32_t i)
@@ -11,24 +13,29 @@ uint32_t vhd_bitmap_run(const uint8_t *map, uint32_t from, uint32_t limit,
 			bool *set)
 {
 	uint32_t i = from;
-	uint8_t whole;
+	uint8_t same, other;
+	uint64_t word, all;
 
-	if (from >= limit) {
-		*set = false;
-		return 0;
-	}
-	*set = get_bit(map, from);
-	whole = *set ? 0xff : 0;
+	*set = from < limit && get_bit(map, from);
+	same = *set ? 0xff : 0;
+	all = *set ? UINT64_MAX : 0;
 	while (i < limit) {
-		if (!(i & 7) && limit - i >= 8 && map[i >> 3] == whole) {
-			i += 8;
-			continue;
+		if (!(i & 7) && limit - i >= 64) {
+			memcpy(&word, map + (i >> 3), sizeof(word));
+			if (word == all) {
+				i += 64;
+				continue;
+			}
 		}
-		if (get_bit(map, i) != *set)
+		/* The bits of this byte, from i on, that end the run. */
+		other = (map[i >> 3] ^ same) & (uint8_t)(0xffu >> (i & 7));
+		if (other) {
+			i = (i & ~7u) + (uint32_t)__builtin_clz(other) - 24;
 			break;
-		i++;
+		}
+		i = (i | 7) + 1;
 	}
-	return i - from;
+	return (i < limit ? i : limit) - from;
 }
 
 bool vhd_bitmap_set(uint8_t *map, uint32_t from, uint32_t count)

@@ -11,6 +11,7 @@ import pytest
 
 from tests.lib import vhdutil
 from tests.lib.disk import Disk, write_raw
+from tests.lib.diskmodel import exercise
 
 pytestmark = pytest.mark.io
 
@@ -28,31 +29,6 @@ def refused(spec: str, *, readonly: bool = False) -> str:
     return str(error.value).removeprefix("tool-disk: ")
 
 
-def model_check(disk: Disk, rng: random.Random, sectors: int, rounds: int) -> None:
-    """Writes, zeroes, discards and reads at random; a discarded sector reads as itself or as zeros."""
-    seeds = [{0}] * sectors
-    for seed in range(1, rounds + 1):
-        start = rng.randrange(sectors)
-        count = min(rng.choice([1, 8, 9, 128, 1000]), sectors - start)
-        op = rng.choice("wzZdr")
-        match op:
-            case "w":
-                assert disk.write(start, count, seed) == "ok"
-                seeds[start : start + count] = [{seed}] * count
-            case "z" | "Z":
-                assert disk.zero(start, count, keep_space=op == "Z") == "ok"
-                seeds[start : start + count] = [{0}] * count
-            case "d":
-                assert disk.discard(start, count) == "ok"
-                seeds[start : start + count] = [s | {0} for s in seeds[start : start + count]]
-            case _:
-                got = disk.read(start, count)
-                assert all(g in s for g, s in zip(got, seeds[start : start + count], strict=True))
-    for start in range(0, sectors, 2000):
-        got = disk.read(start, min(2000, sectors - start))
-        assert all(g in s for g, s in zip(got, seeds[start : start + 2000], strict=True))
-
-
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("kind", ["raw", "ram", "log"])
 def test_zeroed_sectors_read_as_zeros_and_others_are_kept(tmp_path: Path, engine: str, kind: str) -> None:
@@ -64,7 +40,7 @@ def test_zeroed_sectors_read_as_zeros_and_others_are_kept(tmp_path: Path, engine
     }
     with Disk(specs[kind], engine=engine) as disk:
         assert (disk.sectors, disk.depth) == (4 * MIB, 1)
-        model_check(disk, random.Random(kind), 4 * MIB, 300)
+        exercise(disk, random.Random(kind), 300)
 
 
 def runs(disk: Disk, sector: int, count: int) -> list[tuple[int, str]]:

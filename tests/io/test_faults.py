@@ -73,6 +73,7 @@ WORK: list[list[str]] = [
     ["f"],
     ["w 10 8", "r 200 3", "w 1500 1", "w 9000 300"],
     ["r 4090 12", "w 12 1", "r 9000 300", "w 16384 64", "r 5999 2"],
+    ["z 1500 8", "d 9100 64", "z 20000 40", "r 4090 12"],
     ["f"],
 ]
 
@@ -139,6 +140,7 @@ RANDOM: dict[str, Choose] = {
         f"any chance=30 seed={seed} delay=3",
         f"read+write chance=40 seed={seed + 1} short=512",
         f"any chance=20 seed={seed + 2} errno=EINTR",
+        f"punch+zero chance=30 seed={seed + 3} errno=EOPNOTSUPP",
     ],
     "all": lambda seed: [
         f"write chance=6 seed={seed} errno=EIO delay=3",

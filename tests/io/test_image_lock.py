@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lib.disk import Disk
 from tests.lib.programs import program
 
 SIZE = 1 << 20
@@ -142,6 +143,14 @@ def test_lock_goes_with_a_killed_holder(image: Path) -> None:
         holder.kill()
         holder.wait(10)
         assert take_lock("writer", image) == (0, "")
+
+
+def test_an_image_opens_at_once_after_its_process_was_killed(image: Path) -> None:
+    """io_uring lets go of a dead process's files a moment after its death."""
+    for _ in range(15):
+        Disk(f"aio:{image}").crash()
+    with Disk(f"aio:{image}") as disk:
+        assert disk.read(0, 1) == [0]
 
 
 @pytest.mark.parametrize(

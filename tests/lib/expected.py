@@ -117,7 +117,7 @@ class Expected:
         self.check(disk)
 
 
-def random_batch(expected: Expected, chance: random.Random, size: int, kinds: str = "wwwrr") -> list[str]:
+def random_batch(expected: Expected, chance: random.Random, size: int, kinds: str = "wwwwrrrzd") -> list[str]:
     """Commands that don't overlap, often across a block's border, or a flush alone."""
     if chance.random() < 0.15:
         return ["f"]

@@ -66,6 +66,8 @@ def read_log(log: Path, end: int | None = None) -> list[Recorded]:
         moment += 1
         if kind == FILE:
             files.append(Recorded(Path(os.fsdecode(payload))))
+            # It may have been cut between its opening and the first request.
+            files[-1].changes.append(Change(SIZE, result, 0, b"", moment, moment))
         elif kind == DONE:
             change = running.pop(number)
             change.ended, change.result = moment, result
