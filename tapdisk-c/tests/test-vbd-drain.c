@@ -25,6 +25,21 @@ static void what_waits_does_not_hold_up_a_pause(void **priv)
 	assert_false(marked());
 }
 
+static void what_waits_may_be_beyond_the_new_image(void **priv)
+{
+	(void)priv;
+	disk.write_err = -ENOSPC;
+	ask(0, IMAGE_DISCARD, 1);
+	steps(3);
+	vbd_pause(bed.vbd, 1000, verb_done, NULL);
+	assert_int_equal(verb_wait(), 0);
+	disk.can = 0;
+	assert_int_equal(vbd_unpause(bed.vbd, NULL, NULL), 0);
+	steps(3);
+	assert_int_equal(guest.result[0], -EOPNOTSUPP);
+	assert_false(guest.busy[0] || marked());
+}
+
 static void a_close_answers_what_waits(void **priv)
 {
 	(void)priv;
@@ -247,6 +262,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		TEST(what_waits_does_not_hold_up_a_pause),
+		TEST(what_waits_may_be_beyond_the_new_image),
 		TEST(a_close_answers_what_waits),
 		TEST(a_pause_that_takes_too_long_is_called_off),
 		TEST(a_flush_that_takes_too_long_calls_off_a_pause),

@@ -53,6 +53,7 @@ static struct {
 	struct image image;
 	uint64_t sectors;		/* of the next one that is opened */
 	bool remote;
+	unsigned int can;
 	int open_err, close_err;
 	unsigned int open;
 	int read_err, write_err, flush_err;	/* 0: done */
@@ -90,6 +91,8 @@ static inline int disk_answer(const struct image_request *req)
 		disk.flushes++;
 		return disk.flush_err;
 	case IMAGE_DISCARD:
+		assert_true(disk.image.info.can & IMAGE_CAN_DISCARD);
+		return disk.write_err;
 	case IMAGE_ZERO:
 	case IMAGE_STATUS:
 		break;
@@ -135,7 +138,7 @@ static inline int disk_open(struct image **image, const struct image_open_args *
 	disk.image.readonly = args->readonly;
 	disk.image.info = (struct image_info){
 		.sectors = disk.sectors, .sector_size = 512, .depth = 1,
-		.remote = disk.remote,
+		.remote = disk.remote, .can = disk.can,
 	};
 	*image = &disk.image;
 	return 0;
@@ -347,6 +350,7 @@ static inline int begin(void **priv)
 	list_init(&disk.queue);
 	disk.timer.expired = disk_expired;
 	disk.sectors = SECTORS;
+	disk.can = IMAGE_CAN_DISCARD;
 	strcpy(bed.dir, "/tmp/test-vbd-XXXXXX");
 	assert_non_null(mkdtemp(bed.dir));
 	setenv("XENBLK_CONTROL_DIR", bed.dir, 1);
