@@ -197,18 +197,24 @@ out:
 	return rc;
 }
 
-/* The pid of "ctl<pid>", or 0. */
-static int socket_pid(const char *name)
+/* The pid of "ctl<pid>" or, which is no control socket, "nbd<pid>.<minor>"; or 0. */
+static int socket_pid(const char *name, bool *control)
 {
-	char again[32];
-	long pid;
+	char again[64], *end;
+	long pid, minor;
 
-	if (strncmp(name, "ctl", 3))
+	*control = !strncmp(name, "ctl", 3);
+	if (!*control && strncmp(name, "nbd", 3))
 		return 0;
-	pid = strtol(name + 3, NULL, 10);
+	pid = strtol(name + 3, &end, 10);
 	if (pid <= 0 || pid > INT_MAX)
 		return 0;
-	snprintf(again, sizeof(again), "ctl%ld", pid);
+	if (*control) {
+		snprintf(again, sizeof(again), "ctl%ld", pid);
+	} else {
+		minor = *end == '.' ? strtol(end + 1, NULL, 10) : -1;
+		snprintf(again, sizeof(again), "nbd%ld.%ld", pid, minor);
+	}
 	return strcmp(again, name) ? 0 : (int)pid;
 }
 
@@ -262,7 +268,8 @@ int control_pids(int **pids, size_t *n, struct error *err)
 				 strerror(errno));
 	}
 	while ((entry = readdir(dir))) {
-		int pid = socket_pid(entry->d_name);
+		bool control;
+		int pid = socket_pid(entry->d_name, &control);
 
 		if (!pid) {
 			remove_if_stale(dirfd(dir), entry->d_name);
@@ -272,6 +279,8 @@ int control_pids(int **pids, size_t *n, struct error *err)
 			unlinkat(dirfd(dir), entry->d_name, 0);
 			continue;
 		}
+		if (!control)
+			continue;
 		if (*n == room) {
 			int *more = reallocarray(*pids, room += 64, sizeof(**pids));
 

@@ -103,6 +103,11 @@ const char *engine_name(const struct engine *engine)
 	return engine->ops->name;
 }
 
+void engine_gather(struct engine *engine, uint64_t ns)
+{
+	engine->gather_ns = ns;
+}
+
 unsigned int engine_inflight(const struct engine *engine)
 {
 	return engine->inflight;

@@ -9,6 +9,7 @@
 #include "common/log.h"
 #include "transport/nbd-internal.h"
 
+#define SOCKET_BYTES (1 << 20)	/* the kernel doubles it, for its own */
 #define HANDSHAKE_NS 10000000000ull
 
 static_assert(sizeof(struct nbd_conn) <= NBD_CONN_BYTES, "part of a connection");
@@ -187,6 +188,15 @@ static struct nbd_export export_of(const struct nbd *nbd)
 	};
 }
 
+/* So that a round's data is sent in one go. Without privilege the system has a limit. */
+static void widen(int fd)
+{
+	int bytes = SOCKET_BYTES;
+
+	if (setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &bytes, sizeof(bytes)))
+		setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes));
+}
+
 void nbd_conn_open(struct nbd *nbd, void *part, int fd)
 {
 	struct nbd_export export = export_of(nbd);
@@ -208,6 +218,7 @@ void nbd_conn_open(struct nbd *nbd, void *part, int fd)
 				       .done = recv_done };
 	conn->send = (struct io_req) { .op = IO_SEND, .fd = fd,
 				       .done = send_done };
+	widen(fd);
 	engine_file_add(nbd->engine, fd, 0);
 	list_add_tail(&conn->link, &nbd->conns);
 	conn->deadline.expired = too_slow;
@@ -237,8 +248,31 @@ static bool all_answered(const struct nbd_conn *conn)
 	       list_empty(&conn->ready);
 }
 
+/*
+ * Not where others share the process or the export: their events would be late
+ * for this client's sake.
+ */
+static void gather(struct nbd_conn *conn, unsigned int before)
+{
+	const struct nbd *nbd = conn->nbd;
+	uint64_t ns;
+
+	if (!nbd->required || nbd->conns.next->next != &nbd->conns)
+		return;
+	if (conn->came)
+		nbd_gather_count(&conn->gather, now_ns(), conn->came, before);
+	if (!conn->receiving)
+		return;
+	ns = nbd_gather_ns(&conn->gather, conn->unanswered);
+	if (ns)
+		engine_gather(nbd->engine, ns);
+}
+
 void nbd_conn_round(struct nbd_conn *conn)
 {
+	unsigned int before = conn->unanswered;
+
+	conn->came = 0;
 	if (conn->state == NBD_HANDSHAKE)
 		handshake(conn);
 	if (conn->state == NBD_SERVING)
@@ -254,4 +288,6 @@ void nbd_conn_round(struct nbd_conn *conn)
 	if (conn->state == NBD_DEAD && !conn->receiving && !conn->sending &&
 	    !conn->inflight)
 		end(conn);
+	else
+		gather(conn, before);
 }

@@ -8,6 +8,7 @@ import random
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -142,6 +143,31 @@ def test_qemu_and_nbdcopy_are_content(tmp_path: Path, image: Path, engine: str) 
         assert "failed" not in out
 
 
+def test_serving_allocates_nothing(tmp_path: Path, image: Path, engine: str) -> None:
+    """Whatever the length, the count and the answer: no malloc after the first connection's first requests."""
+    counter = tmp_path / "mallocs"
+    env = {"LD_PRELOAD": str(program("tests/preload-malloc.so", "release")), "MALLOC_COUNT": str(counter)}
+    with serve(tmp_path, f"aio:{image}", engine, mode="release", env=env) as server:
+        disk = server.connect()
+        disk.pwrite(bytes(MIB), 0)
+        disk.flush()
+        before = counter.read_bytes()
+        assert int.from_bytes(before, sys.byteorder) > 0
+        nbd = importlib.import_module("nbd")
+        for i in range(200):
+            disk.aio_pread(nbd.Buffer(4096), i * 4096)
+            disk.aio_pwrite(nbd.Buffer(16384), (i + 1000) * 16384)
+            disk.poll(0)
+        while disk.aio_in_flight():
+            disk.poll(-1)
+        for other in (disk, server.connect(structured=False)):
+            other.pwrite(bytes(8 * MIB), 0, nbd.CMD_FLAG_FUA)
+            assert len(other.pread(32 * MIB, 0)) == 32 * MIB
+            other.zero(MIB, 0)
+            other.flush()
+        assert counter.read_bytes() == before
+
+
 # Hostile clients
 
 
@@ -150,6 +176,7 @@ def test_a_client_that_says_nothing_is_left(tmp_path: Path, image: Path) -> None
         began = time.monotonic()
         assert len(silent.recv(100)) == 18
         assert silent.recv(100) == b""
+        assert server.process.poll() is None
         assert 8 < time.monotonic() - began < 18
 
 

@@ -75,12 +75,21 @@ def request(kind: int, cookie: int, offset: int, length: int, flags: int = 0) ->
 
 @contextmanager
 def serve(
-    directory: Path, spec: str, engine: str = "uring", *, readonly: bool = False, said: bytes = b""
+    directory: Path,
+    spec: str,
+    engine: str = "uring",
+    *,
+    readonly: bool = False,
+    said: bytes = b"",
+    mode: str | None = None,
+    env: dict[str, str] | None = None,
 ) -> Iterator[Server]:
     """Serve an image; it must end with status 0 when told to, and say that or nothing on standard error."""
     path = directory / "socket"
-    command = [str(program("tapdisk")), f"--nbd={path}", *(["--read-only"] if readonly else []), spec]
-    with subprocess.Popen(command, env=environment(directory, engine), stderr=subprocess.PIPE) as process:
+    command = [str(program("tapdisk", mode)), f"--nbd={path}", *(["--read-only"] if readonly else []), spec]
+    with subprocess.Popen(
+        command, env={**environment(directory, engine), **(env or {})}, stderr=subprocess.PIPE
+    ) as process:
         assert process.stderr
         try:
             end = time.monotonic() + 30

@@ -205,11 +205,13 @@ def test_list_removes_the_sockets_of_the_dead_only(tap: TapCtl) -> None:
     stranger = tap.control_dir / f"ctl{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as bound:
         bound.bind(str(stranger))
-    other = tap.control_dir / "nbd1.2"
-    other.touch()
+    others = [tap.control_dir / name for name in ("nbd1.2", f"nbd{pid}", f"nbd{pid}.x")]
+    dead = tap.control_dir / f"nbd{pid}.1"
+    for path in (*others, dead):
+        path.touch()
     assert tap.ok("list") == ""
-    assert not (tap.control_dir / f"ctl{pid}").exists()
-    assert stranger.exists() and other.exists()
+    assert not (tap.control_dir / f"ctl{pid}").exists() and not dead.exists()
+    assert stranger.exists() and all(path.exists() for path in others)
     stranger.unlink()
 
 

@@ -71,6 +71,39 @@ def test_create_makes_a_disk_and_destroy_unmakes_it(bed: Bed) -> None:
     assert bed.run(f"test -e {disk.device}", check=False).status == 1
 
 
+READ_BY_NBD = """
+import socket, struct, sys
+client = socket.socket(socket.AF_UNIX)
+client.connect(sys.argv[1])
+client.sendall(struct.pack(">IQII", 3, 0x49484156454F5054, 1, 0))
+stream = client.makefile("rb")
+size, = struct.unpack(">18xQ2x", stream.read(28))
+for at in range(0, size, 1 << 20):
+    client.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 0, at, at, 1 << 20))
+    assert stream.read(16) == struct.pack(">IIQ", 0x67446698, 0, at)
+    sys.stdout.buffer.write(stream.read(1 << 20))
+sys.stdout.flush()
+if len(sys.argv) > 2:
+    open(sys.argv[2], "w").close()
+    assert stream.read() == b""
+"""
+
+
+def test_a_disk_is_served_by_nbd_until_it_is_closed(bed: Bed) -> None:
+    disk = create(bed, f"aio:{IMAGE}")
+    path = f"/run/blktap-control/nbd{disk.pid}.{disk.minor}"
+    assert bed.run(f"stat -c %a {path}").stdout == "600\n"
+    bed.run(f"echo changed | dd of={disk.device} conv=notrunc,fsync bs=4096 count=1 iflag=fullblock")
+    bed.run(f"python3 - {path} > /tmp/nbd.img && cmp /tmp/nbd.img '{IMAGE}'", stdin=READ_BY_NBD.encode())
+    # A client that stays does not keep the disk, and is told.
+    bed.run("cat > /tmp/client.py", stdin=READ_BY_NBD.encode())
+    bed.run(
+        f"python3 /tmp/client.py {path} /tmp/served > /dev/null & client=$!;"
+        "while [ ! -e /tmp/served ]; do sleep 0.1; done;"
+        f"tap-ctl destroy -p {disk.pid} -m {disk.minor} && wait $client && test ! -e {path}"
+    )
+
+
 def test_destroy_leaves_nothing_at_the_moment_it_returns(bed: Bed) -> None:
     traces = "tap-ctl list; ls /sys/class/blktap2 /run/blktap-control | grep -v :; pgrep -x tapdisk"
     bed.run(
