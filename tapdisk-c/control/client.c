@@ -3,6 +3,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
 #include <signal.h>
@@ -224,6 +225,32 @@ static int by_value(const void *a, const void *b)
 	return (*x > *y) - (*x < *y);
 }
 
+static bool is_dead(int pid)
+{
+	return pid > 0 && kill(pid, 0) && errno == ESRCH;
+}
+
+/* What a dead tapdisk has left beside its socket: common/rundir.h. */
+static void remove_if_stale(int dir, const char *name)
+{
+	char text[32] = "";
+	int fd, minor, pid = 0;
+	char c;
+
+	if (sscanf(name, "stats%d.%d%c", &pid, &minor, &c) != 2 &&
+	    sscanf(name, "nospace.%d%c", &minor, &c) == 1) {
+		fd = openat(dir, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW |
+			    O_NONBLOCK);
+		if (fd < 0 || read(fd, text, sizeof(text) - 1) < 0 ||
+		    sscanf(text, "pid=%d ", &pid) != 1)
+			pid = 0;
+		if (fd >= 0)
+			close(fd);
+	}
+	if (is_dead(pid))
+		unlinkat(dir, name, 0);
+}
+
 int control_pids(int **pids, size_t *n, struct error *err)
 {
 	DIR *dir = opendir(control_dir());
@@ -243,9 +270,11 @@ int control_pids(int **pids, size_t *n, struct error *err)
 		bool control;
 		int pid = socket_pid(entry->d_name, &control);
 
-		if (!pid)
+		if (!pid) {
+			remove_if_stale(dirfd(dir), entry->d_name);
 			continue;
-		if (kill(pid, 0) && errno == ESRCH) {
+		}
+		if (is_dead(pid)) {
 			unlinkat(dirfd(dir), entry->d_name, 0);
 			continue;
 		}

@@ -20,7 +20,7 @@ int control_call(int pid, json_t *request, json_t **reply, int timeout_ms,
 
 /*
  * The pids in the control directory, ascending; those without a process are
- * left out and their sockets removed. The caller frees *pids. No directory is
+ * left out and what they left there is removed. The caller frees *pids. No directory is
  * no pids.
  */
 int control_pids(int **pids, size_t *n, struct error *err);

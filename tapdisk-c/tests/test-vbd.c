@@ -42,6 +42,7 @@ static struct {
 	unsigned int interrupts;	/* ENTERs to fail with EINTR */
 	int set_error, open_error;
 	uint32_t logical_block_size;	/* as the device was made */
+	uint32_t flags;			/* as it was made, or is now */
 	bool big_sectors;		/* of the image's disk: 4096 bytes */
 	bool live;
 
@@ -132,13 +133,16 @@ int ioctl(int fd, unsigned long request, ...)
 		if (driver.entries)
 			return refuse(EEXIST);
 		driver.live = true;
+		driver.flags = ((struct blktap_device_params *)arg)->flags;
 		driver.logical_block_size =
 			((struct blktap_device_params *)arg)->logical_block_size;
 		return 0;
 	case BLKTAP_IOC_RESUME_DEVICE:
 		driver.live = true;
-		return 0;
+		/* fall through */
 	case BLKTAP_IOC_SET_DEVICE:
+		if (driver.flags & ~((struct blktap_device_params *)arg)->flags)
+			return refuse(EINVAL);
 		return driver.set_error ? refuse(driver.set_error) : 0;
 	case BLKTAP_IOC_REMOVE_DEVICE:
 		driver.live = false;
@@ -290,11 +294,18 @@ static void a_request_is_answered_once(void **state)
 	ask(2, BLKTAP_OP_FLUSH, 0, 0);
 	ask(3, BLKTAP_OP_READ, SECTORS - 1, 2);
 	ask(4, BLKTAP_OP_DISCARD, 0, 8);
+	ask(5, BLKTAP_OP_WRITE_ZEROES, 8, 8);
+	ask(6, 99, 0, 8);
+	ask(7, BLKTAP_OP_WRITE, 0, 8);
+	driver.waiting[7].flags = BLKTAP_RQ_FUA;
 	assert_int_equal(answer(0), 0);
 	assert_int_equal(answer(1), 0);
 	assert_int_equal(answer(2), 0);
 	assert_int_equal(answer(3), -EIO);
-	assert_int_equal(answer(4), -EOPNOTSUPP);
+	assert_int_equal(answer(4), 0);
+	assert_int_equal(answer(5), 0);
+	assert_int_equal(answer(6), -EOPNOTSUPP);
+	assert_int_equal(answer(7), 0);
 }
 
 static void data_out_of_the_buffer_is_an_error_and_no_silence(void **state)

@@ -12,6 +12,7 @@
 #include <blktap.h>
 
 #include "control/client.h"
+#include "server.h"
 
 #define SYSFS_CLASS	"/sys/class/blktap2"
 #define LIST_TIMEOUT_MS	5000
@@ -57,6 +58,14 @@ static json_t *number_or_null(int n)
 	return n < 0 ? json_null() : json_integer(n);
 }
 
+/* What its requests wait for. */
+static json_t *waits_for(json_int_t state)
+{
+	if (state & VBD_NO_SPACE)
+		return json_string("space");
+	return state & VBD_WAITING ? json_string("storage") : json_null();
+}
+
 json_t *vbd_output(int pid, const json_t *vbd)
 {
 	bool open = json_is_string(json_object_get(vbd, "args"));
@@ -78,6 +87,8 @@ json_t *vbd_output(int pid, const json_t *vbd)
 			json_object_get(vbd, "sector_size") : json_null());
 	json_object_set(out, "depth", open ?
 			json_object_get(vbd, "depth") : json_null());
+	json_object_set_new(out, "waits_for", waits_for(json_integer_value(
+			json_object_get(vbd, "state"))));
 	return out;
 }
 

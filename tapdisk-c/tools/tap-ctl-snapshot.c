@@ -60,28 +60,54 @@ static int find_leaf(const struct options *opt, char **leaf, struct error *err)
 	return rc;
 }
 
+/* 0 if the directory of an absolute path is the leaf's. */
+static int check_dir(const struct snapshot *s, const char *path,
+		     struct error *err)
+{
+	char *copy = strdup(path), *real = NULL;
+	int rc = 0;
+
+	if (!copy)
+		return out_of_memory(err);
+	if (*path != '/')
+		rc = error_set(err, -EINVAL, "%s: must be absolute, or a mere name",
+			       path);
+	else if (!(real = realpath(dirname(copy), NULL)))
+		rc = error_set(err, -errno, "%s: %s", path, strerror(errno));
+	else if (strcmp(real, s->dir))
+		rc = error_set(err, -EXDEV, "%s: must be in the directory of the leaf, %s",
+			       path, s->dir);
+	free(real);
+	free(copy);
+	return rc;
+}
+
 /* A name without a slash is in the leaf's directory. */
 static int make_names(struct snapshot *s, const struct options *opt,
 		      struct error *err)
 {
+	const char *slash = strrchr(opt->name, '/');
+	const char *base = slash ? slash + 1 : opt->name;
 	char *copy = strdup(s->leaf);
+	int rc = 0;
 
 	s->dir = copy ? strdup(dirname(copy)) : NULL;
 	free(copy);
-	if (!s->dir ||
-	    asprintf(&s->child, "%s/.xenblk-snapshot-%d-%d", s->dir, opt->pid,
-		     opt->minor) < 0)
+	if (!s->dir)
 		return out_of_memory(err);
-	if (strchr(opt->name, '/'))
-		s->parent = realpath(opt->name, NULL) ? NULL : strdup(opt->name);
-	else if (asprintf(&s->parent, "%s/%s", s->dir, opt->name) < 0)
+	if (slash)
+		rc = check_dir(s, opt->name, err);
+	if (rc)
+		return rc;
+	if (asprintf(&s->child, "%s/.xenblk-snapshot-%d-%d", s->dir, opt->pid,
+		     opt->minor) < 0) {
+		s->child = NULL;
+		return out_of_memory(err);
+	}
+	if (asprintf(&s->parent, "%s/%s", s->dir, base) < 0) {
 		s->parent = NULL;
-	if (!s->parent)
-		return error_set(err, -EEXIST, "%s: exists; give the parent another name",
-				 opt->name);
-	if (*s->parent != '/')
-		return error_set(err, -EINVAL, "%s: must be absolute, or a mere name",
-				 s->parent);
+		return out_of_memory(err);
+	}
 	return 0;
 }
 
@@ -133,7 +159,7 @@ int cmd_snapshot(const struct options *opt, struct error *err)
 		goto out;
 	if (link(s.leaf, s.parent)) {
 		rc = error_set(err, -errno, "%s: %s%s", s.parent, strerror(errno),
-			       errno == EXDEV ? "; it must be in the leaf's directory" : "");
+			       errno == EEXIST ? "; give the parent another name" : "");
 		goto out;
 	}
 	rc = sync_dir(s.dir, err);

@@ -88,7 +88,7 @@ void hold_signals(void);
 /* tap-ctl-list.c */
 /* All VBDs of a tapdisk as proto.h has them, in a new array. */
 int tapdisk_vbds(int pid, int timeout_ms, json_t **vbds, struct error *err);
-/* pid, minor, state, type, path, readonly, size, sector_size, depth. */
+/* pid, minor, state, type, path, readonly, size, sector_size, depth, waits_for. */
 json_t *vbd_output(int pid, const json_t *vbd);
 
 #endif

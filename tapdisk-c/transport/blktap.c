@@ -216,17 +216,33 @@ static int ring_map(struct blktap *tap, struct error *err)
 	return 0;
 }
 
+/* What one discard may cover: 1 GiB. */
+#define DISCARD_MAX_SECTORS (1u << 21)
+
+/*
+ * all: offers what the image can't do too, for a device that there is must not
+ * lose what it has, and ignores what it has not. A discard or zeroing
+ * that the image can't do is refused, and the kernel writes instead.
+ */
 static struct blktap_device_params device_params(const struct image_info *info,
-						 bool readonly)
+						 bool readonly, bool all)
 {
-	return (struct blktap_device_params) {
+	struct blktap_device_params params = {
 		.size			= sizeof(struct blktap_device_params),
-		.flags			= BLKTAP_DEV_FLUSH |
+		.flags			= BLKTAP_DEV_FLUSH | BLKTAP_DEV_FUA |
 					  (readonly ? BLKTAP_DEV_RDONLY : 0),
 		.sectors		= info->sectors,
 		.logical_block_size	= info->sector_size,
 		.physical_block_size	= 4096,
+		.discard_granularity	= 4096,
+		.discard_max		= DISCARD_MAX_SECTORS,
 	};
+
+	if (all || info->can & IMAGE_CAN_DISCARD)
+		params.flags |= BLKTAP_DEV_DISCARD;
+	if (all || info->can & IMAGE_CAN_ZERO)
+		params.flags |= BLKTAP_DEV_ZEROES;
+	return params;
 }
 
 static void fetch_on(struct blktap *tap)
@@ -240,7 +256,8 @@ static int blktap_start(struct transport *transport,
 			struct error *err)
 {
 	struct blktap *tap = blktap_of(transport);
-	struct blktap_device_params params = device_params(info, readonly);
+	struct blktap_device_params params = device_params(info, readonly,
+							   false);
 	int rc = 0;
 
 	/* The last blktap_reset() may have failed. */
@@ -257,6 +274,7 @@ static int blktap_start(struct transport *transport,
 		rc = -errno;
 	if (rc == -EEXIST) {
 		rc = 0;
+		params = device_params(info, readonly, true);
 		if (ioctl(tap->fd, BLKTAP_IOC_RESUME_DEVICE, &params) < 0)
 			rc = -errno;
 	}
@@ -301,7 +319,8 @@ static int blktap_release(struct transport *transport,
 			  struct error *err)
 {
 	struct blktap *tap = blktap_of(transport);
-	struct blktap_device_params params = device_params(info, readonly);
+	struct blktap_device_params params = device_params(info, readonly,
+							   true);
 	int rc = watch_on(tap, err);
 
 	if (rc)
@@ -359,6 +378,7 @@ static void take(struct blktap *tap, const struct blktap_sqe *sqe)
 	image->count = sqe->nr_sectors;
 	image->buf = tap->buf + sqe->buf_offset;
 	slot->req.done = request_done;
+	slot->req.fua = sqe->flags & BLKTAP_RQ_FUA;
 	switch (sqe->op) {
 	case BLKTAP_OP_READ:
 		image->op = IMAGE_READ;
@@ -369,6 +389,13 @@ static void take(struct blktap *tap, const struct blktap_sqe *sqe)
 	case BLKTAP_OP_FLUSH:
 		image->op = IMAGE_FLUSH;
 		image->count = 0;
+		break;
+	case BLKTAP_OP_DISCARD:
+		image->op = IMAGE_DISCARD;
+		break;
+	case BLKTAP_OP_WRITE_ZEROES:
+		image->op = IMAGE_ZERO;
+		image->keep_space = sqe->flags & BLKTAP_RQ_NOUNMAP;
 		break;
 	default:
 		request_done(&slot->req, -EOPNOTSUPP);

@@ -150,9 +150,7 @@ def measure(args: argparse.Namespace, found: results.Results, path: Path) -> Non
             bench.rounds(cells)
             if args.counts:
                 say("counting system calls and mallocs")
-                names = cell_module.COUNTED_QUICK if args.quick else cell_module.COUNTED
-                medium = cells[0].medium
-                counted = [cell_module.cell(f"{medium}/{name}") for name in names]
+                counted = cell_module.counted(list(places), args.quick)
                 bench.counts([cell for cell in counted if not args.cell or cell in cells])
             if args.checks and not args.cell:
                 say("checking space and memory")
@@ -210,20 +208,21 @@ def describe(
 def main() -> int:
     """The program: 0 if all was measured, 1 if not. Missed targets are told, they are no failure."""
     args = parser().parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda got, _frame: sys.exit(128 + got))
     if args.show:
         try:
             show(results.load(args.show), args.show)
         except (OSError, ValueError, TypeError) as error:
             fail(str(error))
         return 0
-    OUTPUT.mkdir(parents=True, exist_ok=True)
     date = time.strftime("%Y-%m-%dT%H%MZ", time.gmtime())
     path = args.output or OUTPUT / f"{date}.json"
     found = results.Results(date=date, judged=args.judge)
     try:
+        OUTPUT.mkdir(parents=True, exist_ok=True)
         measure(args, found, path)
-    except PrepareError as error:
+    except (PrepareError, OSError) as error:
         fail(str(error))
     show(found, path)
     return 1 if found.failures else 0

@@ -99,4 +99,9 @@ def rotated(items: Sequence[Entry], round_number: int) -> list[Entry]:
 
 
 COUNTED = ("raw/rr1", "raw/rr32", "raw/rw32", "full/rr32", "full/rw32", "fresh/rw32", "chain30/rr32")
-COUNTED_QUICK = ("raw/rr32", "full/rr32", "full/rw32")
+COUNTED_QUICK = {"ram": ("full/rr32", "full/rw32"), "disk": ("full/rw32",)}
+
+
+def counted(media: Sequence[str], quick: bool) -> list[Cell]:
+    """The cells in which system calls and allocations are counted: an engine may go other ways on other media."""
+    return [cell(f"{medium}/{name}") for medium in media for name in (COUNTED_QUICK[medium] if quick else COUNTED)]

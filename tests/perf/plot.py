@@ -112,7 +112,7 @@ def draw(results: Results, path: Path) -> bool:
     rows = verdict.targets(results)
     if not ratios:
         return False
-    heights = [0.36 * len(ratios) + 0.4, 0.26 * len(rows) + 0.2]
+    heights = [0.31 * len(ratios) + 0.4, 0.26 * len(rows) + 0.2]
     figure = Figure(figsize=(14, sum(heights) + 1.9), dpi=110)
     grid = figure.add_gridspec(2, 2, height_ratios=heights, width_ratios=(1, 1))
     left = figure.add_subplot(grid[0, 0])
@@ -139,6 +139,9 @@ def draw(results: Results, path: Path) -> bool:
             f"vs {row.other}", (1.01, y), xycoords=("axes fraction", "data"), fontsize=8, va="center", color="#555555"
         )
     for axes in (left, right):
+        for y, row in enumerate(ratios):
+            if order.index(row.cell.split("/")[1]) % 2:
+                axes.axhspan(y - 0.5, y + 0.5, color="#000000", alpha=0.045, linewidth=0)
         medium = ""
         for y, row in enumerate(ratios):
             now = row.cell.split("/")[0]
@@ -147,12 +150,12 @@ def draw(results: Results, path: Path) -> bool:
                     axes.axhline(y - 0.55, color="black", linewidth=0.8)
                 axes.text(
                     0.005,
-                    y - 0.45,
+                    y - 0.42,
                     now.upper(),
                     transform=axes.get_yaxis_transform(),
                     fontsize=9,
                     fontweight="bold",
-                    va="center",
+                    va="top",
                 )
                 medium = now
     right.tick_params(axis="y", labelleft=False)

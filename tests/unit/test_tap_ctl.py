@@ -170,6 +170,7 @@ def test_list_as_json_has_null_for_what_is_absent(tap: TapCtl) -> None:
             "size": 1 << 20,
             "sector_size": 512,
             "depth": 2,
+            "waits_for": None,
         },
         {
             "pid": pid,
@@ -181,6 +182,7 @@ def test_list_as_json_has_null_for_what_is_absent(tap: TapCtl) -> None:
             "size": None,
             "sector_size": None,
             "depth": None,
+            "waits_for": None,
         },
     ]
 

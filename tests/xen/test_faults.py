@@ -164,12 +164,41 @@ echo "sum $(sha256sum < /piece | cut -d' ' -f1)"
 """
 
 
-def test_a_full_file_system_is_an_error_to_the_guest_until_there_is_room(bed: Bed) -> None:
+@contextmanager
+def nearly_full(bed: Bed) -> Iterator[list[str]]:
+    """Two disks, as a guest has them, on a file system with room for 10 MiB beside /srv/small/filler."""
     with small_file_system(bed, "/srv/small", 40):
         for name in ("a", "b"):
             bed.run(f"vhd-util create -n /srv/small/{name}.vhd -s {MEGABYTES}")
         bed.run("fallocate -l $(($(df --output=avail -B1 /srv/small | tail -n 1) - (10 << 20))) /srv/small/filler")
-        guest = Guest(bed, "full", FILL, [f"tap2:vhd:/srv/small/{name}.vhd,xvd{name},w" for name in ("a", "b")])
+        yield [f"tap2:vhd:/srv/small/{name}.vhd,xvd{name},w" for name in ("a", "b")]
+
+
+def check_filled(bed: Bed, output: str) -> None:
+    """Every MiB of the first disk is the piece whose sum the guest gave."""
+    [piece] = re.findall(r"^sum ([0-9a-f]{64})$", output, re.M)
+    bed.run("vhd-util check -n /srv/small/a.vhd -b")
+    device = tapdisks.create(bed, "vhd:/srv/small/a.vhd", readonly=True)
+    sums = bed.run(
+        f"for i in $(seq 0 {MEGABYTES - 1}); do dd if={device} bs=1M skip=$i count=1 status=none | sha256sum; done"
+    ).stdout
+    tapdisks.destroy(bed, device)
+    assert sums == f"{piece}  -\n" * MEGABYTES
+
+
+@contextmanager
+def configured(bed: Bed, setting: str) -> Iterator[None]:
+    """With one more line in xenblk.yaml."""
+    bed.run(f"cp /etc/xen/xenblk.yaml /root/yaml && echo '{setting}' >> /etc/xen/xenblk.yaml && xenblk config apply")
+    try:
+        yield
+    finally:
+        bed.run("mv /root/yaml /etc/xen/xenblk.yaml && xenblk config apply")
+
+
+def test_a_full_file_system_may_be_an_error_to_the_guest_until_there_is_room(bed: Bed) -> None:
+    with configured(bed, "no_space: fail"), nearly_full(bed) as disks:
+        guest = Guest(bed, "full", FILL, disks)
         try:
             guest.start(create=CREATE)
             guest.wait_text("^waiting$")
@@ -181,14 +210,55 @@ def test_a_full_file_system_is_an_error_to_the_guest_until_there_is_room(bed: Be
             guest.wait_gone()
         finally:
             guest.destroy()
-        [piece] = re.findall(r"^sum ([0-9a-f]{64})$", output, re.M)
-        bed.run("vhd-util check -n /srv/small/a.vhd -b")
-        device = tapdisks.create(bed, "vhd:/srv/small/a.vhd", readonly=True)
-        sums = bed.run(
-            f"for i in $(seq 0 {MEGABYTES - 1}); do dd if={device} bs=1M skip=$i count=1 status=none | sha256sum; done"
-        ).stdout
-        tapdisks.destroy(bed, device)
-        assert sums == f"{piece}  -\n" * MEGABYTES
+        check_filled(bed, output)
+
+
+WAIT = """
+wait_for_disk xvda
+wait_for_disk xvdb
+dd if=/dev/urandom of=/piece bs=1M count=1 status=none
+fill() {
+	n=0
+	while [ $n -lt 24 ]; do
+		dd if=/piece of=/dev/xvda bs=1M seek=$n oflag=direct conv=notrunc status=none || exit 1
+		n=$((n + 1))
+	done
+	dd if=/dev/null of=/dev/xvda conv=notrunc,fsync status=none || exit 1
+}
+fill &
+writer=$!
+turn=0
+while kill -0 $writer 2>/dev/null; do
+	dd if=/dev/xvdb of=/dev/null bs=4k count=1 iflag=direct status=none || exit 2
+	dd if=/dev/xvda of=/dev/null bs=4k count=1 iflag=direct status=none || exit 3
+	turn=$((turn + 1))
+	echo "turn $turn"
+	usleep 300000
+done
+wait $writer || exit 4
+echo "sum $(sha256sum < /piece | cut -d' ' -f1)"
+"""
+
+
+def test_a_full_file_system_is_time_to_the_guest(bed: Bed) -> None:
+    """Its write waits, its reads go on, and the disk says so, until there is room."""
+    with nearly_full(bed) as disks:
+        guest = Guest(bed, "waits", WAIT, disks)
+        try:
+            guest.start(create=CREATE)
+            bed.wait_for("ls /run/blktap-control/nospace.*", 60)
+            [full] = [disk for disk in tapdisks.served(bed) if disk.args == "vhd:/srv/small/a.vhd"]
+            assert full.state == "0x2000"
+            assert f"minor={full.minor} " in bed.run(f"cat /run/blktap-control/nospace.{full.minor}").stdout
+            guest.wait_text(f"^turn {turns(guest) + 5}$")
+            bed.run("rm /srv/small/filler")
+            output = guest.wait().output
+            guest.wait_gone()
+        finally:
+            guest.destroy()
+        assert "error" not in output
+        assert "nospace" not in bed.run("ls /run/blktap-control").stdout
+        check_filled(bed, output)
 
 
 def test_a_guest_goes_on_when_its_image_is_deleted(bed: Bed) -> None:

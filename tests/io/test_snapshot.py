@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""tap-ctl snapshot: a new leaf under a disk in use, and what is there if it fails or is cut off."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.lib import vhdutil
+from tests.lib.disk import Disk, write_raw
+from tests.lib.expected import Expected, random_batch
+from tests.lib.nbddisk import NbdDisk
+from tests.lib.tapctl import MINOR, Served
+
+SIZE = 12 * 2048
+
+
+@pytest.fixture
+def leaf(tmp_path: Path) -> Path:
+    (tmp_path / "srv").mkdir()
+    path = tmp_path / "srv" / "disk.vhd"
+    vhdutil.ok("create", "-n", path, "-s", 12)
+    return path
+
+
+def names(leaf: Path) -> list[str]:
+    return sorted(entry.name for entry in leaf.parent.iterdir())
+
+
+def test_snapshots_under_load_lose_nothing(tmp_path: Path, leaf: Path) -> None:
+    seed = random.randrange(1 << 30)
+    print(f"{seed=}")
+    chance = random.Random(seed)
+    expected = Expected(SIZE)
+    with Served(tmp_path, f"vhd:{leaf}") as served, NbdDisk(served.socket, 3) as disk:
+        for i in range(6):
+            snapshot = served.start("snapshot", "-n", f"base{i}.vhd")
+            batches = 0
+            while snapshot.poll() is None or not batches:
+                expected.run(disk, random_batch(expected, chance, 16))
+                batches += 1
+            assert (snapshot.communicate()[1], snapshot.returncode) == ("", 0)
+            expected.run(disk, random_batch(expected, chance, 16))
+        expected.check(disk)
+        assert served.log().count("requests waited at most") == 6
+    assert names(leaf) == sorted(["disk.vhd", *(f"base{i}.vhd" for i in range(6))])
+    assert "is valid" in vhdutil.ok("check", "-n", leaf, "-p", "-b")
+    with Disk(f"vhd:{leaf}") as disk:
+        assert (disk.sectors, disk.depth) == (SIZE, 7)
+        expected.check(disk)
+
+
+def test_the_parent_keeps_what_was_there(tmp_path: Path, leaf: Path) -> None:
+    expected = Expected(SIZE)
+    with Served(tmp_path, f"vhd:{leaf}") as served, NbdDisk(served.socket) as disk:
+        expected.run(disk, [expected.write_command(100, 64), expected.write_command(5000, 8)])
+        then = list(expected.now)
+        served.ok("snapshot", "-n", "base.vhd")
+        expected.run(disk, [expected.write_command(100, 8)])
+        # The new leaf is locked for writing, the parent for reading.
+        assert "in use" in vhdutil.fails("repair", "-n", leaf)
+        with Disk(f"vhd:{leaf.parent}/base.vhd", readonly=True) as base:
+            was = Expected(SIZE)
+            was.now = then
+            was.check(base)
+    # It is a parent from now on.
+    with pytest.raises(OSError, match="is marked as having children"):
+        Disk(f"vhd:{leaf.parent}/base.vhd").close()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("taken.vhd", "taken.vhd: File exists; give the parent another name"),
+        ("{elsewhere}/base.vhd", "base.vhd: must be in the directory of the leaf, "),
+        ("./base.vhd", "./base.vhd: must be absolute, or a mere name"),
+        ("a" * 300, "File name too long"),
+    ],
+)
+def test_a_wrong_name_changes_nothing(tmp_path: Path, leaf: Path, name: str, message: str) -> None:
+    (leaf.parent / "taken.vhd").touch()
+    before = names(leaf)
+    expected = Expected(SIZE)
+    with Served(tmp_path, f"vhd:{leaf}") as served, NbdDisk(served.socket) as disk:
+        expected.run(disk, [expected.write_command(0, 8)])
+        assert message in served.refused("snapshot", "-n", name.format(elsewhere=tmp_path))
+        assert names(leaf) == before
+        expected.run(disk, [expected.write_command(8, 8)])
+        expected.check(disk)
+    with Disk(f"vhd:{leaf}") as disk:
+        expected.check(disk)
+
+
+def test_only_a_vhd_that_is_open_has_snapshots(tmp_path: Path, leaf: Path) -> None:
+    image = tmp_path / "a.img"
+    write_raw(image, SIZE, {})
+    with Served(tmp_path, f"aio:{image}") as served:
+        assert served.refused("snapshot", "-n", "b") == f"minor 3: aio:{image}: only a vhd: can have a snapshot"
+    with Served(tmp_path, f"vhd:{leaf}") as served:
+        served.ok("pause")
+        assert "minor 3: is paused; unpause it first" in served.refused("snapshot", "-n", "base.vhd")
+        assert names(leaf) == ["disk.vhd"]
+    with Served(tmp_path, f"vhd:{leaf}", "-R") as served:
+        assert "is read-only" in served.refused("snapshot", "-n", "base.vhd")
+        assert names(leaf) == ["disk.vhd"]
+
+
+def test_a_leaf_that_is_another_file_now_is_left_alone(tmp_path: Path, leaf: Path) -> None:
+    with Served(tmp_path, f"vhd:{leaf}") as served:
+        os.rename(leaf, f"{leaf}.moved")
+        vhdutil.ok("create", "-n", leaf, "-s", 12)
+        assert "is not the file that is served any more" in served.refused("snapshot", "-n", "base.vhd")
+        assert names(leaf) == ["disk.vhd", "disk.vhd.moved"]
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_snapshot_that_is_cut_off_leaves_the_disk(tmp_path: Path, leaf: Path, renamed: bool) -> None:
+    """Made by hand, what is there before and after the one step; tapdisk was killed then."""
+    expected = Expected(SIZE)
+    with Served(tmp_path, f"vhd:{leaf}") as served, NbdDisk(served.socket) as disk:
+        expected.run(disk, [expected.write_command(100, 64)])
+        served.kill()
+    base, child = leaf.with_name("base.vhd"), leaf.with_name(f".xenblk-snapshot-{served.pid}-{MINOR}")
+    os.link(leaf, base)
+    vhdutil.ok("snapshot", "-n", child, "-p", base)
+    os.removexattr(base, "user.xenblk.children")
+    if renamed:
+        child.rename(leaf)
+    with Served(tmp_path, f"vhd:{leaf}") as served, NbdDisk(served.socket) as disk:
+        expected.check(disk)
+        expected.run(disk, [expected.write_command(100, 8)])
+        # A later one does not stumble over what was left.
+        served.ok("snapshot", "-n", "again.vhd")
+        expected.check(disk)
+    # A warning of what the killed one left is no error.
+    assert vhdutil.run("check", "-n", leaf, "-p", "-b").returncode == 0
+    if renamed:
+        with pytest.raises(OSError, match="is the parent of"):
+            Disk(f"vhd:{base}").close()
+
+
+def test_a_chain_of_thirty_takes_no_more(tmp_path: Path, leaf: Path) -> None:
+    with Served(tmp_path, f"vhd:{leaf}") as served:
+        for i in range(29):
+            served.ok("snapshot", "-n", f"{i}.vhd")
+        assert "has 30 images, the most there may be; coalesce it first" in served.refused("snapshot", "-n", "29.vhd")
+        assert "29.vhd" not in names(leaf)
+        assert f"args=vhd:{leaf}\n" in served.ok("list")
+    assert vhdutil.ok("query", "-n", leaf, "-d") == "chain depth: 30\n"

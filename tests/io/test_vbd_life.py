@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""A disk whose storage is full, away or stuck, as tap-ctl shows and steers it."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.lib.disk import write_raw
+from tests.lib.expected import Expected
+from tests.lib.faults import Faults
+from tests.lib.nbddisk import NbdDisk
+from tests.lib.tapctl import MINOR, Served
+
+SIZE = 2048
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "a.img"
+    write_raw(path, SIZE, {})
+    return path
+
+
+@pytest.fixture
+def rules(tmp_path: Path) -> Faults:
+    return Faults(tmp_path / "rules")
+
+
+def shown(served: Served) -> dict[str, object]:
+    """What tap-ctl list says of the disk."""
+    [row] = json.loads(served.ok("list", "--json"))
+    return dict(row)
+
+
+def wait_until(served: Served, waits_for: str | None) -> None:
+    end = time.monotonic() + 20
+    while shown(served)["waits_for"] != waits_for:
+        assert time.monotonic() < end, served.log()
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("rule", ["write errno=ENOSPC", "write errno=EDQUOT"])
+def test_a_disk_without_space_says_so_and_goes_on_when_told(
+    tmp_path: Path, image: Path, rules: Faults, rule: str
+) -> None:
+    expected = Expected(SIZE, holds_all=True)
+    with Served(tmp_path, f"aio:{image}", engine=rules.engine()) as served, NbdDisk(served.socket) as disk:
+        marker = served.directory / f"nospace.{MINOR}"
+        rules.set(rule)
+        command = expected.write_command(0, 8)
+        [waiting] = disk.start([command])
+        wait_until(served, "space")
+        assert f"state={0x2000:#x} " in served.ok("list")
+        assert marker.read_text() == f"pid={served.pid} minor={MINOR} args=aio:{image}\n"
+        assert json.loads(served.ok("stats"))["waiting"] == 1
+        expected.run(disk, ["r 100 8"])
+        rules.off()
+        served.ok("unpause")
+        assert disk.wait([waiting], 2) == ["ok"]
+        expected.acknowledged(command)
+        wait_until(served, None)
+        assert not marker.exists()
+        expected.check(disk)
+        assert served.log().count("no space left for writes") == 1
+        assert "goes on after" in served.log()
+
+
+def test_a_disk_without_space_may_be_moved(tmp_path: Path, image: Path, rules: Faults) -> None:
+    """Paused while a write waits, opened where there is room, and larger: the write is done there."""
+    expected = Expected(SIZE, holds_all=True)
+    with Served(tmp_path, f"aio:{image}", engine=rules.engine()) as served, NbdDisk(served.socket) as disk:
+        rules.set("write errno=ENOSPC")
+        command = expected.write_command(0, 8)
+        [waiting] = disk.start([command])
+        wait_until(served, "space")
+        served.ok("pause", "-t", 5)
+        assert shown(served)["state"] == 0x2020
+        rules.off()
+        larger = tmp_path / "b.img"
+        write_raw(larger, 2 * SIZE, {})
+        small = tmp_path / "c.img"
+        write_raw(small, SIZE // 2, {})
+        message = served.refused("unpause", "-a", f"aio:{small}")
+        assert message.startswith(f"aio:{small}: its disk has 524288 bytes, that of minor 3 has 1048576")
+        served.ok("unpause", "-a", f"aio:{larger}")
+        assert disk.wait([waiting], 5) == ["ok"]
+        expected.acknowledged(command)
+        expected.check(disk)
+        with NbdDisk(served.socket) as late:
+            assert late.batch([f"r {2 * SIZE - 8} 8"]) == ["0 0 0 0 0 0 0 0"]
+        assert shown(served)["size"] == 2 * SIZE * 512
+
+
+def test_settings_of_one_disk_go_before_the_configuration(tmp_path: Path, image: Path, rules: Faults) -> None:
+    served = Served(tmp_path, f"aio:{image}", "--no-space=fail", "--retry-errors=none", engine=rules.engine())
+    with served, NbdDisk(served.socket) as disk:
+        for error, number in (("ENOSPC", 28), ("ETIMEDOUT", 5)):
+            rules.set(f"write errno={error}")
+            assert disk.batch(["w 0 8 1"]) == [f"err {number}"]
+        rules.off()
+
+
+def test_after_its_time_a_request_may_wait_for_unpause(tmp_path: Path, image: Path, rules: Faults) -> None:
+    options = ["--retry-for=0", "--retry-then=pause"]
+    with (
+        Served(tmp_path, f"aio:{image}", *options, engine=rules.engine()) as served,
+        NbdDisk(served.socket) as disk,
+    ):
+        rules.set("write errno=ESTALE")
+        waiting = disk.start(["w 0 8 1"])
+        wait_until(served, "storage")
+        rules.off()
+        with pytest.raises(TimeoutError):
+            disk.wait(waiting, 2)
+        served.ok("unpause")
+        assert disk.wait(waiting, 2) == ["ok"]
+        assert "wait for `tap-ctl unpause`" in served.log()
+
+
+def test_a_pause_over_stuck_io_is_called_off(tmp_path: Path, image: Path, rules: Faults) -> None:
+    with Served(tmp_path, f"aio:{image}", engine=rules.engine()) as served, NbdDisk(served.socket) as disk:
+        rules.set("write from=0 to=4096 stuck")
+        stuck = disk.start(["w 0 8 1"])
+        begin = time.monotonic()
+        message = served.refused("pause", "-t", 1)
+        assert time.monotonic() - begin < 10
+        assert message.startswith(f"minor {MINOR}: not done, the disk goes on: 1 requests did not come back from")
+        assert shown(served)["state"] == 0
+        assert disk.batch(["w 100 8 2", "f"]) == ["ok", "ok"]
+        rules.off()
+        assert disk.wait(stuck) == ["ok"]
+        served.ok("pause", "-t", 5)
+        served.ok("unpause")
+
+
+def test_pauses_under_a_load_that_never_stops(tmp_path: Path, image: Path) -> None:
+    with Served(tmp_path, f"aio:{image}") as served, NbdDisk(served.socket, 4) as disk:
+        for i in range(10):
+            pause = served.start("pause", "-t", 10)
+            requests = disk.start([f"w {start} 8 {i + 1}" for start in range(0, 512, 8)])
+            while pause.poll() is None:
+                for at, request in enumerate(requests):
+                    if request.look():
+                        [requests[at]] = disk.start([f"w {at * 8} 8 {i + 1}"])
+            assert pause.communicate()[1] == "" and pause.returncode == 0
+            assert shown(served)["state"] == 0x20
+            served.ok("unpause")
+            assert set(disk.wait(requests)) == {"ok"}
+
+
+def test_statistics_of_a_tapdisk_that_is_stuck(tmp_path: Path, image: Path) -> None:
+    with Served(tmp_path, f"aio:{image}") as served, NbdDisk(served.socket) as disk:
+        assert set(disk.batch([f"w {start} 8 1" for start in range(0, 800, 8)])) == {"ok"}
+        os.kill(served.pid, signal.SIGSTOP)
+        begin = time.monotonic()
+        stats = json.loads(served.ok("stats", "--json"))
+        assert time.monotonic() - begin < 2
+        os.kill(served.pid, signal.SIGCONT)
+        write = stats["write"]
+        assert (write["requests"], write["bytes"], write["errors"], stats["inflight"]) == (100, 100 * 4096, 0, 0)
+        assert sum(count for _, count in write["latency"]) == 100
+        assert 0 < write["p50_ns"] <= write["p99_ns"] <= write["max_ns"] <= write["total_ns"]
+        assert (stats["path"], stats["chain"], stats["state"]) == (str(image), [str(image)], 0)
+
+
+def test_what_a_killed_tapdisk_leaves_is_removed(tmp_path: Path, image: Path, rules: Faults) -> None:
+    with Served(tmp_path, f"aio:{image}", engine=rules.engine()) as served, NbdDisk(served.socket) as disk:
+        rules.set("write errno=ENOSPC")
+        disk.start(["w 0 8 1"])
+        wait_until(served, "space")
+        served.kill()
+        left = {f"stats{served.pid}.{MINOR}", f"nospace.{MINOR}"}
+        assert left <= {entry.name for entry in served.directory.iterdir()}
+        assert "is not running" in served.refused("stats")
+        served.clean()
+        assert not left & {entry.name for entry in served.directory.iterdir()}

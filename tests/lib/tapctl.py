@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""A tapdisk in all but the ring (tests/tool-vbd), steered by tap-ctl; its disk is reached by NBD."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from tests.lib.programs import program
+
+START_SECONDS = 20
+MINOR = 3
+
+
+class Served:
+    """One disk of one tapdisk, at MINOR."""
+
+    def __init__(
+        self,
+        directory: Path,
+        spec: str,
+        *options: str,
+        engine: str = "uring",
+        settings: Sequence[str] = (),
+    ) -> None:
+        """`options`: of tap-ctl open. `settings`: lines of the configuration."""
+        self.directory = directory / "ctl"
+        config = directory / "config"
+        config.write_text("".join(f"{line}\n" for line in ("version=1", *settings)), encoding="utf-8")
+        self._env = {
+            **os.environ,
+            "XENBLK_CONTROL_DIR": str(self.directory),
+            "XENBLK_ENGINE": engine,
+            "XENBLK_CONFIG": str(config),
+        }
+        self._errors = (directory / "tapdisk.err").open("w+", encoding="utf-8")
+        self.process = subprocess.Popen([program("tests/tool-vbd")], env=self._env, stderr=self._errors)
+        self.pid = self.process.pid
+        self.socket = self.directory / f"nbd{self.pid}.{MINOR}"
+        end = time.monotonic() + START_SECONDS
+        while not (self.directory / f"ctl{self.pid}").exists():
+            assert self.process.poll() is None and time.monotonic() < end, self.log()
+            time.sleep(0.01)
+        self.ok("attach")
+        self.ok("open", "-a", spec, *options)
+
+    def command(self, verb: str, *args: str | int) -> list[str]:
+        """tap-ctl with this verb, on this disk."""
+        return [str(program("tap-ctl")), verb, "-p", str(self.pid), "-m", str(MINOR), *map(str, args)]
+
+    def start(self, verb: str, *args: str | int) -> "subprocess.Popen[str]":
+        """Without waiting for it."""
+        return subprocess.Popen(self.command(verb, *args), env=self._env, stderr=subprocess.PIPE, text=True)
+
+    def run(self, verb: str, *args: str | int) -> "subprocess.CompletedProcess[str]":
+        """Whatever becomes of it."""
+        return subprocess.run(
+            self.command(verb, *args), env=self._env, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    def ok(self, verb: str, *args: str | int) -> str:
+        """The output of a verb that succeeds."""
+        done = self.run(verb, *args)
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        return done.stdout
+
+    def refused(self, verb: str, *args: str | int) -> str:
+        """The message of a verb that fails."""
+        done = self.run(verb, *args)
+        assert done.returncode == 1, done.stderr
+        return done.stderr.removeprefix("tap-ctl: ").rstrip("\n")
+
+    def clean(self) -> None:
+        """tap-ctl list of all there is, which removes what the dead have left."""
+        subprocess.run([program("tap-ctl"), "list"], env=self._env, capture_output=True, check=True)
+
+    def log(self) -> str:
+        """What tapdisk has written to its standard error."""
+        self._errors.seek(0)
+        return self._errors.read()
+
+    def kill(self) -> None:
+        """As the kernel would."""
+        self.process.send_signal(signal.SIGCONT)
+        self.process.kill()
+        self.process.wait()
+
+    def __enter__(self) -> "Served":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None and self.process.poll() is None:
+            self.ok("close", "-f")
+            self.ok("detach")
+            status = self.process.wait(timeout=60)
+            assert status == 0, f"{status}: {self.log()}"
+        else:
+            self.kill()
+            print(self.log())
+        self._errors.close()
