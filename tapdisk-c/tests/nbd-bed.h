@@ -3,23 +3,13 @@
  * The NBD transport on a VBD in memory that answers when and as the test says;
  * the client is a socket of the same thread. Included by one file of a program.
  */
-#include <errno.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <time.h>
-#include <unistd.h>
-
-#include <cmocka.h>
 
 #include "common/bytes.h"
+#include "tests/engine-bed.h"
 #include "transport/nbd-internal.h"
 #include "transport/nbd.h"
 
@@ -133,8 +123,7 @@ static int setup(void **state)
 	struct fixture *f = calloc(1, sizeof(*f));
 	struct error err;
 
-	if (engine_open(&f->engine, *state, 64, &err))
-		fail_msg("%s", err.text);
+	f->engine = open_or_fail(*state, 64);
 	strcpy(f->dir, "/tmp/test-nbd-XXXXXX");
 	assert_non_null(mkdtemp(f->dir));
 	snprintf(f->path, sizeof(f->path), "%s/s", f->dir);

@@ -3,23 +3,11 @@
  * Files registered with blocks of 4096 bytes, on both engines: what reaches the
  * kernel is aligned, whatever the requests are, and no byte is lost.
  */
-#include <errno.h>
-#include <fcntl.h>
-#include <limits.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
-
-#include <cmocka.h>
 
 #include "common/clock.h"
 #include "io/engine-internal.h"
+#include "tests/engine-bed.h"
 
 #define BLOCK	4096u
 #define SECTOR	512u
@@ -35,22 +23,6 @@ struct fixture {
 };
 
 static struct fixture *active;
-
-/* Beside the program: /tmp may be a tmpfs, which has no O_DIRECT on 6.1. */
-static int scratch_file(void)
-{
-	char path[PATH_MAX];
-	ssize_t n = readlink("/proc/self/exe", path, sizeof(path) - 32);
-	int fd;
-
-	assert_true(n > 0);
-	path[n] = 0;
-	strcat(path, ".XXXXXX");
-	fd = mkostemp(path, O_CLOEXEC | O_DIRECT);
-	assert_true(fd >= 0);
-	unlink(path);
-	return fd;
-}
 
 /* As a disk with large blocks would: but the end of a file may cut a read. */
 static bool submit(struct engine *engine, struct io_req *req)
@@ -72,17 +44,14 @@ static bool submit(struct engine *engine, struct io_req *req)
 
 static int setup(void **state)
 {
-	const char *name = *state;
 	struct fixture *f = calloc(1, sizeof(*f));
-	struct error err;
 
-	if (engine_open(&f->engine, name, 64, &err))
-		fail_msg("%s", err.text);
+	f->engine = open_or_fail(*state, 64);
 	f->real = f->engine->ops;
 	f->ops = *f->real;
 	f->ops.submit = submit;
 	f->engine->ops = &f->ops;
-	f->fd = scratch_file();
+	f->fd = scratch_file(O_DIRECT);
 	f->rng = now_ns() | 1;
 	engine_file_add(f->engine, f->fd, BLOCK);
 	active = f;
@@ -110,45 +79,24 @@ static unsigned int below(struct fixture *f, unsigned int n)
 	return (unsigned int)(f->rng >> 20) % n;
 }
 
-struct one {
-	struct io_req req;
-	struct iovec iov[2];
-	int calls, err;
-};
-
-static void one_done(struct io_req *req, int err)
-{
-	struct one *one = container_of(req, struct one, req);
-
-	one->calls++;
-	one->err = err;
-}
-
 static void queue(struct fixture *f, struct one *one, enum io_op op,
 		  uint64_t offset, void *base, size_t len)
 {
 	*one = (struct one){
 		.req = { .op = op, .fd = f->fd, .offset = offset, .len = len,
-			 .stream = &f->stream, .iov = one->iov, .iovcnt = 1,
+			 .stream = &f->stream, .iov = &one->iov, .iovcnt = 1,
 			 .done = one_done },
-		.iov = { { base, len } },
+		.iov = { base, len },
 	};
 	engine_queue(f->engine, &one->req);
 }
 
-static void run_all_queued(struct fixture *f)
-{
-	while (engine_inflight(f->engine))
-		assert_int_equal(engine_run(f->engine, -1), 0);
-}
-
-static int run_one(struct fixture *f, enum io_op op, uint64_t offset,
-		   void *base, size_t len)
+static int io(struct fixture *f, enum io_op op, uint64_t offset, void *base, size_t len)
 {
 	struct one one;
 
 	queue(f, &one, op, offset, base, len);
-	run_all_queued(f);
+	run_until_idle(f->engine);
 	assert_int_equal(one.calls, 1);
 	return one.err;
 }
@@ -164,12 +112,12 @@ static void a_sector_is_written_and_its_neighbours_stay(void **state)
 	uint8_t page[BLOCK], back[BLOCK];
 
 	memset(page, 'a', sizeof(page));
-	assert_int_equal(run_one(f, IO_WRITE, 0, page, sizeof(page)), 0);
+	assert_int_equal(io(f, IO_WRITE, 0, page, sizeof(page)), 0);
 	memset(page + 3 * SECTOR, 'b', SECTOR);
-	assert_int_equal(run_one(f, IO_WRITE, 3 * SECTOR, page + 3 * SECTOR, SECTOR), 0);
-	assert_int_equal(run_one(f, IO_READ, 0, back, sizeof(back)), 0);
+	assert_int_equal(io(f, IO_WRITE, 3 * SECTOR, page + 3 * SECTOR, SECTOR), 0);
+	assert_int_equal(io(f, IO_READ, 0, back, sizeof(back)), 0);
 	assert_memory_equal(back, page, sizeof(page));
-	assert_int_equal(run_one(f, IO_READ, 3 * SECTOR, back, 2 * SECTOR), 0);
+	assert_int_equal(io(f, IO_READ, 3 * SECTOR, back, 2 * SECTOR), 0);
 	assert_memory_equal(back, page + 3 * SECTOR, 2 * SECTOR);
 	assert_int_equal(file_size(f), BLOCK);
 }
@@ -182,22 +130,22 @@ static void the_end_of_a_file_stays_where_requests_put_it(void **state)
 	memset(sector, 'x', sizeof(sector));
 	assert_int_equal(ftruncate(f->fd, 1000), 0);
 	/* Inside the last, partial block. */
-	assert_int_equal(run_one(f, IO_WRITE, 0, sector, SECTOR), 0);
+	assert_int_equal(io(f, IO_WRITE, 0, sector, SECTOR), 0);
 	assert_int_equal(file_size(f), 1000);
 	/* Over its end, and far behind it: a hole is between. */
-	assert_int_equal(run_one(f, IO_WRITE, 2 * SECTOR, sector, SECTOR), 0);
+	assert_int_equal(io(f, IO_WRITE, 2 * SECTOR, sector, SECTOR), 0);
 	assert_int_equal(file_size(f), 3 * SECTOR);
-	assert_int_equal(run_one(f, IO_WRITE, 10 * BLOCK + SECTOR, sector, SECTOR), 0);
+	assert_int_equal(io(f, IO_WRITE, 10 * BLOCK + SECTOR, sector, SECTOR), 0);
 	assert_int_equal(file_size(f), 10 * BLOCK + 2 * SECTOR);
 
-	assert_int_equal(run_one(f, IO_READ, 10 * BLOCK, back, 2 * SECTOR), 0);
+	assert_int_equal(io(f, IO_READ, 10 * BLOCK, back, 2 * SECTOR), 0);
 	assert_int_equal(back[SECTOR - 1], 0);
 	assert_memory_equal(back + SECTOR, sector, SECTOR);
-	assert_int_equal(run_one(f, IO_READ, 10 * BLOCK, back, 3 * SECTOR), -ENODATA);
-	assert_int_equal(run_one(f, IO_READ, 9 * BLOCK, back, 2 * BLOCK), -ENODATA);
-	assert_int_equal(run_one(f, IO_READ, 11 * BLOCK, back, SECTOR), -ENODATA);
-	assert_int_equal(run_one(f, IO_READ, 20 * BLOCK, back, BLOCK), -ENODATA);
-	assert_int_equal(run_one(f, IO_READ, 2 * SECTOR, back, SECTOR), 0);
+	assert_int_equal(io(f, IO_READ, 10 * BLOCK, back, 3 * SECTOR), -ENODATA);
+	assert_int_equal(io(f, IO_READ, 9 * BLOCK, back, 2 * BLOCK), -ENODATA);
+	assert_int_equal(io(f, IO_READ, 11 * BLOCK, back, SECTOR), -ENODATA);
+	assert_int_equal(io(f, IO_READ, 20 * BLOCK, back, BLOCK), -ENODATA);
+	assert_int_equal(io(f, IO_READ, 2 * SECTOR, back, SECTOR), 0);
 	assert_memory_equal(back, sector, SECTOR);
 }
 
@@ -220,16 +168,21 @@ static void writes_behind_the_end_don_t_cut_each_other(void **state)
 			queue(f, &one[i], IO_WRITE, at, sectors[i], SECTOR);
 			end = at + SECTOR;
 		}
-		run_all_queued(f);
+		run_until_idle(f->engine);
 		assert_int_equal(file_size(f), end);
 		for (unsigned int i = 0; i < N; i++) {
 			assert_int_equal(one[i].err, 0);
-			assert_int_equal(run_one(f, IO_READ, one[i].req.offset,
-						 back, SECTOR), 0);
+			assert_int_equal(io(f, IO_READ, one[i].req.offset,
+					    back, SECTOR), 0);
 			assert_memory_equal(back, sectors[i], SECTOR);
 		}
 	}
 }
+
+struct pieces {
+	struct one one;
+	struct iovec iov[2];
+};
 
 /*
  * Batches of requests that don't overlap but often share blocks, more than the
@@ -240,7 +193,7 @@ static void concurrent_requests_lose_no_sector(void **state)
 	enum { N = 200 };
 	struct fixture *f = *state;
 	static uint8_t model[SECTORS * SECTOR], memory[SECTORS * SECTOR + 64];
-	struct one *one = calloc(N, sizeof(*one));
+	struct pieces *many = calloc(N, sizeof(*many));
 
 	print_message("seed %llu\n", (unsigned long long)f->rng);
 	memset(model, 0, sizeof(model));
@@ -275,12 +228,11 @@ static void concurrent_requests_lose_no_sector(void **state)
 			}
 			if (below(f, 2))
 				first = 1 + below(f, (unsigned int)bytes);
-			one[n] = (struct one){
-				.req = { .op = op, .fd = f->fd,
-					 .offset = (uint64_t)at * SECTOR,
-					 .len = bytes, .stream = &f->stream,
-					 .iov = one[n].iov, .iovcnt = 2,
-					 .done = one_done },
+			many[n] = (struct pieces){
+				.one.req = { .op = op, .fd = f->fd,
+					     .offset = (uint64_t)at * SECTOR,
+					     .len = bytes, .stream = &f->stream,
+					     .iovcnt = 2, .done = one_done },
 				.iov = { { mem, first },
 					 { mem + first, bytes - first } },
 			};
@@ -289,29 +241,31 @@ static void concurrent_requests_lose_no_sector(void **state)
 		/* In any order. */
 		for (unsigned int i = n; i > 1; i--) {
 			unsigned int k = below(f, i);
-			struct one x = one[k];
+			struct pieces x = many[k];
 
-			one[k] = one[i - 1];
-			one[i - 1] = x;
+			many[k] = many[i - 1];
+			many[i - 1] = x;
 		}
 		for (unsigned int i = 0; i < n; i++) {
-			one[i].req.iov = one[i].iov;
-			engine_queue(f->engine, &one[i].req);
+			many[i].one.req.iov = many[i].iov;
+			engine_queue(f->engine, &many[i].one.req);
 		}
-		run_all_queued(f);
+		run_until_idle(f->engine);
 		for (unsigned int i = 0; i < n; i++) {
-			assert_int_equal(one[i].calls, 1);
-			assert_int_equal(one[i].err, 0);
-			if (one[i].req.op == IO_READ)
-				assert_memory_equal(memory + skew + one[i].req.offset,
-						    model + one[i].req.offset,
-						    one[i].req.len);
+			const struct one *one = &many[i].one;
+
+			assert_int_equal(one->calls, 1);
+			assert_int_equal(one->err, 0);
+			if (one->req.op == IO_READ)
+				assert_memory_equal(memory + skew + one->req.offset,
+						    model + one->req.offset,
+						    one->req.len);
 		}
 	}
-	assert_int_equal(run_one(f, IO_READ, 0, memory + 1, sizeof(model)), 0);
+	assert_int_equal(io(f, IO_READ, 0, memory + 1, sizeof(model)), 0);
 	assert_memory_equal(memory + 1, model, sizeof(model));
 	assert_int_equal(file_size(f), sizeof(model));
-	free(one);
+	free(many);
 }
 
 /* An aligned write beside one that has read the block already. */
@@ -330,8 +284,8 @@ static void an_aligned_write_is_not_undone_by_a_sector(void **state)
 		queue(f, &one[!(round % 2)], IO_WRITE, 0,
 		      round % 2 ? sector : (void *)page,
 		      round % 2 ? SECTOR : BLOCK);
-		run_all_queued(f);
-		assert_int_equal(run_one(f, IO_READ, 0, page + BLOCK, BLOCK), 0);
+		run_until_idle(f->engine);
+		assert_int_equal(io(f, IO_READ, 0, page + BLOCK, BLOCK), 0);
 		assert_memory_equal(page + BLOCK + SECTOR, page + SECTOR, BLOCK - SECTOR);
 	}
 	free(page);
@@ -350,21 +304,21 @@ static void errors_are_passed_on(void **state)
 	assert_true(readonly >= 0);
 	engine_file_add(f->engine, readonly, BLOCK);
 	f->fd = dup3(readonly, f->fd, O_CLOEXEC);
-	assert_int_equal(run_one(f, IO_READ, SECTOR, sector, SECTOR), 0);
+	assert_int_equal(io(f, IO_READ, SECTOR, sector, SECTOR), 0);
 	engine_file_remove(f->engine, readonly);
 	engine_file_remove(f->engine, f->fd);
 	engine_file_add(f->engine, f->fd, BLOCK);
-	assert_int_equal(run_one(f, IO_WRITE, SECTOR, sector, SECTOR), -EBADF);
-	assert_int_equal(run_one(f, IO_WRITE, 0, sector, 0), 0);
-	assert_int_equal(run_one(f, IO_SYNC, 0, NULL, 0), 0);
+	assert_int_equal(io(f, IO_WRITE, SECTOR, sector, SECTOR), -EBADF);
+	assert_int_equal(io(f, IO_WRITE, 0, sector, 0), 0);
+	assert_int_equal(io(f, IO_SYNC, 0, NULL, 0), 0);
 	close(readonly);
 }
 
-#define T(name) { #name, name, setup, teardown, NULL }
+#define T(name) BOTH(name, setup, teardown)
 
-static int run_all(const char *engine)
+int main(void)
 {
-	struct CMUnitTest tests[] = {
+	const struct CMUnitTest tests[] = {
 		T(a_sector_is_written_and_its_neighbours_stay),
 		T(the_end_of_a_file_stays_where_requests_put_it),
 		T(writes_behind_the_end_don_t_cut_each_other),
@@ -372,15 +326,6 @@ static int run_all(const char *engine)
 		T(an_aligned_write_is_not_undone_by_a_sector),
 		T(errors_are_passed_on),
 	};
-	char name[5 + 1];
 
-	snprintf(name, sizeof(name), "%s", engine);
-	for (size_t i = 0; i < sizeof(tests) / sizeof(tests[0]); i++)
-		tests[i].initial_state = name;
-	return cmocka_run_group_tests_name(engine, tests, NULL, NULL);
-}
-
-int main(void)
-{
-	return run_all("uring") + run_all("posix");
+	return cmocka_run_group_tests(tests, NULL, NULL);
 }

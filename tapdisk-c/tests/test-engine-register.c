@@ -3,87 +3,15 @@
  * Added files and registered buffers, holes and zeros, and files in memory: on both
  * engines, with and without what only saves time.
  */
-#include <errno.h>
-#include <fcntl.h>
-#include <limits.h>
 #include <poll.h>
-#include <setjmp.h>
 #include <signal.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
-#include <cmocka.h>
+#include "tests/engine-bed.h"
 
-#include "io/engine-internal.h"
-
-#define PAGE	4096u
-
-struct fixture {
-	struct engine *engine;
-	int fd;				/* an empty file, read-write */
-};
-
-/* Beside the program: /tmp may be a tmpfs. */
-static int scratch_file(int flags)
-{
-	char path[PATH_MAX];
-	ssize_t n = readlink("/proc/self/exe", path, sizeof(path) - 32);
-	int fd;
-
-	assert_true(n > 0);
-	path[n] = 0;
-	strcat(path, ".XXXXXX");
-	fd = mkostemp(path, O_CLOEXEC | flags);
-	assert_true(fd >= 0);
-	unlink(path);
-	return fd;
-}
-
-static int setup(void **state)
-{
-	struct fixture *f = calloc(1, sizeof(*f));
-	struct error err;
-
-	if (engine_open(&f->engine, *state, 8, &err))
-		fail_msg("%s", err.text);
-	f->fd = scratch_file(0);
-	*state = f;
-	return 0;
-}
-
-static int teardown(void **state)
-{
-	struct fixture *f = *state;
-
-	engine_close(f->engine);
-	close(f->fd);
-	free(f);
-	return 0;
-}
-
-struct one {
-	struct io_req req;
-	struct iovec iov;
-	int calls, err;
-};
-
-static void one_done(struct io_req *req, int err)
-{
-	struct one *one = container_of(req, struct one, req);
-
-	one->calls++;
-	one->err = err;
-}
-
-static int run_buffer(struct fixture *f, enum io_op op, int fd, uint64_t offset,
+static int run_buffer(struct engine_fixture *f, enum io_op op, int fd, uint64_t offset,
 		      void *base, size_t len, uint16_t buffer)
 {
 	struct one one = {
@@ -93,56 +21,46 @@ static int run_buffer(struct fixture *f, enum io_op op, int fd, uint64_t offset,
 		.iov = { base, len },
 	};
 
-	engine_queue(f->engine, &one.req);
-	while (engine_inflight(f->engine))
-		assert_int_equal(engine_run(f->engine, -1), 0);
-	assert_int_equal(one.calls, 1);
-	return one.err;
-}
-
-static int run_one(struct fixture *f, enum io_op op, int fd, uint64_t offset,
-		   void *base, size_t len)
-{
-	return run_buffer(f, op, fd, offset, base, len, 0);
+	return run_alone(f->engine, &one);
 }
 
 static void holes_and_zeros_read_as_zeros_and_keep_the_size(void **state)
 {
-	struct fixture *f = *state;
+	struct engine_fixture *f = *state;
 	uint8_t data[8 * PAGE], back[8 * PAGE];
 	struct stat before, after;
 	int rc;
 
 	memset(data, 'x', sizeof(data));
-	assert_int_equal(run_one(f, IO_WRITE, f->fd, 0, data, sizeof(data)), 0);
-	assert_int_equal(run_one(f, IO_SYNC, f->fd, 0, NULL, 0), 0);
+	assert_int_equal(run_one(f->engine, IO_WRITE, f->fd, 0, data, sizeof(data)), 0);
+	assert_int_equal(run_one(f->engine, IO_SYNC, f->fd, 0, NULL, 0), 0);
 	assert_int_equal(fstat(f->fd, &before), 0);
-	assert_int_equal(run_one(f, IO_PUNCH, f->fd, PAGE, NULL, 2 * PAGE), 0);
+	assert_int_equal(run_one(f->engine, IO_PUNCH, f->fd, PAGE, NULL, 2 * PAGE), 0);
 	memset(data + PAGE, 0, 2 * PAGE);
-	assert_int_equal(run_one(f, IO_PUNCH, f->fd, 7 * PAGE, NULL, 100 * PAGE), 0);
+	assert_int_equal(run_one(f->engine, IO_PUNCH, f->fd, 7 * PAGE, NULL, 100 * PAGE), 0);
 	memset(data + 7 * PAGE, 0, PAGE);
 	assert_int_equal(fstat(f->fd, &after), 0);
 	assert_int_equal(after.st_size, before.st_size);
 	assert_true(after.st_blocks < before.st_blocks);
-	rc = run_one(f, IO_ZERO, f->fd, 4 * PAGE, NULL, PAGE);
+	rc = run_one(f->engine, IO_ZERO, f->fd, 4 * PAGE, NULL, PAGE);
 	/* Not every file system has it, but each says so. */
 	if (!rc)
 		memset(data + 4 * PAGE, 0, PAGE);
 	else
 		assert_int_equal(rc, -EOPNOTSUPP);
-	assert_int_equal(run_one(f, IO_READ, f->fd, 0, back, sizeof(back)), 0);
+	assert_int_equal(run_one(f->engine, IO_READ, f->fd, 0, back, sizeof(back)), 0);
 	assert_memory_equal(back, data, sizeof(data));
 
-	assert_int_equal(run_one(f, IO_PUNCH, f->fd, 0, NULL, 0), 0);
-	assert_int_equal(run_one(f, IO_PUNCH, f->fd, INT64_MAX, NULL, 1), -EINVAL);
-	assert_int_equal(run_one(f, IO_PUNCH, -1, 0, NULL, PAGE), -EBADF);
+	assert_int_equal(run_one(f->engine, IO_PUNCH, f->fd, 0, NULL, 0), 0);
+	assert_int_equal(run_one(f->engine, IO_PUNCH, f->fd, INT64_MAX, NULL, 1), -EINVAL);
+	assert_int_equal(run_one(f->engine, IO_PUNCH, -1, 0, NULL, PAGE), -EBADF);
 }
 
 /* Closing an image releases its lock: no other reference may be left. */
 static void a_removed_file_is_the_callers_alone(void **state)
 {
 	struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_len = 1 };
-	struct fixture *f = *state;
+	struct engine_fixture *f = *state;
 	char path[64], buf[16] = "hello";
 	int other, fd;
 
@@ -153,9 +71,9 @@ static void a_removed_file_is_the_callers_alone(void **state)
 		fd = open(path, O_RDWR | O_CLOEXEC);
 		assert_int_equal(fcntl(fd, F_OFD_SETLK, &lock), 0);
 		engine_file_add(f->engine, fd, 0);
-		assert_int_equal(run_one(f, IO_WRITE, fd, 0, buf, sizeof(buf)), 0);
-		assert_int_equal(run_one(f, IO_SYNC, fd, 0, NULL, 0), 0);
-		assert_int_equal(run_one(f, IO_READ, fd, 0, buf, sizeof(buf)), 0);
+		assert_int_equal(run_one(f->engine, IO_WRITE, fd, 0, buf, sizeof(buf)), 0);
+		assert_int_equal(run_one(f->engine, IO_SYNC, fd, 0, NULL, 0), 0);
+		assert_int_equal(run_one(f->engine, IO_READ, fd, 0, buf, sizeof(buf)), 0);
 		assert_int_equal(fcntl(other, F_OFD_SETLK, &lock), -1);
 		engine_file_remove(f->engine, fd);
 		close(fd);
@@ -170,7 +88,7 @@ static void a_removed_file_is_the_callers_alone(void **state)
 /* The same while another file's request does not come back. */
 static void a_request_that_hangs_holds_no_removed_file(void **state)
 {
-	struct fixture *f = *state;
+	struct engine_fixture *f = *state;
 	struct one hung = { .iov = { NULL, 1 } };
 	char byte = 'x', got;
 	int p[2], q[2];
@@ -193,8 +111,7 @@ static void a_request_that_hangs_holds_no_removed_file(void **state)
 	assert_int_equal(write(q[1], &byte, 1), -1);
 	assert_int_equal(errno, EPIPE);
 	assert_int_equal(write(p[1], &byte, 1), 1);
-	while (engine_inflight(f->engine))
-		assert_int_equal(engine_run(f->engine, -1), 0);
+	run_until_idle(f->engine);
 	engine_file_remove(f->engine, p[0]);
 	close(p[0]);
 	close(p[1]);
@@ -203,20 +120,20 @@ static void a_request_that_hangs_holds_no_removed_file(void **state)
 
 static void a_descriptors_next_file_is_not_taken_for_its_last(void **state)
 {
-	struct fixture *f = *state;
+	struct engine_fixture *f = *state;
 	int fd = scratch_file(0), other = scratch_file(0), again;
 	char buf[8];
 
 	assert_int_equal(pwrite(other, "other", 6, 0), 6);
 	engine_file_add(f->engine, fd, 0);
-	assert_int_equal(run_one(f, IO_WRITE, fd, 0, (char[]){ "first" }, 6), 0);
+	assert_int_equal(run_one(f->engine, IO_WRITE, fd, 0, (char[]){ "first" }, 6), 0);
 	engine_file_remove(f->engine, fd);
 	assert_int_equal(dup3(other, fd, O_CLOEXEC), fd);
-	assert_int_equal(run_one(f, IO_READ, fd, 0, buf, 6), 0);
+	assert_int_equal(run_one(f->engine, IO_READ, fd, 0, buf, 6), 0);
 	assert_string_equal(buf, "other");
 	again = fd;
 	engine_file_add(f->engine, again, 0);
-	assert_int_equal(run_one(f, IO_READ, again, 0, buf, 6), 0);
+	assert_int_equal(run_one(f->engine, IO_READ, again, 0, buf, 6), 0);
 	assert_string_equal(buf, "other");
 	engine_file_remove(f->engine, again);
 	engine_file_remove(f->engine, again);
@@ -227,7 +144,7 @@ static void a_descriptors_next_file_is_not_taken_for_its_last(void **state)
 
 static void registered_memory_is_read_into_and_written_from(void **state)
 {
-	struct fixture *f = *state;
+	struct engine_fixture *f = *state;
 	int fd = scratch_file(O_DIRECT);
 	char *base = mmap(NULL, 64 * PAGE, PROT_READ | PROT_WRITE,
 			  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -253,7 +170,7 @@ static void registered_memory_is_read_into_and_written_from(void **state)
 
 static void buffer_numbers_are_used_again(void **state)
 {
-	struct fixture *f = *state;
+	struct engine_fixture *f = *state;
 	char *base = mmap(NULL, PAGE, PROT_READ | PROT_WRITE,
 			  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
@@ -265,13 +182,13 @@ static void buffer_numbers_are_used_again(void **state)
 	for (unsigned int i = 0; i < 600; i++)
 		engine_buffer_add(f->engine, base, PAGE);
 	assert_int_equal(engine_buffer_add(f->engine, base, PAGE), 0);
-	assert_int_equal(run_one(f, IO_WRITE, f->fd, 0, base, PAGE), 0);
+	assert_int_equal(run_one(f->engine, IO_WRITE, f->fd, 0, base, PAGE), 0);
 	munmap(base, PAGE);
 }
 
 static void files_beyond_the_table_are_served_too(void **state)
 {
-	struct fixture *f = *state;
+	struct engine_fixture *f = *state;
 	struct rlimit limit;
 	int fd, high;
 	char c = 'x';
@@ -281,14 +198,14 @@ static void files_beyond_the_table_are_served_too(void **state)
 	fd = dup3(f->fd, high, O_CLOEXEC);
 	assert_int_equal(fd, high);
 	engine_file_add(f->engine, fd, 0);
-	assert_int_equal(run_one(f, IO_WRITE, fd, 0, &c, 1), 0);
+	assert_int_equal(run_one(f->engine, IO_WRITE, fd, 0, &c, 1), 0);
 	engine_file_remove(f->engine, fd);
 	close(fd);
 }
 
 struct chain {
 	struct one one;
-	struct fixture *f;
+	struct engine_fixture *f;
 	unsigned int left;
 };
 
@@ -311,7 +228,7 @@ static void saw(struct io_watch *w, short revents)
 /* What is done at once on a tmpfs must not keep the loop from all else. */
 static void files_in_memory_do_the_same_and_stall_nothing(void **state)
 {
-	struct fixture *f = *state;
+	struct engine_fixture *f = *state;
 	int fd = memfd_create("test", MFD_CLOEXEC), p[2];
 	size_t big = 1 << 20;
 	char *buf = malloc(big), *back = malloc(big);
@@ -321,16 +238,16 @@ static void files_in_memory_do_the_same_and_stall_nothing(void **state)
 
 	engine_file_add(f->engine, fd, 0);
 	memset(buf, 'm', big);
-	assert_int_equal(run_one(f, IO_WRITE, fd, 100, buf, big), 0);
-	assert_int_equal(run_one(f, IO_WRITE, fd, 0, buf, 100), 0);
-	assert_int_equal(run_one(f, IO_READ, fd, 100, back, 4096), 0);
+	assert_int_equal(run_one(f->engine, IO_WRITE, fd, 100, buf, big), 0);
+	assert_int_equal(run_one(f->engine, IO_WRITE, fd, 0, buf, 100), 0);
+	assert_int_equal(run_one(f->engine, IO_READ, fd, 100, back, 4096), 0);
 	assert_memory_equal(buf, back, 4096);
-	assert_int_equal(run_one(f, IO_READ, fd, 100, back, big), 0);
+	assert_int_equal(run_one(f->engine, IO_READ, fd, 100, back, big), 0);
 	assert_memory_equal(buf, back, big);
-	assert_int_equal(run_one(f, IO_READ, fd, big, back, 200), -ENODATA);
-	assert_int_equal(run_one(f, IO_PUNCH, fd, 0, NULL, 50), 0);
-	assert_int_equal(run_one(f, IO_SYNC, fd, 0, NULL, 0), 0);
-	assert_int_equal(run_one(f, IO_READ, fd, 0, back, 100), 0);
+	assert_int_equal(run_one(f->engine, IO_READ, fd, big, back, 200), -ENODATA);
+	assert_int_equal(run_one(f->engine, IO_PUNCH, fd, 0, NULL, 50), 0);
+	assert_int_equal(run_one(f->engine, IO_SYNC, fd, 0, NULL, 0), 0);
+	assert_int_equal(run_one(f->engine, IO_READ, fd, 0, back, 100), 0);
 	assert_int_equal(back[49], 0);
 	assert_int_equal(back[50], 'm');
 
@@ -349,8 +266,7 @@ static void files_in_memory_do_the_same_and_stall_nothing(void **state)
 		assert_int_equal(engine_run(f->engine, -1), 0);
 	assert_true(seen);
 	c.left = 0;
-	while (engine_inflight(f->engine))
-		assert_int_equal(engine_run(f->engine, -1), 0);
+	run_until_idle(f->engine);
 	engine_unwatch(f->engine, &w);
 	engine_file_remove(f->engine, fd);
 	free(back);
@@ -360,11 +276,11 @@ static void files_in_memory_do_the_same_and_stall_nothing(void **state)
 	close(fd);
 }
 
-#define T(name) { #name, name, setup, teardown, NULL }
+#define T(name) BOTH(name, engine_setup, engine_teardown)
 
-static int run_all(const char *engine)
+int main(void)
 {
-	struct CMUnitTest tests[] = {
+	const struct CMUnitTest tests[] = {
 		T(holes_and_zeros_read_as_zeros_and_keep_the_size),
 		T(a_removed_file_is_the_callers_alone),
 		T(a_request_that_hangs_holds_no_removed_file),
@@ -374,15 +290,6 @@ static int run_all(const char *engine)
 		T(files_beyond_the_table_are_served_too),
 		T(files_in_memory_do_the_same_and_stall_nothing),
 	};
-	char name[5 + 1];
 
-	snprintf(name, sizeof(name), "%s", engine);
-	for (size_t i = 0; i < sizeof(tests) / sizeof(tests[0]); i++)
-		tests[i].initial_state = name;
-	return cmocka_run_group_tests_name(engine, tests, NULL, NULL);
-}
-
-int main(void)
-{
-	return run_all("uring") + run_all("posix");
+	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,63 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-only */
 /* IO_RECV and IO_SEND as io/engine.h promises them, held against both engines. */
-#include <errno.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
-#include <cmocka.h>
-
-#include "io/engine.h"
-
-#define DEPTH	8u
-
-struct fixture {
-	struct engine *engine;
-	int fd;				/* a file */
-};
-
-static int setup(void **state)
-{
-	struct fixture *f = calloc(1, sizeof(*f));
-	struct error err;
-
-	if (engine_open(&f->engine, *state, DEPTH, &err))
-		fail_msg("%s", err.text);
-	f->fd = fileno(tmpfile());
-	*state = f;
-	return 0;
-}
-
-static int teardown(void **state)
-{
-	struct fixture *f = *state;
-
-	engine_close(f->engine);
-	close(f->fd);
-	free(f);
-	return 0;
-}
-
-struct one {
-	struct io_req req;
-	struct iovec iov;
-	int calls, err;
-};
-
-static void one_done(struct io_req *req, int err)
-{
-	struct one *one = container_of(req, struct one, req);
-
-	one->calls++;
-	one->err = err;
-}
-
+#include "tests/engine-bed.h"
 
 static void socket_pair(int s[2])
 {
@@ -74,7 +19,7 @@ static void socket_req(struct one *one, enum io_op op, int fd, void *buf, size_t
 
 static void recv_is_done_when_anything_is_there(void **state)
 {
-	struct fixture *f = *state;
+	struct engine_fixture *f = *state;
 	char buf[100], more[8];
 	struct iovec two[] = { { buf, 3 }, { more, sizeof(more) } };
 	struct one one;
@@ -86,8 +31,7 @@ static void recv_is_done_when_anything_is_there(void **state)
 	assert_int_equal(engine_run(f->engine, 20), 0);
 	assert_int_equal(one.calls, 0);
 	assert_int_equal(write(s[1], "abcde", 5), 5);
-	while (!one.calls)
-		assert_int_equal(engine_run(f->engine, -1), 0);
+	run_until_done(f->engine, &one);
 	assert_int_equal(one.err, 0);
 	assert_int_equal(one.req.transferred, 5);
 	assert_memory_equal(buf, "abcde", 5);
@@ -97,8 +41,7 @@ static void recv_is_done_when_anything_is_there(void **state)
 	one.req.iov = two;
 	one.req.iovcnt = 2;
 	engine_queue(f->engine, &one.req);
-	while (!one.calls)
-		assert_int_equal(engine_run(f->engine, -1), 0);
+	run_until_done(f->engine, &one);
 	assert_int_equal(one.req.transferred, 5);
 	assert_memory_equal(buf, "fgh", 3);
 	assert_memory_equal(more, "ij", 2);
@@ -108,7 +51,7 @@ static void recv_is_done_when_anything_is_there(void **state)
 
 static void recv_at_the_end_is_0_bytes_and_no_error(void **state)
 {
-	struct fixture *f = *state;
+	struct engine_fixture *f = *state;
 	struct one one;
 	char buf[8];
 	int s[2];
@@ -118,8 +61,7 @@ static void recv_at_the_end_is_0_bytes_and_no_error(void **state)
 	engine_queue(f->engine, &one.req);
 	assert_int_equal(engine_run(f->engine, 0), 0);
 	close(s[1]);
-	while (!one.calls)
-		assert_int_equal(engine_run(f->engine, -1), 0);
+	run_until_done(f->engine, &one);
 	assert_int_equal(one.err, 0);
 	assert_int_equal(one.req.transferred, 0);
 	close(s[0]);
@@ -128,7 +70,7 @@ static void recv_at_the_end_is_0_bytes_and_no_error(void **state)
 static void shutdown_ends_a_pending_recv_and_send(void **state)
 {
 	static uint8_t big[8 << 20];
-	struct fixture *f = *state;
+	struct engine_fixture *f = *state;
 	struct one in, out;
 	char buf[8];
 	int s[2];
@@ -142,8 +84,8 @@ static void shutdown_ends_a_pending_recv_and_send(void **state)
 	assert_int_equal(in.calls + out.calls, 0);
 	assert_int_equal(engine_inflight(f->engine), 2);
 	shutdown(s[0], SHUT_RDWR);
-	while (!in.calls || !out.calls)
-		assert_int_equal(engine_run(f->engine, -1), 0);
+	run_until_done(f->engine, &in);
+	run_until_done(f->engine, &out);
 	assert_int_equal(in.err, 0);
 	assert_int_equal(in.req.transferred, 0);
 	assert_int_equal(out.err, -EPIPE);
@@ -158,7 +100,7 @@ static void send_is_done_when_all_is_sent(void **state)
 	static uint8_t data[3 << 20], got[sizeof(data)];
 	struct iovec iov[] = { { data, 1 }, { data + 1, 1 << 20 },
 			       { data + 1 + (1 << 20), sizeof(data) - 1 - (1 << 20) } };
-	struct fixture *f = *state;
+	struct engine_fixture *f = *state;
 	size_t n = 0;
 	struct one one;
 	int s[2];
@@ -180,8 +122,7 @@ static void send_is_done_when_all_is_sent(void **state)
 		if (n < sizeof(data) / 2)
 			assert_int_equal(one.calls, 0);
 	}
-	while (!one.calls)
-		assert_int_equal(engine_run(f->engine, -1), 0);
+	run_until_done(f->engine, &one);
 	assert_int_equal(one.err, 0);
 	assert_int_equal(one.req.transferred, sizeof(data));
 	assert_memory_equal(got, data, sizeof(data));
@@ -191,7 +132,7 @@ static void send_is_done_when_all_is_sent(void **state)
 
 static void send_to_nobody_is_epipe(void **state)
 {
-	struct fixture *f = *state;
+	struct engine_fixture *f = *state;
 	struct one one;
 	char x = 'x';
 	int s[2];
@@ -200,8 +141,7 @@ static void send_to_nobody_is_epipe(void **state)
 	close(s[1]);
 	socket_req(&one, IO_SEND, s[0], &x, 1);
 	engine_queue(f->engine, &one.req);
-	while (!one.calls)
-		assert_int_equal(engine_run(f->engine, -1), 0);
+	run_until_done(f->engine, &one);
 	assert_int_equal(one.err, -EPIPE);
 	close(s[0]);
 }
@@ -209,7 +149,7 @@ static void send_to_nobody_is_epipe(void **state)
 /* More than the depth wait on sockets; a file's request still gets through. */
 static void waiting_sockets_take_no_depth(void **state)
 {
-	struct fixture *f = *state;
+	struct engine_fixture *f = *state;
 	struct one one[2 * DEPTH];
 	int s[2 * DEPTH][2];
 	char buf[8];
@@ -223,25 +163,23 @@ static void waiting_sockets_take_no_depth(void **state)
 				     .done = one_done } };
 
 	engine_queue(f->engine, &file.req);
-	while (!file.calls)
-		assert_int_equal(engine_run(f->engine, -1), 0);
+	run_until_done(f->engine, &file);
 	for (unsigned int i = 0; i < 2 * DEPTH; i++) {
 		assert_int_equal(one[i].calls, 0);
 		close(s[i][1]);
 	}
-	while (engine_inflight(f->engine))
-		assert_int_equal(engine_run(f->engine, -1), 0);
+	run_until_idle(f->engine);
 	for (unsigned int i = 0; i < 2 * DEPTH; i++) {
 		assert_int_equal(one[i].calls, 1);
 		close(s[i][0]);
 	}
 }
 
-#define T(name) { #name, name, setup, teardown, NULL }
+#define T(name) BOTH(name, engine_setup, engine_teardown)
 
-static int run_all(const char *engine)
+int main(void)
 {
-	struct CMUnitTest tests[] = {
+	const struct CMUnitTest tests[] = {
 		T(recv_is_done_when_anything_is_there),
 		T(recv_at_the_end_is_0_bytes_and_no_error),
 		T(shutdown_ends_a_pending_recv_and_send),
@@ -249,15 +187,6 @@ static int run_all(const char *engine)
 		T(send_to_nobody_is_epipe),
 		T(waiting_sockets_take_no_depth),
 	};
-	char name[5 + 1];
 
-	snprintf(name, sizeof(name), "%s", engine);
-	for (size_t i = 0; i < sizeof(tests) / sizeof(tests[0]); i++)
-		tests[i].initial_state = name;
-	return cmocka_run_group_tests_name(engine, tests, NULL, NULL);
-}
-
-int main(void)
-{
-	return run_all("uring") + run_all("posix");
+	return cmocka_run_group_tests(tests, NULL, NULL);
 }

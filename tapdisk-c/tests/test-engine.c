@@ -1,75 +1,15 @@
 /* SPDX-License-Identifier: LGPL-2.1-only */
 /* What io/engine.h promises, held against both engines. */
-#include <errno.h>
-#include <fcntl.h>
-#include <limits.h>
 #include <poll.h>
-#include <setjmp.h>
 #include <signal.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/resource.h>
 #include <sys/time.h>
 #include <time.h>
-#include <unistd.h>
-
-#include <cmocka.h>
 
 #include "io/engine-internal.h"
+#include "tests/engine-bed.h"
 
-#define DEPTH	8u
-#define PAGE	4096u
 #define MS	1000000ull
-
-struct fixture {
-	struct engine *engine;
-	int fd;				/* an empty file, read-write */
-};
-
-/* Beside the program: /tmp may be a tmpfs, which has no O_DIRECT on 6.1. */
-static int scratch_file(int flags)
-{
-	char path[PATH_MAX];
-	ssize_t n = readlink("/proc/self/exe", path, sizeof(path) - 32);
-	int fd;
-
-	assert_true(n > 0);
-	path[n] = 0;
-	strcat(path, ".XXXXXX");
-	fd = mkostemp(path, O_CLOEXEC | flags);
-	assert_true(fd >= 0);
-	unlink(path);
-	return fd;
-}
-
-static int setup(void **state)
-{
-	const char *name = *state;
-	struct fixture *f = calloc(1, sizeof(*f));
-	struct error err;
-	int rc = engine_open(&f->engine, name, DEPTH, &err);
-
-	if (rc)
-		fail_msg("%s", err.text);
-	assert_string_equal(engine_name(f->engine), name);
-	f->fd = scratch_file(0);
-	*state = f;
-	return 0;
-}
-
-static int teardown(void **state)
-{
-	struct fixture *f = *state;
-
-	engine_close(f->engine);
-	close(f->fd);
-	free(f);
-	return 0;
-}
 
 static uint64_t now(void)
 {
@@ -77,22 +17,6 @@ static uint64_t now(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &ts);
 	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
-}
-
-/* One request, run to its end. */
-
-struct one {
-	struct io_req req;
-	struct iovec iov;
-	int calls, err;
-};
-
-static void one_done(struct io_req *req, int err)
-{
-	struct one *one = container_of(req, struct one, req);
-
-	one->calls++;
-	one->err = err;
 }
 
 static int run_vec(struct engine *e, enum io_op op, int fd, uint64_t offset,
@@ -103,28 +27,12 @@ static int run_vec(struct engine *e, enum io_op op, int fd, uint64_t offset,
 			 .iovcnt = iovcnt, .done = one_done },
 	};
 
-	engine_queue(e, &one.req);
-	assert_int_equal(one.calls, 0);
-	assert_int_equal(engine_inflight(e), 1);
-	while (!one.calls)
-		assert_int_equal(engine_run(e, -1), 0);
-	assert_int_equal(engine_run(e, 0), 0);
-	assert_int_equal(one.calls, 1);
-	assert_int_equal(engine_inflight(e), 0);
-	return one.err;
-}
-
-static int run_one(struct engine *e, enum io_op op, int fd, uint64_t offset,
-		   void *buf, size_t len)
-{
-	struct iovec iov = { buf, len };
-
-	return run_vec(e, op, fd, offset, &iov, 1);
+	return run_alone(e, &one);
 }
 
 static void written_data_is_read_back(void **state)
 {
-	struct fixture *f = *state;
+	struct engine_fixture *f = *state;
 	char in[] = "one two three", out[14] = "";
 	struct iovec w[] = { { in, 4 }, { in + 4, 0 }, { in + 4, 10 } };
 	struct iovec r[] = { { out, 9 }, { out + 9, 5 } };
@@ -138,7 +46,7 @@ static void written_data_is_read_back(void **state)
 
 static void read_at_the_end_of_the_file_is_enodata(void **state)
 {
-	struct fixture *f = *state;
+	struct engine_fixture *f = *state;
 	char buf[200];
 
 	assert_int_equal(ftruncate(f->fd, 100), 0);
@@ -149,7 +57,7 @@ static void read_at_the_end_of_the_file_is_enodata(void **state)
 
 static void errors_of_the_kernel_come_through_done(void **state)
 {
-	struct fixture *f = *state;
+	struct engine_fixture *f = *state;
 	int full = open("/dev/full", O_WRONLY | O_CLOEXEC), p[2];
 	char buf[1] = "";
 
@@ -167,7 +75,7 @@ static void errors_of_the_kernel_come_through_done(void **state)
 
 static void requests_without_sense_are_einval(void **state)
 {
-	struct fixture *f = *state;
+	struct engine_fixture *f = *state;
 	char buf[2] = "";
 	struct iovec huge[] = { { buf, SIZE_MAX }, { buf, SIZE_MAX } };
 
@@ -182,7 +90,7 @@ static void requests_without_sense_are_einval(void **state)
 
 static void unaligned_direct_io_is_einval(void **state)
 {
-	struct fixture *f = *state;
+	struct engine_fixture *f = *state;
 	int fd = scratch_file(O_DIRECT);
 	char *buf = aligned_alloc(PAGE, 2 * PAGE);
 
@@ -198,7 +106,7 @@ static void unaligned_direct_io_is_einval(void **state)
 
 static void direct_read_of_a_torn_last_sector_is_enodata(void **state)
 {
-	struct fixture *f = *state;
+	struct engine_fixture *f = *state;
 	int fd = scratch_file(O_DIRECT);
 	char *buf = aligned_alloc(PAGE, PAGE);
 
@@ -216,7 +124,7 @@ static void short_transfer_is_resumed_where_it_stopped(void **state)
 {
 	enum { N = 513, CHUNK = 4 << 20 };
 	const uint64_t at = (2ull << 30) - 2 * PAGE;
-	struct fixture *f = *state;
+	struct engine_fixture *f = *state;
 	int fd = scratch_file(O_DIRECT);
 	char *chunk = aligned_alloc(PAGE, CHUNK);
 	char *last = aligned_alloc(PAGE, 2 * PAGE);
@@ -244,7 +152,7 @@ static void short_transfer_is_resumed_where_it_stopped(void **state)
 
 static void write_cut_short_is_the_error_that_cut_it(void **state)
 {
-	struct fixture *f = *state;
+	struct engine_fixture *f = *state;
 	struct rlimit old, limit;
 	char *buf = calloc(1, 2 * PAGE);
 	int rc;
@@ -265,7 +173,7 @@ static void write_cut_short_is_the_error_that_cut_it(void **state)
 enum { MANY = 1000 };
 
 struct many {
-	struct fixture *f;
+	struct engine_fixture *f;
 	struct one *one;
 	uint32_t *data;
 	unsigned int done, most_in_kernel;
@@ -293,7 +201,7 @@ static void many_done(struct io_req *req, int err)
 
 static void a_thousand_requests_go_through_depth_8(void **state)
 {
-	struct fixture *f = *state;
+	struct engine_fixture *f = *state;
 
 	many = (struct many){ .f = f };
 	many.one = calloc(MANY, sizeof(*many.one));
@@ -310,8 +218,7 @@ static void a_thousand_requests_go_through_depth_8(void **state)
 		engine_queue(f->engine, &one->req);
 	}
 	assert_int_equal(engine_inflight(f->engine), MANY);
-	while (engine_inflight(f->engine))
-		assert_int_equal(engine_run(f->engine, -1), 0);
+	run_until_idle(f->engine);
 	assert_int_equal(many.done, 2 * MANY);
 	assert_true(many.most_in_kernel <= DEPTH);
 	for (uint32_t i = 0; i < MANY; i++) {
@@ -326,7 +233,7 @@ static void a_thousand_requests_go_through_depth_8(void **state)
 
 struct seen {
 	struct io_watch watch;
-	struct fixture *f;
+	struct engine_fixture *f;
 	struct io_watch *remove;	/* what the callback removes, or NULL */
 	int calls;
 	short revents;
@@ -344,21 +251,21 @@ static void saw(struct io_watch *w, short revents)
 		engine_unwatch(s->f->engine, s->remove);
 }
 
-static void watch_fd(struct fixture *f, struct seen *s, int fd, short events)
+static void watch_fd(struct engine_fixture *f, struct seen *s, int fd, short events)
 {
 	*s = (struct seen){ .watch = { .fd = fd, .events = events,
 				       .ready = saw }, .f = f };
 	assert_int_equal(engine_watch(f->engine, &s->watch), 0);
 }
 
-static void run(struct fixture *f, int timeout_ms)
+static void run(struct engine_fixture *f, int timeout_ms)
 {
 	assert_int_equal(engine_run(f->engine, timeout_ms), 0);
 }
 
 static void watch_is_level_triggered(void **state)
 {
-	struct fixture *f = *state;
+	struct engine_fixture *f = *state;
 	struct seen s;
 	char c;
 	int p[2];
@@ -388,7 +295,7 @@ static void watch_is_level_triggered(void **state)
 
 static void hangup_and_bad_descriptor_are_reported(void **state)
 {
-	struct fixture *f = *state;
+	struct engine_fixture *f = *state;
 	struct seen s;
 	int p[2];
 
@@ -407,7 +314,7 @@ static void hangup_and_bad_descriptor_are_reported(void **state)
 
 static void callback_may_remove_itself_and_others(void **state)
 {
-	struct fixture *f = *state;
+	struct engine_fixture *f = *state;
 	struct seen *a = calloc(1, sizeof(*a)), *b = calloc(1, sizeof(*b));
 	int p[2];
 
@@ -436,7 +343,7 @@ static void callback_may_remove_itself_and_others(void **state)
 
 static void event_of_a_removed_watch_does_not_reach_its_successor(void **state)
 {
-	struct fixture *f = *state;
+	struct engine_fixture *f = *state;
 	struct seen a, b;
 	int p[2], q[2];
 
@@ -464,7 +371,7 @@ static void event_of_a_removed_watch_does_not_reach_its_successor(void **state)
 /* The driver acts on the last close of a ring: it must be the caller's. */
 static void unwatch_leaves_no_reference_to_the_file(void **state)
 {
-	struct fixture *f = *state;
+	struct engine_fixture *f = *state;
 	struct seen s;
 	struct pollfd other;
 	int p[2];
@@ -487,7 +394,7 @@ static void unwatch_leaves_no_reference_to_the_file(void **state)
 
 static void watches_are_limited_and_said_so(void **state)
 {
-	struct fixture *f = *state;
+	struct engine_fixture *f = *state;
 	struct seen *s = calloc(ENGINE_MAX_WATCHES + 1, sizeof(*s));
 	struct seen *over = &s[ENGINE_MAX_WATCHES];
 	int p[2];
@@ -518,7 +425,7 @@ static void watches_are_limited_and_said_so(void **state)
 
 static void engine_run_refuses_to_nest(void **state)
 {
-	struct fixture *f = *state;
+	struct engine_fixture *f = *state;
 	struct seen s;
 	int p[2];
 
@@ -557,7 +464,7 @@ static void tick(struct io_timer *t)
 		engine_timer_set(k->engine, t, k->again);
 }
 
-static void set_tick(struct fixture *f, struct tick *k, char name, uint64_t at)
+static void set_tick(struct engine_fixture *f, struct tick *k, char name, uint64_t at)
 {
 	k->timer.expired = tick;
 	k->engine = f->engine;
@@ -567,7 +474,7 @@ static void set_tick(struct fixture *f, struct tick *k, char name, uint64_t at)
 
 static void timers_fire_in_the_order_of_their_deadlines(void **state)
 {
-	struct fixture *f = *state;
+	struct engine_fixture *f = *state;
 	struct tick a = { 0 }, b = { 0 }, c = { 0 }, d = { 0 }, e = { 0 };
 	uint64_t t = now();
 
@@ -587,7 +494,7 @@ static void timers_fire_in_the_order_of_their_deadlines(void **state)
 
 static void timer_callback_may_cancel_another_that_is_due(void **state)
 {
-	struct fixture *f = *state;
+	struct engine_fixture *f = *state;
 	struct tick a = { 0 }, b = { 0 };
 
 	fired[0] = 0;
@@ -601,7 +508,7 @@ static void timer_callback_may_cancel_another_that_is_due(void **state)
 
 static void timer_armed_in_its_callback_waits_for_the_next_run(void **state)
 {
-	struct fixture *f = *state;
+	struct engine_fixture *f = *state;
 	struct tick a = { .again = 1 };
 
 	fired[0] = 0;
@@ -633,7 +540,7 @@ static void unplug(struct io_plug *p)
 
 static void plug_is_called_once_by_the_next_run(void **state)
 {
-	struct fixture *f = *state;
+	struct engine_fixture *f = *state;
 	struct unplugging u = { .plug.unplug = unplug, .engine = f->engine };
 
 	engine_plug(f->engine, &u.plug);
@@ -658,7 +565,7 @@ static void plug_is_called_once_by_the_next_run(void **state)
 
 static void run_waits_no_shorter_and_not_much_longer_than_asked(void **state)
 {
-	struct fixture *f = *state;
+	struct engine_fixture *f = *state;
 	struct tick a = { 0 };
 	uint64_t t = now();
 
@@ -682,22 +589,24 @@ static void signal_does_not_end_the_wait(void **state)
 {
 	const struct itimerval every = { { 0, 5000 }, { 0, 5000 } }, off = { 0 };
 	const struct sigaction sa = { .sa_handler = on_alarm };
-	struct fixture *f = *state;
+	struct sigaction old;
+	struct engine_fixture *f = *state;
 	struct tick a = { 0 };
 
 	fired[0] = 0;
-	sigaction(SIGALRM, &sa, NULL);
+	sigaction(SIGALRM, &sa, &old);
 	setitimer(ITIMER_REAL, &every, NULL);
 	set_tick(f, &a, 'a', now() + 50 * MS);
 	run(f, -1);
 	setitimer(ITIMER_REAL, &off, NULL);
+	sigaction(SIGALRM, &old, NULL);
 	assert_string_equal(fired, "a");
 }
 
 /* SIGUSR1 would end the process if a thread of the engine took it. */
 static void signals_are_not_taken_by_the_engines_threads(void **state)
 {
-	struct fixture *f = *state;
+	struct engine_fixture *f = *state;
 	sigset_t usr1, pending, old;
 	int sig;
 
@@ -725,12 +634,12 @@ static void engine_open_refuses_what_it_does_not_know(void **state)
 	engine_close(NULL);
 }
 
-#define T(name) { #name, name, setup, teardown, NULL }
-#define NO_FIXTURE(name) { #name, name, NULL, NULL, NULL }
+#define T(name) BOTH(name, engine_setup, engine_teardown)
+#define NO_FIXTURE(name) BOTH(name, NULL, NULL)
 
-static int run_all(const char *engine)
+int main(void)
 {
-	struct CMUnitTest tests[] = {
+	const struct CMUnitTest tests[] = {
 		T(written_data_is_read_back),
 		T(read_at_the_end_of_the_file_is_enodata),
 		T(errors_of_the_kernel_come_through_done),
@@ -756,21 +665,11 @@ static int run_all(const char *engine)
 		T(signals_are_not_taken_by_the_engines_threads),
 		NO_FIXTURE(engine_open_refuses_what_it_does_not_know),
 	};
-	char name[5 + 1];
-
-	snprintf(name, sizeof(name), "%s", engine);
-	for (size_t i = 0; i < sizeof(tests) / sizeof(tests[0]); i++)
-		tests[i].initial_state = name;
-	return cmocka_run_group_tests_name(engine, tests, NULL, NULL);
-}
-
-int main(void)
-{
 	struct rlimit limit;
 
 	/* The usual limit, which fewer entries of poll(2) reach than an engine has. */
 	getrlimit(RLIMIT_NOFILE, &limit);
 	limit.rlim_cur = 1024;
 	setrlimit(RLIMIT_NOFILE, &limit);
-	return run_all("uring") + run_all("posix");
+	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,24 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-only */
 /* What the engines for the tests do: io/fault.c by its rules, io/record.c in its log. */
-#include <errno.h>
-#include <fcntl.h>
-#include <limits.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
-
-#include <cmocka.h>
 
 #include "common/clock.h"
-#include "io/engine.h"
+#include "tests/engine-bed.h"
 
-#define DEPTH	8u
 #define MS	1000000u
 
 struct fixture {
@@ -71,11 +57,9 @@ static void rules(const struct fixture *f, const char *text)
 static void open_engine(struct fixture *f, const char *prefix, const char *file)
 {
 	char name[2 * PATH_MAX];
-	struct error err;
 
 	snprintf(name, sizeof(name), "%s:%s/%s:%s", prefix, f->dir, file, f->inner);
-	if (engine_open(&f->engine, name, DEPTH, &err))
-		fail_msg("%s", err.text);
+	f->engine = open_or_fail(name, DEPTH);
 }
 
 /* *state is the inner engine's name at first. */
@@ -538,28 +522,26 @@ static void test_faults_of_unaligned_writes_touch_no_neighbour(void **state)
 	engine_file_remove(f->engine, f->fd);
 }
 
-#define ON(test, engine) \
-	{ #test " (" engine ")", test, setup, teardown, (void *)(uintptr_t)engine }
-#define BOTH(test) ON(test, "uring"), ON(test, "posix")
+#define T(test) BOTH(test, setup, teardown)
 
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		BOTH(test_no_rules_no_faults),
-		BOTH(test_the_nth_fails_and_nothing_is_done),
-		BOTH(test_rules_pick_operation_place_and_file),
-		BOTH(test_short_transfers_are_resumed),
-		BOTH(test_a_failed_write_may_have_reached_the_file),
-		BOTH(test_interrupted_transfers_are_tried_again),
-		BOTH(test_a_delay_delays_one_alone),
-		BOTH(test_what_is_stuck_goes_on_when_the_rules_have_gone),
-		BOTH(test_chance_follows_its_seed),
-		BOTH(test_more_than_the_depth_may_be_held),
-		BOTH(test_bad_rules_and_names_are_refused),
-		BOTH(test_bad_rules_at_run_time_are_no_rules),
-		BOTH(test_faults_of_unaligned_writes_touch_no_neighbour),
-		BOTH(test_the_log_has_starts_and_ends),
-		BOTH(test_faults_around_the_log_reach_it_only_if_done),
+		T(test_no_rules_no_faults),
+		T(test_the_nth_fails_and_nothing_is_done),
+		T(test_rules_pick_operation_place_and_file),
+		T(test_short_transfers_are_resumed),
+		T(test_a_failed_write_may_have_reached_the_file),
+		T(test_interrupted_transfers_are_tried_again),
+		T(test_a_delay_delays_one_alone),
+		T(test_what_is_stuck_goes_on_when_the_rules_have_gone),
+		T(test_chance_follows_its_seed),
+		T(test_more_than_the_depth_may_be_held),
+		T(test_bad_rules_and_names_are_refused),
+		T(test_bad_rules_at_run_time_are_no_rules),
+		T(test_faults_of_unaligned_writes_touch_no_neighbour),
+		T(test_the_log_has_starts_and_ends),
+		T(test_faults_around_the_log_reach_it_only_if_done),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

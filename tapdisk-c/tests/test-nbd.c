@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-only */
 /* The NBD transport with both engines: what it answers, and what it survives. */
-#include "nbd-bed.h"
+#include "tests/nbd-bed.h"
 
 static uint8_t big[DISK];
 
@@ -502,11 +502,11 @@ static void the_socket_is_ours_alone_and_replaces_a_dead_ones(void **state)
 	start(f, false);
 }
 
-#define T(name) { #name, name, setup, teardown, NULL }
+#define T(name) BOTH(name, setup, teardown)
 
-static int run_all(const char *engine)
+int main(void)
 {
-	struct CMUnitTest tests[] = {
+	const struct CMUnitTest tests[] = {
 		T(reads_and_writes_of_any_length),
 		T(any_depth),
 		T(what_makes_no_sense_is_an_error_and_the_connection_goes_on),
@@ -523,15 +523,6 @@ static int run_all(const char *engine)
 		T(random_requests_agree_with_a_model),
 		T(the_socket_is_ours_alone_and_replaces_a_dead_ones),
 	};
-	char name[5 + 1];
 
-	snprintf(name, sizeof(name), "%s", engine);
-	for (size_t i = 0; i < sizeof(tests) / sizeof(tests[0]); i++)
-		tests[i].initial_state = name;
-	return cmocka_run_group_tests_name(engine, tests, NULL, NULL);
-}
-
-int main(void)
-{
-	return run_all("uring") + run_all("posix");
+	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -4,13 +4,18 @@
 
 #define BAT_OFFSET 1536u		/* make_image()'s */
 
-static void begin(struct bed *b, const struct spec *spec)
+static void begin_with(struct bed *b, const char *name, const struct spec *spec)
 {
-	make_image("leaf.vhd", spec);
-	bed_init(b, "leaf.vhd", spec->sectors);
+	make_image(name, spec);
+	bed_init(b, name, spec->sectors);
 	b->blk = spec->device;
 	follow(b, 1);
 	disk_open(b, 0, 0);
+}
+
+static void begin(struct bed *b, const struct spec *spec)
+{
+	begin_with(b, "leaf.vhd", spec);
 }
 
 static void end(struct bed *b)
@@ -61,6 +66,16 @@ static int bat_fails_but_is_written(struct engine *e, const struct io_req *req,
 	return err;
 }
 
+/* The first write, of count sectors, has failed; the script stays. */
+static void begin_failed(struct bed *b, const struct spec *spec, uint32_t count,
+			 int (*script)(struct engine *, const struct io_req *, bool *))
+{
+	begin(b, spec);
+	b->faults = true;
+	b->engine.script = script;
+	assert_int_equal(io(b, IMAGE_WRITE, 0, count), -EIO);
+}
+
 static bool metadata_waits(const struct io_req *req)
 {
 	return req->op == IO_WRITE && req->iov->iov_len < 8 * SECTOR_SIZE;
@@ -97,10 +112,7 @@ static void a_bat_write_that_fails_may_have_reached_the_file(void **state)
 	struct bed b;
 
 	(void)state;
-	begin(&b, &spec);
-	b.faults = true;
-	b.engine.script = bat_fails_but_is_written;
-	assert_int_equal(io(&b, IMAGE_WRITE, 0, 8), -EIO);
+	begin_failed(&b, &spec, 8, bat_fails_but_is_written);
 	b.engine.script = NULL;
 	/* In another sector of the BAT. */
 	assert_int_equal(io(&b, IMAGE_WRITE, 8 * 200, 8), 0);
@@ -118,10 +130,7 @@ static void the_close_keeps_blocks_whose_bat_write_failed(void **state)
 	struct bed b;
 
 	(void)state;
-	begin(&b, &spec);
-	b.faults = true;
-	b.engine.script = bat_fails_but_is_written;
-	assert_int_equal(io(&b, IMAGE_WRITE, 0, 8), -EIO);
+	begin_failed(&b, &spec, 8, bat_fails_but_is_written);
 	assert_int_equal(disk_close(&b), 0);
 	check_image(&b, false);
 	end(&b);
@@ -161,10 +170,7 @@ static void what_a_kill_left_never_passes_for_a_block(void **state)
 	struct bed b;
 
 	(void)state;
-	begin(&b, &spec);
-	b.faults = true;
-	b.engine.script = bat_fails;
-	assert_int_equal(io(&b, IMAGE_WRITE, 0, 8), -EIO);
+	begin_failed(&b, &spec, 8, bat_fails);
 	disk_kill(&b);
 	all_durable(&b);
 	b.engine.script = NULL;
@@ -220,10 +226,7 @@ static void a_block_tried_again_is_as_careful_as_one_in_use(void **state)
 	struct bed b;
 
 	(void)state;
-	begin(&b, &spec);
-	b.faults = true;
-	b.engine.script = bat_fails_but_is_written;
-	assert_int_equal(io(&b, IMAGE_WRITE, 0, 1), -EIO);
+	begin_failed(&b, &spec, 1, bat_fails_but_is_written);
 	b.engine.script = NULL;
 	all_durable(&b);
 	b.engine.hold = syncs_wait;
@@ -268,10 +271,7 @@ static void zeros_cover_a_block_whose_bat_write_failed(void **state)
 	struct bed b;
 
 	(void)state;
-	begin(&b, &spec);
-	b.faults = true;
-	b.engine.script = bat_fails_but_is_written;
-	assert_int_equal(io(&b, IMAGE_WRITE, 0, 8), -EIO);
+	begin_failed(&b, &spec, 8, bat_fails_but_is_written);
 	b.engine.script = NULL;
 	assert_int_equal(io(&b, IMAGE_ZERO, 0, 8), 0);
 	disk_kill(&b);
@@ -400,10 +400,7 @@ static void status_tells_what_some_image_holds(void **state)
 	unsigned int n;
 
 	(void)state;
-	make_image("mid.vhd", &parent);
-	bed_init(&mid, "mid.vhd", parent.sectors);
-	follow(&mid, 1);
-	disk_open(&mid, 0, 0);
+	begin_with(&mid, "mid.vhd", &parent);
 	assert_int_equal(io(&mid, IMAGE_WRITE, 8, 8), 0);
 	assert_int_equal(io(&mid, IMAGE_WRITE, 152, 8), 0);
 	assert_int_equal(disk_close(&mid), 0);
@@ -449,10 +446,7 @@ static void a_bitmap_that_cannot_be_read_hides_no_more_than_it_must(void **state
 
 	(void)state;
 	empty_base(spec.sectors);
-	make_image("mid.vhd", &parent);
-	bed_init(&mid, "mid.vhd", parent.sectors);
-	follow(&mid, 1);
-	disk_open(&mid, 0, 0);
+	begin_with(&mid, "mid.vhd", &parent);
 	assert_int_equal(io(&mid, IMAGE_WRITE, 8, 8), 0);
 	bitmap_at = (uint64_t)vhd_bat(mid.disk->leaf, 0) * SECTOR_SIZE;
 	assert_int_equal(disk_close(&mid), 0);
