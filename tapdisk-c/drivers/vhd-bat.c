@@ -29,6 +29,7 @@ static void written(struct io_req *io, int err)
 			container_of(item, struct vhd_bitmap, publish);
 
 		bm->publishing = false;
+		disk->nr_meta--;
 		/* The pin of the unpublished block goes when all is done. */
 		if (!err)
 			vhd_bit_clear(disk->unpublished, bm->block);
@@ -172,6 +173,7 @@ void vhd_bat_publish(struct vhd_bitmap *bm)
 	if (bm->publishing)
 		return;
 	bm->publishing = true;
+	bm->disk->nr_meta++;
 	list_add_tail(&bm->publish, &bm->disk->bat.queue);
 	vhd_meta_arm(bm->disk);
 }

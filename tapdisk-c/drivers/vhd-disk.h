@@ -207,6 +207,7 @@ struct vhd_disk {
 	struct io_timer turn;		/* armed while later is not empty */
 	struct list due;		/* vhd_bitmaps */
 	struct io_plug round;		/* armed while metadata waits for the end of the round */
+	unsigned int nr_meta;		/* bitmap writes and BAT entries under way or queued */
 	struct vhd_map map;
 	struct vhd_cache cache;
 	uint8_t *whole;			/* a bit per leaf block: all its bits are set in the file */

@@ -307,10 +307,16 @@ static int vhd_image_close(struct image *image, struct error *err)
 	return rc;
 }
 
-/* The file is extended ahead of need. */
+/*
+ * The file is extended ahead of need, and a new block's metadata is written beside
+ * its data, whose failure ends the request.
+ */
 static bool vhd_busy(const struct image *image)
 {
-	return container_of_const(image, struct vhd_disk, image)->grow.busy;
+	const struct vhd_disk *disk =
+		container_of_const(image, struct vhd_disk, image);
+
+	return disk->grow.busy || disk->nr_meta;
 }
 
 static const char *vhd_chain_path(const struct image *image, unsigned int i)

@@ -432,6 +432,7 @@ static inline void settle(struct bed *b)
 	assert_true(list_empty(&disk->starved));
 	assert_true(list_empty(&disk->map.starved));
 	assert_true(list_empty(&disk->later));
+	assert_int_equal(disk->nr_meta, 0);
 	for (uint32_t i = 0; disk->unpublished && i < disk->leaf->bat_entries;
 	     i++)
 		assert_false(vhd_bit(disk->unpublished, i));
