@@ -53,6 +53,7 @@ static void drain_begin(struct vbd *vbd, enum drain drain,
 	vbd->drain_ms = timeout_ms;
 	vbd->drain_early = false;
 	vbd->flushed = !vbd->image || vbd->readonly;
+	vbd->flush_old = vbd->flushing;
 	if (timeout_ms)
 		engine_timer_set(vbd->engine, &vbd->drain_timer,
 				 engine_now(vbd->engine) +
@@ -340,7 +341,8 @@ static void flush_done(struct image_request *req, int err)
 	struct vbd *vbd = container_of(req, struct vbd, flush);
 
 	vbd->flushing = false;
-	vbd->flushed = true;
+	vbd->flushed = !vbd->flush_old;
+	vbd->flush_old = false;
 	if (err) {
 		vbd->lost = err;
 		log_error("flush before the image is closed failed minor=%d path=%s err=%d",

@@ -45,6 +45,7 @@ struct vbd {
 	unsigned int drain_ms;		/* 0: as long as it takes */
 	struct image_request flush;	/* ours, before the image is closed */
 	bool flushing, flushed;
+	bool flush_old;			/* the one that runs began before this drain */
 	struct image_snapshot *snapshot;
 	bool drain_early;		/* snapshot: the flush before the hold */
 	uint64_t stall_ns;		/* snapshot: the longest time for which requests waited */

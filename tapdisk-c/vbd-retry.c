@@ -175,8 +175,7 @@ bool vbd_retry(struct vbd *vbd, struct vbd_request *req, int err)
 	if (!req->failed_ns || req->lack != lack) {
 		if (req->failed_ns)
 			leave(vbd, req);
-		else
-			req->failed_ns = now;
+		req->failed_ns = now;
 		req->lack = lack;
 		vbd->nr_failed[lack]++;
 		outage_begins(vbd, req, err);
@@ -213,6 +212,7 @@ void vbd_retry_over(struct vbd *vbd, struct vbd_request *req, int err)
 static void resubmit(struct vbd *vbd, bool all)
 {
 	struct list batch, *item;
+	int lost = vbd->lost;
 
 	if (!vbd->image || vbd->drain != DRAIN_NONE)
 		return;
@@ -227,10 +227,17 @@ static void resubmit(struct vbd *vbd, bool all)
 			continue;
 		}
 		vbd->nr_waiting--;
-		if (req->failed_ns)
+		/* What our own flush lost, another would not tell. */
+		if (lost && req->image.op == IMAGE_FLUSH) {
+			vbd->lost = 0;
+			vbd_finish(req, -EIO);
+			continue;
+		}
+		if (req->failed_ns) {
 			vbd->stats->op[req->op].retries++;
-		if (req->gave_up)
-			req->failed_ns = engine_now(vbd->engine);
+			if (all)
+				req->failed_ns = engine_now(vbd->engine);
+		}
 		req->gave_up = false;
 		vbd_submit_image(vbd, req);
 	}
