@@ -75,7 +75,7 @@ struct image_open_args vbd_image_args(struct vbd *vbd, const char *path,
 				      bool readonly);
 /* A failure that the guest does not know of yet is kept in vbd->lost. */
 int vbd_image_close(struct vbd *vbd, struct error *err);
-/* Hands a request to the image, which is open. */
+/* Hands a request to the image, which is open; one that it can't do is answered. */
 void vbd_submit_image(struct vbd *vbd, struct vbd_request *req);
 /* Answers a request, which is not on the list waiting. */
 void vbd_finish(struct vbd_request *req, int err);

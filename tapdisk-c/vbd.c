@@ -306,13 +306,7 @@ static void image_done(struct image_request *image, int err)
 	vbd_submit_image(req->vbd, req);
 }
 
-void vbd_submit_image(struct vbd *vbd, struct vbd_request *req)
-{
-	vbd->image->driver->submit(vbd->image, &req->image);
-}
-
-/* 0 if the image can be asked. */
-static int refuse_request(struct vbd *vbd, const struct image_request *image)
+static bool image_can(const struct vbd *vbd, enum image_op op)
 {
 	static const unsigned int needs[] = {
 		[IMAGE_DISCARD]	= IMAGE_CAN_DISCARD,
@@ -320,6 +314,23 @@ static int refuse_request(struct vbd *vbd, const struct image_request *image)
 		[IMAGE_STATUS]	= IMAGE_CAN_STATUS,
 	};
 
+	return !(needs[op] & ~vbd->info.can);
+}
+
+void vbd_submit_image(struct vbd *vbd, struct vbd_request *req)
+{
+	struct image_request *image = &req->image;
+
+	/* It may have come when another image was open. */
+	if (image_can(vbd, image->op))
+		vbd->image->driver->submit(vbd->image, image);
+	else
+		vbd_finish(req, -EOPNOTSUPP);
+}
+
+/* 0 if the image can be asked. */
+static int refuse_request(struct vbd *vbd, const struct image_request *image)
+{
 	if (image->op == IMAGE_FLUSH) {
 		int lost = vbd->lost;
 
@@ -331,7 +342,7 @@ static int refuse_request(struct vbd *vbd, const struct image_request *image)
 		return -EIO;
 	if (image->op == IMAGE_READ || image->op == IMAGE_STATUS ||
 	    !vbd->readonly)
-		return needs[image->op] & ~vbd->info.can ? -EOPNOTSUPP : 0;
+		return image_can(vbd, image->op) ? 0 : -EOPNOTSUPP;
 	return -EPERM;
 }
 

@@ -149,7 +149,7 @@ def _check_path(path: str, local: bool) -> None:
     if driver and driver[0] in DRIVERS.values():
         raise UserError(f"the path {path} must start with /; begin the disk with tap2:{driver[0]}: instead")
     if driver:
-        raise UserError(f"tapdisk has no driver {driver[0]}; it has {' and '.join(DRIVERS.values())}")
+        raise UserError(f"a guest's disk can't have driver {driver[0]}; it can have {' and '.join(DRIVERS.values())}")
     if not path.startswith("/"):
         raise UserError(f"the path {path or '(none)'} must start with /, since the block script runs elsewhere")
     if "\n" in path:

@@ -2,7 +2,7 @@
 /*
  * The directory of what a running tapdisk shows: ctl<pid>, its control socket;
  * stats<pid>.<minor>, the statistics page of a VBD (common/stats.h);
- * nospace.<minor>, there while a VBD waits for space.
+ * nospace.<minor>, there while a VBD waits for space; nbd<pid>.<minor>, its NBD socket.
  */
 #ifndef XENBLK_RUNDIR_H
 #define XENBLK_RUNDIR_H

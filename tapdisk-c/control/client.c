@@ -238,6 +238,7 @@ static void remove_if_stale(int dir, const char *name)
 	char c;
 
 	if (sscanf(name, "stats%d.%d%c", &pid, &minor, &c) != 2 &&
+	    sscanf(name, "nbd%d.%d%c", &pid, &minor, &c) != 2 &&
 	    sscanf(name, "nospace.%d%c", &minor, &c) == 1) {
 		fd = openat(dir, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW |
 			    O_NONBLOCK);

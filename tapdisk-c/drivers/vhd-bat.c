@@ -29,7 +29,7 @@ static void written(struct io_req *io, int err)
 			container_of(item, struct vhd_bitmap, publish);
 
 		bm->publishing = false;
-		disk->nr_meta--;
+		disk->metadata--;
 		/* The pin of the unpublished block goes when all is done. */
 		if (!err)
 			vhd_bit_clear(disk->unpublished, bm->block);
@@ -173,7 +173,7 @@ void vhd_bat_publish(struct vhd_bitmap *bm)
 	if (bm->publishing)
 		return;
 	bm->publishing = true;
-	bm->disk->nr_meta++;
+	bm->disk->metadata++;
 	list_add_tail(&bm->publish, &bm->disk->bat.queue);
 	vhd_meta_arm(bm->disk);
 }

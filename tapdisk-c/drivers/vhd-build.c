@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/bytes.h"
 #include "common/pages.h"
 
 #define BUILDS		16u
@@ -105,16 +106,37 @@ static void claim(uint8_t *codes, uint32_t nr, unsigned int code)
 			codes[i] = (uint8_t)code;
 }
 
+/* The same of the sectors whose bits are set in bits, the first one's on top. */
+static void claim_word(uint8_t *codes, uint64_t bits, unsigned int code)
+{
+	while (bits) {
+		unsigned int at = (unsigned int)__builtin_clzll(bits);
+		uint64_t rest = ~(bits << at);
+		unsigned int run = rest ? (unsigned int)__builtin_clzll(rest) :
+					  64;
+
+		claim(codes + at, run, code);
+		if (at + run >= 64)
+			break;
+		bits &= UINT64_MAX >> (at + run);
+	}
+}
+
+/* skip and nr are multiples of 8, but for the nr at the end of the disk. */
 static void claim_bits(uint8_t *codes, uint32_t nr, const uint8_t *map,
 		       uint32_t skip, unsigned int code)
 {
-	uint32_t run;
-	bool set;
+	uint32_t i = 0;
 
-	for (uint32_t i = 0; i < nr; i += run) {
-		run = vhd_bitmap_run(map, skip + i, skip + nr, &set);
-		if (set)
-			claim(codes + i, run, code);
+	map += skip / 8;
+	for (; nr - i >= 64; i += 64)
+		claim_word(codes + i, get_be64(map + i / 8), code);
+	for (; i < nr; i += 8) {
+		uint64_t bits = (uint64_t)map[i / 8] << 56;
+
+		if (nr - i < 8)
+			bits &= ~(UINT64_MAX >> (nr - i));
+		claim_word(codes + i, bits, code);
 	}
 }
 

@@ -205,9 +205,9 @@ struct vhd_disk {
 	struct list starved;		/* image requests without an op or bitmap */
 	struct list later;		/* image requests that have had their turn */
 	struct io_timer turn;		/* armed while later is not empty */
+	unsigned int metadata;		/* bitmaps being written, and those being published */
 	struct list due;		/* vhd_bitmaps */
 	struct io_plug round;		/* armed while metadata waits for the end of the round */
-	unsigned int nr_meta;		/* bitmap writes and BAT entries under way or queued */
 	struct vhd_map map;
 	struct vhd_cache cache;
 	uint8_t *whole;			/* a bit per leaf block: all its bits are set in the file */

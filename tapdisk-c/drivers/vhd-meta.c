@@ -27,7 +27,7 @@ void vhd_meta_settle(struct vhd_bitmap *bm, int err)
 	list_init(&done);
 	list_splice(&bm->committing, &done);
 	bm->writing = false;
-	disk->nr_meta--;
+	disk->metadata--;
 	/* The bits stay in memory: the next write to the block tries again. */
 	if (err)
 		bm->dirty = true;
@@ -85,7 +85,7 @@ static void bitmap_write(struct vhd_bitmap *bm)
 
 	list_splice(&bm->commit, &bm->committing);
 	bm->writing = true;
-	bm->disk->nr_meta++;
+	bm->disk->metadata++;
 	bm->dirty = false;
 	bm->iov.iov_base = bm->out;
 	bm->iov.iov_len = (size_t)leaf->bitmap_sectors << SECTOR_SHIFT;

@@ -44,10 +44,6 @@ static void zero_done(struct io_req *io, int err)
 			write_zeros(op);
 			return;
 		}
-	} else if (err == -EINVAL && disk->leaf->is_blk) {
-		/* Less than a block of the device: so much, this time. */
-		write_zeros(op);
-		return;
 	} else if (is_missing(err)) {
 		if (io->op == IO_PUNCH)
 			disk->no_holes = true;

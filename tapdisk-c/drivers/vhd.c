@@ -308,15 +308,15 @@ static int vhd_image_close(struct image *image, struct error *err)
 }
 
 /*
- * The file is extended ahead of need, and a new block's metadata is written beside
- * its data, whose failure ends the request.
+ * The file is extended ahead of need, and metadata of a new block goes beside data
+ * whose write may fail first.
  */
 static bool vhd_busy(const struct image *image)
 {
 	const struct vhd_disk *disk =
 		container_of_const(image, struct vhd_disk, image);
 
-	return disk->grow.busy || disk->nr_meta;
+	return disk->grow.busy || disk->metadata;
 }
 
 static const char *vhd_chain_path(const struct image *image, unsigned int i)

@@ -9,7 +9,8 @@
  *
  * Changes of a file that meet in a block run one after the other, aligned ones
  * too, so that none is undone by what another read before. Waiters are
- * served in their order.
+ * served in their order. Of what is to become zeros on a device, the parts of
+ * blocks at both ends are written.
  *
  * The kernel writes whole blocks, so a write that ends past the end of a file
  * leaves it too long by the rest of the block: it is cut back when no other
@@ -221,6 +222,10 @@ static void copy(const struct op *op, uint64_t to)
 	size_t skip = (size_t)(op->pos - op->req->offset);
 	size_t left = (size_t)(to - op->pos);
 
+	if (op->req->op != IO_READ && op->req->op != IO_WRITE) {
+		memset(bounce, 0, left);
+		return;
+	}
 	for (int i = 0; i < op->req->iovcnt && left; i++) {
 		const struct iovec *v = &op->req->iov[i];
 		size_t n = v->iov_len;
@@ -244,6 +249,32 @@ static void copy(const struct op *op, uint64_t to)
 	}
 }
 
+static void next_window(struct op *op);
+
+static void middle_done(struct io_req *io, int err)
+{
+	struct op *op = container_of(io, struct op, io);
+
+	op->pos += io->len;
+	if (err)
+		finish(op, err);
+	else
+		next_window(op);
+}
+
+/* The whole blocks of what is to be zero. */
+static void queue_middle(struct op *op, uint64_t to)
+{
+	op->io = (struct io_req){
+		.op	= op->req->op,
+		.offset	= op->pos,
+		.len	= to - op->pos,
+		.left	= (size_t)(to - op->pos),
+		.done	= middle_done,
+	};
+	queue_io(op);
+}
+
 static void next_window(struct op *op)
 {
 	uint64_t end = op->req->offset + op->req->left;
@@ -253,6 +284,13 @@ static void next_window(struct op *op)
 		return;
 	}
 	op->window = op->pos & ~(op->block - 1);
+	if (op->req->op != IO_READ && op->req->op != IO_WRITE) {
+		if (op->pos == op->window && end - op->pos >= op->block) {
+			queue_middle(op, end & ~(op->block - 1));
+			return;
+		}
+		end = op->window + op->block;
+	}
 	end = round_up_u64(end, op->block);
 	op->len = end - op->window < BOUNCE_BYTES ?
 		  (size_t)(end - op->window) : BOUNCE_BYTES;
@@ -269,10 +307,13 @@ static void next_window(struct op *op)
 static void begin(struct op *op)
 {
 	const struct io_req *req = op->req;
+	bool aligned = is_aligned(req, op->block);
+	struct stat st;
 
-	/* Punching and zeroing is by the byte in a file; on a device it is -EINVAL. */
-	if ((req->op != IO_READ && req->op != IO_WRITE) ||
-	    is_aligned(req, op->block)) {
+	/* A file system makes zeros by the byte. */
+	if (!aligned && req->op != IO_READ && req->op != IO_WRITE)
+		aligned = !fstat(req->fd, &st) && !S_ISBLK(st.st_mode);
+	if (aligned) {
 		op->io = *req;
 		op->io.done = passed;
 		queue_io(op);
@@ -293,7 +334,7 @@ static void window_read(struct io_req *io, int err)
 	}
 	if (err)
 		op->got = io->transferred;
-	if (op->req->op == IO_WRITE) {
+	if (op->req->op != IO_READ) {
 		memset(op->bounce + op->got, 0, op->len - op->got);
 		copy(op, to);
 		queue_window(op, IO_WRITE, window_written);

@@ -539,7 +539,7 @@ int engine_run(struct engine *engine, int timeout_ms)
 	uint64_t end_ns = 0;		/* 0: don't wait; UINT64_MAX: forever */
 	unsigned int events;
 	int64_t timeout_ns;
-	int rc;
+	int rc = 0;
 
 	if (engine->running)
 		return -EDEADLK;
@@ -555,7 +555,13 @@ int engine_run(struct engine *engine, int timeout_ms)
 		timeout_ns = wait_ns(engine, end_ns);
 		if (engine->wrap)
 			timeout_ns = wrap_before_wait(engine, timeout_ns);
-		rc = engine->ops->wait(engine, timeout_ns);
+		/* What was done at once may bring more for the same call. */
+		engine->put_off = !engine->put_off && !engine->wrap &&
+				  !list_empty(&engine->done);
+		if (engine->put_off)
+			engine->gather_ns = 0;
+		else
+			rc = engine->ops->wait(engine, timeout_ns);
 		engine->now = 0;
 		events = run_done(engine);
 		events += run_ready(engine);

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -139,6 +140,21 @@ static int start_threads(struct posix_engine *p)
 	return rc;
 }
 
+/*
+ * poll(2) refuses more entries than the process may have descriptors, and a
+ * descriptor may have several.
+ */
+static void allow_poll(void)
+{
+	const rlim_t need = ENGINE_MAX_WATCHES + 1 + MAX_SOCKETS;
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit) || limit.rlim_cur >= need)
+		return;
+	limit.rlim_cur = limit.rlim_max < need ? limit.rlim_max : need;
+	(void)setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 static int posix_open(struct engine **engine, unsigned int depth,
 		      struct error *err)
 {
@@ -154,6 +170,7 @@ static int posix_open(struct engine **engine, unsigned int depth,
 	list_init(&p->todo);
 	list_init(&p->finished);
 	list_init(&p->sockets);
+	allow_poll();
 
 	p->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (p->event_fd < 0)

@@ -468,6 +468,76 @@ static void test_faults_around_the_log_reach_it_only_if_done(void **state)
 	assert_string_equal(text, "F0 W0 D0=4096 W1 D1=4096 ");
 }
 
+/*
+ * Writes of odd sectors to a file with blocks of 4096 bytes, four at once that
+ * meet in blocks: an error of one leaves the sectors of all others as they should be.
+ */
+static void test_faults_of_unaligned_writes_touch_no_neighbour(void **state)
+{
+	enum { SECTORS = 128, AT_ONCE = 4, LEN = 3 };
+	struct fixture *f = *state;
+	uint32_t now[SECTORS], maybe[SECTORS], seed = (uint32_t)now_ns();
+	static struct request req[AT_ONCE];
+	uint32_t tag = 0, data[SECTORS * 128];
+	unsigned int failed = 0;
+
+	print_message("seed %u\n", seed);
+	srand(seed);
+	memset(data, 0, sizeof(data));
+	memset(now, 0, sizeof(now));
+	memset(maybe, 0, sizeof(maybe));
+	assert_int_equal(pwrite(f->fd, data, sizeof(data), 0), sizeof(data));
+	rules(f, "read chance=5 seed=1 errno=EIO\n"
+		 "write chance=5 seed=2 errno=EIO short=512\n"
+		 "write chance=5 seed=3 errno=EIO reached\n"
+		 "read+write chance=10 seed=4 short=1024\n"
+		 "any chance=10 seed=5 delay=1\n");
+	open_engine(f, "fault", "rules");
+	engine_file_add(f->engine, f->fd, 4096);
+
+	for (unsigned int round = 0; round < 200; round++) {
+		unsigned int first = (unsigned int)rand() % (SECTORS - AT_ONCE * LEN);
+
+		for (unsigned int i = 0; i < AT_ONCE; i++) {
+			struct request *r = &req[i];
+			uint32_t *words = (uint32_t *)(void *)r->buf;
+
+			memset(r, 0, sizeof(*r));
+			tag++;
+			for (unsigned int j = 0; j < LEN; j++) {
+				maybe[first + i * LEN + j] = tag;
+				for (unsigned int k = 0; k < 128; k++)
+					words[j * 128 + k] = tag;
+			}
+			r->iov[0] = (struct iovec){ r->buf, LEN * 512 };
+			r->io = (struct io_req){
+				.op = IO_WRITE, .fd = f->fd, .iov = r->iov,
+				.offset = (first + i * LEN) * 512,
+				.iovcnt = 1, .done = done,
+			};
+			engine_queue(f->engine, &r->io);
+		}
+		for (unsigned int i = 0; i < AT_ONCE; i++) {
+			wait_for(f, &req[i]);
+			failed += req[i].err != 0;
+			for (unsigned int j = 0; !req[i].err && j < LEN; j++)
+				now[first + i * LEN + j] = maybe[first + i * LEN + j];
+		}
+		assert_int_equal(pread(f->fd, data, sizeof(data), 0), sizeof(data));
+		for (unsigned int i = 0; i < SECTORS; i++) {
+			if (data[i * 128] != now[i] && data[i * 128] != maybe[i])
+				fail_msg("round %u: sector %u is %u, not %u or %u",
+					 round, i, data[i * 128], now[i], maybe[i]);
+			now[i] = data[i * 128];
+			maybe[i] = now[i];
+			for (unsigned int k = 1; k < 128; k++)
+				assert_int_equal(data[i * 128 + k], now[i]);
+		}
+	}
+	assert_true(failed > 20);
+	engine_file_remove(f->engine, f->fd);
+}
+
 #define ON(test, engine) \
 	{ #test " (" engine ")", test, setup, teardown, (void *)(uintptr_t)engine }
 #define BOTH(test) ON(test, "uring"), ON(test, "posix")
@@ -487,6 +557,7 @@ int main(void)
 		BOTH(test_more_than_the_depth_may_be_held),
 		BOTH(test_bad_rules_and_names_are_refused),
 		BOTH(test_bad_rules_at_run_time_are_no_rules),
+		BOTH(test_faults_of_unaligned_writes_touch_no_neighbour),
 		BOTH(test_the_log_has_starts_and_ends),
 		BOTH(test_faults_around_the_log_reach_it_only_if_done),
 	};

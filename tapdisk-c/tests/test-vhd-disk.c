@@ -280,6 +280,37 @@ static void zeros_cover_a_block_whose_bat_write_failed(void **state)
 	end(&b);
 }
 
+static int data_fails(struct engine *e, const struct io_req *req, bool *reached)
+{
+	(void)e;
+	(void)reached;
+	return req->op == IO_WRITE && fe_len(req) == 8 * SECTOR_SIZE ? -EIO : 0;
+}
+
+/* Its metadata goes beside the data: who closes the image must wait for that. */
+static void an_image_is_busy_while_metadata_is_written(void **state)
+{
+	struct spec spec = { .sectors = 4096 * 4, .block_size = 2u << 20 };
+	struct bed b;
+
+	(void)state;
+	begin(&b, &spec);
+	assert_int_equal(io(&b, IMAGE_WRITE, 0, 8), 0);
+	b.faults = true;
+	b.engine.script = data_fails;
+	b.engine.hold = metadata_waits;
+	start(&b, IMAGE_WRITE, 4096, 8);
+	run(&b);
+	assert_int_equal(b.busy, 0);
+	assert_int_equal(b.last_err, -EIO);
+	assert_true(image_busy(&b.disk->image));
+	b.engine.script = NULL;
+	b.engine.hold = NULL;
+	settle(&b);
+	assert_int_equal(io(&b, IMAGE_READ, 4096, 8), 0);
+	end(&b);
+}
+
 static unsigned int nr_writes, nr_metadata;
 
 static int counts_writes(struct engine *e, const struct io_req *req,
@@ -465,80 +496,6 @@ static void a_large_request_lets_others_have_their_turn(void **state)
 	end(&b);
 }
 
-static int data_fails(struct engine *e, const struct io_req *req, bool *reached)
-{
-	(void)e;
-	(void)reached;
-	return req->op == IO_WRITE && !metadata_waits(req) ? -ENOSPC : 0;
-}
-
-/* Its memory would be freed under the writes, and they would come late. */
-static void metadata_that_no_request_waits_for_keeps_the_image_busy(void **state)
-{
-	struct spec spec = { .sectors = 80, .block_size = 4096 };
-	struct bed b;
-
-	(void)state;
-	for (unsigned int parent = 0; parent < 2; parent++) {
-		if (parent) {
-			empty_base(spec.sectors);
-			spec.parent = "base.raw";
-			spec.parent_raw = true;
-		}
-		begin(&b, &spec);
-		/* Grown, so that writes of less than a block are metadata. */
-		assert_int_equal(io(&b, IMAGE_WRITE, 72, 8), 0);
-		assert_false(image_busy(&b.disk->image));
-		b.faults = true;
-		b.engine.script = data_fails;
-		b.engine.hold = metadata_waits;
-		start(&b, IMAGE_WRITE, 0, 8);
-		run(&b);
-		assert_int_equal(b.busy, 0);
-		assert_int_equal(b.last_err, -ENOSPC);
-		assert_true(b.engine.nr_pending);
-		assert_true(image_busy(&b.disk->image));
-		b.engine.hold = NULL;
-		settle(&b);
-		assert_false(image_busy(&b.disk->image));
-		b.engine.script = bat_fails;
-		assert_int_equal(io(&b, IMAGE_WRITE, 16, 8), -EIO);
-		assert_false(image_busy(&b.disk->image));
-		b.engine.script = NULL;
-		assert_int_equal(io(&b, IMAGE_WRITE, 16, 8), 0);
-		assert_false(image_busy(&b.disk->image));
-		end(&b);
-	}
-}
-
-static int zero_is_unaligned(struct engine *e, const struct io_req *req,
-			     bool *reached)
-{
-	(void)e;
-	(void)reached;
-	return req->op == IO_ZERO && (req->offset | req->len) % 4096 ?
-	       -EINVAL : 0;
-}
-
-/* Of a device with blocks of 4096 bytes the kernel zeroes whole ones alone. */
-static void zeros_of_less_than_a_devices_block_are_written(void **state)
-{
-	struct spec spec = { .sectors = 80, .block_size = 4096,
-			     .device = 1 << 20 };
-	struct bed b;
-
-	(void)state;
-	begin(&b, &spec);
-	assert_int_equal(io(&b, IMAGE_WRITE, 0, 80), 0);
-	b.engine.script = zero_is_unaligned;
-	assert_int_equal(io(&b, IMAGE_ZERO, 3, 2), 0);
-	assert_int_equal(io(&b, IMAGE_ZERO, 16, 8), 0);
-	assert_false(b.disk->no_zeros);
-	b.engine.script = NULL;
-	assert_int_equal(io(&b, IMAGE_READ, 0, 80), 0);
-	end(&b);
-}
-
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -552,13 +509,12 @@ int main(void)
 		cmocka_unit_test(a_block_tried_again_is_as_careful_as_one_in_use),
 		cmocka_unit_test(bat_entries_beyond_the_size_are_kept),
 		cmocka_unit_test(zeros_cover_a_block_whose_bat_write_failed),
+		cmocka_unit_test(an_image_is_busy_while_metadata_is_written),
 		cmocka_unit_test(a_block_without_a_parent_takes_metadata_once),
 		cmocka_unit_test(writes_that_come_together_share_their_metadata),
 		cmocka_unit_test(status_tells_what_some_image_holds),
 		cmocka_unit_test(a_bitmap_that_cannot_be_read_hides_no_more_than_it_must),
 		cmocka_unit_test(a_large_request_lets_others_have_their_turn),
-		cmocka_unit_test(metadata_that_no_request_waits_for_keeps_the_image_busy),
-		cmocka_unit_test(zeros_of_less_than_a_devices_block_are_written),
 	};
 
 	return cmocka_run_group_tests(tests, scratch, scratch_remove);

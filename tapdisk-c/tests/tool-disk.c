@@ -239,7 +239,10 @@ int main(int argc, char **argv)
 		{ "requests", required_argument, NULL, 'n' },
 		{ NULL, 0, NULL, 0 },
 	};
-	struct image_open_args args = { .max_requests = 64 };
+	static struct io_stream stream;
+	struct image_open_args args = {
+		.stream = &stream, .max_requests = 64,
+	};
 	const struct image_driver *driver;
 	const char *engine_name = "uring";
 	struct image *image = NULL;

@@ -429,10 +429,10 @@ static inline void settle(struct bed *b)
 	list_for_each(pos, &disk->map.free_builds)
 		n++;
 	assert_int_equal(n, disk->map.nr_builds);
+	assert_false(image_busy(&disk->image));
 	assert_true(list_empty(&disk->starved));
 	assert_true(list_empty(&disk->map.starved));
 	assert_true(list_empty(&disk->later));
-	assert_int_equal(disk->nr_meta, 0);
 	for (uint32_t i = 0; disk->unpublished && i < disk->leaf->bat_entries;
 	     i++)
 		assert_false(vhd_bit(disk->unpublished, i));

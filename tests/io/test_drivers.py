@@ -5,6 +5,7 @@ import itertools
 import os
 import random
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from tests.lib import vhdutil
 from tests.lib.disk import Disk, write_raw
 from tests.lib.diskmodel import exercise
+from tests.lib.faults import Faults
 
 pytestmark = pytest.mark.io
 
@@ -290,3 +292,76 @@ def test_the_log_of_a_large_disk_takes_little_memory(tmp_path: Path) -> None:
         text = Path(f"/proc/{disk.process.pid}/smaps_rollup").read_text()
         assert int(text.split("Private_Dirty:")[1].split()[0]) < 1000
     assert os.stat(tmp_path / "a.map").st_size == 4096 + 2 * 1024 * 1024
+
+
+WITHOUT = {
+    "holes": ["punch errno=EOPNOTSUPP"],
+    "holes and zeros": ["punch+zero errno=EOPNOTSUPP"],
+    "zeros": ["zero errno=EOPNOTSUPP"],
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("missing", WITHOUT)
+def test_zeros_are_written_where_the_kernel_cannot_make_them(tmp_path: Path, engine: str, missing: str) -> None:
+    write_raw(tmp_path / "a.img", 8 * MIB, {})
+    rules = Faults(tmp_path / "rules")
+    rules.set(*WITHOUT[missing])
+    with Disk(f"raw:{tmp_path}/a.img", engine=rules.engine(engine)) as disk:
+        exercise(disk, random.Random(missing), 100, large=4096)
+        assert disk.write(0, 4096, 9) == "ok"
+        assert disk.zero(1, 3 * 4096) == "ok"
+        assert disk.read(0, 4096) == [9] + [0] * 4095
+
+
+def test_an_error_ends_a_long_zero(tmp_path: Path) -> None:
+    write_raw(tmp_path / "a.img", 64 * MIB, {63 * MIB: 5})
+    rules = Faults(tmp_path / "rules")
+    rules.set("punch+zero errno=EOPNOTSUPP", "write from=33554432 errno=ENOSPC")
+    with Disk(f"raw:{tmp_path}/a.img", engine=rules.engine()) as disk:
+        assert disk.zero(0, 64 * MIB) == "err 28"
+        assert disk.read(63 * MIB, 1) == [5]
+        rules.off()
+        assert disk.zero(0, 64 * MIB) == "ok"
+        assert disk.read(63 * MIB, 1) == [0]
+
+
+def test_a_flush_fails_with_the_bitmap_and_the_next_brings_all_bits(tmp_path: Path, logged: str) -> None:
+    rules = Faults(tmp_path / "rules")
+    with Disk(logged):
+        pass  # makes the bitmap, under another name at first
+    with Disk(logged, engine=rules.engine()) as disk:
+        assert disk.write(0, 1, 1) == "ok"
+        rules.set("sync file=*.map errno=EIO")
+        assert disk.batch(["f", "f"]) == ["err 5", "err 5"]
+        # as if the kernel had dropped what it could not write
+        with (tmp_path / "a.map").open("r+b") as f:
+            f.seek(4096)
+            f.write(b"\0")
+        rules.off()
+        assert disk.flush() == "ok"
+        assert Bitmap(tmp_path / "a.map").parts == {0}
+
+
+@pytest.fixture(params=[512, 4096])
+def device(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    write_raw(tmp_path / "device", 8 * MIB, {})
+    command = ["losetup", "--show", "-f", "--direct-io=off", "--sector-size", str(request.param), str(tmp_path / "device")]
+    name = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    yield name
+    subprocess.run(["losetup", "-d", name], check=True)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_block_device_discards_and_zeroes(device: str, engine: str) -> None:
+    sector = int(Path(f"/sys/block/{Path(device).name}/queue/logical_block_size").read_text()) // 512
+    with Disk(f"raw:{device}", engine=engine) as disk:
+        assert runs(disk, 0, 8 * MIB) == [(8 * MIB, "data")]
+        assert disk.batch([f"w {s} {MIB} 7" for s in range(0, 8 * MIB, MIB)]) == ["ok"] * 8
+        assert disk.zero(sector, 3 * sector) == "ok"
+        assert disk.zero(8 * sector, MIB, keep_space=True) == "ok"
+        assert disk.discard(4 * MIB, 2 * MIB) == "ok"
+        assert disk.flush() == "ok"
+        assert disk.read(0, 5 * sector) == [7] * sector + [0] * 3 * sector + [7] * sector
+        assert disk.read(8 * sector, MIB + sector) == [0] * MIB + [7] * sector
+        assert set(disk.read(4 * MIB, 8)) <= {0, 7}

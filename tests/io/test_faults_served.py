@@ -56,6 +56,33 @@ def test_clients_amid_random_faults(tmp_path: Path, kind: str, engine: str) -> N
     image.check()
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_neighbours_that_went_to_the_kernel_as_one_have_verdicts_of_their_own(tmp_path: Path, engine: str) -> None:
+    seed = random.randrange(1 << 30)
+    print(f"{seed=}")
+    chance = random.Random(seed)
+    image = Image(tmp_path, "raw")
+    rules = Faults(tmp_path / "rules")
+    rules.set(
+        f"read+write chance=15 seed={seed} errno=EIO short=7168",
+        f"read+write chance=40 seed={seed + 1} short=5120",
+        f"read+write chance=5 seed={seed + 2} errno=EIO",
+    )
+    with Tapdisk(tmp_path, f"aio:{image.leaf}", engine=rules.engine(engine), settings=FAIL) as tapdisk:
+        with NbdDisk(tapdisk.socket, 1) as disk:
+            for _ in range(30):
+                first = chance.randrange(0, SIZE - 256, 8)
+                places = range(first, first + 256, 8)
+                writes = [image.expected.write_command(start, 8) for start in places]
+                image.expected.run(disk, writes[chance.randrange(16) :], faults=True)
+                image.expected.run(disk, [f"r {start} 8" for start in places], faults=True)
+            rules.off()
+            image.expected.check(disk)
+        sizes = [int(hit.split()[2]) for hit in rules.take_hits()]
+        assert max(sizes) > 4096, "nothing was merged"
+    image.check()
+
+
 def test_a_stuck_request_stalls_no_other(tmp_path: Path) -> None:
     with raw(tmp_path) as (disk, expected, rules):
         rules.set("write from=1048576 to=1052672 stuck")

@@ -10,6 +10,7 @@ import pytest
 from tests.lib import vhdutil
 from tests.lib.disk import Disk, write_raw
 from tests.lib.expected import Expected, random_batch
+from tests.lib.faults import Faults
 from tests.lib.nbddisk import NbdDisk
 from tests.lib.tapctl import MINOR, Served
 
@@ -112,6 +113,25 @@ def test_a_leaf_that_is_another_file_now_is_left_alone(tmp_path: Path, leaf: Pat
         vhdutil.ok("create", "-n", leaf, "-s", 12)
         assert "is not the file that is served any more" in served.refused("snapshot", "-n", "base.vhd")
         assert names(leaf) == ["disk.vhd", "disk.vhd.moved"]
+
+
+def test_a_snapshot_over_stuck_io_is_called_off(tmp_path: Path, leaf: Path) -> None:
+    expected = Expected(SIZE)
+    rules = Faults(tmp_path / "rules")
+    with Served(tmp_path, f"vhd:{leaf}", engine=rules.engine()) as served, NbdDisk(served.socket) as disk:
+        expected.run(disk, [expected.write_command(0, 64)])
+        rules.set("write stuck")
+        command = expected.write_command(0, 8)
+        stuck = disk.start([command])
+        message = served.refused("snapshot", "-n", "base.vhd", "-t", 1)
+        assert message.startswith("minor 3: not done, the disk goes on: 1 requests did not come back from")
+        assert names(leaf) == ["disk.vhd"]
+        rules.off()
+        assert disk.wait(stuck) == ["ok"]
+        expected.acknowledged(command)
+        served.ok("snapshot", "-n", "base.vhd")
+        expected.check(disk)
+    assert vhdutil.ok("query", "-n", leaf, "-d") == "chain depth: 2\n"
 
 
 @pytest.mark.parametrize("renamed", [False, True])

@@ -173,7 +173,7 @@ def test_what_a_killed_tapdisk_leaves_is_removed(tmp_path: Path, image: Path, ru
         disk.start(["w 0 8 1"])
         wait_until(served, "space")
         served.kill()
-        left = {f"stats{served.pid}.{MINOR}", f"nospace.{MINOR}"}
+        left = {f"stats{served.pid}.{MINOR}", f"nospace.{MINOR}", f"nbd{served.pid}.{MINOR}"}
         assert left <= {entry.name for entry in served.directory.iterdir()}
         assert "is not running" in served.refused("stats")
         served.clean()

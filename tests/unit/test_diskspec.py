@@ -110,12 +110,12 @@ def test_other_disks_are_left_alone(spec: str) -> None:
         ("tap:aio:/a,hdc:cdrom,r", "tapdisk has no CD-ROM drives"),
         ("tap:,hdc,r,cdrom", "tapdisk has no CD-ROM drives"),
         ("tap2:vhd:a.vhd,xvda,w", "the path a.vhd must start with /"),
-        ("tap2:ram:64,xvda,w", "tapdisk has no driver ram; it has aio and vhd"),
+        ("tap2:ram:64,xvda,w", "a guest's disk can't have driver ram; it can have aio and vhd"),
         (
             "tap2:vdev=xvda,target=vhd:/srv/a.vhd",
             "the path vhd:/srv/a.vhd must start with /; begin the disk with tap2:vhd:",
         ),
-        ("tap2:remus:h:9000|vhd:/a.vhd,xvda,w", "tapdisk has no driver remus"),
+        ("tap2:remus:h:9000|vhd:/a.vhd,xvda,w", "a guest's disk can't have driver remus"),
         ("tap2:vdev=xvda,/a\nb.vhd,w", "the path has a line break"),
     ],
 )

@@ -1,0 +1,332 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+/* Pause, unpause, close and statistics of a VBD. */
+#include "tests/vbd-bed.h"
+
+/* Pause and close */
+
+static void what_waits_does_not_hold_up_a_pause(void **priv)
+{
+	(void)priv;
+	disk.write_err = -ENOSPC;
+	ask(0, IMAGE_WRITE, 1);
+	steps(3);
+	vbd_pause(bed.vbd, 1000, verb_done, NULL);
+	assert_int_equal(verb_wait(), 0);
+	assert_int_equal(state(), VBD_PAUSED | VBD_NO_SPACE);
+	assert_int_equal(disk.open, 0);
+	pass(10 * SECOND);
+	assert_true(guest.busy[0]);
+	/* The new leaf lies where there is space. */
+	disk.write_err = 0;
+	assert_int_equal(vbd_unpause(bed.vbd, "fake:/new", NULL), 0);
+	steps(3);
+	assert_int_equal(guest.result[0], 0);
+	assert_int_equal(state(), 0);
+	assert_false(marked());
+}
+
+static void what_waits_may_be_beyond_the_new_image(void **priv)
+{
+	(void)priv;
+	disk.write_err = -ENOSPC;
+	ask(0, IMAGE_DISCARD, 1);
+	steps(3);
+	vbd_pause(bed.vbd, 1000, verb_done, NULL);
+	assert_int_equal(verb_wait(), 0);
+	disk.can = 0;
+	assert_int_equal(vbd_unpause(bed.vbd, NULL, NULL), 0);
+	steps(3);
+	assert_int_equal(guest.result[0], -EOPNOTSUPP);
+	assert_false(guest.busy[0] || marked());
+}
+
+static void a_close_answers_what_waits(void **priv)
+{
+	(void)priv;
+	disk.write_err = -ENOSPC;
+	ask(0, IMAGE_WRITE, 1);
+	steps(3);
+	vbd_close(bed.vbd, true, 1000, verb_done, NULL);
+	assert_int_equal(verb_wait(), 0);
+	assert_int_equal(guest.result[0], -ENOSPC);
+	assert_false(guest.busy[0] || marked());
+}
+
+static void a_pause_that_takes_too_long_is_called_off(void **priv)
+{
+	(void)priv;
+	disk.stuck = true;
+	ask(0, IMAGE_WRITE, 1);
+	vbd_pause(bed.vbd, 5000, verb_done, NULL);
+	assert_false(guest.running);
+	pass(4 * SECOND);
+	assert_int_equal(verbs_done, 0);
+	pass(SECOND);
+	assert_int_equal(verb_wait(), -ETIMEDOUT);
+	assert_non_null(strstr(verb_text, "1 requests did not come back from fake:/disk in 5 s"));
+	assert_true(guest.running);
+	assert_int_equal(state(), 0);
+	ask(1, IMAGE_READ, 2);
+	disk.stuck = false;
+	engine_timer_set(server_engine(bed.server), &disk.timer, 0);
+	steps(3);
+	assert_false(guest.busy[0] || guest.busy[1]);
+	vbd_pause(bed.vbd, 5000, verb_done, NULL);
+	assert_int_equal(verb_wait(), 0);
+	pass(10 * SECOND);
+	assert_int_equal(state(), VBD_PAUSED);
+	assert_int_equal(vbd_unpause(bed.vbd, NULL, NULL), 0);
+}
+
+static void a_flush_that_takes_too_long_calls_off_a_pause(void **priv)
+{
+	(void)priv;
+	disk.stuck = true;
+	vbd_pause(bed.vbd, 1000, verb_done, NULL);
+	steps(3);
+	pass(SECOND);
+	assert_int_equal(verb_wait(), -ETIMEDOUT);
+	assert_non_null(strstr(verb_text, "a flush of fake:/disk"));
+	/* It is still there. */
+	vbd_pause(bed.vbd, 1000, verb_done, NULL);
+	steps(3);
+	assert_int_equal(verbs_done, 0);
+	disk.stuck = false;
+	engine_timer_set(server_engine(bed.server), &disk.timer, 0);
+	assert_int_equal(verb_wait(), 0);
+	assert_int_equal(disk.open, 0);
+}
+
+/* What was written since is not in it. */
+static void the_flush_of_a_pause_that_was_called_off_is_not_the_next_ones(void **priv)
+{
+	(void)priv;
+	disk.stuck = true;
+	vbd_pause(bed.vbd, 1000, verb_done, NULL);
+	steps(3);
+	pass(SECOND);
+	assert_int_equal(verb_wait(), -ETIMEDOUT);
+	ask(0, IMAGE_WRITE, 1);
+	vbd_pause(bed.vbd, 1000, verb_done, NULL);
+	disk.stuck = false;
+	engine_timer_set(server_engine(bed.server), &disk.timer, 0);
+	assert_int_equal(verb_wait(), 0);
+	assert_int_equal(guest.result[0], 0);
+	assert_int_equal(disk.flushes, 2);
+}
+
+static void a_pause_that_cannot_be_called_off_is_ended_by_unpause(void **priv)
+{
+	(void)priv;
+	disk.stuck = true;
+	guest.release_err = -EINVAL;
+	ask(0, IMAGE_WRITE, 1);
+	vbd_pause(bed.vbd, 1000, verb_done, NULL);
+	pass(SECOND);
+	assert_int_equal(verb_wait(), -ETIMEDOUT);
+	assert_int_equal(state(), VBD_PAUSE_REQUESTED);
+	assert_int_equal(vbd_unpause(bed.vbd, NULL, NULL), -EINVAL);
+	guest.release_err = 0;
+	assert_int_equal(vbd_unpause(bed.vbd, NULL, NULL), 0);
+	assert_int_equal(state(), 0);
+	assert_true(guest.running);
+}
+
+static void a_close_that_takes_too_long_says_so_and_goes_on(void **priv)
+{
+	(void)priv;
+	disk.stuck = true;
+	ask(0, IMAGE_WRITE, 1);
+	vbd_close(bed.vbd, true, 1000, verb_done, NULL);
+	pass(SECOND);
+	assert_int_equal(verb_wait(), -ETIMEDOUT);
+	vbd_close(bed.vbd, true, 1000, verb_done, NULL);
+	assert_int_equal(verb_wait(), -EBUSY);
+	disk.stuck = false;
+	engine_timer_set(server_engine(bed.server), &disk.timer, 0);
+	steps(5);
+	assert_int_equal(state(), VBD_CLOSED);
+	assert_int_equal(verbs_done, 0);
+}
+
+static void pauses_end_under_a_load_that_never_stops(void **priv)
+{
+	(void)priv;
+	srandom(1);
+	guest.load = true;
+	for (int i = 0; i < 100; i++) {
+		unsigned int before = guest.answered;
+
+		disk.delay_ns = (uint64_t)random() % MS;
+		disk.write_err = random() % 4 ? 0 : -ENOSPC;
+		steps((unsigned int)random() % 8);
+		vbd_pause(bed.vbd, 5000, verb_done, NULL);
+		assert_int_equal(verb_wait(), 0);
+		assert_int_equal(disk.open, 0);
+		before = guest.answered;
+		steps(2);
+		assert_int_equal(guest.answered, before);
+		disk.write_err = 0;
+		assert_int_equal(vbd_unpause(bed.vbd, i % 2 ? "fake:/a" : NULL,
+					     NULL), 0);
+	}
+	guest.load = false;
+	pass(10 * SECOND);
+	assert_int_equal(stats().inflight, 0);
+	assert_int_equal(state(), 0);
+}
+
+static void a_new_leaf_may_be_larger_but_not_smaller(void **priv)
+{
+	struct error err;
+
+	(void)priv;
+	vbd_pause(bed.vbd, 1000, verb_done, NULL);
+	assert_int_equal(verb_wait(), 0);
+	disk.sectors = SECTORS - 1;
+	assert_int_equal(vbd_unpause(bed.vbd, "fake:/small", &err), -EINVAL);
+	assert_non_null(strstr(err.text, "fake:/small: its disk has 32256 bytes, that of minor 3 has 32768"));
+	assert_int_equal(disk.open, 0);
+	assert_int_equal(state(), VBD_PAUSED);
+	disk.open_err = -ENOENT;
+	assert_int_equal(vbd_unpause(bed.vbd, NULL, &err), -ENOENT);
+	assert_int_equal(state(), VBD_PAUSED);
+	disk.open_err = 0;
+	disk.sectors = 2 * SECTORS;
+	assert_int_equal(vbd_unpause(bed.vbd, "fake:/large", &err), 0);
+	assert_int_equal(guest.sectors, 2 * SECTORS);
+	ask(0, IMAGE_READ, 2 * SECTORS - 1);
+	steps(3);
+	assert_int_equal(guest.result[0], 0);
+	assert_string_equal(stats().text, "fake:/large");
+	assert_int_equal(stats().sectors, 2 * SECTORS);
+}
+
+/* The guest's own flush would succeed, and what it should cover may be lost. */
+static void a_flush_of_ours_that_fails_is_the_guests_next_one(void **priv)
+{
+	(void)priv;
+	disk.flush_err = -EIO;
+	vbd_pause(bed.vbd, 1000, verb_done, NULL);
+	assert_int_equal(verb_wait(), -EIO);
+	disk.flush_err = 0;
+	assert_int_equal(vbd_unpause(bed.vbd, NULL, NULL), 0);
+	ask(0, IMAGE_WRITE, 0);
+	ask(1, IMAGE_FLUSH, 0);
+	steps(3);
+	assert_int_equal(guest.result[0], 0);
+	assert_int_equal(guest.result[1], -EIO);
+	ask(1, IMAGE_FLUSH, 0);
+	steps(3);
+	assert_int_equal(guest.result[1], 0);
+}
+
+/* Were they tried again, they would succeed: what was lost is not told twice. */
+static void flushes_that_wait_get_the_error_of_ours(void **priv)
+{
+	(void)priv;
+	disk.remote = true;
+	vbd_pause(bed.vbd, 1000, verb_done, NULL);
+	assert_int_equal(verb_wait(), 0);
+	assert_int_equal(vbd_unpause(bed.vbd, NULL, NULL), 0);
+	disk.flush_err = -EIO;
+	ask(0, IMAGE_FLUSH, 0);
+	guest.slots[1].fua = true;
+	ask(1, IMAGE_WRITE, 3);
+	steps(3);
+	disk.write_err = -ETIMEDOUT;
+	ask(2, IMAGE_WRITE, 4);
+	steps(3);
+	assert_true(guest.busy[0] && guest.busy[1]);
+	vbd_pause(bed.vbd, 1000, verb_done, NULL);
+	assert_int_equal(verb_wait(), -EIO);
+	disk.flush_err = disk.write_err = 0;
+	assert_int_equal(vbd_unpause(bed.vbd, NULL, NULL), 0);
+	steps(3);
+	assert_int_equal(guest.result[0], -EIO);
+	assert_int_equal(guest.result[1], -EIO);
+	assert_int_equal(guest.result[2], 0);
+	assert_int_equal(state(), 0);
+	/* It has been told. */
+	ask(0, IMAGE_FLUSH, 0);
+	steps(3);
+	assert_int_equal(guest.result[0], 0);
+}
+
+/* Statistics */
+
+static void durations_are_counted_to_a_fifth(void **priv)
+{
+	struct stats_op op = { .max_ns = UINT64_MAX };
+
+	(void)priv;
+	for (uint64_t ns = 1; ns < 1ull << 40; ns = ns * 9 / 8 + 1) {
+		unsigned int b = stats_bucket(ns);
+
+		assert_true(ns < stats_bucket_end(b));
+		assert_true(!b || ns >= stats_bucket_end(b - 1));
+		assert_true(stats_bucket_end(b) - 1 <= ns + ns / 4);
+	}
+	assert_int_equal(stats_bucket(UINT64_MAX), STATS_BUCKETS - 1);
+	assert_int_equal(stats_percentile(&op, 50), 0);
+	op.latency[stats_bucket(1000)] = 99;
+	op.latency[stats_bucket(1000000)] = 1;
+	assert_in_range(stats_percentile(&op, 50), 1000, 1250);
+	assert_in_range(stats_percentile(&op, 98), 1000, 1250);
+	assert_in_range(stats_percentile(&op, 99), 1000000, 1250000);
+}
+
+static void the_page_is_read_without_a_word(void **priv)
+{
+	struct stats_page page;
+
+	(void)priv;
+	ask(0, IMAGE_WRITE, 0);
+	ask(1, IMAGE_READ, 0);
+	steps(3);
+	page = stats();
+	assert_int_equal(page.pid, getpid());
+	assert_int_equal(page.op[IMAGE_WRITE].requests, 1);
+	assert_int_equal(page.op[IMAGE_READ].sectors, 1);
+	assert_string_equal(page.text, "fake:/disk");
+	vbd_close(bed.vbd, true, 1000, verb_done, NULL);
+	assert_int_equal(verb_wait(), 0);
+	page = stats();
+	assert_int_equal(page.state, VBD_CLOSED);
+	assert_int_equal(page.open, 0);
+}
+
+/* A directory that can't be written, or one that is full. */
+static void without_the_page_a_disk_works_all_the_same(void **priv)
+{
+	struct vbd *other;
+
+	(void)priv;
+	setenv("XENBLK_CONTROL_DIR", "/proc/nowhere", 1);
+	assert_int_equal(vbd_create(&other, bed.server, MINOR + 1, NULL), 0);
+	setenv("XENBLK_CONTROL_DIR", bed.dir, 1);
+	assert_int_equal(vbd_detach(other, NULL), 0);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		TEST(what_waits_does_not_hold_up_a_pause),
+		TEST(what_waits_may_be_beyond_the_new_image),
+		TEST(a_close_answers_what_waits),
+		TEST(a_pause_that_takes_too_long_is_called_off),
+		TEST(a_flush_that_takes_too_long_calls_off_a_pause),
+		TEST(the_flush_of_a_pause_that_was_called_off_is_not_the_next_ones),
+		TEST(a_pause_that_cannot_be_called_off_is_ended_by_unpause),
+		TEST(a_close_that_takes_too_long_says_so_and_goes_on),
+		TEST(pauses_end_under_a_load_that_never_stops),
+		TEST(a_new_leaf_may_be_larger_but_not_smaller),
+		TEST(a_flush_of_ours_that_fails_is_the_guests_next_one),
+		TEST(flushes_that_wait_get_the_error_of_ours),
+		TEST(durations_are_counted_to_a_fifth),
+		TEST(the_page_is_read_without_a_word),
+		TEST(without_the_page_a_disk_works_all_the_same),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,236 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+/* Requests of a VBD that fail: tried again, or waiting for space. */
+#include "tests/vbd-bed.h"
+
+/* Retries */
+
+static void an_error_that_passes_is_time_to_the_guest(void **priv)
+{
+	(void)priv;
+	memset(guest.buf[0], 'x', SECTOR_SIZE);
+	disk.write_err = -ETIMEDOUT;
+	ask(0, IMAGE_WRITE, 5);
+	steps(3);
+	assert_true(guest.busy[0]);
+	assert_int_equal(state(), VBD_WAITING);
+	for (int i = 0; i < 100; i++)
+		pass(SECOND);
+	assert_true(guest.busy[0]);
+	assert_int_equal(disk.writes, 101);
+	disk.write_err = 0;
+	pass(SECOND);
+	assert_false(guest.busy[0]);
+	assert_int_equal(guest.result[0], 0);
+	assert_int_equal(disk.data[5][100], 'x');
+	assert_int_equal(state(), 0);
+	assert_int_equal(stats().op[IMAGE_WRITE].retries, 101);
+	assert_int_equal(stats().op[IMAGE_WRITE].errors, 0);
+	assert_true(stats().op[IMAGE_WRITE].max_ns > 100 * SECOND);
+}
+
+static void others_go_on_while_one_waits(void **priv)
+{
+	(void)priv;
+	disk.write_err = -EAGAIN;
+	ask(0, IMAGE_WRITE, 5);
+	steps(3);
+	ask(1, IMAGE_READ, 6);
+	ask(2, IMAGE_FLUSH, 0);
+	steps(3);
+	assert_true(guest.busy[0]);
+	assert_false(guest.busy[1] || guest.busy[2]);
+	assert_int_equal(stats().waiting, 1);
+	assert_int_equal(stats().inflight, 1);
+}
+
+static void an_error_that_stays_is_the_guests_in_the_end(void **priv)
+{
+	(void)priv;
+	settle("retry_for", "60");
+	settle("retry_interval", "10");
+	disk.read_err = -ESTALE;
+	ask(0, IMAGE_READ, 5);
+	steps(3);
+	for (int i = 0; i < 5; i++)
+		pass(10 * SECOND);
+	assert_true(guest.busy[0]);
+	pass(10 * SECOND);
+	assert_int_equal(guest.result[0], -ESTALE);
+	assert_int_equal(guest.answered, 1);
+	assert_int_equal(state(), 0);
+}
+
+/* The time that it waited for space, or paused, is not the storage's. */
+static void each_outage_has_its_own_time(void **priv)
+{
+	(void)priv;
+	settle("retry_for", "60");
+	disk.write_err = -ENOSPC;
+	ask(0, IMAGE_WRITE, 5);
+	steps(3);
+	pass(100 * SECOND);
+	disk.write_err = -ESTALE;
+	pass(5 * SECOND);
+	assert_int_equal(state(), VBD_WAITING);
+	pass(50 * SECOND);
+	assert_true(guest.busy[0]);
+	vbd_pause(bed.vbd, 1000, verb_done, NULL);
+	assert_int_equal(verb_wait(), 0);
+	pass(100 * SECOND);
+	assert_int_equal(vbd_unpause(bed.vbd, NULL, NULL), 0);
+	steps(3);
+	pass(50 * SECOND);
+	assert_true(guest.busy[0]);
+	pass(20 * SECOND);
+	assert_int_equal(guest.result[0], -ESTALE);
+	assert_int_equal(guest.answered, 1);
+}
+
+static void after_that_it_may_wait_to_be_told(void **priv)
+{
+	(void)priv;
+	settle("retry_for", "2");
+	settle("retry_then", "pause");
+	disk.read_err = -ENOLINK;
+	ask(0, IMAGE_READ, 5);
+	steps(3);
+	pass(SECOND);
+	pass(SECOND);
+	disk.read_err = 0;
+	for (int i = 0; i < 20; i++)
+		pass(SECOND);
+	assert_true(guest.busy[0]);
+	assert_int_equal(state(), VBD_WAITING);
+	assert_int_equal(vbd_unpause(bed.vbd, NULL, NULL), 0);
+	steps(3);
+	assert_int_equal(guest.result[0], 0);
+	assert_int_equal(guest.answered, 1);
+	assert_int_equal(vbd_unpause(bed.vbd, NULL, NULL), -EINVAL);
+}
+
+/* What the guest gets of a read, or a flush, that fails once. */
+static int one_failure(enum image_op op, int err)
+{
+	disk.read_err = disk.flush_err = err;
+	ask(0, op, 0);
+	steps(3);
+	disk.read_err = disk.flush_err = 0;
+	if (guest.busy[0])
+		pass(SECOND);
+	assert_false(guest.busy[0]);
+	return guest.result[0];
+}
+
+static void which_errors_are_tried_again(void **priv)
+{
+	(void)priv;
+	assert_int_equal(one_failure(IMAGE_READ, -EIO), -EIO);
+	assert_int_equal(one_failure(IMAGE_FLUSH, -EIO), -EIO);
+	assert_int_equal(one_failure(IMAGE_READ, -EHOSTUNREACH), 0);
+	settle("retry_errors", "all");
+	assert_int_equal(one_failure(IMAGE_READ, -EIO), 0);
+	/* The next flush would succeed without the data of this one. */
+	assert_int_equal(one_failure(IMAGE_FLUSH, -EIO), -EIO);
+	assert_int_equal(one_failure(IMAGE_FLUSH, -ETIMEDOUT), 0);
+	settle("retry_errors", "none");
+	assert_int_equal(one_failure(IMAGE_READ, -ETIMEDOUT), -ETIMEDOUT);
+}
+
+static void an_io_error_of_a_server_may_pass(void **priv)
+{
+	(void)priv;
+	disk.remote = true;
+	vbd_pause(bed.vbd, 0, verb_done, NULL);
+	assert_int_equal(verb_wait(), 0);
+	assert_int_equal(vbd_unpause(bed.vbd, NULL, NULL), 0);
+	assert_int_equal(one_failure(IMAGE_READ, -EIO), 0);
+	assert_int_equal(one_failure(IMAGE_FLUSH, -EIO), 0);
+}
+
+static void the_flush_of_a_fua_write_is_tried_alone(void **priv)
+{
+	(void)priv;
+	guest.slots[0].fua = true;
+	disk.flush_err = -EBUSY;
+	ask(0, IMAGE_WRITE, 1);
+	steps(3);
+	assert_true(guest.busy[0]);
+	disk.flush_err = 0;
+	pass(SECOND);
+	assert_int_equal(guest.result[0], 0);
+	assert_int_equal(disk.writes, 1);
+	assert_int_equal(disk.flushes, 2);
+}
+
+/* Space */
+
+static void writes_wait_for_space_and_say_so(void **priv)
+{
+	(void)priv;
+	settle("retry_for", "0");
+	disk.write_err = -ENOSPC;
+	ask(0, IMAGE_WRITE, 1);
+	ask(1, IMAGE_READ, 2);
+	steps(3);
+	assert_true(guest.busy[0]);
+	assert_false(guest.busy[1]);
+	assert_int_equal(state(), VBD_NO_SPACE);
+	assert_true(marked());
+	disk.write_err = -EDQUOT;
+	for (int i = 0; i < 1000; i++)
+		pass(3 * SECOND);
+	assert_true(guest.busy[0] && marked());
+	disk.write_err = 0;
+	pass(3 * SECOND);
+	assert_int_equal(guest.result[0], 0);
+	assert_int_equal(state(), 0);
+	assert_false(marked());
+}
+
+static void unpause_looks_for_space_at_once(void **priv)
+{
+	(void)priv;
+	disk.write_err = -ENOSPC;
+	ask(0, IMAGE_WRITE, 1);
+	steps(3);
+	disk.write_err = 0;
+	assert_int_equal(vbd_unpause(bed.vbd, NULL, NULL), 0);
+	steps(3);
+	assert_false(guest.busy[0]);
+	assert_false(marked());
+}
+
+static void a_lack_of_space_may_be_an_error(void **priv)
+{
+	(void)priv;
+	settle("no_space", "fail");
+	disk.write_err = -ENOSPC;
+	ask(0, IMAGE_WRITE, 1);
+	steps(3);
+	assert_int_equal(guest.result[0], -ENOSPC);
+	assert_false(guest.busy[0] || marked());
+	/* Not even if all errors are tried again. */
+	settle("retry_errors", "all");
+	ask(0, IMAGE_WRITE, 1);
+	steps(3);
+	assert_false(guest.busy[0]);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		TEST(an_error_that_passes_is_time_to_the_guest),
+		TEST(others_go_on_while_one_waits),
+		TEST(an_error_that_stays_is_the_guests_in_the_end),
+		TEST(each_outage_has_its_own_time),
+		TEST(after_that_it_may_wait_to_be_told),
+		TEST(which_errors_are_tried_again),
+		TEST(an_io_error_of_a_server_may_pass),
+		TEST(the_flush_of_a_fua_write_is_tried_alone),
+		TEST(writes_wait_for_space_and_say_so),
+		TEST(unpause_looks_for_space_at_once),
+		TEST(a_lack_of_space_may_be_an_error),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
