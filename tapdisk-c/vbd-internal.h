@@ -73,7 +73,7 @@ int vbd_image_open(struct vbd *vbd, const char *args, bool readonly,
 /* As image drivers want them, of another path. */
 struct image_open_args vbd_image_args(struct vbd *vbd, const char *path,
 				      bool readonly);
-/* A failure that the guest does not know of yet is kept in vbd->lost. */
+/* All that was answered has been flushed, so that its error is not the guest's. */
 int vbd_image_close(struct vbd *vbd, struct error *err);
 /* Hands a request to the image, which is open; one that it can't do is answered. */
 void vbd_submit_image(struct vbd *vbd, struct vbd_request *req);

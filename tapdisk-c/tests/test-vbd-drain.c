@@ -221,6 +221,22 @@ static void a_flush_of_ours_that_fails_is_the_guests_next_one(void **priv)
 	assert_int_equal(guest.result[1], 0);
 }
 
+/* As where there is no space for a footer: all that was answered has been flushed. */
+static void a_close_that_fails_after_its_flush_loses_nothing(void **priv)
+{
+	(void)priv;
+	ask(0, IMAGE_WRITE, 1);
+	steps(3);
+	disk.close_err = -ENOSPC;
+	vbd_pause(bed.vbd, 1000, verb_done, NULL);
+	assert_int_equal(verb_wait(), -ENOSPC);
+	disk.close_err = 0;
+	assert_int_equal(vbd_unpause(bed.vbd, NULL, NULL), 0);
+	ask(0, IMAGE_FLUSH, 0);
+	steps(3);
+	assert_int_equal(guest.result[0], 0);
+}
+
 /* Were they tried again, they would succeed: what was lost is not told twice. */
 static void flushes_that_wait_get_the_error_of_ours(void **priv)
 {
@@ -323,6 +339,7 @@ int main(void)
 		TEST(a_new_leaf_may_be_larger_but_not_smaller),
 		TEST(a_flush_of_ours_that_fails_is_the_guests_next_one),
 		TEST(flushes_that_wait_get_the_error_of_ours),
+		TEST(a_close_that_fails_after_its_flush_loses_nothing),
 		TEST(durations_are_counted_to_a_fifth),
 		TEST(the_page_is_read_without_a_word),
 		TEST(without_the_page_a_disk_works_all_the_same),
