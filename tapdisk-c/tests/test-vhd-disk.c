@@ -496,6 +496,23 @@ static void a_large_request_lets_others_have_their_turn(void **state)
 	end(&b);
 }
 
+/* The footer ahead of the blocks holds the space that the last one needs. */
+static void a_full_file_system_can_be_closed_cleanly(void **state)
+{
+	struct spec spec = { .sectors = 80, .block_size = 4096 };
+	struct bed b;
+
+	(void)state;
+	begin(&b, &spec);
+	assert_int_equal(io(&b, IMAGE_WRITE, 0, 8), 0);
+	b.engine.full = true;
+	assert_int_equal(disk_close(&b), 0);
+	check_image(&b, true);
+	disk_open(&b, 0, 0);
+	look(&b, false);
+	end(&b);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -515,6 +532,7 @@ int main(void)
 		cmocka_unit_test(status_tells_what_some_image_holds),
 		cmocka_unit_test(a_bitmap_that_cannot_be_read_hides_no_more_than_it_must),
 		cmocka_unit_test(a_large_request_lets_others_have_their_turn),
+		cmocka_unit_test(a_full_file_system_can_be_closed_cleanly),
 	};
 
 	return cmocka_run_group_tests(tests, scratch, scratch_remove);
