@@ -54,7 +54,6 @@ struct engine {
 	struct list timers;		/* io_timer.link, by deadline */
 	struct list plugs;		/* io_plug.link */
 	bool put_off;			/* the last run went without its wait */
-	uint64_t gather_ns;		/* of the next wait; the engine sets it to 0 */
 	unsigned int inflight;		/* done() not yet called */
 	unsigned int in_kernel;
 

@@ -103,11 +103,6 @@ const char *engine_name(const struct engine *engine)
 	return engine->ops->name;
 }
 
-void engine_gather(struct engine *engine, uint64_t ns)
-{
-	engine->gather_ns = ns;
-}
-
 unsigned int engine_inflight(const struct engine *engine)
 {
 	return engine->inflight;
@@ -558,9 +553,7 @@ int engine_run(struct engine *engine, int timeout_ms)
 		/* What was done at once may bring more for the same call. */
 		engine->put_off = !engine->put_off && !engine->wrap &&
 				  !list_empty(&engine->done);
-		if (engine->put_off)
-			engine->gather_ns = 0;
-		else
+		if (!engine->put_off)
 			rc = engine->ops->wait(engine, timeout_ns);
 		engine->now = 0;
 		events = run_done(engine);

@@ -168,13 +168,6 @@ int engine_run(struct engine *engine, int timeout_ms);
  */
 uint64_t engine_now(struct engine *engine);
 
-/*
- * The next wait may let events gather for so long before it returns, so that
- * more are had at once: what happens meanwhile is late by no more than that.
- * An engine that can't, doesn't.
- */
-void engine_gather(struct engine *engine, uint64_t ns);
-
 /* Requests queued or in the kernel. */
 unsigned int engine_inflight(const struct engine *engine);
 

@@ -51,10 +51,14 @@ int posix_transfer(const struct io_req *req)
 
 	switch (req->op) {
 	case IO_READ:
-		n = preadv(req->fd, req->iov, req->iovcnt, offset);
+		n = req->iovcnt == 1 ?
+		    pread(req->fd, req->iov->iov_base, req->iov->iov_len, offset) :
+		    preadv(req->fd, req->iov, req->iovcnt, offset);
 		break;
 	case IO_WRITE:
-		n = pwritev(req->fd, req->iov, req->iovcnt, offset);
+		n = req->iovcnt == 1 ?
+		    pwrite(req->fd, req->iov->iov_base, req->iov->iov_len, offset) :
+		    pwritev(req->fd, req->iov, req->iovcnt, offset);
 		break;
 	case IO_SYNC:
 		n = fdatasync(req->fd);

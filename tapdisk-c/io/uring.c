@@ -14,8 +14,6 @@
 #include "io/uring-internal.h"
 
 #define NSEC_PER_SEC	1000000000
-/* More than the longest gathering lasts for. */
-#define GATHER_EVENTS	256u
 
 /*
  * What is transferred on a file system in memory here and now: up to this size
@@ -293,23 +291,14 @@ static bool has_events(struct uring_engine *u)
 static int uring_wait(struct engine *engine, int64_t timeout_ns)
 {
 	struct uring_engine *u = to_uring(engine);
-	uint64_t gather = engine->gather_ns;
-	unsigned int wait_nr = 1;
-	struct __kernel_timespec ts;
+	struct __kernel_timespec ts = {
+		.tv_sec = timeout_ns / NSEC_PER_SEC,
+		.tv_nsec = timeout_ns % NSEC_PER_SEC,
+	};
 	struct io_uring_cqe *cqe;
 	unsigned int head, n = 0;
 	int rc;
 
-	engine->gather_ns = 0;
-	if (gather && timeout_ns) {
-		if (timeout_ns < 0 || (uint64_t)timeout_ns > gather)
-			timeout_ns = (int64_t)gather;
-		wait_nr = GATHER_EVENTS;
-	}
-	ts = (struct __kernel_timespec) {
-		.tv_sec = timeout_ns / NSEC_PER_SEC,
-		.tv_nsec = timeout_ns % NSEC_PER_SEC,
-	};
 	arm_watches(u);
 	/* More waits than was done at once. */
 	if (!u->memory_bytes)
@@ -318,8 +307,7 @@ static int uring_wait(struct engine *engine, int64_t timeout_ns)
 	if (!timeout_ns && !has_events(u))
 		rc = 0;
 	else if (timeout_ns)
-		rc = io_uring_submit_and_wait_timeout(&u->ring, &cqe,
-						      wait_nr,
+		rc = io_uring_submit_and_wait_timeout(&u->ring, &cqe, 1,
 						      timeout_ns < 0 ? NULL : &ts,
 						      NULL);
 	else

@@ -248,31 +248,8 @@ static bool all_answered(const struct nbd_conn *conn)
 	       list_empty(&conn->ready);
 }
 
-/*
- * Not where others share the process or the export: their events would be late
- * for this client's sake.
- */
-static void gather(struct nbd_conn *conn, unsigned int before)
-{
-	const struct nbd *nbd = conn->nbd;
-	uint64_t ns;
-
-	if (!nbd->required || nbd->conns.next->next != &nbd->conns)
-		return;
-	if (conn->came)
-		nbd_gather_count(&conn->gather, now_ns(), conn->came, before);
-	if (!conn->receiving)
-		return;
-	ns = nbd_gather_ns(&conn->gather, conn->unanswered);
-	if (ns)
-		engine_gather(nbd->engine, ns);
-}
-
 void nbd_conn_round(struct nbd_conn *conn)
 {
-	unsigned int before = conn->unanswered;
-
-	conn->came = 0;
 	if (conn->state == NBD_HANDSHAKE)
 		handshake(conn);
 	if (conn->state == NBD_SERVING)
@@ -288,6 +265,4 @@ void nbd_conn_round(struct nbd_conn *conn)
 	if (conn->state == NBD_DEAD && !conn->receiving && !conn->sending &&
 	    !conn->inflight)
 		end(conn);
-	else
-		gather(conn, before);
 }

@@ -17,7 +17,6 @@
 
 #include <sys/un.h>
 
-#include "transport/nbd-gather.h"
 #include "transport/nbd-handshake.h"
 #include "transport/nbd-pool.h"
 #include "common/nbd-proto.h"
@@ -103,9 +102,6 @@ struct nbd_conn {
 	struct iovec iov[NBD_MAX_IOV];
 
 	unsigned int inflight;		/* pieces at the VBD */
-	unsigned int unanswered;	/* commands */
-	unsigned int came;		/* requests taken in this round */
-	struct nbd_gather gather;
 	struct list free_commands, free_pieces;
 	unsigned int nr_commands, nr_pieces;	/* ever used */
 	struct nbd_buffers buffers;

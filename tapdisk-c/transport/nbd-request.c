@@ -30,13 +30,11 @@ static struct nbd_command *command_take(struct nbd_conn *conn)
 	cmd->refused = false;
 	cmd->stream = false;
 	cmd->begun = false;
-	conn->unanswered++;
 	return cmd;
 }
 
 void nbd_command_give(struct nbd_conn *conn, struct nbd_command *cmd)
 {
-	conn->unanswered--;
 	list_del(&cmd->link);
 	list_add(&cmd->link, &conn->free_commands);
 }
@@ -344,7 +342,6 @@ static bool begin(struct nbd_conn *conn)
 	}
 	conn->bulk = req.type == NBD_CMD_WRITE && req.length >= BULK_BYTES;
 	conn->cmd = cmd;
-	conn->came++;
 	return true;
 }
 
