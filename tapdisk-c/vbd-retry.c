@@ -58,8 +58,7 @@ static bool is_transient(int err)
 	}
 }
 
-static bool worth_retrying(const struct vbd *vbd,
-			   const struct vbd_request *req, int err)
+bool vbd_may_pass(const struct vbd *vbd, enum image_op op, int err)
 {
 	if (vbd->retry.errors == RETRY_NONE || err == -EOPNOTSUPP)
 		return false;
@@ -73,7 +72,7 @@ static bool worth_retrying(const struct vbd *vbd,
 	 * A local flush that failed may have dropped what it was to write: the
 	 * next one would succeed, and that would be a lie.
 	 */
-	return vbd->retry.errors == RETRY_ALL && req->image.op != IMAGE_FLUSH;
+	return vbd->retry.errors == RETRY_ALL && op != IMAGE_FLUSH;
 }
 
 /* The marker file */
@@ -166,7 +165,7 @@ bool vbd_retry(struct vbd *vbd, struct vbd_request *req, int err)
 	enum vbd_lack lack;
 
 	if (vbd->drain == DRAIN_CLOSE ||
-	    (!space && !worth_retrying(vbd, req, err)))
+	    (!space && !vbd_may_pass(vbd, req->image.op, err)))
 		return false;
 	req->failure = err;
 	lack = space ? LACK_SPACE : LACK_STORAGE;

@@ -221,6 +221,30 @@ static void a_flush_of_ours_that_fails_is_the_guests_next_one(void **priv)
 	assert_int_equal(guest.result[1], 0);
 }
 
+/* As one of the guest's, which would wait. */
+static void a_pause_while_a_server_is_away_costs_the_guest_no_error(void **priv)
+{
+	(void)priv;
+	disk.remote = true;
+	vbd_pause(bed.vbd, 1000, verb_done, NULL);
+	assert_int_equal(verb_wait(), 0);
+	assert_int_equal(vbd_unpause(bed.vbd, NULL, NULL), 0);
+	disk.flush_err = -EIO;
+	ask(0, IMAGE_FLUSH, 0);
+	steps(3);
+	assert_true(guest.busy[0]);
+	vbd_pause(bed.vbd, 1000, verb_done, NULL);
+	assert_int_equal(verb_wait(), -EIO);
+	disk.flush_err = 0;
+	assert_int_equal(vbd_unpause(bed.vbd, NULL, NULL), 0);
+	ask(1, IMAGE_FLUSH, 0);
+	steps(3);
+	assert_int_equal(guest.result[0], 0);
+	assert_int_equal(guest.result[1], 0);
+	vbd_pause(bed.vbd, 1000, verb_done, NULL);
+	assert_int_equal(verb_wait(), 0);
+}
+
 /* As where there is no space for a footer: all that was answered has been flushed. */
 static void a_close_that_fails_after_its_flush_loses_nothing(void **priv)
 {
@@ -241,11 +265,7 @@ static void a_close_that_fails_after_its_flush_loses_nothing(void **priv)
 static void flushes_that_wait_get_the_error_of_ours(void **priv)
 {
 	(void)priv;
-	disk.remote = true;
-	vbd_pause(bed.vbd, 1000, verb_done, NULL);
-	assert_int_equal(verb_wait(), 0);
-	assert_int_equal(vbd_unpause(bed.vbd, NULL, NULL), 0);
-	disk.flush_err = -EIO;
+	disk.flush_err = -ETIMEDOUT;
 	ask(0, IMAGE_FLUSH, 0);
 	guest.slots[1].fua = true;
 	ask(1, IMAGE_WRITE, 3);
@@ -254,6 +274,7 @@ static void flushes_that_wait_get_the_error_of_ours(void **priv)
 	ask(2, IMAGE_WRITE, 4);
 	steps(3);
 	assert_true(guest.busy[0] && guest.busy[1]);
+	disk.flush_err = -EIO;
 	vbd_pause(bed.vbd, 1000, verb_done, NULL);
 	assert_int_equal(verb_wait(), -EIO);
 	disk.flush_err = disk.write_err = 0;
@@ -339,6 +360,7 @@ int main(void)
 		TEST(a_new_leaf_may_be_larger_but_not_smaller),
 		TEST(a_flush_of_ours_that_fails_is_the_guests_next_one),
 		TEST(flushes_that_wait_get_the_error_of_ours),
+		TEST(a_pause_while_a_server_is_away_costs_the_guest_no_error),
 		TEST(a_close_that_fails_after_its_flush_loses_nothing),
 		TEST(durations_are_counted_to_a_fifth),
 		TEST(the_page_is_read_without_a_word),
