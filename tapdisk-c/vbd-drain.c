@@ -53,6 +53,8 @@ static void drain_begin(struct vbd *vbd, enum drain drain,
 	vbd->drain_ms = timeout_ms;
 	vbd->drain_early = false;
 	vbd->flushed = !vbd->image || vbd->readonly;
+	vbd->flush_old = vbd->flushing;
+	vbd->flush_err = 0;
 	if (timeout_ms)
 		engine_timer_set(vbd->engine, &vbd->drain_timer,
 				 engine_now(vbd->engine) +
@@ -272,6 +274,12 @@ int vbd_unpause(struct vbd *vbd, const char *args, struct error *err)
 	return 0;
 }
 
+/* 0, or why what was written before may not be on the medium. */
+static int unflushed(const struct vbd *vbd)
+{
+	return vbd->flush_err ? vbd->flush_err : vbd->lost;
+}
+
 static void drain_finish(struct vbd *vbd)
 {
 	enum drain drain = vbd->drain;
@@ -281,9 +289,9 @@ static void drain_finish(struct vbd *vbd)
 	engine_timer_cancel(vbd->engine, &vbd->drain_timer);
 	if (vbd->image)
 		rc = vbd_image_close(vbd, &err);
-	if (!rc && vbd->lost)
-		rc = error_set(&err, vbd->lost, "%s: the last flush failed: %s",
-			       vbd->args, strerror(-vbd->lost));
+	if (!rc && unflushed(vbd))
+		rc = error_set(&err, unflushed(vbd), "%s: the last flush failed: %s",
+			       vbd->args, strerror(-unflushed(vbd)));
 	vbd->held = false;
 	if (drain == DRAIN_CLOSE) {
 		struct error reset;
@@ -310,9 +318,9 @@ static void snapshot_finish(struct vbd *vbd)
 	uint64_t held;
 	int rc = 0;
 
-	if (vbd->lost)
-		rc = error_set(&err, vbd->lost, "%s: the flush before the snapshot failed: %s",
-			       vbd->args, strerror(-vbd->lost));
+	if (unflushed(vbd))
+		rc = error_set(&err, unflushed(vbd), "%s: the flush before the snapshot failed: %s",
+			       vbd->args, strerror(-unflushed(vbd)));
 	if (!rc)
 		rc = vbd->image->driver->snapshot_commit(vbd->snapshot,
 							 &vbd->image, &err);
@@ -340,9 +348,13 @@ static void flush_done(struct image_request *req, int err)
 	struct vbd *vbd = container_of(req, struct vbd, flush);
 
 	vbd->flushing = false;
-	vbd->flushed = true;
+	vbd->flushed = !vbd->flush_old;
+	vbd->flush_old = false;
+	vbd->flush_err = err;
 	if (err) {
-		vbd->lost = err;
+		/* One of the guest's would be tried again. */
+		if (!vbd_may_pass(vbd, IMAGE_FLUSH, err))
+			vbd->lost = err;
 		log_error("flush before the image is closed failed minor=%d path=%s err=%d",
 			  vbd->minor, vbd->args, -err);
 	}

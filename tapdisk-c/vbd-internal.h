@@ -45,6 +45,8 @@ struct vbd {
 	unsigned int drain_ms;		/* 0: as long as it takes */
 	struct image_request flush;	/* ours, before the image is closed */
 	bool flushing, flushed;
+	int flush_err;			/* of the last one, in this drain */
+	bool flush_old;			/* the one that runs began before this drain */
 	struct image_snapshot *snapshot;
 	bool drain_early;		/* snapshot: the flush before the hold */
 	uint64_t stall_ns;		/* snapshot: the longest time for which requests waited */
@@ -72,7 +74,7 @@ int vbd_image_open(struct vbd *vbd, const char *args, bool readonly,
 /* As image drivers want them, of another path. */
 struct image_open_args vbd_image_args(struct vbd *vbd, const char *path,
 				      bool readonly);
-/* A failure that the guest does not know of yet is kept in vbd->lost. */
+/* All that was answered has been flushed, so that its error is not the guest's. */
 int vbd_image_close(struct vbd *vbd, struct error *err);
 /* Hands a request to the image, which is open; one that it can't do is answered. */
 void vbd_submit_image(struct vbd *vbd, struct vbd_request *req);
@@ -92,6 +94,8 @@ void vbd_retry_init(struct vbd *vbd);
 void vbd_retry_destroy(struct vbd *vbd);
 /* A request has failed. True: it waits; false: the error is the guest's. */
 bool vbd_retry(struct vbd *vbd, struct vbd_request *req, int err);
+/* Whether another try of the same may succeed, and be the truth then. */
+bool vbd_may_pass(const struct vbd *vbd, enum image_op op, int err);
 /* It has come while no image is open. */
 void vbd_retry_hold(struct vbd *vbd, struct vbd_request *req);
 /* A request that had failed is about to be answered. */

@@ -58,8 +58,7 @@ static bool is_transient(int err)
 	}
 }
 
-static bool worth_retrying(const struct vbd *vbd,
-			   const struct vbd_request *req, int err)
+bool vbd_may_pass(const struct vbd *vbd, enum image_op op, int err)
 {
 	if (vbd->retry.errors == RETRY_NONE || err == -EOPNOTSUPP)
 		return false;
@@ -73,7 +72,7 @@ static bool worth_retrying(const struct vbd *vbd,
 	 * A local flush that failed may have dropped what it was to write: the
 	 * next one would succeed, and that would be a lie.
 	 */
-	return vbd->retry.errors == RETRY_ALL && req->image.op != IMAGE_FLUSH;
+	return vbd->retry.errors == RETRY_ALL && op != IMAGE_FLUSH;
 }
 
 /* The marker file */
@@ -166,7 +165,7 @@ bool vbd_retry(struct vbd *vbd, struct vbd_request *req, int err)
 	enum vbd_lack lack;
 
 	if (vbd->drain == DRAIN_CLOSE ||
-	    (!space && !worth_retrying(vbd, req, err)))
+	    (!space && !vbd_may_pass(vbd, req->image.op, err)))
 		return false;
 	req->failure = err;
 	lack = space ? LACK_SPACE : LACK_STORAGE;
@@ -175,8 +174,7 @@ bool vbd_retry(struct vbd *vbd, struct vbd_request *req, int err)
 	if (!req->failed_ns || req->lack != lack) {
 		if (req->failed_ns)
 			leave(vbd, req);
-		else
-			req->failed_ns = now;
+		req->failed_ns = now;
 		req->lack = lack;
 		vbd->nr_failed[lack]++;
 		outage_begins(vbd, req, err);
@@ -213,6 +211,7 @@ void vbd_retry_over(struct vbd *vbd, struct vbd_request *req, int err)
 static void resubmit(struct vbd *vbd, bool all)
 {
 	struct list batch, *item;
+	int lost = vbd->lost;
 
 	if (!vbd->image || vbd->drain != DRAIN_NONE)
 		return;
@@ -227,10 +226,17 @@ static void resubmit(struct vbd *vbd, bool all)
 			continue;
 		}
 		vbd->nr_waiting--;
-		if (req->failed_ns)
+		/* What our own flush lost, another would not tell. */
+		if (lost && req->image.op == IMAGE_FLUSH) {
+			vbd->lost = 0;
+			vbd_finish(req, -EIO);
+			continue;
+		}
+		if (req->failed_ns) {
 			vbd->stats->op[req->op].retries++;
-		if (req->gave_up)
-			req->failed_ns = engine_now(vbd->engine);
+			if (all)
+				req->failed_ns = engine_now(vbd->engine);
+		}
 		req->gave_up = false;
 		vbd_submit_image(vbd, req);
 	}

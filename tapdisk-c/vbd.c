@@ -154,11 +154,9 @@ int vbd_image_close(struct vbd *vbd, struct error *err)
 
 	vbd->image = NULL;
 	rc = image->driver->close(image, err);
-	if (rc) {
-		vbd->lost = rc;
+	if (rc)
 		log_error("image not closed cleanly minor=%d path=%s err=%d",
 			  vbd->minor, vbd->args, -rc);
-	}
 	return rc;
 }
 

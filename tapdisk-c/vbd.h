@@ -27,7 +27,7 @@ struct vbd_request {
 
 	/* vbd-retry.c */
 	struct list wait;
-	uint64_t failed_ns;		/* when it first did; 0: it has not */
+	uint64_t failed_ns;		/* when it first did, for this reason; 0: it has not */
 	int failure;			/* -errno, of the last time */
 	unsigned int lack;		/* enum vbd_lack */
 	bool gave_up;			/* waits for `tap-ctl unpause` */

@@ -8,6 +8,8 @@
 
 /* 8 GiB of disk at 2 MiB a block, while its blocks are incomplete. */
 #define CACHE_MIN_ENTRIES 4096u
+/* Of all bitmaps, where a block's is large; fewer than there are operations make some wait. */
+#define CACHE_BYTES	  (16u << 20)
 
 static struct vhd_bitmap **bucket(const struct vhd_cache *cache, uint32_t block)
 {
@@ -194,6 +196,8 @@ int vhd_cache_init(struct vhd_disk *disk, unsigned int max_requests)
 		return 0;
 	cache->map_bytes = (size_t)disk->leaf->bitmap_sectors << SECTOR_SHIFT;
 	cache->nr = nr > CACHE_MIN_ENTRIES ? nr : CACHE_MIN_ENTRIES;
+	if (cache->nr > CACHE_BYTES / (2 * cache->map_bytes))
+		cache->nr = (unsigned int)(CACHE_BYTES / (2 * cache->map_bytes));
 	cache->limit = cache->nr;
 	for (cache->nr_hash = 1; cache->nr_hash < cache->nr;)
 		cache->nr_hash <<= 1;

@@ -512,6 +512,9 @@ static int64_t wait_ns(const struct engine *engine, uint64_t end_ns)
 
 	if (!list_empty(&engine->done) || !end_ns)
 		return 0;
+	/* The rest of what was done at once in part. */
+	if (!list_empty(&engine->queued) && engine->in_kernel < engine->depth)
+		return 0;
 	if (!list_empty(&engine->timers)) {
 		uint64_t first = container_of(engine->timers.next,
 					      struct io_timer,

@@ -60,6 +60,7 @@ struct engine {
 
 	/* Faults: one in so many of each kind fails; 0: none. */
 	unsigned int fail_read, fail_write, fail_sync;
+	bool full;			/* synchronous writes find no space until the file is cut */
 	bool no_punch, no_zero;		/* what the file system can't do */
 	/* First to look at a request: 0, or -errno. *reached: a failed write is applied all the same. */
 	int (*script)(struct engine *e, const struct io_req *req, bool *reached);
@@ -235,6 +236,10 @@ ssize_t pwrite(int fd, const void *buf, size_t len, off_t offset)
 		errno = EIO;
 		return -1;
 	}
+	if (e->full) {
+		errno = ENOSPC;
+		return -1;
+	}
 	fe_record(e, buf, len, (uint64_t)offset, false)->completed = e->clock++;
 	fe_raw_write(fd, buf, len, (uint64_t)offset);
 	return (ssize_t)len;
@@ -250,6 +255,7 @@ int ftruncate(int fd, off_t size)
 		errno = EIO;
 		return -1;
 	}
+	e->full = false;
 	fe_record(e, NULL, 0, (uint64_t)size, true)->completed = e->clock++;
 	fe_raw_truncate(fd, (uint64_t)size);
 	return 0;

@@ -276,6 +276,50 @@ static void files_in_memory_do_the_same_and_stall_nothing(void **state)
 	close(fd);
 }
 
+/*
+ * A transfer that is done at once may end short, at the end of the file or
+ * where space ends, and a merged one in parts: nothing else would end the wait.
+ */
+static void what_ends_short_in_memory_goes_on_at_once(void **state)
+{
+	struct engine_fixture *f = *state;
+	int fd = memfd_create("test", MFD_CLOEXEC);
+	static uint8_t back[4 * PAGE], data[PAGE + 100];
+	struct io_stream stream = { 0 };
+	struct one one[2];
+
+	memset(data, 'm', sizeof(data));
+	assert_int_equal(write(fd, data, sizeof(data)), sizeof(data));
+	engine_file_add(f->engine, fd, 0);
+	for (unsigned int nr = 1; nr <= 2; nr++) {
+		for (unsigned int i = 0; i < nr; i++) {
+			one[i] = (struct one){
+				.req = { .op = IO_READ, .fd = fd,
+					 .offset = i * PAGE,
+					 .stream = &stream,
+					 .iov = &one[i].iov, .iovcnt = 1,
+					 .done = one_done },
+				.iov = { back + i * 2 * PAGE,
+					 nr == 1 ? 2 * PAGE : PAGE },
+			};
+			engine_queue(f->engine, &one[i].req);
+		}
+		/* One that waits for nothing returns with nothing done. */
+		while (engine_inflight(f->engine)) {
+			unsigned int before = engine_inflight(f->engine);
+
+			assert_int_equal(engine_run(f->engine, 2000), 0);
+			assert_true(engine_inflight(f->engine) < before);
+		}
+		assert_int_equal(one[0].err, nr == 1 ? -ENODATA : 0);
+		assert_int_equal(one[nr - 1].err, -ENODATA);
+		assert_memory_equal(back, data, PAGE);
+		memset(back, 0, sizeof(back));
+	}
+	engine_file_remove(f->engine, fd);
+	close(fd);
+}
+
 #define T(name) BOTH(name, engine_setup, engine_teardown)
 
 int main(void)
@@ -289,6 +333,7 @@ int main(void)
 		T(buffer_numbers_are_used_again),
 		T(files_beyond_the_table_are_served_too),
 		T(files_in_memory_do_the_same_and_stall_nothing),
+		T(what_ends_short_in_memory_goes_on_at_once),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

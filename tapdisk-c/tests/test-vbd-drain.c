@@ -97,6 +97,24 @@ static void a_flush_that_takes_too_long_calls_off_a_pause(void **priv)
 	assert_int_equal(disk.open, 0);
 }
 
+/* What was written since is not in it. */
+static void the_flush_of_a_pause_that_was_called_off_is_not_the_next_ones(void **priv)
+{
+	(void)priv;
+	disk.stuck = true;
+	vbd_pause(bed.vbd, 1000, verb_done, NULL);
+	steps(3);
+	pass(SECOND);
+	assert_int_equal(verb_wait(), -ETIMEDOUT);
+	ask(0, IMAGE_WRITE, 1);
+	vbd_pause(bed.vbd, 1000, verb_done, NULL);
+	disk.stuck = false;
+	engine_timer_set(server_engine(bed.server), &disk.timer, 0);
+	assert_int_equal(verb_wait(), 0);
+	assert_int_equal(guest.result[0], 0);
+	assert_int_equal(disk.flushes, 2);
+}
+
 static void a_pause_that_cannot_be_called_off_is_ended_by_unpause(void **priv)
 {
 	(void)priv;
@@ -203,6 +221,75 @@ static void a_flush_of_ours_that_fails_is_the_guests_next_one(void **priv)
 	assert_int_equal(guest.result[1], 0);
 }
 
+/* As one of the guest's, which would wait. */
+static void a_pause_while_a_server_is_away_costs_the_guest_no_error(void **priv)
+{
+	(void)priv;
+	disk.remote = true;
+	vbd_pause(bed.vbd, 1000, verb_done, NULL);
+	assert_int_equal(verb_wait(), 0);
+	assert_int_equal(vbd_unpause(bed.vbd, NULL, NULL), 0);
+	disk.flush_err = -EIO;
+	ask(0, IMAGE_FLUSH, 0);
+	steps(3);
+	assert_true(guest.busy[0]);
+	vbd_pause(bed.vbd, 1000, verb_done, NULL);
+	assert_int_equal(verb_wait(), -EIO);
+	disk.flush_err = 0;
+	assert_int_equal(vbd_unpause(bed.vbd, NULL, NULL), 0);
+	ask(1, IMAGE_FLUSH, 0);
+	steps(3);
+	assert_int_equal(guest.result[0], 0);
+	assert_int_equal(guest.result[1], 0);
+	vbd_pause(bed.vbd, 1000, verb_done, NULL);
+	assert_int_equal(verb_wait(), 0);
+}
+
+/* As where there is no space for a footer: all that was answered has been flushed. */
+static void a_close_that_fails_after_its_flush_loses_nothing(void **priv)
+{
+	(void)priv;
+	ask(0, IMAGE_WRITE, 1);
+	steps(3);
+	disk.close_err = -ENOSPC;
+	vbd_pause(bed.vbd, 1000, verb_done, NULL);
+	assert_int_equal(verb_wait(), -ENOSPC);
+	disk.close_err = 0;
+	assert_int_equal(vbd_unpause(bed.vbd, NULL, NULL), 0);
+	ask(0, IMAGE_FLUSH, 0);
+	steps(3);
+	assert_int_equal(guest.result[0], 0);
+}
+
+/* Were they tried again, they would succeed: what was lost is not told twice. */
+static void flushes_that_wait_get_the_error_of_ours(void **priv)
+{
+	(void)priv;
+	disk.flush_err = -ETIMEDOUT;
+	ask(0, IMAGE_FLUSH, 0);
+	guest.slots[1].fua = true;
+	ask(1, IMAGE_WRITE, 3);
+	steps(3);
+	disk.write_err = -ETIMEDOUT;
+	ask(2, IMAGE_WRITE, 4);
+	steps(3);
+	assert_true(guest.busy[0] && guest.busy[1]);
+	disk.flush_err = -EIO;
+	vbd_pause(bed.vbd, 1000, verb_done, NULL);
+	assert_int_equal(verb_wait(), -EIO);
+	disk.flush_err = disk.write_err = 0;
+	assert_int_equal(vbd_unpause(bed.vbd, NULL, NULL), 0);
+	steps(3);
+	assert_int_equal(guest.result[0], -EIO);
+	assert_int_equal(guest.result[1], -EIO);
+	assert_int_equal(guest.result[2], 0);
+	assert_int_equal(state(), 0);
+	/* It has been told. */
+	ask(0, IMAGE_FLUSH, 0);
+	steps(3);
+	assert_int_equal(guest.result[0], 0);
+}
+
 /* Statistics */
 
 static void durations_are_counted_to_a_fifth(void **priv)
@@ -266,11 +353,15 @@ int main(void)
 		TEST(a_close_answers_what_waits),
 		TEST(a_pause_that_takes_too_long_is_called_off),
 		TEST(a_flush_that_takes_too_long_calls_off_a_pause),
+		TEST(the_flush_of_a_pause_that_was_called_off_is_not_the_next_ones),
 		TEST(a_pause_that_cannot_be_called_off_is_ended_by_unpause),
 		TEST(a_close_that_takes_too_long_says_so_and_goes_on),
 		TEST(pauses_end_under_a_load_that_never_stops),
 		TEST(a_new_leaf_may_be_larger_but_not_smaller),
 		TEST(a_flush_of_ours_that_fails_is_the_guests_next_one),
+		TEST(flushes_that_wait_get_the_error_of_ours),
+		TEST(a_pause_while_a_server_is_away_costs_the_guest_no_error),
+		TEST(a_close_that_fails_after_its_flush_loses_nothing),
 		TEST(durations_are_counted_to_a_fifth),
 		TEST(the_page_is_read_without_a_word),
 		TEST(without_the_page_a_disk_works_all_the_same),

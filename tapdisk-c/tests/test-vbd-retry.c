@@ -60,6 +60,32 @@ static void an_error_that_stays_is_the_guests_in_the_end(void **priv)
 	assert_int_equal(state(), 0);
 }
 
+/* The time that it waited for space, or paused, is not the storage's. */
+static void each_outage_has_its_own_time(void **priv)
+{
+	(void)priv;
+	settle("retry_for", "60");
+	disk.write_err = -ENOSPC;
+	ask(0, IMAGE_WRITE, 5);
+	steps(3);
+	pass(100 * SECOND);
+	disk.write_err = -ESTALE;
+	pass(5 * SECOND);
+	assert_int_equal(state(), VBD_WAITING);
+	pass(50 * SECOND);
+	assert_true(guest.busy[0]);
+	vbd_pause(bed.vbd, 1000, verb_done, NULL);
+	assert_int_equal(verb_wait(), 0);
+	pass(100 * SECOND);
+	assert_int_equal(vbd_unpause(bed.vbd, NULL, NULL), 0);
+	steps(3);
+	pass(50 * SECOND);
+	assert_true(guest.busy[0]);
+	pass(20 * SECOND);
+	assert_int_equal(guest.result[0], -ESTALE);
+	assert_int_equal(guest.answered, 1);
+}
+
 static void after_that_it_may_wait_to_be_told(void **priv)
 {
 	(void)priv;
@@ -196,6 +222,7 @@ int main(void)
 		TEST(an_error_that_passes_is_time_to_the_guest),
 		TEST(others_go_on_while_one_waits),
 		TEST(an_error_that_stays_is_the_guests_in_the_end),
+		TEST(each_outage_has_its_own_time),
 		TEST(after_that_it_may_wait_to_be_told),
 		TEST(which_errors_are_tried_again),
 		TEST(an_io_error_of_a_server_may_pass),

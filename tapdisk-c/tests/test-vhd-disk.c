@@ -490,6 +490,39 @@ static void a_large_request_lets_others_have_their_turn(void **state)
 	end(&b);
 }
 
+/* The footer ahead of the blocks holds the space that the last one needs. */
+static void a_full_file_system_can_be_closed_cleanly(void **state)
+{
+	struct spec spec = { .sectors = 80, .block_size = 4096 };
+	struct bed b;
+
+	(void)state;
+	begin(&b, &spec);
+	assert_int_equal(io(&b, IMAGE_WRITE, 0, 8), 0);
+	b.engine.full = true;
+	assert_int_equal(disk_close(&b), 0);
+	check_image(&b, true);
+	disk_open(&b, 0, 0);
+	look(&b, false);
+	end(&b);
+}
+
+static void memory_is_bounded_whatever_the_size_of_a_block(void **state)
+{
+	struct spec spec = { .sectors = 3 << 19, .block_size = VHD_MAX_BLOCK };
+	struct bed b;
+
+	(void)state;
+	begin(&b, &spec);
+	assert_in_range(b.disk->cache.nr * 2 * b.disk->cache.map_bytes, 1,
+			16 << 20);
+	for (unsigned int i = 0; i < MAX_SLOTS; i++)
+		start(&b, IMAGE_WRITE, (i % 3) << 19 | i * 8, 8);
+	settle(&b);
+	assert_int_equal(io(&b, IMAGE_READ, 1 << 19, 64), 0);
+	end(&b);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -509,6 +542,8 @@ int main(void)
 		cmocka_unit_test(status_tells_what_some_image_holds),
 		cmocka_unit_test(a_bitmap_that_cannot_be_read_hides_no_more_than_it_must),
 		cmocka_unit_test(a_large_request_lets_others_have_their_turn),
+		cmocka_unit_test(a_full_file_system_can_be_closed_cleanly),
+		cmocka_unit_test(memory_is_bounded_whatever_the_size_of_a_block),
 	};
 
 	return cmocka_run_group_tests(tests, scratch, scratch_remove);

@@ -27,6 +27,10 @@ static int write_end(struct vhd_image *image, struct error *err)
 	if (image->is_blk)
 		tail = image->file_size - VHD_FOOTER_BYTES;
 	rc = vhd_write_at(image->fd, raw, sizeof(raw), tail);
+	/* Its place may be what the footer further out takes; there is a third. */
+	if ((rc == -ENOSPC || rc == -EDQUOT) && !image->is_blk &&
+	    image->front_ok && !ftruncate(image->fd, (off_t)tail))
+		rc = vhd_write_at(image->fd, raw, sizeof(raw), tail);
 	if (rc)
 		return fail(image, rc, "writing the footer", err);
 	if (!image->is_blk &&
