@@ -104,7 +104,9 @@ def tap(tmp_path: Path) -> Iterator[TapCtl]:
     ctl = TapCtl(tmp_path / "ctl", images)
     yield ctl
     for entry in ctl.control_dir.glob("ctl*") if ctl.control_dir.exists() else []:
-        os.kill(int(entry.name.removeprefix("ctl")), signal.SIGKILL)
+        pid = int(entry.name.removeprefix("ctl"))
+        if pid != os.getpid():
+            os.kill(pid, signal.SIGKILL)
 
 
 # list
