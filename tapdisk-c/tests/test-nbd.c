@@ -422,6 +422,28 @@ static void while_held_requests_wait(void **state)
 	close(fd);
 }
 
+/* What has come of its data so far ends with a piece, or in one. */
+static void while_held_a_long_write_stops_in_the_middle(void **state)
+{
+	static const uint32_t parts[] = { 1, NBD_CHUNK_BYTES - 1, NBD_CHUNK_BYTES, NBD_CHUNK_BYTES + 1 };
+	struct fixture *f = *state;
+	int fd = serve_simple(f);
+
+	for (unsigned int i = 0; i < 4; i++) {
+		memset(big, 0x41 + (int)i, MIB);
+		ask(f, fd, 0, NBD_CMD_WRITE, i, MIB, MIB);
+		turn(f);
+		f->nbd->ops->hold(f->nbd);
+		put(f, fd, big, parts[i]);
+		expect_silence(f, fd);
+		assert_int_equal(f->nbd->ops->release(f->nbd, &f->info, false, NULL), 0);
+		put(f, fd, big, MIB - parts[i]);
+		assert_int_equal(simple(f, fd, i), 0);
+		assert_memory_equal(vbd.disk + MIB, big, MIB);
+	}
+	close(fd);
+}
+
 /* Random requests on several connections, answered in random order, against a copy of the disk. */
 static void random_requests_agree_with_a_model(void **state)
 {
@@ -520,6 +542,7 @@ static int run_all(const char *engine)
 		T(a_client_that_does_not_read_stalls_no_other),
 		T(a_client_too_many_waits),
 		T(while_held_requests_wait),
+		T(while_held_a_long_write_stops_in_the_middle),
 		T(random_requests_agree_with_a_model),
 		T(the_socket_is_ours_alone_and_replaces_a_dead_ones),
 	};

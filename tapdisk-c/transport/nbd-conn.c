@@ -70,9 +70,12 @@ static bool may_receive(const struct nbd_conn *conn)
 		return !conn->answer_len;
 	if (conn->state != NBD_SERVING)
 		return false;
+	/* A full piece waits for the end of a pause: nothing to receive is no end. */
+	if (conn->fill)
+		return !have && conn->fill->filled < conn->fill->len;
 	if (conn->cmd)
-		return !have && (conn->fill || (conn->cmd->refused &&
-			conn->cmd->taken < conn->cmd->req.length));
+		return !have && conn->cmd->refused &&
+		       conn->cmd->taken < conn->cmd->req.length;
 	return have < NBD_REQUEST_BYTES;
 }
 
