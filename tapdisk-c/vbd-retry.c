@@ -165,7 +165,7 @@ bool vbd_retry(struct vbd *vbd, struct vbd_request *req, int err)
 	uint64_t now = engine_now(vbd->engine);
 	enum vbd_lack lack;
 
-	if (vbd->drain == DRAIN_CLOSE ||
+	if (vbd->drain == DRAIN_CLOSE || req->unwanted ||
 	    (!space && !worth_retrying(vbd, req, err)))
 		return false;
 	req->failure = err;
@@ -227,6 +227,10 @@ static void resubmit(struct vbd *vbd, bool all)
 			continue;
 		}
 		vbd->nr_waiting--;
+		if (req->unwanted) {
+			vbd_finish(req, req->failure);
+			continue;
+		}
 		if (req->failed_ns)
 			vbd->stats->op[req->op].retries++;
 		if (req->gave_up)
@@ -252,6 +256,24 @@ void vbd_retry_fail(struct vbd *vbd)
 		struct vbd_request *req =
 			container_of(item, struct vbd_request, wait);
 
+		vbd->nr_waiting--;
+		vbd_finish(req, req->failure);
+	}
+}
+
+/*
+ * A client that is back under another connection has sent its request again
+ * and may have written to the same place since.
+ */
+void vbd_drop_unwanted(struct vbd *vbd)
+{
+	list_for_each_safe(pos, next, &vbd->waiting) {
+		struct vbd_request *req =
+			container_of(pos, struct vbd_request, wait);
+
+		if (!req->unwanted)
+			continue;
+		list_del(&req->wait);
 		vbd->nr_waiting--;
 		vbd_finish(req, req->failure);
 	}

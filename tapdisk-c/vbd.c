@@ -355,6 +355,7 @@ void vbd_submit(struct vbd *vbd, struct vbd_request *req)
 	req->op = image->op;
 	req->arrived_ns = engine_now(vbd->engine);
 	req->failed_ns = 0;
+	req->unwanted = false;
 	vbd->inflight++;
 	image->done = image_done;
 	if (rc)
