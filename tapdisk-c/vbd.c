@@ -39,6 +39,7 @@ static void vbd_free(struct vbd *vbd)
 {
 	vbd_retry_destroy(vbd);
 	stats_page_free(vbd->stats);
+	free(vbd->args);
 	free(vbd);
 }
 

@@ -293,7 +293,12 @@ static void nbd_close(struct transport *transport)
 	struct nbd *nbd = nbd_of(transport);
 
 	socket_close(nbd);
-	nbd_pool_close(&nbd->pool);
+	/* The process ends, with a disk that is paused: the engine still has their requests. */
+	list_for_each(pos, &nbd->conns)
+		engine_timer_cancel(nbd->engine,
+				    &container_of(pos, struct nbd_conn, link)->deadline);
+	if (list_empty(&nbd->conns))
+		nbd_pool_close(&nbd->pool);
 	free(nbd);
 }
 
