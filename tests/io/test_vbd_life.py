@@ -105,6 +105,16 @@ def test_settings_of_one_disk_go_before_the_configuration(tmp_path: Path, image:
         rules.off()
 
 
+def test_an_open_that_is_refused_changes_no_setting(tmp_path: Path, image: Path, rules: Faults) -> None:
+    with (
+        Served(tmp_path, f"aio:{image}", "--retry-errors=none", engine=rules.engine()) as served,
+        NbdDisk(served.socket) as disk,
+    ):
+        assert "already has" in served.refused("open", "-a", f"aio:{image}", "--retry-errors=all")
+        rules.set("write errno=ETIMEDOUT")
+        assert disk.batch(["w 0 8 1"]) == ["err 5"]
+
+
 def test_after_its_time_a_request_may_wait_for_unpause(tmp_path: Path, image: Path, rules: Faults) -> None:
     options = ["--retry-for=0", "--retry-then=pause"]
     with (
