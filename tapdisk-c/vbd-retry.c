@@ -164,7 +164,7 @@ bool vbd_retry(struct vbd *vbd, struct vbd_request *req, int err)
 	uint64_t now = engine_now(vbd->engine);
 	enum vbd_lack lack;
 
-	if (vbd->drain == DRAIN_CLOSE ||
+	if (vbd->drain == DRAIN_CLOSE || req->unwanted ||
 	    (!space && !vbd_may_pass(vbd, req->image.op, err)))
 		return false;
 	req->failure = err;
@@ -226,6 +226,10 @@ static void resubmit(struct vbd *vbd, bool all)
 			continue;
 		}
 		vbd->nr_waiting--;
+		if (req->unwanted) {
+			vbd_finish(req, req->failure);
+			continue;
+		}
 		/* What our own flush lost, another would not tell. */
 		if (lost && req->image.op == IMAGE_FLUSH) {
 			vbd->lost = 0;
@@ -258,6 +262,24 @@ void vbd_retry_fail(struct vbd *vbd)
 		struct vbd_request *req =
 			container_of(item, struct vbd_request, wait);
 
+		vbd->nr_waiting--;
+		vbd_finish(req, req->failure);
+	}
+}
+
+/*
+ * A client that is back under another connection has sent its request again
+ * and may have written to the same place since.
+ */
+void vbd_drop_unwanted(struct vbd *vbd)
+{
+	list_for_each_safe(pos, next, &vbd->waiting) {
+		struct vbd_request *req =
+			container_of(pos, struct vbd_request, wait);
+
+		if (!req->unwanted)
+			continue;
+		list_del(&req->wait);
 		vbd->nr_waiting--;
 		vbd_finish(req, req->failure);
 	}

@@ -39,6 +39,7 @@ static void vbd_free(struct vbd *vbd)
 {
 	vbd_retry_destroy(vbd);
 	stats_page_free(vbd->stats);
+	free(vbd->args);
 	free(vbd);
 }
 
@@ -353,6 +354,7 @@ void vbd_submit(struct vbd *vbd, struct vbd_request *req)
 	req->op = image->op;
 	req->arrived_ns = engine_now(vbd->engine);
 	req->failed_ns = 0;
+	req->unwanted = false;
 	vbd->inflight++;
 	image->done = image_done;
 	if (rc)

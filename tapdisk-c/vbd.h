@@ -19,6 +19,7 @@
 struct vbd_request {
 	struct image_request image;
 	bool fua;			/* a write, discard or zero is durable when done */
+	bool unwanted;			/* set while it is under way: who asked is gone, it is not tried again */
 	void (*done)(struct vbd_request *req, int err);
 
 	struct vbd *vbd;
@@ -85,6 +86,9 @@ void vbd_snapshot(struct vbd *vbd, const char *child, const char *parent,
  * would change a read-only one, -EOPNOTSUPP to what the image can't.
  */
 void vbd_submit(struct vbd *vbd, struct vbd_request *req);
+
+/* From the transport: of what waits, answers what is unwanted. */
+void vbd_drop_unwanted(struct vbd *vbd);
 
 /*
  * After each round of the engine: hands completions over, takes new requests,

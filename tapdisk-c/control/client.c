@@ -237,9 +237,9 @@ static void remove_if_stale(int dir, const char *name)
 	int fd, minor, pid = 0;
 	char c;
 
-	if (sscanf(name, "stats%d.%d%c", &pid, &minor, &c) != 2 &&
-	    sscanf(name, "nbd%d.%d%c", &pid, &minor, &c) != 2 &&
-	    sscanf(name, "nospace.%d%c", &minor, &c) == 1) {
+	if (sscanf(name, "stats%d.%d%c", &pid, &minor, &c) != 2)
+		pid = 0;
+	if (sscanf(name, "nospace.%d%c", &minor, &c) == 1) {
 		fd = openat(dir, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW |
 			    O_NONBLOCK);
 		if (fd < 0 || read(fd, text, sizeof(text) - 1) < 0 ||

@@ -211,11 +211,27 @@ static int set_retry(struct control_call *call, const struct request *req,
 	return rc;
 }
 
+/* What an open would change of a disk that is open already stays as it is. */
+static int check_closed(struct control_call *call, int minor,
+			struct error *err)
+{
+	struct vbd_view view;
+
+	for (unsigned int i = 0; server_vbd(call->server, i, &view); i++)
+		if (view.minor == minor && view.args)
+			return error_set(err, -EBUSY,
+					 "minor %d: already has %s open", minor,
+					 view.args);
+	return 0;
+}
+
 static void do_open(struct control_call *call, const struct request *req)
 {
 	struct error err;
 	int rc = check_args(req->args, &err);
 
+	if (!rc)
+		rc = check_closed(call, (int)req->minor, &err);
 	if (!rc)
 		rc = set_retry(call, req, &err);
 	if (!rc && req->owner)

@@ -187,6 +187,8 @@ static int reply(struct nbd_hello *h, int fd, uint32_t len, struct error *err)
 	if (get_be64(h->buf) != NBD_REPLY_MAGIC ||
 	    get_be32(h->buf + 8) != asked[h->step])
 		return protocol(err, "no reply to what it was asked");
+	if (++h->replies > NBD_HELLO_REPLIES)
+		return protocol(err, "its replies don't end");
 	h->have = 0;
 	h->want = NBD_OPTION_REPLY_HEAD;
 	switch (h->step) {

@@ -76,6 +76,7 @@ enum nbd_hello_step {
 };
 
 #define NBD_HELLO_DATA	8192u	/* of an option's reply; a longer one is refused */
+#define NBD_HELLO_REPLIES 64u	/* to all options; a server that sends more would never end */
 
 struct nbd_hello {
 	const struct nbd_address *address;
@@ -83,6 +84,7 @@ struct nbd_hello {
 	enum nbd_hello_step step;
 	bool no_zeroes;
 	bool has_export;		/* the reply to GO has come */
+	unsigned int replies;
 	uint32_t have, want;		/* bytes in buf; of the message, as far as known */
 	uint8_t buf[NBD_OPTION_REPLY_HEAD + NBD_HELLO_DATA];
 };

@@ -25,6 +25,7 @@ struct vbd {
 	bool hold;			/* answer when answer_held() is called */
 	uint64_t bad_sector;		/* a transfer that touches it is -EIO */
 	unsigned int flushes, fuas;
+	unsigned int dropped;		/* so often was it to drop what is unwanted */
 };
 
 static struct vbd vbd;
@@ -75,6 +76,12 @@ void vbd_submit(struct vbd *v, struct vbd_request *req)
 	}
 	assert_true(v->nr_held < 1024);
 	v->held[v->nr_held++] = req;
+}
+
+/* Those that wait for the storage; here all are with it. */
+void vbd_drop_unwanted(struct vbd *v)
+{
+	v->dropped++;
 }
 
 int vbd_minor(const struct vbd *v)

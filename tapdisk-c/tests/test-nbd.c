@@ -319,22 +319,60 @@ static void a_client_may_leave_in_the_middle(void **state)
 	struct fixture *f = *state;
 
 	vbd.hold = true;
-	for (unsigned int i = 0; i < 3 * NBD_MAX_CLIENTS; i++) {
-		int fd = serve_simple(f);
+	for (unsigned int i = 0; i < 6; i++) {
+		int fds[8];
 
-		ask(f, fd, 0, NBD_CMD_READ, 1, 0, MIB);
-		ask(f, fd, 0, NBD_CMD_WRITE, 2, MIB, MIB);
-		put(f, fd, big, 600 * 1024);
-		for (int k = 0; k < 3; k++)
-			turn(f);
-		close(fd);
-		if (i % 8 == 7)
-			answer_held(true);
+		for (int k = 0; k < 8; k++) {
+			fds[k] = serve_simple(f);
+			ask(f, fds[k], 0, NBD_CMD_READ, 1, 0, MIB);
+			ask(f, fds[k], 0, NBD_CMD_WRITE, 2, MIB, MIB);
+			put(f, fds[k], big, 600 * 1024);
+		}
+		for (int k = 0; k < 8; k++)
+			close(fds[k]);
+		turn(f);
+		answer_held(true);
 		turn(f);
 	}
 	answer_held(false);
 	vbd.hold = false;
 	close(serve_simple(f));
+}
+
+/* It may write to the same places: what it left behind comes first. */
+static void a_client_that_is_back_waits_for_what_it_had_in_flight(void **state)
+{
+	struct fixture *f = *state;
+	int other = serve_simple(f), fd = serve_simple(f);
+
+	vbd.hold = true;
+	/* More than there is room for, so that nothing is received any more. */
+	for (uint64_t i = 0; i <= NBD_CHUNKS; i++) {
+		ask(f, fd, 0, NBD_CMD_WRITE, i, 0, NBD_CHUNK_BYTES);
+		put(f, fd, big, i < NBD_CHUNKS ? NBD_CHUNK_BYTES : 512);
+	}
+	expect_silence(f, fd);
+	assert_int_equal(vbd.nr_held, NBD_CHUNKS);
+	assert_false(vbd.held[0]->unwanted);
+	close(fd);
+	fd = serve_simple(f);
+	for (unsigned int i = 0; i < NBD_CHUNKS; i++)
+		assert_true(vbd.held[i]->unwanted);
+	assert_int_equal(vbd.dropped, 1);
+
+	ask(f, fd, 0, NBD_CMD_READ, 1, 0, 512);
+	expect_silence(f, fd);
+	assert_int_equal(vbd.nr_held, NBD_CHUNKS);
+	/* Who was there before waits for nobody. */
+	ask(f, other, 0, NBD_CMD_READ, 1, 0, 512);
+	expect_silence(f, other);
+	assert_int_equal(vbd.nr_held, NBD_CHUNKS + 1);
+	answer_held(false);
+	vbd.hold = false;
+	assert_int_equal(simple(f, fd, 1), 0);
+	get(f, fd, big, 512);
+	close(fd);
+	close(other);
 }
 
 static void no_request_ends_that_connection_alone(void **state)
@@ -419,6 +457,28 @@ static void while_held_requests_wait(void **state)
 	answer_held(false);
 	assert_int_equal(simple(f, fd, 2), 0);
 	assert_memory_equal(vbd.disk + DISK, big, MIB);
+	close(fd);
+}
+
+/* What has come of its data so far ends with a piece, or in one. */
+static void while_held_a_long_write_stops_in_the_middle(void **state)
+{
+	static const uint32_t parts[] = { 1, NBD_CHUNK_BYTES - 1, NBD_CHUNK_BYTES, NBD_CHUNK_BYTES + 1 };
+	struct fixture *f = *state;
+	int fd = serve_simple(f);
+
+	for (unsigned int i = 0; i < 4; i++) {
+		memset(big, 0x41 + (int)i, MIB);
+		ask(f, fd, 0, NBD_CMD_WRITE, i, MIB, MIB);
+		turn(f);
+		f->nbd->ops->hold(f->nbd);
+		put(f, fd, big, parts[i]);
+		expect_silence(f, fd);
+		assert_int_equal(f->nbd->ops->release(f->nbd, &f->info, false, NULL), 0);
+		put(f, fd, big, MIB - parts[i]);
+		assert_int_equal(simple(f, fd, i), 0);
+		assert_memory_equal(vbd.disk + MIB, big, MIB);
+	}
 	close(fd);
 }
 
@@ -516,10 +576,12 @@ int main(void)
 		T(nothing_comes_between_the_pieces_of_a_simple_reply),
 		T(disconnect_waits_for_what_is_in_flight),
 		T(a_client_may_leave_in_the_middle),
+		T(a_client_that_is_back_waits_for_what_it_had_in_flight),
 		T(no_request_ends_that_connection_alone),
 		T(a_client_that_does_not_read_stalls_no_other),
 		T(a_client_too_many_waits),
 		T(while_held_requests_wait),
+		T(while_held_a_long_write_stops_in_the_middle),
 		T(random_requests_agree_with_a_model),
 		T(the_socket_is_ours_alone_and_replaces_a_dead_ones),
 	};

@@ -216,6 +216,60 @@ static void a_lack_of_space_may_be_an_error(void **priv)
 	assert_false(guest.busy[0]);
 }
 
+/* Who asked is gone; what others ask for goes on. */
+static void what_nobody_wants_any_more_is_not_tried_again(void **priv)
+{
+	(void)priv;
+	disk.write_err = -ENOSPC;
+	for (unsigned int i = 0; i < 4; i++)
+		ask(i, IMAGE_WRITE, i);
+	steps(3);
+	assert_int_equal(stats().waiting, 4);
+	guest.slots[1].unwanted = true;
+	guest.slots[2].unwanted = true;
+	vbd_drop_unwanted(bed.vbd);
+	assert_int_equal(guest.answered, 2);
+	assert_int_equal(guest.result[1], -ENOSPC);
+	assert_int_equal(guest.result[2], -ENOSPC);
+	assert_true(marked());
+
+	/* One that the image has. */
+	disk.stuck = true;
+	ask(1, IMAGE_WRITE, 5);
+	guest.slots[1].unwanted = true;
+	guest.slots[3].unwanted = true;
+	pass(3 * SECOND);
+	assert_int_equal(guest.answered, 3);
+	assert_int_equal(guest.result[3], -ENOSPC);
+	disk.stuck = false;
+	engine_timer_set(server_engine(bed.server), &disk.timer, 0);
+	steps(3);
+	assert_int_equal(guest.answered, 4);
+	assert_int_equal(guest.result[1], -ENOSPC);
+	assert_true(guest.busy[0]);
+
+	disk.write_err = 0;
+	pass(3 * SECOND);
+	assert_int_equal(guest.result[0], 0);
+	assert_int_equal(guest.answered, 5);
+	assert_int_equal(state(), 0);
+	assert_false(marked());
+	/* The slot's next request is another one. */
+	disk.write_err = -ENOSPC;
+	ask(1, IMAGE_WRITE, 1);
+	steps(3);
+	assert_true(guest.busy[1]);
+	vbd_drop_unwanted(bed.vbd);
+	assert_true(guest.busy[1]);
+
+	/* Nor is it in a pause. */
+	vbd_pause(bed.vbd, 0, verb_done, NULL);
+	assert_int_equal(verb_wait(), 0);
+	guest.slots[1].unwanted = true;
+	vbd_drop_unwanted(bed.vbd);
+	assert_false(guest.busy[1]);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -230,6 +284,7 @@ int main(void)
 		TEST(writes_wait_for_space_and_say_so),
 		TEST(unpause_looks_for_space_at_once),
 		TEST(a_lack_of_space_may_be_an_error),
+		TEST(what_nobody_wants_any_more_is_not_tried_again),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

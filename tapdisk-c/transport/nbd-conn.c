@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-only */
 #include <assert.h>
 #include <errno.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -30,7 +31,19 @@ void nbd_conn_shut(struct nbd_conn *conn)
 	conn->state = NBD_DEAD;
 	engine_timer_cancel(conn->nbd->engine, &conn->deadline);
 	shutdown(conn->fd, SHUT_RDWR);
+	for (unsigned int i = 0; i < conn->nr_pieces; i++)
+		conn->pieces[i].vbd.unwanted = true;
+	if (conn->inflight)
+		vbd_drop_unwanted(conn->nbd->vbd);
 	nbd_conn_kick(conn);
+}
+
+void nbd_conn_look(struct nbd_conn *conn)
+{
+	struct pollfd p = { .fd = conn->fd };
+
+	if (poll(&p, 1, 0) > 0)
+		nbd_conn_shut(conn);
 }
 
 /* Receiving */
@@ -70,9 +83,12 @@ static bool may_receive(const struct nbd_conn *conn)
 		return !conn->answer_len;
 	if (conn->state != NBD_SERVING)
 		return false;
+	/* A full piece waits for the end of a pause: nothing to receive is no end. */
+	if (conn->fill)
+		return !have && conn->fill->filled < conn->fill->len;
 	if (conn->cmd)
-		return !have && (conn->fill || (conn->cmd->refused &&
-			conn->cmd->taken < conn->cmd->req.length));
+		return !have && conn->cmd->refused &&
+		       conn->cmd->taken < conn->cmd->req.length;
 	return have < NBD_REQUEST_BYTES;
 }
 
@@ -220,6 +236,7 @@ void nbd_conn_open(struct nbd *nbd, void *part, int fd)
 				       .done = send_done };
 	widen(fd);
 	engine_file_add(nbd->engine, fd, 0);
+	conn->waits = true;
 	list_add_tail(&conn->link, &nbd->conns);
 	conn->deadline.expired = too_slow;
 	engine_timer_set(nbd->engine, &conn->deadline, now_ns() + HANDSHAKE_NS);
@@ -248,11 +265,26 @@ static bool all_answered(const struct nbd_conn *conn)
 	       list_empty(&conn->ready);
 }
 
+/*
+ * What a connection that was lost has in flight is over before the next one
+ * begins: the client may be the same, and write to the same places.
+ */
+static bool must_wait(struct nbd_conn *conn)
+{
+	struct list *pos = &conn->link;
+
+	while (conn->waits && (pos = pos->prev) != &conn->nbd->conns)
+		if (container_of(pos, struct nbd_conn, link)->state == NBD_DEAD)
+			return true;
+	conn->waits = false;
+	return false;
+}
+
 void nbd_conn_round(struct nbd_conn *conn)
 {
 	if (conn->state == NBD_HANDSHAKE)
 		handshake(conn);
-	if (conn->state == NBD_SERVING)
+	if (conn->state == NBD_SERVING && !must_wait(conn))
 		nbd_take_requests(conn);
 	/* What was answered at once is sent below. */
 	list_del(&conn->kick);

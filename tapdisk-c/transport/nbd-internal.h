@@ -80,6 +80,7 @@ struct nbd_conn {
 	struct nbd_handshake handshake;
 	struct io_timer deadline;	/* of the handshake */
 	bool active;			/* since the transport looked last */
+	bool waits;			/* serves nobody until those that left before it came have ended */
 
 	/* Receiving */
 	struct io_req recv;
@@ -131,6 +132,8 @@ struct nbd {
 void nbd_conn_open(struct nbd *nbd, void *part, int fd);
 /* Ends it now: nothing more is sent. What is in flight comes to its end. */
 void nbd_conn_shut(struct nbd_conn *conn);
+/* The same if the client has left, which is not noticed while nothing is received. */
+void nbd_conn_look(struct nbd_conn *conn);
 /* Goes on in the next round. */
 void nbd_conn_kick(struct nbd_conn *conn);
 /* Looks at what was received, sends what is ready. The connection may be gone. */

@@ -66,6 +66,12 @@ static void listen_on(struct nbd *nbd)
 
 void nbd_conn_gone(struct nbd *nbd)
 {
+	list_for_each(pos, &nbd->conns) {
+		struct nbd_conn *conn = container_of(pos, struct nbd_conn, link);
+
+		if (conn->waits)
+			nbd_conn_kick(conn);
+	}
 	listen_on(nbd);
 }
 
@@ -84,13 +90,18 @@ void nbd_conn_active(struct nbd_conn *conn)
 static void accept_ready(struct io_watch *watch, short revents)
 {
 	struct nbd *nbd = container_of(watch, struct nbd, watch);
-	void *part = nbd_pool_take(&nbd->pool);
+	void *part;
 	int fd;
 
 	(void)revents;
+	/* The client may be one of these, come back. */
+	list_for_each(pos, &nbd->conns)
+		nbd_conn_look(container_of(pos, struct nbd_conn, link));
+	part = nbd_pool_take(&nbd->pool);
 	/* The next ones wait in the socket's queue until one has gone. */
 	if (!part) {
 		engine_unwatch(nbd->engine, watch);
+		tick_on(nbd);
 		return;
 	}
 	/* Blocking, since an engine's request on it is to wait. */
@@ -282,7 +293,12 @@ static void nbd_close(struct transport *transport)
 	struct nbd *nbd = nbd_of(transport);
 
 	socket_close(nbd);
-	nbd_pool_close(&nbd->pool);
+	/* The process ends, with a disk that is paused: the engine still has their requests. */
+	list_for_each(pos, &nbd->conns)
+		engine_timer_cancel(nbd->engine,
+				    &container_of(pos, struct nbd_conn, link)->deadline);
+	if (list_empty(&nbd->conns))
+		nbd_pool_close(&nbd->pool);
 	free(nbd);
 }
 

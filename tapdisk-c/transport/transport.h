@@ -55,7 +55,7 @@ struct transport_ops {
 	 */
 	bool (*round)(struct transport *transport);
 
-	/* Required. Nothing is in flight. Frees the transport. */
+	/* Required. Nothing is in flight, or the process ends. Frees the transport. */
 	void (*close)(struct transport *transport);
 };
 

@@ -14,7 +14,7 @@ from tests.io.test_faults import ENGINES, KINDS, RANDOM, SIZE, Image
 from tests.lib.disk import write_raw
 from tests.lib.expected import Expected, random_batch
 from tests.lib.faults import Faults
-from tests.lib.nbddisk import NbdDisk, Tapdisk
+from tests.lib.nbddisk import LOST, NbdDisk, Tapdisk
 
 FAIL = ["retry_errors=none", "no_space=fail"]
 
@@ -141,6 +141,47 @@ def test_reads_go_on_while_writes_lack_space(tmp_path: Path) -> None:
         assert set(disk.wait(waiting)) == {"ok"}
         for command in commands:
             expected.acknowledged(command)
+
+
+@pytest.mark.parametrize("size", [8, 512])
+def test_what_a_client_left_waiting_does_not_land_on_what_its_successor_writes(tmp_path: Path, size: int) -> None:
+    """`size`: sectors of each of its writes; the larger ones fill the memory that a client has."""
+    path = tmp_path / "a.img"
+    write_raw(path, SIZE, {})
+    rules = Faults(tmp_path / "rules")
+    expected = Expected(SIZE, {}, holds_all=True)
+    settings = ["retry_interval=1"]
+    places = range(0, 12 * size, size)
+    with Tapdisk(tmp_path, f"aio:{path}", engine=rules.engine(), settings=settings) as tapdisk:
+        rules.set("write errno=ETIMEDOUT")
+        with NbdDisk(tapdisk.socket, 1) as disk:
+            waiting = disk.start([f"w {start} {size} 77" for start in places])
+            with pytest.raises(TimeoutError):
+                disk.wait(waiting, 0.5)
+            disk.vanish()
+        with NbdDisk(tapdisk.socket, 1) as disk:
+            rules.off()
+            expected.run(disk, [expected.write_command(start, size) for start in places])
+            time.sleep(1.5)
+            expected.check(disk)
+
+
+@pytest.mark.parametrize("size", [8, 512])
+def test_sigterm_ends_a_server_whose_writes_wait(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "a.img"
+    write_raw(path, SIZE, {})
+    rules = Faults(tmp_path / "rules")
+    with Tapdisk(tmp_path, f"aio:{path}", engine=rules.engine()) as tapdisk:
+        rules.set("write errno=ENOSPC")
+        with NbdDisk(tapdisk.socket, 1) as disk:
+            waiting = disk.start([f"w {start} {size} 77" for start in range(0, 12 * size, size)])
+            with pytest.raises(TimeoutError):
+                disk.wait(waiting, 0.5)
+            begin = time.monotonic()
+            tapdisk.stop()
+            assert time.monotonic() - begin < 5
+            assert set(disk.wait(waiting)) == {LOST}
+    assert not tapdisk.socket.exists()
 
 
 @pytest.mark.parametrize(

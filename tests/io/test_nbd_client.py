@@ -331,6 +331,7 @@ GO, CONTEXT = nbdfake.OPT_GO, nbdfake.OPT_SET_CONTEXT
         (GO, option_reply(GO, 3, b"\0"), "information of a wrong length"),
         (GO, option_reply(GO, 3, bytes(10)), "information of a wrong length"),
         (GO, option_reply(GO, 3, b"\0\3" + bytes(10)), "information of a wrong length"),
+        (GO, option_reply(GO, 3, b"\0\2more") * 100, "its replies don't end"),
         (GO, option_reply(GO, 1), "an export without a size"),
         (GO, option_reply(GO, 2), "an export without a size"),
         (GO, option_reply(GO, 0x80000005, b"no"), "wants TLS, which tapdisk does not speak"),

@@ -4,6 +4,7 @@
 import json
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from tests.lib.disk import write_raw
 from tests.lib.expected import Expected
 from tests.lib.faults import Faults
-from tests.lib.nbddisk import NbdDisk
+from tests.lib.nbddisk import LOST, NbdDisk
 from tests.lib.tapctl import MINOR, Served
 
 SIZE = 2048
@@ -104,6 +105,16 @@ def test_settings_of_one_disk_go_before_the_configuration(tmp_path: Path, image:
         rules.off()
 
 
+def test_an_open_that_is_refused_changes_no_setting(tmp_path: Path, image: Path, rules: Faults) -> None:
+    with (
+        Served(tmp_path, f"aio:{image}", "--retry-errors=none", engine=rules.engine()) as served,
+        NbdDisk(served.socket) as disk,
+    ):
+        assert "already has" in served.refused("open", "-a", f"aio:{image}", "--retry-errors=all")
+        rules.set("write errno=ETIMEDOUT")
+        assert disk.batch(["w 0 8 1"]) == ["err 5"]
+
+
 def test_after_its_time_a_request_may_wait_for_unpause(tmp_path: Path, image: Path, rules: Faults) -> None:
     options = ["--retry-for=0", "--retry-then=pause"]
     with (
@@ -135,6 +146,22 @@ def test_a_pause_over_stuck_io_is_called_off(tmp_path: Path, image: Path, rules:
         assert disk.wait(stuck) == ["ok"]
         served.ok("pause", "-t", 5)
         served.ok("unpause")
+
+
+@pytest.mark.parametrize("engine", ["uring", "posix"])
+def test_sigterm_amid_clients(tmp_path: Path, image: Path, rules: Faults, engine: str) -> None:
+    """One of them waits for space, one has only just connected."""
+    with Served(tmp_path, f"aio:{image}", engine=rules.engine(engine)) as served, NbdDisk(served.socket) as disk:
+        rules.set("write errno=ENOSPC")
+        [waiting] = disk.start(["w 0 8 1"])
+        wait_until(served, "space")
+        with socket.socket(socket.AF_UNIX) as silent:
+            silent.connect(str(served.socket))
+            assert silent.recv(100)
+            served.process.send_signal(signal.SIGTERM)
+            assert served.process.wait(20) == 0, served.log()
+        assert disk.wait([waiting]) == [LOST]
+        assert not list(served.directory.iterdir())
 
 
 def test_pauses_under_a_load_that_never_stops(tmp_path: Path, image: Path) -> None:

@@ -4,6 +4,7 @@
 import contextlib
 import errno
 import os
+import socket
 import subprocess
 import time
 from collections.abc import Sequence
@@ -134,13 +135,13 @@ class _Request:
         return " ".join(words)
 
 
-def _connect(socket: Path) -> Any:
+def _connect(path: Path) -> Any:
     """The socket is there a moment before it takes connections."""
     end = time.monotonic() + START_SECONDS
     while True:
         connection = nbd.NBD()
         try:
-            connection.connect_unix(str(socket))
+            connection.connect_unix(str(path))
             return connection
         except nbd.Error as error:
             if error.errnum != errno.ECONNREFUSED or time.monotonic() > end:
@@ -151,10 +152,10 @@ def _connect(socket: Path) -> Any:
 class NbdDisk:
     """Several connections to one server, over which the commands of a batch are spread."""
 
-    def __init__(self, socket: Path, connections: int = 2) -> None:
+    def __init__(self, path: Path, connections: int = 2) -> None:
         self._connections = []
         for _ in range(connections):
-            self._connections.append(_connect(socket))
+            self._connections.append(_connect(path))
 
     def start(self, commands: Sequence[str]) -> list[_Request]:
         """Without waiting for them."""
@@ -175,6 +176,13 @@ class NbdDisk:
     def batch(self, commands: Sequence[str]) -> list[str]:
         """Runs the commands concurrently; their answers as those of tests/lib/disk.py, or LOST."""
         return self.wait(self.start(commands))
+
+    def vanish(self) -> None:
+        """As the end of the client's process would: no word to the server."""
+        for connection in self._connections:
+            with socket.socket(fileno=os.dup(connection.aio_get_fd())) as end:
+                end.shutdown(socket.SHUT_RDWR)
+        self._connections.clear()
 
     def __enter__(self) -> "NbdDisk":
         return self
