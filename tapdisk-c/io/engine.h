@@ -110,8 +110,8 @@ void engine_queue(struct engine *engine, struct io_req *req);
  * cheapest way, and block is the alignment, in bytes, that direct I/O on the
  * file must keep to (0: requests do); requests that do not are carried through an
  * aligned copy. Nothing may be in flight on what is removed; remove a
- * descriptor before close(). The engine holds no reference to the file; a thread
- * of the kernel's that has just served it may, for microseconds.
+ * descriptor before close(). The engine holds no reference to the file; the kernel
+ * may, where a thread of its own has just served it, until the next engine_run().
  *
  * The kernel pins a registered buffer once, not for each request. That only
  * saves time: where an engine or a limit does not allow it, the number is 0.
