@@ -259,7 +259,7 @@ static void down(struct nbd_image *nbd, const char *why)
 	if (now >= nbd->give_up_ns) {
 		log_error("NBD server is gone, requests fail path=%s: %s",
 			  nbd->name, why);
-		nbd_fail_all(nbd, -EIO);
+		nbd_fail_all(nbd, -ENOTCONN);
 	}
 	engine_timer_set(nbd->image.engine, &nbd->timer, now + nbd->delay_ns);
 	nbd->delay_ns *= 2;

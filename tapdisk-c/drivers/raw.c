@@ -288,6 +288,7 @@ static void raw_submit(struct image *image, struct image_request *req)
 	req->iov.iov_len = (size_t)req->count << SECTOR_SHIFT;
 	req->io.iov = &req->iov;
 	req->io.iovcnt = 1;
+	req->io.buffer = req->buffer;
 	switch (req->op) {
 	case IMAGE_READ:
 		req->io.op = IO_READ;
