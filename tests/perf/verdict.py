@@ -192,7 +192,7 @@ def compared(results: Results) -> list[Target]:
 CHECKS = {
     SPACE: ("disk space after 200 MiB of 64 KiB writes over 10 GiB", 0.25),
     RSS: ("RSS idle, 1 TiB image", 5.0),
-    STALL: ("longest stall of a snapshot under load, without the image's fsync", 5.0),
+    STALL: ("longest stall of a snapshot, without the fsync", 5.0),
 }
 
 
