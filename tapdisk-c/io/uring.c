@@ -170,6 +170,15 @@ static void prep_transfer(struct io_uring_sqe *sqe, const struct io_req *req)
 	}
 }
 
+/* liburing's own takes off_t up to 2.3, and __u64 since. */
+static void prep_fallocate(struct io_uring_sqe *sqe, const struct io_req *req,
+			   unsigned int mode)
+{
+	io_uring_prep_rw(IORING_OP_FALLOCATE, sqe, req->fd, NULL, mode,
+			 req->offset);
+	sqe->addr = req->len;
+}
+
 static bool uring_submit(struct engine *engine, struct io_req *req)
 {
 	struct uring_engine *u = to_uring(engine);
@@ -190,14 +199,12 @@ static bool uring_submit(struct engine *engine, struct io_req *req)
 		io_uring_prep_fsync(sqe, req->fd, IORING_FSYNC_DATASYNC);
 		break;
 	case IO_PUNCH:
-		io_uring_prep_fallocate(sqe, req->fd, FALLOC_FL_PUNCH_HOLE |
-					FALLOC_FL_KEEP_SIZE,
-					(off_t)req->offset, (off_t)req->len);
+		prep_fallocate(sqe, req, FALLOC_FL_PUNCH_HOLE |
+			       FALLOC_FL_KEEP_SIZE);
 		break;
 	case IO_ZERO:
-		io_uring_prep_fallocate(sqe, req->fd, FALLOC_FL_ZERO_RANGE |
-					FALLOC_FL_KEEP_SIZE,
-					(off_t)req->offset, (off_t)req->len);
+		prep_fallocate(sqe, req, FALLOC_FL_ZERO_RANGE |
+			       FALLOC_FL_KEEP_SIZE);
 		break;
 	case IO_RECV:
 	case IO_SEND:
