@@ -282,3 +282,22 @@ def test_an_idle_server_of_a_terabyte_is_small(tmp_path: Path) -> None:
         rss = server.rss()
     limit = 5 * 1024 if os.environ.get("XENBLK_MODE") == "release" else 100 * 1024
     assert rss < limit
+
+
+def test_what_the_readme_says_of_serving_an_image_is_true(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    commands = [line for line in readme.splitlines() if "disk.sock" in line or "--run" in line]
+    assert len(commands) == 3
+    script = "\n".join(["set -e", commands[0], "sleep 1", *commands[1:2], "kill %1", "wait", commands[2]])
+    for said, meant in (
+        ("/usr/libexec/tapdisk", str(program("tapdisk"))),
+        ("/tmp/disk.sock", str(tmp_path / "disk.sock")),
+        ("/srv/data.vhd", str(tmp_path / "data.vhd")),
+    ):
+        assert said in script
+        script = script.replace(said, meant)
+    make_vhd(tmp_path / "data.vhd", 4)
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "virtual size: 4 MiB" in done.stdout
+    assert (tmp_path / "data.img").stat().st_size == 4 * MIB

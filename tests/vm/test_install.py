@@ -152,7 +152,10 @@ def test_what_the_readme_says_of_use_without_xen_is_true(bed: Bed) -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     section = readme.partition("## Use it without Xen\n")[2].partition("\n## ")[0]
     commands = [line.strip() for line in section.splitlines() if line.startswith("    ")]
-    assert commands.pop(commands.index("...")) and len(commands) == 7
+    assert commands.pop(commands.index("..."))
+    # Those that need no driver either are in tests/io/test_nbd_server.py.
+    commands = [line for line in commands if "disk.sock" not in line and "--run" not in line]
+    assert len(commands) == 7
     pid = "4711"
     for line in commands:
         command, _, promised = line.partition("#")
