@@ -235,7 +235,6 @@ void nbd_conn_open(struct nbd *nbd, void *part, int fd)
 	conn->send = (struct io_req) { .op = IO_SEND, .fd = fd,
 				       .done = send_done };
 	widen(fd);
-	engine_file_add(nbd->engine, fd, 0);
 	conn->waits = true;
 	list_add_tail(&conn->link, &nbd->conns);
 	conn->deadline.expired = too_slow;
@@ -253,7 +252,6 @@ static void end(struct nbd_conn *conn)
 	list_del(&conn->link);
 	memset(conn->buffers.free, 0xff, sizeof(conn->buffers.free));
 	nbd_buffers_release(&conn->buffers);
-	engine_file_remove(nbd->engine, conn->fd);
 	close(conn->fd);
 	nbd_pool_give(&nbd->pool, conn);
 	nbd_conn_gone(nbd);
