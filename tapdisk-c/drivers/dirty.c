@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "common/bytes.h"
+#include "common/file.h"
 #include "common/lock.h"
 #include "common/log.h"
 
@@ -31,37 +32,6 @@
 enum dirty_state { DIRTY_OPEN, DIRTY_CONSISTENT };
 
 static const char magic[8] = "xbdirty";
-
-/* 0, or -errno; a read that meets the end is -ENODATA. */
-static int read_all(int fd, void *buf, size_t len, uint64_t offset)
-{
-	for (size_t done = 0; done < len;) {
-		ssize_t n = pread(fd, (char *)buf + done, len - done,
-				  (off_t)(offset + done));
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return n ? -errno : -ENODATA;
-		done += (size_t)n;
-	}
-	return 0;
-}
-
-static int write_all(int fd, const void *buf, size_t len, uint64_t offset)
-{
-	for (size_t done = 0; done < len;) {
-		ssize_t n = pwrite(fd, (const char *)buf + done, len - done,
-				   (off_t)(offset + done));
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return n ? -errno : -EIO;
-		done += (size_t)n;
-	}
-	return 0;
-}
 
 /* All zeros if it can't be told: no boot of any host. */
 static void boot_id(uint8_t id[BOOT_ID_LEN])
@@ -87,7 +57,7 @@ static int write_header(const struct dirty *d, enum dirty_state state)
 	put_be32(h + 24, (uint32_t)state);
 	if (state == DIRTY_OPEN)
 		boot_id(h + BOOT_ID_OFFSET);
-	return write_all(d->fd, h, sizeof(h), 0);
+	return file_write_all(d->fd, h, sizeof(h), 0);
 }
 
 static int check_header(const struct dirty *d, const uint8_t *h, uint64_t bytes,
@@ -136,7 +106,7 @@ static int read_bits(const struct dirty *d)
 
 		if (d->nr_bytes - at < n)
 			n = (size_t)(d->nr_bytes - at);
-		rc = read_all(d->fd, piece, n, DIRTY_BITS + at);
+		rc = file_read_all(d->fd, piece, n, DIRTY_BITS + at);
 		if (rc)
 			return rc;
 		if (memcmp(piece, zero, n))
@@ -156,7 +126,7 @@ static int load(struct dirty *d, uint64_t bytes, struct error *err)
 	int rc;
 
 	/* A shorter file leaves zeros, which are not the magic. */
-	rc = read_all(d->fd, h, sizeof(h), 0);
+	rc = file_read_all(d->fd, h, sizeof(h), 0);
 	if (rc && rc != -ENODATA)
 		return error_set(err, rc, "%s: %s", d->path, strerror(-rc));
 	rc = check_header(d, h, bytes, err);
@@ -302,7 +272,7 @@ static int rewrite(struct dirty *d)
 	int rc = 0;
 
 	if (d->rewrite)
-		rc = write_all(d->fd, d->bits, (size_t)d->nr_bytes, DIRTY_BITS);
+		rc = file_write_all(d->fd, d->bits, (size_t)d->nr_bytes, DIRTY_BITS);
 	if (!rc)
 		d->rewrite = false;
 	return rc;
@@ -340,7 +310,7 @@ int dirty_set(struct dirty *d, uint64_t offset, uint64_t len)
 	for (uint64_t i = from; i < to; i++)
 		d->bits[i] |= mask_of(i * 8, first, last);
 	d->unsynced = true;
-	rc = write_all(d->fd, d->bits + from, (size_t)(to - from),
+	rc = file_write_all(d->fd, d->bits + from, (size_t)(to - from),
 		       DIRTY_BITS + from);
 	if (rc) {
 		d->rewrite = true;

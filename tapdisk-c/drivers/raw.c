@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "common/bytes.h"
+#include "common/file.h"
 #include "common/lock.h"
 #include "drivers/image.h"
 #include "vhd/vhd.h"
@@ -44,21 +45,6 @@ static struct raw_image *raw_of(struct image *image)
 	return container_of(image, struct raw_image, image);
 }
 
-/* On a disk with sectors of 4096 bytes direct I/O takes no less. */
-static int file_block(int fd, const char *path, uint32_t *block,
-		      struct error *err)
-{
-	void *buf = aligned_alloc(IMAGE_ALIGN, IMAGE_ALIGN);
-	ssize_t got;
-
-	if (!buf)
-		return error_set(err, -ENOMEM, "%s: out of memory", path);
-	got = pread(fd, buf, SECTOR_SIZE, SECTOR_SIZE);
-	*block = got < 0 && errno == EINVAL ? 4096 : SECTOR_SIZE;
-	free(buf);
-	return 0;
-}
-
 /* Size in bytes and the block size that requests must keep to. */
 static int raw_geometry(struct raw_image *raw, uint64_t *size, uint32_t *block,
 			struct error *err)
@@ -73,7 +59,10 @@ static int raw_geometry(struct raw_image *raw, uint64_t *size, uint32_t *block,
 	if (S_ISREG(st.st_mode)) {
 		raw->is_file = true;
 		*size = (uint64_t)st.st_size;
-		return file_block(fd, path, block, err);
+		/* The guest's first read tells of other errors. */
+		if (file_direct_block(fd, block) == -ENOMEM)
+			return error_set(err, -ENOMEM, "%s: out of memory", path);
+		return 0;
 	}
 	if (!S_ISBLK(st.st_mode))
 		return error_set(err, -EINVAL,

@@ -6,6 +6,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/file.h"
+
 /* Of a request, before others have their turn. */
 #define TURN_STEPS 512u
 
@@ -182,7 +184,7 @@ static int probe_blocks(struct vhd_disk *disk, struct error *err)
 	int fd, rc;
 
 	for (unsigned int i = 0; (fd = chain_fd(chain, i)) >= 0; i++) {
-		rc = vhd_direct_block(fd, &disk->file_block[i]);
+		rc = file_direct_block(fd, &disk->file_block[i]);
 		if (rc)
 			return error_set(err, rc, "%s: reading: %s",
 					 i < chain->nr_vhd ?

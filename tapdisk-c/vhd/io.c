@@ -8,6 +8,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include "common/file.h"
 #include "vhd/vhd-internal.h"
 
 #define BOUNCE_BYTES (1u << 20)
@@ -65,24 +66,6 @@ out:
 	return rc;
 }
 
-static int write_all(int fd, const uint8_t *buf, size_t len, uint64_t offset)
-{
-	size_t done = 0;
-	ssize_t put;
-
-	while (done < len) {
-		put = pwrite(fd, buf + done, len - done,
-			     (off_t)(offset + done));
-		if (put > 0)
-			done += (size_t)put;
-		else if (!put)
-			return -EIO;
-		else if (errno != EINTR)
-			return -errno;
-	}
-	return 0;
-}
-
 /*
  * On a 4Kn disk: buf has room for the VHD_ALIGN blocks that the bytes at
  * buf + skip touch, from offset on. The rest of these blocks stays as it is, and
@@ -117,7 +100,7 @@ static int write_blocks(int fd, uint8_t *buf, size_t skip, size_t len,
 	memcpy(buf, edge[0], skip);
 	memcpy(buf + skip + len, &edge[1][VHD_ALIGN - (whole - skip - len)],
 	       whole - skip - len);
-	rc = write_all(fd, buf, whole, offset);
+	rc = file_write_all(fd, buf, whole, offset);
 	if (rc || !S_ISREG(st.st_mode))
 		return rc;
 	if (size < (uint64_t)st.st_size)
@@ -146,7 +129,7 @@ int vhd_write_at(int fd, const void *buf, size_t len, uint64_t offset)
 		n = len < window ? len : window;
 		skip = (size_t)(offset % VHD_ALIGN);
 		memcpy(bounce, from, n);
-		rc = write_all(fd, bounce, n, offset);
+		rc = file_write_all(fd, bounce, n, offset);
 		if (rc == -EINVAL && (skip || n % VHD_ALIGN)) {
 			memcpy(bounce + skip, from, n);
 			rc = write_blocks(fd, bounce, skip, n, offset - skip);
@@ -191,24 +174,6 @@ static int check_kind(const struct stat *st, const char *path,
 	return error_set(err, -EINVAL,
 			 "%s: is %s; an image is a regular file or a block device",
 			 path, kind);
-}
-
-int vhd_direct_block(int fd, uint32_t *block)
-{
-	void *buf;
-	ssize_t got;
-	int rc = 0;
-
-	if (posix_memalign(&buf, VHD_ALIGN, VHD_SECTOR))
-		return -ENOMEM;
-	*block = VHD_SECTOR;
-	got = pread(fd, buf, VHD_SECTOR, VHD_SECTOR);
-	if (got < 0 && errno == EINVAL)
-		*block = VHD_ALIGN;
-	else if (got < 0)
-		rc = -errno;
-	free(buf);
-	return rc;
 }
 
 int vhd_file_open(int *fd, const char *path, unsigned int flags,

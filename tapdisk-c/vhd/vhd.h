@@ -127,12 +127,6 @@ void vhd_close(struct vhd_image *image);
 int vhd_read_at(int fd, void *buf, size_t len, uint64_t offset);
 
 /*
- * io.c: what offset, length and memory of direct I/O on fd must be multiples
- * of: 512 or 4096 bytes, or -errno.
- */
-int vhd_direct_block(int fd, uint32_t *block);
-
-/*
  * chain.c: the leaf and all its parents, each locked, each parent looked up by
  * its locators (relative before absolute), identified by UUID, inside the
  * allowed directories (the leaf's own always). -ELOOP for loops and for more
