@@ -183,6 +183,10 @@ static inline bool image_busy(const struct image *image)
 	return image->driver->busy && image->driver->busy(image);
 }
 
+/* What is written where nothing else makes zeros. Never written to, so that it takes no memory. */
+#define IMAGE_ZEROS (1u << 20)		/* bytes */
+extern uint8_t image_zeros[IMAGE_ZEROS];
+
 /* Whether the file lies on a network file system; for image_info.remote. */
 bool image_file_is_remote(int fd);
 

@@ -26,11 +26,7 @@
  * keeps the file or the kernel's threads busy for long.
  */
 #define SPACE_STEP	(256u << 20 >> SECTOR_SHIFT)	/* sectors: the kernel makes them */
-#define ZERO_STEP	(1u << 20 >> SECTOR_SHIFT)	/* sectors: we write them */
-
-/* Never written, so that it takes no memory. */
-static uint8_t zeros[ZERO_STEP << SECTOR_SHIFT]
-	__attribute__((aligned(IMAGE_ALIGN)));
+#define ZERO_STEP	(IMAGE_ZEROS >> SECTOR_SHIFT)	/* sectors: we write them */
 
 struct raw_image {
 	struct image image;
@@ -196,7 +192,7 @@ static void space_step(struct raw_image *raw, struct image_request *req)
 	req->io.offset = (req->sector + req->cursor) << SECTOR_SHIFT;
 	req->io.len = (uint64_t)(left < max ? left : max) << SECTOR_SHIFT;
 	req->io.buffer = 0;
-	req->iov.iov_base = zeros;
+	req->iov.iov_base = image_zeros;
 	req->iov.iov_len = req->io.op == IO_WRITE ? (size_t)req->io.len : 0;
 	req->io.iovcnt = req->io.op == IO_WRITE;
 	image_queue(&raw->image, &req->io);

@@ -8,26 +8,20 @@
 
 #include <errno.h>
 
+/* Of a write of zeros, at most IMAGE_ZEROS. */
 #define ZERO_BYTES	(256u << 10)
 /* Of an op: no other request waits long for it. */
 #define ZERO_MAX	(64u << 20 >> SECTOR_SHIFT)
 /* File systems make holes of whole blocks. */
 #define HOLE_SECTORS	8u
 
-static _Alignas(IMAGE_ALIGN) uint8_t zeros[ZERO_BYTES];
-
-static bool is_missing(int err)
-{
-	return err == -EOPNOTSUPP;
-}
-
 static void write_zeros(struct vhd_op *op)
 {
 	uint64_t left = op->zero_end - op->io.offset;
 
 	op->io.op = IO_WRITE;
-	op->iov.iov_base = zeros;
-	op->iov.iov_len = left < sizeof(zeros) ? (size_t)left : sizeof(zeros);
+	op->iov.iov_base = image_zeros;
+	op->iov.iov_len = left < ZERO_BYTES ? (size_t)left : ZERO_BYTES;
 	image_queue(&op->disk->image, &op->io);
 }
 
@@ -39,12 +33,12 @@ static void zero_done(struct io_req *io, int err)
 	if (io->op == IO_WRITE) {
 		uint64_t left = op->zero_end - io->offset;
 
-		if (!err && left > sizeof(zeros)) {
-			io->offset += sizeof(zeros);
+		if (!err && left > ZERO_BYTES) {
+			io->offset += ZERO_BYTES;
 			write_zeros(op);
 			return;
 		}
-	} else if (is_missing(err)) {
+	} else if (err == -EOPNOTSUPP) {
 		if (io->op == IO_PUNCH)
 			disk->no_holes = true;
 		else
@@ -59,7 +53,7 @@ static void discard_done(struct io_req *io, int err)
 {
 	struct vhd_op *op = container_of(io, struct vhd_op, io);
 
-	if (is_missing(err)) {
+	if (err == -EOPNOTSUPP) {
 		op->disk->no_holes = true;
 		err = 0;
 	}

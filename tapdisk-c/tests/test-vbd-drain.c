@@ -2,16 +2,29 @@
 /* Pause, unpause, close and statistics of a VBD. */
 #include "tests/vbd-bed.h"
 
+/* The disk answers what it was stuck with. */
+static void let_go(void)
+{
+	disk.stuck = false;
+	engine_timer_set(server_engine(bed.server), &disk.timer, 0);
+}
+
+/* The disk has no space for a request, and is paused meanwhile. */
+static void pause_while_it_waits(enum image_op op)
+{
+	disk.write_err = -ENOSPC;
+	ask(0, op, 1);
+	steps(3);
+	vbd_pause(bed.vbd, 1000, verb_done, NULL);
+	assert_int_equal(verb_wait(), 0);
+}
+
 /* Pause and close */
 
 static void what_waits_does_not_hold_up_a_pause(void **priv)
 {
 	(void)priv;
-	disk.write_err = -ENOSPC;
-	ask(0, IMAGE_WRITE, 1);
-	steps(3);
-	vbd_pause(bed.vbd, 1000, verb_done, NULL);
-	assert_int_equal(verb_wait(), 0);
+	pause_while_it_waits(IMAGE_WRITE);
 	assert_int_equal(state(), VBD_PAUSED | VBD_NO_SPACE);
 	assert_int_equal(disk.open, 0);
 	pass(10 * SECOND);
@@ -28,11 +41,7 @@ static void what_waits_does_not_hold_up_a_pause(void **priv)
 static void what_waits_may_be_beyond_the_new_image(void **priv)
 {
 	(void)priv;
-	disk.write_err = -ENOSPC;
-	ask(0, IMAGE_DISCARD, 1);
-	steps(3);
-	vbd_pause(bed.vbd, 1000, verb_done, NULL);
-	assert_int_equal(verb_wait(), 0);
+	pause_while_it_waits(IMAGE_DISCARD);
 	disk.can = 0;
 	assert_int_equal(vbd_unpause(bed.vbd, NULL, NULL), 0);
 	steps(3);
@@ -67,8 +76,7 @@ static void a_pause_that_takes_too_long_is_called_off(void **priv)
 	assert_true(guest.running);
 	assert_int_equal(state(), 0);
 	ask(1, IMAGE_READ, 2);
-	disk.stuck = false;
-	engine_timer_set(server_engine(bed.server), &disk.timer, 0);
+	let_go();
 	steps(3);
 	assert_false(guest.busy[0] || guest.busy[1]);
 	vbd_pause(bed.vbd, 5000, verb_done, NULL);
@@ -91,8 +99,7 @@ static void a_flush_that_takes_too_long_calls_off_a_pause(void **priv)
 	vbd_pause(bed.vbd, 1000, verb_done, NULL);
 	steps(3);
 	assert_int_equal(verbs_done, 0);
-	disk.stuck = false;
-	engine_timer_set(server_engine(bed.server), &disk.timer, 0);
+	let_go();
 	assert_int_equal(verb_wait(), 0);
 	assert_int_equal(disk.open, 0);
 }
@@ -108,8 +115,7 @@ static void the_flush_of_a_pause_that_was_called_off_is_not_the_next_ones(void *
 	assert_int_equal(verb_wait(), -ETIMEDOUT);
 	ask(0, IMAGE_WRITE, 1);
 	vbd_pause(bed.vbd, 1000, verb_done, NULL);
-	disk.stuck = false;
-	engine_timer_set(server_engine(bed.server), &disk.timer, 0);
+	let_go();
 	assert_int_equal(verb_wait(), 0);
 	assert_int_equal(guest.result[0], 0);
 	assert_int_equal(disk.flushes, 2);
@@ -142,8 +148,7 @@ static void a_close_that_takes_too_long_says_so_and_goes_on(void **priv)
 	assert_int_equal(verb_wait(), -ETIMEDOUT);
 	vbd_close(bed.vbd, true, 1000, verb_done, NULL);
 	assert_int_equal(verb_wait(), -EBUSY);
-	disk.stuck = false;
-	engine_timer_set(server_engine(bed.server), &disk.timer, 0);
+	let_go();
 	steps(5);
 	assert_int_equal(state(), VBD_CLOSED);
 	assert_int_equal(verbs_done, 0);
