@@ -60,10 +60,10 @@ class Console:
         """The last lines, for a message."""
         return "\n".join(self.text().splitlines()[-TAIL_LINES:])
 
-    def crashed(self) -> bool:
-        """Does it show a crash of the kernel or of Xen?"""
+    def crashed_without(self, module: str) -> bool:
+        """Does it show a crash of the kernel or of Xen, and no sign of `module`, which a crash would list?"""
         with self._changed:
-            return bool(CRASH.search(self._data))
+            return bool(CRASH.search(self._data)) and module.encode() not in self._data
 
     def join(self, timeout: float) -> None:
         """Wait for the end of the console."""

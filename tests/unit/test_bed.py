@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.lib import apt, dmesg, guest
 from tests.lib.bed import frames
+from tests.lib.console import Console
 from tests.lib.cpio import Cpio
 from tests.lib.kmod import module_name
 from tests.lib.qemu import BedSpec, kernel_arguments, xen_arguments
@@ -110,6 +111,22 @@ def test_faults_of_the_kernel_are_found(line: str) -> None:
 )
 def test_talk_of_bugs_is_no_fault(line: str) -> None:
     assert dmesg.findings(line) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "again"),
+    [
+        ("Oops: int3: 0000 [#1] PREEMPT SMP\nModules linked in:\nKernel panic - not syncing: Fatal exception\n", True),
+        ("Oops: 0002 [#1] PREEMPT SMP\nModules linked in: blktap(OE)\nKernel panic - not syncing\n", False),
+        ("bed: the agent did not start\n", False),
+    ],
+)
+def test_only_a_crash_before_our_module_is_loaded_is_worth_another_boot(
+    tmp_path: Path, text: str, again: bool
+) -> None:
+    console = Console(io.BytesIO(text.encode()), tmp_path / "log", lambda line: None)
+    console.join(10)
+    assert console.crashed_without("blktap") is again
 
 
 def test_no_comma_reaches_the_arguments_of_a_multiboot_module() -> None:
