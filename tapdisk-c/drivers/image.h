@@ -50,6 +50,9 @@ struct image_request {
 	uint32_t count;			/* sectors; 0 for a flush */
 	uint8_t *buf;			/* read, write: count * SECTOR_SIZE, IMAGE_ALIGN-aligned */
 	uint16_t buffer;		/* of engine_buffer_add(), or 0 */
+	bool lend;			/* read: instead of filling buf, lent may be set; else false */
+	const uint8_t *lent;		/* NULL, or where the data is: engine_lend(), until its end */
+	struct io_map *lender;		/* if lent is not NULL */
 	bool keep_space;		/* zero: leave no hole */
 	struct image_extent *extents;	/* status: the answer, at least the first extent */
 	unsigned int max_extents;	/* status: at least 1 */
@@ -91,6 +94,18 @@ static inline void image_queue(struct image *image, struct io_req *io)
 {
 	io->stream = image->stream;
 	engine_queue(image->engine, io);
+}
+
+/* Answers a read in place: true if it did, and req->done() is to be called. */
+static inline bool image_lend(struct image *image, struct image_request *req,
+			      int fd, uint64_t offset)
+{
+	if (!req->lend)
+		return false;
+	req->lent = engine_lend(image->engine, fd, offset,
+				(size_t)req->count << SECTOR_SHIFT,
+				&req->lender);
+	return req->lent;
 }
 
 struct image_open_args {

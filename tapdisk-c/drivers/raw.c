@@ -276,6 +276,10 @@ static void raw_submit(struct image *image, struct image_request *req)
 	req->io.buffer = req->buffer;
 	switch (req->op) {
 	case IMAGE_READ:
+		if (image_lend(image, req, req->io.fd, req->io.offset)) {
+			req->done(req, 0);
+			return;
+		}
 		req->io.op = IO_READ;
 		break;
 	case IMAGE_WRITE:

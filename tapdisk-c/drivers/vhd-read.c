@@ -56,6 +56,10 @@ enum step vhd_read_step(struct vhd_disk *disk, struct image_request *req)
 		req->cursor += count;
 		return STEP_ON;
 	}
+	if (count == req->count && image_lend(&disk->image, req, fd, offset)) {
+		req->cursor += count;
+		return STEP_ON;
+	}
 	op = vhd_op_get(disk, req);
 	if (!op)
 		return STEP_WAIT;

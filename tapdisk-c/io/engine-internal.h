@@ -43,6 +43,7 @@ struct engine {
 
 	uint8_t *file;			/* by descriptor */
 	unsigned int nr_files;
+	struct io_map **map;		/* by descriptor, of those in memory; NULL until there is one */
 	struct sched *sched;
 	struct align *align;		/* NULL until a file needs it */
 
@@ -162,6 +163,12 @@ static inline void engine_schedule(struct engine *engine, struct io_req *req)
 	else
 		list_add_tail(&req->link, &engine->queued);
 }
+
+/* lend.c: of a file with FILE_IN_MEMORY */
+void lend_add(struct engine *engine, int fd);
+void lend_remove(struct engine *engine, int fd);
+/* An IO_PUNCH has been done. */
+void lend_punched(struct engine *engine, const struct io_req *req);
 
 /* align.c */
 #define ALIGN_MAX_BLOCK 65536u

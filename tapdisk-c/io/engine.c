@@ -94,6 +94,7 @@ void engine_close(struct engine *engine)
 	align_close(engine);
 	sched_close(engine);
 	free(engine->file);
+	free(engine->map);
 	engine->ops->close(engine);
 	wrap_close(wrap);
 }
@@ -238,6 +239,8 @@ void engine_finished(struct engine *engine, struct io_req *req, int result)
 		sched_split(engine, req, result);
 		return;
 	}
+	if (req->op == IO_PUNCH && engine->map)
+		lend_punched(engine, req);
 	if (req->op != IO_READ && req->op != IO_WRITE) {
 		engine_complete(engine, req, result);
 		return;
@@ -311,12 +314,16 @@ void engine_file_add(struct engine *engine, int fd, uint32_t block)
 	if (block > 512 && block <= ALIGN_MAX_BLOCK && !align_open(engine))
 		flags |= (uint8_t)__builtin_ctz(block);
 	engine->file[fd] = flags;
+	if (flags & FILE_IN_MEMORY)
+		lend_add(engine, fd);
 }
 
 void engine_file_remove(struct engine *engine, int fd)
 {
-	if ((unsigned int)fd < engine->nr_files)
-		engine->file[fd] = 0;
+	if ((unsigned int)fd >= engine->nr_files)
+		return;
+	engine->file[fd] = 0;
+	lend_remove(engine, fd);
 }
 
 uint16_t engine_buffer_add(struct engine *engine, void *base, size_t len)

@@ -118,6 +118,18 @@ void engine_queue(struct engine *engine, struct io_req *req);
  */
 void engine_file_add(struct engine *engine, int fd, uint32_t block);
 void engine_file_remove(struct engine *engine, int fd);
+/*
+ * Where the file was added and lies in memory, on tmpfs: its len bytes at offset, to
+ * be read in place; NULL: they must be transferred, as on all other files and where
+ * there is a hole or the file's end is near. They are the file's, so that what is written later
+ * shows, and they stay until engine_lend_end(lender), even if the file is removed.
+ * Only for system calls (EFAULT): if others cut the file short, a look is SIGBUS.
+ */
+struct io_map;
+const void *engine_lend(struct engine *engine, int fd, uint64_t offset,
+			size_t len, struct io_map **lender);
+void engine_lend_end(struct io_map *lender);
+
 /* A number for io_req.buffer, or 0. base is page-aligned. */
 uint16_t engine_buffer_add(struct engine *engine, void *base, size_t len);
 void engine_buffer_remove(struct engine *engine, uint16_t buffer);

@@ -25,6 +25,9 @@ struct vbd {
 	bool hold;			/* answer when answer_held() is called */
 	uint64_t bad_sector;		/* a transfer that touches it is -EIO */
 	unsigned int flushes, fuas;
+	int lend_fd;			/* reads are lent from it if it is not -1 */
+	struct engine *lend_engine;
+	unsigned int lent;
 	unsigned int dropped;		/* so often was it to drop what is unwanted */
 };
 
@@ -38,6 +41,9 @@ static void answer_one(struct vbd_request *req)
 
 	if (i->count && i->sector <= vbd.bad_sector && vbd.bad_sector < i->sector + i->count)
 		err = -EIO;
+	else if (i->op == IMAGE_READ && vbd.lend_fd >= 0 && i->lend &&
+		 (i->lent = engine_lend(vbd.lend_engine, vbd.lend_fd, at, len, &i->lender)))
+		vbd.lent++;
 	else if (i->op == IMAGE_READ)
 		memcpy(i->buf, vbd.disk + at, len);
 	else if (i->op == IMAGE_WRITE)
@@ -106,15 +112,21 @@ static void turn(struct fixture *f)
 		assert_int_equal(engine_run(f->engine, 0), 0);
 }
 
+static inline void answer_first(void)
+{
+	struct vbd_request *req = vbd.held[0];
+
+	memmove(vbd.held, vbd.held + 1, --vbd.nr_held * sizeof(vbd.held[0]));
+	answer_one(req);
+}
+
 static void answer_held(bool backwards)
 {
-	while (vbd.nr_held) {
-		struct vbd_request *req = vbd.held[backwards ? --vbd.nr_held : 0];
-
-		if (!backwards)
-			memmove(vbd.held, vbd.held + 1, --vbd.nr_held * sizeof(vbd.held[0]));
-		answer_one(req);
-	}
+	while (vbd.nr_held)
+		if (backwards)
+			answer_one(vbd.held[--vbd.nr_held]);
+		else
+			answer_first();
 }
 
 static void start(struct fixture *f, bool readonly)
@@ -134,7 +146,7 @@ static int setup(void **state)
 	strcpy(f->dir, "/tmp/test-nbd-XXXXXX");
 	assert_non_null(mkdtemp(f->dir));
 	snprintf(f->path, sizeof(f->path), "%s/s", f->dir);
-	vbd = (struct vbd) { .disk = calloc(1, DISK), .bad_sector = UINT64_MAX };
+	vbd = (struct vbd) { .disk = calloc(1, DISK), .bad_sector = UINT64_MAX, .lend_fd = -1 };
 	for (size_t i = 0; i < DISK; i += 8)
 		put_be64(vbd.disk + i, i * 0x9e3779b97f4a7c15ull);
 	f->info = (struct image_info) { .sectors = DISK / SECTOR_SIZE, .sector_size = 512, .depth = 1,
@@ -236,7 +248,7 @@ static void expect_closed(struct fixture *f, int fd)
 	close(fd);
 }
 
-static void expect_silence(struct fixture *f, int fd)
+static inline void expect_silence(struct fixture *f, int fd)
 {
 	uint8_t byte;
 	bool closed;
@@ -320,7 +332,7 @@ static void get_chunk(struct fixture *f, int fd)
 }
 
 /* The error of a structured reply without data. */
-static int structured(struct fixture *f, int fd, uint64_t cookie)
+static inline int structured(struct fixture *f, int fd, uint64_t cookie)
 {
 	get_chunk(f, fd);
 	assert_true(chunk.last);

@@ -250,6 +250,8 @@ static void end(struct nbd_conn *conn)
 
 	list_del(&conn->kick);
 	list_del(&conn->link);
+	for (unsigned int i = 0; i < conn->nr_pieces; i++)
+		nbd_piece_return(&conn->pieces[i]);
 	memset(conn->buffers.free, 0xff, sizeof(conn->buffers.free));
 	nbd_buffers_release(&conn->buffers);
 	close(conn->fd);

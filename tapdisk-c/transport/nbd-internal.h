@@ -146,6 +146,16 @@ void nbd_take_requests(struct nbd_conn *conn);
 struct nbd_piece *nbd_piece_take(struct nbd_conn *conn,
 				 struct nbd_command *cmd, uint32_t len);
 void nbd_piece_give(struct nbd_piece *piece);
+
+/* What a read was lent. */
+static inline void nbd_piece_return(struct nbd_piece *piece)
+{
+	struct image_request *image = &piece->vbd.image;
+
+	if (image->lent)
+		engine_lend_end(image->lender);
+	image->lent = NULL;
+}
 void nbd_command_give(struct nbd_conn *conn, struct nbd_command *cmd);
 /* Goes to the VBD once more, as a flush. */
 void nbd_flush_for(struct nbd_piece *piece);

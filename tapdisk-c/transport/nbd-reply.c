@@ -28,6 +28,13 @@ static void ready(struct nbd_conn *conn, struct nbd_piece *piece)
 						      &conn->ready);
 }
 
+static const uint8_t *data_of(const struct nbd_piece *piece)
+{
+	const struct image_request *image = &piece->vbd.image;
+
+	return image->lent ? image->lent : piece->buf;
+}
+
 static void put_error(struct nbd_piece *piece, int err)
 {
 	const struct nbd_command *cmd = piece->cmd;
@@ -49,7 +56,7 @@ static void read_chunk(struct nbd_piece *piece, bool last)
 	}
 	piece->head_len = (uint8_t)nbd_put_data(piece->head, last, req->cookie,
 						at, piece->len);
-	piece->send = piece->buf;
+	piece->send = data_of(piece);
 	piece->send_len = piece->len;
 }
 
@@ -103,7 +110,7 @@ static void answer(struct nbd_piece *piece)
 		piece->head_len = (uint8_t)nbd_put_simple(piece->head,
 							  req->cookie, 0);
 		if (req->type == NBD_CMD_READ) {
-			piece->send = piece->buf;
+			piece->send = data_of(piece);
 			piece->send_len = piece->len;
 		}
 	}
@@ -160,7 +167,7 @@ static bool stream_advance(struct nbd_conn *conn, struct nbd_command *cmd)
 		if (!cmd->begun)
 			piece->head_len = (uint8_t)nbd_put_simple(piece->head,
 						cmd->req.cookie, 0);
-		piece->send = piece->buf;
+		piece->send = data_of(piece);
 		piece->send_len = piece->len;
 		list_add_tail(&piece->link, &conn->ready);
 		cmd->begun = true;

@@ -74,6 +74,7 @@ struct nbd_piece *nbd_piece_take(struct nbd_conn *conn,
 	piece->head_len = 0;
 	piece->vbd.image.buf = buf;
 	piece->vbd.image.buffer = number;
+	piece->vbd.image.lent = NULL;
 	piece->vbd.fua = false;
 	cmd->pieces++;
 	return piece;
@@ -85,6 +86,7 @@ void nbd_piece_give(struct nbd_piece *piece)
 
 	if (piece->buf)
 		nbd_buffer_give(&conn->buffers, piece->buf, piece->len);
+	nbd_piece_return(piece);
 	list_del(&piece->link);
 	list_add(&piece->link, &conn->free_pieces);
 }
@@ -104,6 +106,7 @@ static void submit(struct nbd_piece *piece, enum image_op op, uint64_t offset,
 	struct image_request *image = &piece->vbd.image;
 
 	image->op = op;
+	image->lend = op == IMAGE_READ;
 	image->sector = offset >> SECTOR_SHIFT;
 	image->count = len >> SECTOR_SHIFT;
 	piece->vbd.done = vbd_done;
