@@ -42,12 +42,13 @@ def cpu_seconds(session: int) -> float:
 
 
 def rss_kib(session: int) -> int:
-    """Resident memory of a session's processes."""
+    """Resident memory of a session's processes, without RssShmem: an image's own pages, if it lies in memory."""
     total = 0
     for pid in members(session):
         try:
             text = Path(f"/proc/{pid}/status").read_text()
         except OSError:
             continue
-        total += sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("VmRSS:"))
+        lines = (line.split() for line in text.splitlines())
+        total += sum(int(line[1]) for line in lines if line[:1] in (["RssAnon:"], ["RssFile:"]))
     return total
