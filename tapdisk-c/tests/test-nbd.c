@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-only */
 /* The NBD transport with both engines: what it answers, and what it survives. */
+#include <poll.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 
 #include "tests/nbd-bed.h"
@@ -540,6 +542,42 @@ int listen(int fd, int backlog)
 	return (int)syscall(SYS_listen, fd, backlog);
 }
 
+/* In place of the C library's: memory for the connections can't be had. */
+static bool no_memory;
+
+void *mmap(void *addr, size_t len, int prot, int flags, int fd, off_t offset)
+{
+	if (no_memory && len >= (size_t)NBD_MAX_CLIENTS * NBD_PART_BYTES) {
+		errno = ENOMEM;
+		return MAP_FAILED;
+	}
+	return (void *)syscall(SYS_mmap, addr, len, prot, flags, fd, offset);
+}
+
+static void a_client_waits_until_there_is_memory(void **state)
+{
+	struct fixture *f = *state;
+	time_t end = time(NULL) + 20;
+	struct pollfd p;
+
+	f->nbd->ops->stop(f->nbd, true, NULL);
+	f->nbd->ops->reset(f->nbd, NULL);
+	start(f, false);
+	no_memory = true;
+	p = (struct pollfd) { .fd = client_open(f), .events = POLLIN };
+	for (int i = 0; i < 10; i++)
+		turn(f);
+	no_memory = false;
+	assert_int_equal(poll(&p, 1, 0), 0);
+	/* The server speaks first, once it has accepted. */
+	while (!poll(&p, 1, 0)) {
+		assert_true(time(NULL) < end);
+		turn(f);
+	}
+	close(p.fd);
+	close(serve_simple(f));
+}
+
 static void the_socket_takes_connections_as_soon_as_it_is_there(void **state)
 {
 	struct fixture *f = *state;
@@ -652,6 +690,7 @@ int main(void)
 		T(no_request_ends_that_connection_alone),
 		T(a_client_that_does_not_read_stalls_no_other),
 		T(a_client_too_many_waits),
+		T(a_client_waits_until_there_is_memory),
 		T(while_held_requests_wait),
 		T(while_held_a_long_write_stops_in_the_middle),
 		T(random_requests_agree_with_a_model),
