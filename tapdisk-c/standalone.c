@@ -14,6 +14,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "common/clock.h"
 #include "server.h"
 #include "signals.h"
 
@@ -143,18 +144,45 @@ static int command_go(struct command *c, struct server *server,
 	return 0;
 }
 
-/* Its exit status, as a shell tells it. It ends too if we do first. */
-static int command_status(struct command *c)
+/* Whether it has ended within so many seconds. */
+static bool command_ends(struct command *c, unsigned int seconds, int *status)
 {
-	int status;
+	uint64_t until = now_ns() + seconds * UINT64_C(1000000000), now;
+	struct pollfd p = { .fd = c->ended.fd, .events = POLLIN };
+
+	if (p.fd < 0)
+		p.fd = c->ended.fd = pidfd_open(c->pid, 0);
+	while (!waitpid(c->pid, status, WNOHANG)) {
+		now = now_ns();
+		if (now >= until)
+			return false;
+		poll(&p, 1, (int)((until - now) / 1000000) + 1);
+	}
+	return true;
+}
+
+/*
+ * Its exit status, as a shell tells it. It ends too if we do first. No more than
+ * the shell is killed: a process group of its own would cost it the terminal.
+ */
+static int command_status(struct command *c, unsigned int grace_s)
+{
+	int status = W_EXITCODE(EXIT_FAILURE, 0);
 
 	if (c->go_fd >= 0)
 		close(c->go_fd);
-	if (!waitpid(c->pid, &status, WNOHANG)) {
+	if (!command_ends(c, 0, &status)) {
 		kill(c->pid, SIGTERM);
-		if (waitpid(c->pid, &status, 0) < 0)
-			return EXIT_FAILURE;
+		if (!command_ends(c, grace_s, &status)) {
+			fprintf(stderr, "tapdisk: the command goes on %u s after SIGTERM; it is killed\n",
+				grace_s);
+			kill(c->pid, SIGKILL);
+			if (waitpid(c->pid, &status, 0) < 0)
+				return EXIT_FAILURE;
+		}
 	}
+	if (c->ended.fd >= 0)
+		close(c->ended.fd);
 	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
@@ -197,7 +225,7 @@ int standalone_run(const struct standalone *args, const struct config *cfg)
 	if (server)
 		server_close(server);
 	if (command.pid > 0)
-		status = command_status(&command);
+		status = command_status(&command, args->grace_s);
 	if (command.dir[0])
 		rmdir(command.dir);
 	return rc ? EXIT_FAILURE : status;

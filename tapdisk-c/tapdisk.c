@@ -24,7 +24,9 @@
 #define PR_SET_IO_FLUSHER 57
 #endif
 
-enum { OPT_NBD = 256, OPT_RUN };
+#define GRACE_MAX_S 86400u
+
+enum { OPT_NBD = 256, OPT_RUN, OPT_GRACE };
 
 static void usage(FILE *f)
 {
@@ -36,6 +38,9 @@ static void usage(FILE *f)
 	      "      --nbd=SOCKET  serve TYPE:PATH by NBD on this unix socket until SIGTERM or SIGINT\n"
 	      "      --run=COMMAND serve it as long as the shell's COMMAND runs, which finds it by\n"
 	      "                    $uri or $unixsocket, and end with its status\n"
+	      "      --grace=SECONDS\n"
+	      "                    what COMMAND has from SIGTERM, which it gets if tapdisk is to end\n"
+	      "                    first, to SIGKILL (10)\n"
 	      "  -r, --read-only   let nobody write\n"
 	      "  -f, --foreground  log to stderr\n"
 	      "  -d, --debug       log more\n"
@@ -65,6 +70,19 @@ static void protect(void)
 		close(fd);
 }
 
+static int parse_seconds(const char *text, unsigned int *seconds)
+{
+	unsigned long value;
+	char *end;
+
+	errno = 0;
+	value = strtoul(text, &end, 10);
+	if (*text < '0' || *text > '9' || *end || errno || value > GRACE_MAX_S)
+		return -EINVAL;
+	*seconds = (unsigned int)value;
+	return 0;
+}
+
 /* Its messages are for who called it: no lines about what goes well. */
 static int serve_alone(const struct standalone *standalone, enum log_level level)
 {
@@ -89,17 +107,18 @@ int main(int argc, char **argv)
 		{ "debug", no_argument, NULL, 'd' },
 		{ "nbd", required_argument, NULL, OPT_NBD },
 		{ "run", required_argument, NULL, OPT_RUN },
+		{ "grace", required_argument, NULL, OPT_GRACE },
 		{ "read-only", no_argument, NULL, 'r' },
 		{ "version", no_argument, NULL, 'V' },
 		{ "help", no_argument, NULL, 'h' },
 		{ NULL, 0, NULL, 0 },
 	};
-	struct standalone standalone = { .spec = NULL };
+	struct standalone standalone = { .grace_s = STANDALONE_GRACE_S };
 	struct control_server *control = NULL;
 	struct signals signals = { .server = NULL };
 	enum log_level level = LOG_LEVEL_INFO;
 	struct server *server = NULL;
-	bool foreground = false, alone;
+	bool foreground = false, grace = false, alone;
 	struct config cfg;
 	struct error err;
 	int c, rc;
@@ -121,6 +140,14 @@ int main(int argc, char **argv)
 		case OPT_RUN:
 			standalone.command = optarg;
 			break;
+		case OPT_GRACE:
+			grace = true;
+			if (parse_seconds(optarg, &standalone.grace_s)) {
+				fprintf(stderr, "tapdisk: --grace=%s: must be a number of seconds, at most %u\n",
+					optarg, GRACE_MAX_S);
+				return 2;
+			}
+			break;
 		case 'V':
 			puts("tapdisk " XENBLK_VERSION);
 			return 0;
@@ -133,7 +160,8 @@ int main(int argc, char **argv)
 		}
 	}
 	alone = standalone.socket || standalone.command;
-	if (argc - optind != alone || (standalone.readonly && !alone)) {
+	if (argc - optind != alone || (standalone.readonly && !alone) ||
+	    (grace && !standalone.command)) {
 		usage(stderr);
 		return 2;
 	}

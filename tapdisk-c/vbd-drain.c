@@ -314,9 +314,10 @@ static void drain_finish(struct vbd *vbd)
 /* Drained and flushed. */
 static void snapshot_finish(struct vbd *vbd)
 {
-	struct error err;
+	const struct image *was = vbd->image;
+	struct error err, e;
 	uint64_t held;
-	int rc = 0;
+	int rc = 0, r;
 
 	if (unflushed(vbd))
 		rc = error_set(&err, unflushed(vbd), "%s: the flush before the snapshot failed: %s",
@@ -324,14 +325,21 @@ static void snapshot_finish(struct vbd *vbd)
 	if (!rc)
 		rc = vbd->image->driver->snapshot_commit(vbd->snapshot,
 							 &vbd->image, &err);
-	if (rc) {
+	if (vbd->image == was) {
 		call_off(vbd, rc, &err);
 		return;
 	}
 	vbd->info = vbd->image->info;
+	/* It is made but not durable. The image's next flush may succeed without being true. */
+	if (rc && !vbd_may_pass(vbd, IMAGE_FLUSH, rc))
+		vbd->lost = rc;
 	vbd->drain = DRAIN_NONE;
 	engine_timer_cancel(vbd->engine, &vbd->drain_timer);
-	rc = go_on(vbd, &err);
+	r = go_on(vbd, &e);
+	if (r && !rc) {
+		rc = r;
+		err = e;
+	}
 	held = now_ns() - vbd->hold_ns;
 	if (held > vbd->stall_ns)
 		vbd->stall_ns = held;

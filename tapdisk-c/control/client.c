@@ -237,7 +237,8 @@ static void remove_if_stale(int dir, const char *name)
 	int fd, minor, pid = 0;
 	char c;
 
-	if (sscanf(name, "stats%d.%d%c", &pid, &minor, &c) != 2)
+	if (sscanf(name, "stats%d.%d%c", &pid, &minor, &c) != 2 &&
+	    sscanf(name, "nbd%d.%d.%d%c", &pid, &minor, &pid, &c) != 3)
 		pid = 0;
 	if (sscanf(name, "nospace.%d%c", &minor, &c) == 1) {
 		fd = openat(dir, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW |

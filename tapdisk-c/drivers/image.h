@@ -171,8 +171,9 @@ struct image_driver {
 	 * prepare opens and checks and changes nothing; it may take as long as
 	 * opening one file. commit, with no request in flight and after a flush: the new
 	 * leaf gets the name of the old one, and *image becomes the image with
-	 * it; after an error nothing has changed. Both end by end(), which frees what
-	 * is not in use.
+	 * it. After an error nothing has changed if *image is what it was; else
+	 * the snapshot is made and may not survive a power loss, and no flush succeeds until
+	 * it would. Both end by end(), which frees what is not in use.
 	 */
 	int (*snapshot_prepare)(struct image_snapshot **snapshot,
 				struct image *image,

@@ -27,7 +27,7 @@
 #define DELAY_FIRST	(50 * NSEC_PER_MSEC)
 #define DELAY_MAX	(2 * NSEC_PER_SEC)
 
-/* A host that is gone without a word is found out after so many seconds. */
+/* A host that is gone without a word is found out after 25 s, drivers/nbd.h. */
 #define KEEP_IDLE	10
 #define KEEP_INTERVAL	5
 #define KEEP_COUNT	3

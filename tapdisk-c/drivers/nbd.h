@@ -19,6 +19,11 @@
  * Something is received only while a command waits for its answer: between
  * requests nothing is in flight, and a lost connection is not noticed.
  *
+ * A TCP server whose host is gone without a word (no power, no network) is taken for
+ * lost when nothing has been heard of it for 25 s, by keepalives of the kernel
+ * while a command waits, or since what was sent is not acknowledged. A host that
+ * answers for a process that hangs is waited for.
+ *
  * When the connection is lost, commands without an answer are kept, and sent
  * again once there is another one: all of them may be done twice. If there is
  * none for the time given (60 s), what waits fails with -EIO; what comes after

@@ -264,6 +264,12 @@ static void finish(struct vhd_build *b)
 	list_add(&b->link, &map->free_builds);
 }
 
+static bool is_being_built(const struct vhd_map *map, uint32_t block)
+{
+	return map->unit[block] >= CODE_BUILDING &&
+	       map->unit[block] < CODE_MIXED;
+}
+
 static void loaded(struct io_req *io, int err)
 {
 	struct load *l = container_of(io, struct load, io);
@@ -285,8 +291,8 @@ static void loaded(struct io_req *io, int err)
 	list_init(&waiting);
 	list_splice(&b->waiting, &waiting);
 	vhd_wake(disk, &waiting, 0);
-	/* Who asks again may have better luck. */
-	if (err)
+	/* Who asks again may have better luck; unless it is being learnt again already. */
+	if (err && !is_being_built(&disk->map, block))
 		vhd_map_forget(disk, block);
 	while (!list_empty(&disk->map.free_builds) &&
 	       (item = list_pop(&disk->map.starved)))

@@ -13,6 +13,7 @@
  *   vhd-grow.c  where new blocks go, and growth of the file
  *   vhd-cache.c the leaf's bitmaps in memory
  *   vhd-snapshot.c a new leaf on top of what is open
+ *   vhd-name.c  whether the leaf's name is durable
  *
  * A write completes when data, bitmap and BAT entry have reached the kernel,
  * in this order:
@@ -219,6 +220,8 @@ struct vhd_disk {
 	bool registered;		/* its files, with the engine */
 	uint32_t file_block[VHD_MAX_CHAIN + 1];	/* of direct I/O, bytes; leaf first, the raw parent last */
 	bool changed;			/* the trailer must be rewritten at close */
+	int unsynced_dir;		/* of the leaf, whose name a power loss may take; -1: none */
+	bool unmarked_parent;		/* until the name is durable */
 };
 
 static inline struct vhd_disk *vhd_disk_of(struct image *image)
@@ -264,6 +267,12 @@ int vhd_snapshot_prepare(struct image_snapshot **snapshot, struct image *image,
 int vhd_snapshot_commit(struct image_snapshot *snapshot, struct image **image,
 			struct error *err);
 void vhd_snapshot_end(struct image_snapshot *snapshot);
+
+/* vhd-name.c */
+/* Of a leaf in a file, opened for writing. Waits for an fsync. */
+void vhd_name_open(struct vhd_disk *disk);
+/* 0 if the leaf's name is durable, or is now, which may take an fsync; else -errno. */
+int vhd_name_sync(struct vhd_disk *disk);
 
 /* vhd-map.c */
 int vhd_map_init(struct vhd_disk *disk);

@@ -10,8 +10,12 @@
  *
  * The rename is the one step. Before it the leaf's name leads to all data; after
  * it too, since the old leaf was flushed, and the directory is synced before
- * the disk goes on. Names that begin with ".xenblk-" are nobody's children
- * (children.c), so what a crash leaves before the rename is in no one's way.
+ * the disk goes on. If that sync fails the disk goes on with the new leaf, as it
+ * must, but a power loss may bring back the old one at the leaf's name, without
+ * what was written since. So no flush succeeds until the directory is synced
+ * (vhd-name.c), and the old leaf is not marked as a parent before that. Names that
+ * begin with ".xenblk-" are nobody's children (children.c), so what a crash
+ * leaves before the rename is in no one's way.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -179,12 +183,7 @@ static void take_over(struct image_snapshot *s)
 	struct vhd_disk *old = s->old;
 	struct error err;
 
-	if (fsync(s->dir))
-		log_error("the new name of a leaf may not be durable path=%s err=%d",
-			  leaf->path, errno);
-	/* Later than the child: until then children.c finds the child itself. */
-	if (vhd_mark_parent(leaf->fd, s->parent, &err) ||
-	    vhd_leave(leaf, &err))
+	if (vhd_leave(leaf, &err))
 		log_warn("%s", err.text);
 	if (lock_to_reader(leaf->fd))
 		log_warn("the lock of a parent is still a writer's path=%s",
@@ -194,6 +193,9 @@ static void take_over(struct image_snapshot *s)
 	leaf->path = s->parent;
 	leaf->readonly = true;
 	s->parent = NULL;
+	s->new->unsynced_dir = s->dir;
+	s->new->unmarked_parent = true;
+	s->dir = -1;
 	vhd_files_remove(old);
 	disown(old->chain, 0);
 	vhd_files_add(s->new);
@@ -203,6 +205,7 @@ int vhd_snapshot_commit(struct image_snapshot *s, struct image **image,
 			struct error *err)
 {
 	const struct vhd_image *leaf = s->old->leaf;
+	int rc;
 
 	if (!leads_to(s->name, leaf->fd) || !leads_to(s->parent, leaf->fd))
 		return error_set(err, -ESTALE, "%s: a name of it has changed meanwhile",
@@ -211,8 +214,14 @@ int vhd_snapshot_commit(struct image_snapshot *s, struct image **image,
 		return failed(s->child, "renaming it to the leaf's name", err);
 	take_over(s);
 	*image = &s->new->image;
+	rc = vhd_name_sync(s->new);
+	if (rc) {
+		error_set(err, rc, "%s: the snapshot is made and the disk goes on, but the sync of its directory failed: %s; flushes try that again, and until one succeeds a power loss may undo the snapshot and what is written after it",
+			  s->new->leaf->path, strerror(-rc));
+		log_error("%s", err->text);
+	}
 	s->new = NULL;
-	return 0;
+	return rc;
 }
 
 void vhd_snapshot_end(struct image_snapshot *s)

@@ -135,6 +135,7 @@ static void flush_done(struct io_req *io, int err)
 static void vhd_submit(struct image *image, struct image_request *req)
 {
 	struct vhd_disk *disk = vhd_disk_of(image);
+	int rc;
 
 	list_init(&req->link);
 	req->cursor = 0;
@@ -143,6 +144,11 @@ static void vhd_submit(struct image *image, struct image_request *req)
 	req->nr_extents = 0;
 	if (req->op != IMAGE_FLUSH) {
 		vhd_advance(disk, req);
+		return;
+	}
+	rc = vhd_name_sync(disk);
+	if (rc) {
+		req->done(req, rc);
 		return;
 	}
 	req->io.op = IO_SYNC;
@@ -205,6 +211,8 @@ void vhd_disk_free(struct vhd_disk *disk)
 		vhd_files_remove(disk);
 	if (disk->chain)
 		vhd_chain_close(disk->chain);
+	if (disk->unsynced_dir >= 0)
+		close(disk->unsynced_dir);
 	free(disk);
 }
 
@@ -229,6 +237,7 @@ int vhd_disk_new(struct vhd_disk **out, struct vhd_chain *chain,
 		return error_set(err, -ENOMEM, "%s: out of memory", args->path);
 	disk->chain = chain;
 	disk->leaf = disk->chain->image[0];
+	disk->unsynced_dir = -1;
 	disk->image.driver = &vhd_driver;
 	disk->image.engine = args->engine;
 	disk->image.stream = args->stream;
@@ -290,6 +299,8 @@ static int vhd_image_open(struct image **image,
 		vhd_chain_close(chain);
 		return rc;
 	}
+	if (!args->readonly && !disk->leaf->is_blk)
+		vhd_name_open(disk);
 	vhd_files_add(disk);
 	*image = &disk->image;
 	return 0;

@@ -1,5 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-only */
 /* The NBD transport with both engines: what it answers, and what it survives. */
+#include <poll.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
 #include "tests/nbd-bed.h"
 
 static uint8_t big[DISK];
@@ -528,6 +532,107 @@ static void random_requests_agree_with_a_model(void **state)
 	free(model);
 }
 
+/* In place of the C library's: what a client that waits for the name finds at that moment. */
+static const char *awaited;
+static bool too_early;
+
+int listen(int fd, int backlog)
+{
+	too_early |= awaited && !access(awaited, F_OK);
+	return (int)syscall(SYS_listen, fd, backlog);
+}
+
+/* In place of the C library's: memory for the connections can't be had. */
+static bool no_memory;
+
+void *mmap(void *addr, size_t len, int prot, int flags, int fd, off_t offset)
+{
+	if (no_memory && len >= (size_t)NBD_MAX_CLIENTS * NBD_PART_BYTES) {
+		errno = ENOMEM;
+		return MAP_FAILED;
+	}
+	return (void *)syscall(SYS_mmap, addr, len, prot, flags, fd, offset);
+}
+
+static void a_client_waits_until_there_is_memory(void **state)
+{
+	struct fixture *f = *state;
+	time_t end = time(NULL) + 20;
+	struct pollfd p;
+
+	f->nbd->ops->stop(f->nbd, true, NULL);
+	f->nbd->ops->reset(f->nbd, NULL);
+	start(f, false);
+	no_memory = true;
+	p = (struct pollfd) { .fd = client_open(f), .events = POLLIN };
+	for (int i = 0; i < 10; i++)
+		turn(f);
+	no_memory = false;
+	assert_int_equal(poll(&p, 1, 0), 0);
+	/* The server speaks first, once it has accepted. */
+	while (!poll(&p, 1, 0)) {
+		assert_true(time(NULL) < end);
+		turn(f);
+	}
+	close(p.fd);
+	close(serve_simple(f));
+}
+
+static void the_socket_takes_connections_as_soon_as_it_is_there(void **state)
+{
+	struct fixture *f = *state;
+	struct stat st;
+
+	f->nbd->ops->stop(f->nbd, true, NULL);
+	awaited = f->path;
+	too_early = false;
+	start(f, false);
+	awaited = NULL;
+	assert_false(too_early);
+	close(serve_simple(f));
+	assert_int_equal(stat(f->path, &st), 0);
+	assert_int_equal(st.st_mode & 0777, 0600);
+	/* It has no other name any more. */
+	assert_int_equal(st.st_nlink, 1);
+}
+
+static void another_file_in_the_sockets_place_stays(void **state)
+{
+	struct fixture *f = *state;
+	struct stat st;
+
+	assert_int_equal(unlink(f->path), 0);
+	fclose(fopen(f->path, "w"));
+	f->nbd->ops->stop(f->nbd, true, NULL);
+	assert_int_equal(stat(f->path, &st), 0);
+	assert_true(S_ISREG(st.st_mode));
+	unlink(f->path);
+	start(f, false);
+}
+
+static void a_path_without_room_is_refused(void **state)
+{
+	struct fixture *f = *state;
+	char path[sizeof(((struct sockaddr_un *)0)->sun_path)] = "", pid[16], limit[64];
+	struct transport *other;
+	struct error err;
+	size_t most;
+
+	snprintf(pid, sizeof(pid), ".%d", (int)getpid());
+	most = sizeof(path) - 1 - strlen(pid);
+	memset(path, 'a', most);
+	memcpy(path, f->dir, strlen(f->dir));
+	path[strlen(f->dir)] = '/';
+	assert_int_equal(nbd_open(&other, &vbd, f->engine, path, true, &err), 0);
+	assert_int_equal(other->ops->start(other, &f->info, false, &err), 0);
+	other->ops->stop(other, true, NULL);
+	other->ops->close(other);
+	path[most] = 'a';
+	assert_int_equal(nbd_open(&other, &vbd, f->engine, path, true, &err), -ENAMETOOLONG);
+	snprintf(limit, sizeof(limit), "longer than the %zu bytes", most);
+	assert_non_null(strstr(err.text, limit));
+}
+
 static void the_socket_is_ours_alone_and_replaces_a_dead_ones(void **state)
 {
 	struct fixture *f = *state;
@@ -555,6 +660,11 @@ static void the_socket_is_ours_alone_and_replaces_a_dead_ones(void **state)
 	strcpy(a.sun_path, f->path);
 	assert_int_equal(bind(fd, (void *)&a, sizeof(a)), 0);
 	close(fd);
+	/* And one that a process with our id left before it listened. */
+	snprintf(a.sun_path, sizeof(a.sun_path), "%s.%d", f->path, (int)getpid());
+	fd = socket(AF_UNIX, SOCK_STREAM, 0);
+	assert_int_equal(bind(fd, (void *)&a, sizeof(a)), 0);
+	close(fd);
 	assert_int_equal(other->ops->start(other, &f->info, false, &err), 0);
 	other->ops->stop(other, true, NULL);
 	other->ops->reset(other, NULL);
@@ -580,10 +690,14 @@ int main(void)
 		T(no_request_ends_that_connection_alone),
 		T(a_client_that_does_not_read_stalls_no_other),
 		T(a_client_too_many_waits),
+		T(a_client_waits_until_there_is_memory),
 		T(while_held_requests_wait),
 		T(while_held_a_long_write_stops_in_the_middle),
 		T(random_requests_agree_with_a_model),
 		T(the_socket_is_ours_alone_and_replaces_a_dead_ones),
+		T(the_socket_takes_connections_as_soon_as_it_is_there),
+		T(another_file_in_the_sockets_place_stays),
+		T(a_path_without_room_is_refused),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -523,6 +523,46 @@ static void memory_is_bounded_whatever_the_size_of_a_block(void **state)
 	end(&b);
 }
 
+static int bitmaps_cant_be_read(struct engine *e, const struct io_req *req,
+				bool *reached)
+{
+	(void)e;
+	*reached = false;
+	return req->op == IO_READ && fe_len(req) == SECTOR_SIZE ? -EIO : 0;
+}
+
+/* What the map learns is out of date before it has it, and its next try fails too. */
+static void a_bitmap_that_stays_bad_is_an_error_and_no_endless_loop(void **state)
+{
+	struct spec parent = { .sectors = 128, .block_size = 4096 };
+	struct spec spec = { .sectors = 128, .block_size = 65536,
+			     .parent = "mid.vhd" };
+	struct bed mid, b;
+
+	(void)state;
+	begin_with(&mid, "mid.vhd", &parent);
+	assert_int_equal(io(&mid, IMAGE_WRITE, 8, 8), 0);
+	assert_int_equal(disk_close(&mid), 0);
+	fe_close(&mid.engine);
+	begin(&b, &spec);
+	b.faults = true;
+	b.engine.script = bitmaps_cant_be_read;
+	b.engine.hold = reads_wait;
+	start(&b, IMAGE_READ, 8, 8);
+	run(&b);
+	assert_int_equal(b.busy, 1);
+	vhd_map_forget(b.disk, 0);
+	b.engine.hold = NULL;
+	run(&b);
+	assert_int_equal(b.busy, 0);
+	assert_int_equal(b.last_err, -EIO);
+	b.engine.script = NULL;
+	b.unchecked = true;
+	assert_int_equal(io(&b, IMAGE_READ, 8, 8), 0);
+	end(&b);
+	bed_dispose(&mid);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -540,6 +580,7 @@ int main(void)
 		cmocka_unit_test(a_block_without_a_parent_takes_metadata_once),
 		cmocka_unit_test(writes_that_come_together_share_their_metadata),
 		cmocka_unit_test(status_tells_what_some_image_holds),
+		cmocka_unit_test(a_bitmap_that_stays_bad_is_an_error_and_no_endless_loop),
 		cmocka_unit_test(a_bitmap_that_cannot_be_read_hides_no_more_than_it_must),
 		cmocka_unit_test(a_large_request_lets_others_have_their_turn),
 		cmocka_unit_test(a_full_file_system_can_be_closed_cleanly),

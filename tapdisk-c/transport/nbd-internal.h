@@ -15,6 +15,7 @@
 #ifndef XENBLK_NBD_INTERNAL_H
 #define XENBLK_NBD_INTERNAL_H
 
+#include <sys/stat.h>
 #include <sys/un.h>
 
 #include "transport/nbd-handshake.h"
@@ -116,6 +117,7 @@ struct nbd {
 	struct vbd *vbd;
 	struct engine *engine;
 	struct sockaddr_un address;
+	struct stat name;		/* the file at the address, while fd is open */
 	bool required;			/* an error of its socket is one of the disk */
 	int fd;				/* listening, -1: not */
 	struct io_watch watch;

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -23,15 +24,31 @@ static struct nbd *nbd_of(struct transport *transport)
 	return container_of(transport, struct nbd, transport);
 }
 
+/* The socket's name until it takes connections: no other process has the same. */
+static int early_address(struct sockaddr_un *early, const char *path,
+			 struct error *err)
+{
+	const size_t room = sizeof(early->sun_path);
+	int n = snprintf(early->sun_path, room, "%s.%d", path, (int)getpid());
+
+	early->sun_family = AF_UNIX;
+	if (n < 0 || (size_t)n >= room)
+		return error_set(err, -ENAMETOOLONG, "%s: longer than the %zu bytes that the path of this socket may have; name a shorter one",
+				 path, room - 1 - ((size_t)n - strlen(path)));
+	return 0;
+}
+
 int nbd_open(struct transport **transport, struct vbd *vbd,
 	     struct engine *engine, const char *path, bool required,
 	     struct error *err)
 {
+	struct sockaddr_un early;
 	struct nbd *nbd;
+	int rc;
 
-	if (strlen(path) >= sizeof(nbd->address.sun_path))
-		return error_set(err, -ENAMETOOLONG, "%s: longer than the %zu bytes that the path of a socket may have",
-				 path, sizeof(nbd->address.sun_path) - 1);
+	rc = early_address(&early, path, err);
+	if (rc)
+		return rc;
 	nbd = calloc(1, sizeof(*nbd));
 	if (!nbd)
 		return error_set(err, -ENOMEM, "%s: out of memory", path);
@@ -139,9 +156,9 @@ static void tick(struct io_timer *timer)
 /* The socket */
 
 /* What is no socket, or is listened at, is not ours to remove. */
-static int remove_stale(const struct nbd *nbd, struct error *err)
+static int remove_stale(const struct sockaddr_un *address, struct error *err)
 {
-	const char *path = nbd->address.sun_path;
+	const char *path = address->sun_path;
 	struct stat st;
 	int fd, rc = 0;
 
@@ -154,7 +171,7 @@ static int remove_stale(const struct nbd *nbd, struct error *err)
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd < 0)
 		return error_set(err, -errno, "%s: %s", path, strerror(errno));
-	if (!connect(fd, (const void *)&nbd->address, sizeof(nbd->address)) ||
+	if (!connect(fd, (const void *)address, sizeof(*address)) ||
 	    errno != ECONNREFUSED)
 		rc = error_set(err, -EADDRINUSE, "%s: another process listens there; name another socket",
 			       path);
@@ -164,36 +181,81 @@ static int remove_stale(const struct nbd *nbd, struct error *err)
 	return rc;
 }
 
+/* The name is there from now on. It takes nobody else's place. */
+static int publish(const struct nbd *nbd, const char *early, struct error *err)
+{
+	const char *path = nbd->address.sun_path;
+
+	if (!link(early, path))
+		return 0;
+	if (errno == EEXIST)
+		return error_set(err, -EADDRINUSE, "%s: another process has made it meanwhile; name another socket",
+				 path);
+	return error_set(err, -errno, "%s: %s", path, strerror(errno));
+}
+
+/*
+ * Who waits for the name may connect as soon as it is there. So the socket has
+ * another one until it listens.
+ */
 static int socket_open(struct nbd *nbd, struct error *err)
 {
 	const char *path = nbd->address.sun_path;
-	int rc = remove_stale(nbd, err);
+	struct sockaddr_un early;
+	int rc;
 
+	rc = early_address(&early, path, err);
+	if (!rc)
+		rc = remove_stale(&nbd->address, err);
+	if (!rc)
+		rc = remove_stale(&early, err);
 	if (rc)
 		return rc;
 	nbd->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (nbd->fd < 0)
 		return error_set(err, -errno, "%s: %s", path, strerror(errno));
 	if (fchmod(nbd->fd, 0600) ||
-	    bind(nbd->fd, (const void *)&nbd->address, sizeof(nbd->address)) ||
-	    listen(nbd->fd, NBD_MAX_CLIENTS)) {
+	    bind(nbd->fd, (const void *)&early, sizeof(early))) {
 		rc = error_set(err, -errno, "%s: %s", path, strerror(errno));
 		goto out;
+	}
+	if (lstat(early.sun_path, &nbd->name) ||
+	    listen(nbd->fd, NBD_MAX_CLIENTS)) {
+		rc = error_set(err, -errno, "%s: %s", path, strerror(errno));
+		goto out_name;
 	}
 	nbd->watch.fd = nbd->fd;
 	nbd->watch.events = POLLIN;
 	nbd->watch.ready = accept_ready;
 	nbd->tick.expired = tick;
 	rc = engine_watch(nbd->engine, &nbd->watch);
-	if (!rc)
-		return 0;
-	unlink(path);
-	error_set(err, rc, "%s: cannot wait for clients: %s", path,
-		  strerror(-rc));
+	if (rc) {
+		error_set(err, rc, "%s: cannot wait for clients: %s", path,
+			  strerror(-rc));
+		goto out_name;
+	}
+	rc = publish(nbd, early.sun_path, err);
+	if (rc)
+		engine_unwatch(nbd->engine, &nbd->watch);
+out_name:
+	unlink(early.sun_path);
 out:
-	close(nbd->fd);
-	nbd->fd = -1;
+	if (rc) {
+		close(nbd->fd);
+		nbd->fd = -1;
+	}
 	return rc;
+}
+
+/* Unless another has its place. */
+static void remove_name(const struct nbd *nbd)
+{
+	const char *path = nbd->address.sun_path;
+	struct stat st;
+
+	if (!lstat(path, &st) && st.st_dev == nbd->name.st_dev &&
+	    st.st_ino == nbd->name.st_ino)
+		unlink(path);
 }
 
 static void socket_close(struct nbd *nbd)
@@ -202,7 +264,7 @@ static void socket_close(struct nbd *nbd)
 		return;
 	engine_unwatch(nbd->engine, &nbd->watch);
 	engine_timer_cancel(nbd->engine, &nbd->tick);
-	unlink(nbd->address.sun_path);
+	remove_name(nbd);
 	close(nbd->fd);
 	nbd->fd = -1;
 }

@@ -11,9 +11,10 @@
 #include "vbd.h"
 
 /*
- * The socket, mode 0600, is at path between start and stop; what a dead process
- * left there is replaced. If it can't be made, start fails if required, else
- * says so in the log and the disk goes without.
+ * The socket, mode 0600, is at path between start and stop: it takes connections
+ * as soon as it is there. What a dead process left there is replaced. Until then it
+ * is at path.PID, which must fit in a socket's address too. If it can't be made,
+ * start fails if required, else says so in the log and the disk goes without.
  */
 int nbd_open(struct transport **transport, struct vbd *vbd,
 	     struct engine *engine, const char *path, bool required,

@@ -251,6 +251,29 @@ def test_a_server_that_stays_away_fails_requests_until_it_is_back(image: Path, e
         assert disk.read(0, 8) == [1] * 8
 
 
+@pytest.mark.parametrize("acknowledged", [True, False])
+def test_a_host_without_power_is_noticed(tmp_path: Path, acknowledged: bool) -> None:
+    """It had the request, or never got it: nothing comes, and the connection does not end."""
+
+    def answer(request: Request) -> bytes | None:
+        if request.connection == 0 and request.type == (nbdfake.READ if acknowledged else nbdfake.WRITE):
+            reply = server.serve(request) if request.type == nbdfake.WRITE else b""
+            if reply:
+                server.open[0].sendall(reply)
+            nbdfake.lose_power(server.open[0])
+            return b""
+        return server.serve(request)
+
+    with FakeServer(tmp_path / "s", tcp=True, answer=answer) as server:
+        with Disk(f"nbd://127.0.0.1:{server.port}/") as disk:
+            assert disk.write(0, 1, 5) == "ok"
+            begin = time.monotonic()
+            assert disk.read(0, 1) == [5]
+            assert 20 < time.monotonic() - begin < 40
+        assert server.connections == 2
+        server.open[0].shutdown(socket.SHUT_RDWR)
+
+
 def test_an_export_that_shrank_is_not_taken(tmp_path: Path) -> None:
     with FakeServer(tmp_path / "s") as server, Disk(spec(server.path, reconnect=1)) as disk:
         assert disk.write(0, 1, 5) == "ok"

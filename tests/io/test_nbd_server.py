@@ -237,7 +237,8 @@ def test_what_cannot_be_served_is_said_before_there_is_a_socket(tmp_path: Path, 
         assert not path.exists()
     done = tapdisk(f"--nbd={tmp_path}/{'x' * 120}", f"aio:{image}")
     assert done.returncode == 1 and "longer than" in done.stderr
-    for usage in ([f"--nbd={path}"], ["--read-only"], [f"--nbd={path}", "a", "b"], ["aio:disk.img"]):
+    for usage in ([f"--nbd={path}"], ["--read-only"], [f"--nbd={path}", "a", "b"], ["aio:disk.img"],
+                  [f"--nbd={path}", "--grace=1", "aio:disk.img"]):
         assert tapdisk(*usage, cwd=tmp_path).returncode == 2
 
 
@@ -273,6 +274,34 @@ def test_the_command_ends_with_tapdisk(tmp_path: Path, image: Path) -> None:
         process.terminate()
         assert process.wait(20) == 128 + signal.SIGTERM
     assert not Path(f"/proc/{child}").exists()
+
+
+@pytest.mark.parametrize(
+    ("trap", "status"), [("", 128 + signal.SIGKILL), ("exit 3", 3)], ids=["ignores it", "needs a moment"]
+)
+def test_a_command_has_limited_time_after_sigterm(tmp_path: Path, image: Path, trap: str, status: int) -> None:
+    script = f"trap '{trap}' TERM; echo $$; while :; do sleep 0.2; done"
+    command = [str(program("tapdisk")), "--run", script, "--grace=2", f"aio:{image}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stderr
+        child = int(process.stdout.readline())
+        begin = time.monotonic()
+        process.terminate()
+        try:
+            assert process.wait(20) == status
+        except subprocess.TimeoutExpired:
+            os.kill(child, signal.SIGKILL)
+            raise
+        assert (time.monotonic() - begin >= 2) == (not trap)
+        said = process.stderr.read()
+    assert ("the command goes on 2 s after SIGTERM; it is killed" in said) == (not trap)
+
+
+@pytest.mark.parametrize("grace", ["", "-1", "2s", "86401", "99999999999999999999"])
+def test_a_grace_that_makes_no_sense_is_refused(image: Path, grace: str) -> None:
+    done = tapdisk(f"--grace={grace}", "--run", "echo ran", f"aio:{image}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"tapdisk: --grace={grace}: must be a number of seconds, at most 86400\n"
 
 
 def test_an_idle_server_of_a_terabyte_is_small(tmp_path: Path) -> None:

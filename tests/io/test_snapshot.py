@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-only
 """tap-ctl snapshot: a new leaf under a disk in use, and what is there if it fails or is cut off."""
 
+import errno
 import os
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -132,6 +134,73 @@ def test_a_snapshot_over_stuck_io_is_called_off(tmp_path: Path, leaf: Path) -> N
         served.ok("snapshot", "-n", "base.vhd")
         expected.check(disk)
     assert vhdutil.ok("query", "-n", leaf, "-d") == "chain depth: 2\n"
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOMEM])
+def test_no_flush_succeeds_before_the_new_leaf_has_its_name_for_good(tmp_path: Path, leaf: Path, error: int) -> None:
+    """A power loss would bring back the old leaf: an error for the guest, or, if it may pass, time."""
+    fails = tmp_path / "fails"
+    base = leaf.with_name("base.vhd")
+    expected = Expected(SIZE)
+    with (
+        Served(tmp_path, f"vhd:{leaf}", dir_sync_fails=fails) as served,
+        NbdDisk(served.socket) as disk,
+    ):
+        expected.run(disk, [expected.write_command(100, 64)])
+        fails.write_text(str(error))
+        message = served.refused("snapshot", "-n", "base.vhd")
+        assert f"the snapshot is made and the disk goes on, but the sync of its directory failed: {os.strerror(error)};" in message
+        assert names(leaf) == ["base.vhd", "disk.vhd"]
+        # Else the old leaf, back at the disk's name, could not be opened.
+        assert "user.xenblk.children" not in os.listxattr(base)
+        expected.run(disk, [expected.write_command(100, 8)])
+        flushes = disk.start(["f"])
+        if error == errno.EIO:
+            assert disk.wait(flushes) == ["err 5"]
+            flushes = disk.start(["f"])
+            assert disk.wait(flushes) == ["err 5"]
+            fails.unlink()
+            flushes = disk.start(["f"])
+        else:
+            time.sleep(1.5)
+            assert not flushes[0].look()
+            fails.unlink()
+        assert disk.wait(flushes) == ["ok"]
+        assert "user.xenblk.children" in os.listxattr(base)
+        served.ok("snapshot", "-n", "again.vhd")
+        expected.check(disk)
+    assert vhdutil.ok("query", "-n", leaf, "-d") == "chain depth: 3\n"
+    with Disk(f"vhd:{leaf}") as disk:
+        expected.check(disk)
+
+
+def test_a_sync_that_failed_is_the_guests_to_know(tmp_path: Path, leaf: Path) -> None:
+    """The kernel may have dropped what it could not write: the next sync would succeed."""
+    fails = tmp_path / "fails"
+    with Served(tmp_path, f"vhd:{leaf}", dir_sync_fails=fails) as served, NbdDisk(served.socket) as disk:
+        fails.write_text(str(errno.EIO))
+        assert "Input/output error" in served.refused("snapshot", "-n", "base.vhd")
+        fails.unlink()
+        assert disk.batch(["f"]) == ["err 5"]
+        assert disk.batch(["f"]) == ["ok"]
+
+
+def test_closing_a_disk_says_that_its_name_may_be_lost(tmp_path: Path, leaf: Path) -> None:
+    fails = tmp_path / "fails"
+    with Served(tmp_path, f"vhd:{leaf}", dir_sync_fails=fails) as served:
+        fails.write_text(str(errno.ENOMEM))
+        assert "the snapshot is made" in served.refused("snapshot", "-n", "base.vhd")
+        assert "the flush before the snapshot failed" in served.refused("snapshot", "-n", "again.vhd")
+        assert names(leaf) == ["base.vhd", "disk.vhd"]
+        assert "the last flush failed: Cannot allocate memory" in served.refused("close")
+        # Nor is it durable because another opens it.
+        served.ok("open", "-a", f"vhd:{leaf}", "-R")
+        served.ok("close")
+        served.ok("open", "-a", f"vhd:{leaf}")
+        assert "the sync of a leaf's directory failed" in served.log()
+        assert "the last flush failed: Cannot allocate memory" in served.refused("close")
+        fails.unlink()
+        served.ok("open", "-a", f"vhd:{leaf}")
 
 
 @pytest.mark.parametrize("renamed", [False, True])

@@ -136,17 +136,9 @@ class _Request:
 
 
 def _connect(path: Path) -> Any:
-    """The socket is there a moment before it takes connections."""
-    end = time.monotonic() + START_SECONDS
-    while True:
-        connection = nbd.NBD()
-        try:
-            connection.connect_unix(str(path))
-            return connection
-        except nbd.Error as error:
-            if error.errnum != errno.ECONNREFUSED or time.monotonic() > end:
-                raise
-            time.sleep(0.01)
+    connection = nbd.NBD()
+    connection.connect_unix(str(path))
+    return connection
 
 
 class NbdDisk:

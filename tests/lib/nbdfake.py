@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-only
 """An NBD server whose every byte a test may choose, for tests of the client."""
 
+import ctypes
 import socket
 import struct
 import threading
@@ -8,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+
+SO_ATTACH_FILTER = 26
 
 READ, WRITE, DISC, FLUSH, TRIM, ZERO, STATUS = 0, 1, 2, 3, 4, 6, 7
 ALL_FLAGS = 0x1 | 0x4 | 0x20 | 0x40
@@ -52,6 +55,13 @@ def option_reply(option: int, kind: int, payload: bytes = b"", length: int | Non
     return struct.pack(">QIII", 0x3E889045565A9, option, kind, size) + payload
 
 
+def lose_power(connection: socket.socket) -> None:
+    """As if the connection's host had: the kernel gets nothing of what comes, and acknowledges nothing."""
+    drop_all = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0), 8)
+    program = struct.pack("@HP", 1, ctypes.addressof(drop_all))
+    connection.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+
+
 Answer = Callable[[Request], bytes | None]
 """What is sent for a command; None ends the connection."""
 OptionAnswer = Callable[[int, bytes], bytes | None]
@@ -59,12 +69,14 @@ OptionAnswer = Callable[[int, bytes], bytes | None]
 
 @dataclass
 class FakeServer:
-    """Listens at path. size may change between connections.
+    """Listens at path, or with tcp at a port of 127.0.0.1. size may change between connections.
 
     answer: of commands; without it they are served from memory. option: of options; None: as usual.
     """
 
     path: Path
+    tcp: bool = False
+    port: int = 0
     size: int = 1 << 20
     flags: int = ALL_FLAGS
     greeting: bytes = struct.pack(">QQH", 0x4E42444D41474943, 0x49484156454F5054, 3)
@@ -80,8 +92,10 @@ class FakeServer:
 
     def __enter__(self) -> "FakeServer":
         self.memory = bytearray(self.size)
-        self.listener = socket.socket(socket.AF_UNIX)
-        self.listener.bind(str(self.path))
+        self.listener = socket.socket(socket.AF_INET if self.tcp else socket.AF_UNIX)
+        self.listener.bind(("127.0.0.1", 0) if self.tcp else str(self.path))
+        if self.tcp:
+            self.port = self.listener.getsockname()[1]
         self.listener.listen()
         self.thread = threading.Thread(target=self._accept, daemon=True)
         self.thread.start()
@@ -93,7 +107,8 @@ class FakeServer:
         self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()
         self.thread.join()
-        self.path.unlink()
+        if not self.tcp:
+            self.path.unlink()
 
     def _accept(self) -> None:
         while True:

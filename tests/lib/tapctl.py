@@ -25,8 +25,12 @@ class Served:
         *options: str,
         engine: str = "uring",
         settings: Sequence[str] = (),
+        dir_sync_fails: Path | None = None,
     ) -> None:
-        """`options`: of tap-ctl open. `settings`: lines of the configuration."""
+        """`options`: of tap-ctl open. `settings`: lines of the configuration.
+
+        `dir_sync_fails`: a file; while it is there, tapdisk's syncs of directories fail with the errno that it holds.
+        """
         self.directory = directory / "ctl"
         config = directory / "config"
         config.write_text("".join(f"{line}\n" for line in ("version=1", *settings)), encoding="utf-8")
@@ -35,6 +39,7 @@ class Served:
             "XENBLK_CONTROL_DIR": str(self.directory),
             "XENBLK_ENGINE": engine,
             "XENBLK_CONFIG": str(config),
+            "DIR_SYNC_FAILS": str(dir_sync_fails or ""),
         }
         self._errors = (directory / "tapdisk.err").open("w+", encoding="utf-8")
         self.process = subprocess.Popen([program("tests/tool-vbd")], env=self._env, stderr=self._errors)
