@@ -89,7 +89,7 @@ class Guest:
         lines = [
             f'name = "{self.name}"',
             f'type = "{self.type}"',
-            f'kernel = "{HOME}/vmlinuz"',
+            f'kernel = "{HOME}/linux"',
             f'ramdisk = "{HOME}/{self.name}.initrd"',
             'extra = "console=hvc0 quiet loglevel=4 mitigations=off panic=1 tsc=reliable"',
             f"memory = {self.memory}",

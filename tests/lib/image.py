@@ -12,7 +12,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.lib import apt, cache, kmod
+from tests.lib import apt, cache, kernelfile, kmod
 from tests.lib.release import RELEASES, Release
 
 # Sparse: room for images under /srv
@@ -47,8 +47,8 @@ class BaseImage:
 
     @property
     def kernel(self) -> Path:
-        """Linux, for a bed and for its guests."""
-        return self.directory / "vmlinuz"
+        """Linux, for a bed and for its guests, which find it as /srv/guest/linux."""
+        return self.directory / "linux"
 
     @property
     def xen(self) -> Path:
@@ -86,7 +86,7 @@ def base_image(number: int, packages: tuple[str, ...] = ()) -> BaseImage:
     wanted = sorted({*release.packages, *packages})
     here = Path(__file__).parent
     inputs = [release.number, release.suite, release.xen, wanted, kmod.BED_MODULES]
-    key = cache.key(inputs, [here / "image.py", here / "kmod.py", here / "apt.py"])
+    key = cache.key(inputs, [here / "image.py", here / "kmod.py", here / "apt.py", here / "kernelfile.py"])
 
     def make(directory: Path) -> None:
         cache.say(f"making the Debian {number} image (key {key}); later runs find it in {cache.root()}")
@@ -124,7 +124,9 @@ def _kernel(directory: Path, work: Path, archive: apt.Archive, release: Release)
     package = archive.dependency("linux-image-amd64", r"linux-image-[0-9]\S+-amd64")
     version = package.removeprefix("linux-image-")
     archive.unpack(package, work / "kernel")
-    shutil.copy(work / f"kernel/boot/vmlinuz-{version}", directory / "vmlinuz")
+    packed_kernel = (work / f"kernel/boot/vmlinuz-{version}").read_bytes()
+    (directory / "vmlinuz").write_bytes(packed_kernel)
+    (directory / "linux").write_bytes(kernelfile.unpacked(packed_kernel))
     modules = kmod.KernelModules(work / "kernel", version)
     kmod.copy_modules(modules, list(kmod.BED_MODULES), directory / "modules")
     archive.unpack(f"xen-hypervisor-{release.xen}-amd64", work / "xen")
@@ -148,7 +150,8 @@ def _fill(root: Path, directory: Path, version: str) -> None:
     (root / f"boot/vmlinuz-{version}").symlink_to("/srv/guest/vmlinuz")
     for name in ("srv/guest", "var/log/xen", "proc", "sys", "dev", "run"):
         (root / name).mkdir(parents=True, exist_ok=True)
-    shutil.copy(directory / "vmlinuz", root / "srv/guest/vmlinuz")
+    for name in ("vmlinuz", "linux"):
+        shutil.copy(directory / name, root / "srv/guest" / name)
     (root / "etc/hostname").write_text("bed\n", encoding="ascii")
     (root / "etc/hosts").write_text("127.0.0.1 localhost bed\n", encoding="ascii")
     (root / "etc/fstab").write_text("", encoding="ascii")

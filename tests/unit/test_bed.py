@@ -2,7 +2,9 @@
 """The parts of the test bed that need no machine: frames, archives, apt's sources, the judging of a kernel's log."""
 
 import io
+import lzma
 import stat
+import struct
 import subprocess
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.lib import apt, dmesg, guest
+from tests.lib import apt, dmesg, guest, kernelfile
 from tests.lib.bed import frames
 from tests.lib.console import Console
 from tests.lib.cpio import Cpio
@@ -147,6 +149,23 @@ def test_a_disk_spec_goes_into_a_guests_configuration_whole() -> None:
     assert guest.quoted("it's") == '"it\'s"'
     with pytest.raises(ValueError, match="both kinds of quotes"):
         guest.quoted("'\"")
+
+
+def bzimage(payload: bytes, version: int = 0x20F, magic: bytes = b"HdrS") -> bytes:
+    """A kernel's file: boot sector, two sectors of setup, 100 bytes of code, the payload, more code."""
+    head = bytearray(3 * 512)
+    head[0x1F1] = 2
+    head[0x202:0x208] = magic + struct.pack("<H", version)
+    head[0x248:0x250] = struct.pack("<II", 100, len(payload))
+    return bytes(head) + b"c" * 100 + payload + b"code"
+
+
+def test_a_kernel_packed_by_xz_is_unpacked_and_any_other_is_left() -> None:
+    elf = b"\x7fELF" + bytes(5000)
+    packed = lzma.compress(elf, check=lzma.CHECK_CRC32) + struct.pack("<I", len(elf))
+    assert kernelfile.unpacked(bzimage(packed)) == elf
+    for other in (bzimage(packed, 0x207), bzimage(packed, magic=b"----"), bzimage(b"\x28\xb5\x2f\xfd..."), elf, b""):
+        assert kernelfile.unpacked(other) == other
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,12 @@ def properties(bed: Bed, device: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines)
 
 
+def test_systemd_and_udev_come_up_whole(bed: Bed) -> None:
+    """The bed itself."""
+    assert bed.run("systemctl --failed --plain --no-legend").stdout == ""
+    assert "virtio" in bed.run("ls /dev/disk/by-path").stdout
+
+
 def test_boot_loads_the_driver_makes_the_directories_and_fails_no_unit(bed: Bed) -> None:
     assert bed.run("test -d /sys/module/blktap && systemctl is-system-running", check=False).stdout == "running\n"
     stats = bed.run("stat -c '%n %a %U:%G' /run/blktap-control /run/xenblk").stdout

@@ -54,14 +54,6 @@ def test_a_guest_whose_script_fails_fails_the_test_with_its_console(beds: Beds) 
 
 
 @pytest.mark.slow
-def test_systemd_starts_debians_xen_service(beds: Beds) -> None:
-    bed = beds(init="systemd")
-    assert bed.run("systemctl is-active xen.service").stdout == "active\n"
-    assert bed.run("systemctl --failed --plain --no-legend").stdout == ""
-    bed.run("xl list")
-
-
-@pytest.mark.slow
 def test_a_pv_guest_runs_on_debian_13(beds: Beds) -> None:
     bed = beds(release=13)
     bed.run("truncate -s 16M /srv/loop.raw && losetup /dev/loop5 /srv/loop.raw")

@@ -71,6 +71,14 @@ def finish(guest: Guest, disk: str, extra: str) -> None:
 
 
 @pytest.mark.slow
+def test_systemd_starts_debians_xen_service(bed: Bed) -> None:
+    """The bed itself."""
+    assert bed.run("systemctl is-active xen.service").stdout == "active\n"
+    assert bed.run("systemctl --failed --plain --no-legend").stdout == ""
+    bed.run("xl list")
+
+
+@pytest.mark.slow
 def test_a_shell_creates_a_guest_and_saves_and_restores_it_with_its_configuration(bed: Bed) -> None:
     disk, extra = (tapdisks.make_chain(bed, f"/srv/{name}", 2, MEGABYTES)[0] for name in ("shell", "extra"))
     guest = Guest(bed, "shell", COUNT, disks=[f"tap2:vhd:{disk},xvda,w"])
