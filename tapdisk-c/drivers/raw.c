@@ -75,6 +75,7 @@ static int raw_open(struct image **image, const struct image_open_args *args,
 		    struct error *err)
 {
 	struct raw_image *raw;
+	uint32_t block = 0;
 	uint64_t size;
 	int rc;
 
@@ -111,7 +112,10 @@ static int raw_open(struct image **image, const struct image_open_args *args,
 	if (rc)
 		goto out;
 	if (!args->readonly) {
-		rc = vhd_check_no_children(raw->fd, args->path, err);
+		rc = args->child ?
+			vhd_check_other_children(raw->fd, args->path,
+						 args->child, err) :
+			vhd_check_no_children(raw->fd, args->path, err);
 		if (rc)
 			goto out;
 	}
@@ -135,8 +139,12 @@ static int raw_open(struct image **image, const struct image_open_args *args,
 	raw->image.info.remote = image_file_is_remote(raw->fd);
 	raw->image.info.can = IMAGE_CAN_DISCARD | IMAGE_CAN_ZERO |
 			      IMAGE_CAN_STATUS;
-	/* Requests keep to the sector size. */
-	engine_file_add(args->engine, raw->fd, 0);
+	/* Requests keep to the sector size, or the engine carries them. */
+	if (args->any_sector) {
+		block = raw->image.info.sector_size;
+		raw->image.info.sector_size = SECTOR_SIZE;
+	}
+	engine_file_add(args->engine, raw->fd, block);
 	*image = &raw->image;
 	return 0;
 out:

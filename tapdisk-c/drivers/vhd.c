@@ -280,9 +280,14 @@ static int vhd_image_open(struct image **image,
 	struct vhd_disk *disk;
 	int rc;
 
-	rc = vhd_chain_open(&chain, args->path, args->config,
-			    VHD_OPEN_DIRECT |
-			    (args->readonly ? 0 : VHD_OPEN_WRITE), err);
+	if (args->child)
+		rc = vhd_chain_open_parent(&chain, args->path, args->child,
+					   args->config, VHD_OPEN_DIRECT, err);
+	else
+		rc = vhd_chain_open(&chain, args->path, args->config,
+				    VHD_OPEN_DIRECT |
+				    (args->alone ? VHD_OPEN_ALONE : 0) |
+				    (args->readonly ? 0 : VHD_OPEN_WRITE), err);
 	if (rc)
 		return rc;
 	rc = vhd_disk_new(&disk, chain, args, err);
