@@ -251,8 +251,10 @@ static void raw_status(const struct raw_image *raw, struct image_request *req)
 		if (raw->is_file)
 			off = lseek(raw->fd, (off_t)(at << SECTOR_SHIFT),
 				    hole ? SEEK_DATA : SEEK_HOLE);
-		/* ENXIO: no data from here to the end. */
-		if (off < 0 && (!hole || errno != ENXIO)) {
+		/* ENXIO: no data from here to the end, unless that came nearer. */
+		if (off < 0 && (!hole || errno != ENXIO ||
+				lseek(raw->fd, 0, SEEK_END) <
+				(off_t)(end << SECTOR_SHIFT))) {
 			add_extent(req, end - at, false);
 			return;
 		}
