@@ -118,6 +118,7 @@ struct image_open_args {
 	/* For jobs on images that nobody uses. */
 	bool alone;			/* vhd, read-only: the first image, as if it had no parent */
 	const char *child;		/* written although the image at this path is its child; NULL: no child */
+	bool buffered;			/* I/O is the page cache's: a flush may tell of a write's error, once */
 	bool any_sector;		/* raw: requests keep to 512 bytes, whatever the disk has */
 };
 

@@ -74,6 +74,7 @@ static int raw_geometry(struct raw_image *raw, uint64_t *size, uint32_t *block,
 static int raw_open(struct image **image, const struct image_open_args *args,
 		    struct error *err)
 {
+	const int direct = args->buffered ? 0 : O_DIRECT;
 	struct raw_image *raw;
 	uint32_t block = 0;
 	uint64_t size;
@@ -89,7 +90,7 @@ static int raw_open(struct image **image, const struct image_open_args *args,
 		goto out;
 	}
 	/* O_NONBLOCK: opening a FIFO must not hang. */
-	raw->fd = open(args->path, O_DIRECT | O_CLOEXEC | O_NONBLOCK |
+	raw->fd = open(args->path, direct | O_CLOEXEC | O_NONBLOCK |
 		       (args->readonly ? O_RDONLY : O_RDWR));
 	if (raw->fd < 0) {
 		rc = -errno;
@@ -102,7 +103,7 @@ static int raw_open(struct image **image, const struct image_open_args *args,
 		goto out;
 	}
 	/* With it io_uring may answer EAGAIN for ever instead of waiting. */
-	if (fcntl(raw->fd, F_SETFL, O_DIRECT) < 0) {
+	if (fcntl(raw->fd, F_SETFL, direct) < 0) {
 		rc = error_set(err, -errno, "%s: fcntl: %s", args->path,
 			       strerror(errno));
 		goto out;

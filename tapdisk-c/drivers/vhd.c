@@ -129,6 +129,8 @@ static void flush_done(struct io_req *io, int err)
 {
 	struct image_request *req = container_of(io, struct image_request, io);
 
+	if (!err)
+		err = vhd_disk_of(req->image)->lost;
 	req->done(req, err);
 }
 
@@ -145,6 +147,7 @@ static void vhd_submit(struct image *image, struct image_request *req)
 		vhd_advance(disk, req);
 		return;
 	}
+	req->image = image;
 	req->io.op = IO_SYNC;
 	req->io.fd = disk->leaf->fd;
 	req->io.done = flush_done;
@@ -276,18 +279,17 @@ static int vhd_image_open(struct image **image,
 			  const struct image_open_args *args,
 			  struct error *err)
 {
+	unsigned int flags = (args->buffered ? 0 : VHD_OPEN_DIRECT) |
+			     (args->alone ? VHD_OPEN_ALONE : 0) |
+			     (args->readonly ? 0 : VHD_OPEN_WRITE);
 	struct vhd_chain *chain;
 	struct vhd_disk *disk;
 	int rc;
 
-	if (args->child)
-		rc = vhd_chain_open_parent(&chain, args->path, args->child,
-					   args->config, VHD_OPEN_DIRECT, err);
-	else
-		rc = vhd_chain_open(&chain, args->path, args->config,
-				    VHD_OPEN_DIRECT |
-				    (args->alone ? VHD_OPEN_ALONE : 0) |
-				    (args->readonly ? 0 : VHD_OPEN_WRITE), err);
+	rc = args->child ?
+		vhd_chain_open_parent(&chain, args->path, args->child,
+				      args->config, flags, err) :
+		vhd_chain_open(&chain, args->path, args->config, flags, err);
 	if (rc)
 		return rc;
 	rc = vhd_disk_new(&disk, chain, args, err);
@@ -295,6 +297,7 @@ static int vhd_image_open(struct image **image,
 		vhd_chain_close(chain);
 		return rc;
 	}
+	disk->buffered = args->buffered;
 	vhd_files_add(disk);
 	*image = &disk->image;
 	return 0;

@@ -28,6 +28,7 @@ int job_image(struct job *job, struct image **image,
 	args.stream = &job->stream;
 	args.config = job->cfg;
 	args.max_requests = PUMP_SLOTS;
+	args.buffered = true;
 	return driver->open(image, &args, err);
 }
 

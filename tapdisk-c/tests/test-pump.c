@@ -329,6 +329,64 @@ static void a_stop_ends_it_when_what_is_under_way_is_done(void **state)
 	raw_end(&b);
 }
 
+static unsigned int syncs;
+
+static int second_sync_fails(struct engine *e, const struct io_req *req,
+			     bool *reached)
+{
+	(void)e;
+	*reached = false;
+	return req->op == IO_SYNC && ++syncs == 2 ? -EIO : 0;
+}
+
+/*
+ * The kernel tells once of a write in the page cache that it could not do, here
+ * when the file is extended ahead of need, for which no request waits.
+ */
+static void a_buffered_write_that_is_lost_is_told(void **state)
+{
+	struct spec spec = { .sectors = 4096 * 40, .block_size = 2u << 20 };
+	struct pump pump = { .from_name = "source", .to_name = "target" };
+	struct engine engine;
+	struct config cfg;
+	struct error err;
+
+	(void)state;
+	assert_int_equal(config_load(&cfg, "/nonexistent", &err), 0);
+	for (uint64_t seed = 1; seed <= 10; seed++) {
+		uint8_t data[8 * SECTOR_SIZE] = { 1 };
+		int fd;
+
+		make_raw("base.raw", spec.sectors);
+		fd = open(in_dir("base.raw"), O_RDWR);
+		for (uint64_t i = 0; i < spec.sectors; i += 4096)
+			put(fd, data, sizeof(data), i * SECTOR_SIZE);
+		close(fd);
+		make_image("leaf.vhd", &spec);
+		syncs = 0;
+		fe_open(&engine, in_dir("leaf.vhd"), seed);
+		engine.script = second_sync_fails;
+		pump.from = open_image(&engine, &cfg, &raw_driver,
+				       (struct image_open_args){
+					       .path = in_dir("base.raw"),
+					       .readonly = true,
+					       .buffered = true,
+				       });
+		pump.to = open_image(&engine, &cfg, &vhd_driver,
+				     (struct image_open_args){
+					     .path = in_dir("leaf.vhd"),
+					     .buffered = true,
+				     });
+		assert_int_equal(pump_run(&pump, &err), -EIO);
+		while (image_busy(pump.to))
+			assert_int_equal(engine_run(&engine, -1), 0);
+		vhd_driver.close(pump.to, NULL);
+		raw_driver.close(pump.from, NULL);
+		fe_close(&engine);
+	}
+	config_dispose(&cfg);
+}
+
 /* VHDs: leaf.vhd is the child of mid.vhd, and that of base.raw or of nothing. */
 
 static void scribble(const char *name, unsigned int seed, unsigned int writes)
@@ -387,11 +445,13 @@ static int coalesce(struct engine *engine, const struct config *cfg,
 			       (struct image_open_args){
 				       .path = in_dir("leaf.vhd"),
 				       .readonly = true, .alone = true,
+				       .buffered = true,
 			       });
 	pump.to = open_image(engine, cfg, &vhd_driver,
 			     (struct image_open_args){
 				     .path = in_dir("mid.vhd"),
 				     .child = in_dir("leaf.vhd"),
+				     .buffered = true,
 			     });
 	cut_after = cut;
 	rc = pump_run(&pump, NULL);
@@ -467,6 +527,7 @@ int main(void)
 		cmocka_unit_test(source_that_became_shorter_is_an_error),
 		cmocka_unit_test(smaller_target_is_not_touched),
 		cmocka_unit_test(a_stop_ends_it_when_what_is_under_way_is_done),
+		cmocka_unit_test(a_buffered_write_that_is_lost_is_told),
 		cmocka_unit_test(a_coalesce_cut_off_anywhere_shows_nothing_and_goes_on),
 	};
 
