@@ -27,7 +27,6 @@ static int run(const struct vhd_util_command *self, int argc, char **argv)
 	};
 	struct vhd_util_progress progress = { .fd = -1 };
 	const char *path = NULL;
-	uint64_t fd;
 	int opt;
 
 	while ((opt = getopt_long(argc, argv, "n:o:axph", longopts, NULL)) !=
@@ -40,9 +39,8 @@ static int run(const struct vhd_util_command *self, int argc, char **argv)
 			progress.bar = true;
 			break;
 		case 'P':
-			if (!vhd_util_number(optarg, opt, 65535, &fd))
+			if (!vhd_util_progress_fd(&progress, optarg))
 				return EXIT_USAGE;
-			progress.fd = (int)fd;
 			break;
 		case 'o':
 		case 'a':

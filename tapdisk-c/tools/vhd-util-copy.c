@@ -40,7 +40,6 @@ static int run(const struct vhd_util_command *self, int argc, char **argv)
 	};
 	struct vhd_util_progress progress = { .fd = -1 };
 	const char *from = NULL, *to = NULL;
-	uint64_t fd;
 	int opt;
 
 	while ((opt = getopt_long(argc, argv, "n:N:ph", longopts, NULL)) !=
@@ -56,9 +55,8 @@ static int run(const struct vhd_util_command *self, int argc, char **argv)
 			progress.bar = true;
 			break;
 		case 'P':
-			if (!vhd_util_number(optarg, opt, 65535, &fd))
+			if (!vhd_util_progress_fd(&progress, optarg))
 				return EXIT_USAGE;
-			progress.fd = (int)fd;
 			break;
 		default:
 			return vhd_util_usage(self, opt);

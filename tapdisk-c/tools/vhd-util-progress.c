@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 /* How far a long command is, and how it is stopped. */
-#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
 
 #include "tools/vhd-util.h"
@@ -40,6 +40,22 @@ static void show(void *priv, uint64_t done, uint64_t total)
 			percent == 100 ? "\n" : "");
 	if (p->fd >= 0)
 		dprintf(p->fd, "%d/100\n", percent);
+}
+
+bool vhd_util_progress_fd(struct vhd_util_progress *p, const char *text)
+{
+	char *end;
+	long fd = strtol(text, &end, 10);
+
+	if (*text >= '0' && *text <= '9' && !*end && fd <= INT_MAX &&
+	    fcntl((int)fd, F_GETFD) >= 0) {
+		p->fd = (int)fd;
+		return true;
+	}
+	fprintf(stderr,
+		"vhd-util: option --progress: '%s' is not the number of an open descriptor\n",
+		text);
+	return false;
 }
 
 void vhd_util_progress_begin(struct vhd_util_progress *p)

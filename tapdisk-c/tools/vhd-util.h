@@ -28,6 +28,8 @@ struct vhd_util_progress {
 	struct job_watch watch;		/* for the job */
 };
 
+/* --progress; false with a message. */
+bool vhd_util_progress_fd(struct vhd_util_progress *progress, const char *text);
 /*
  * From now on SIGINT, SIGTERM and SIGHUP stop the job, the second one the
  * program; SIGUSR1 prints how far it is.

@@ -362,3 +362,5 @@ def test_progress_is_told_in_lines(tmp_path: Path) -> None:
     lines = ok("copy", "-n", source, "-N", tmp_path / "b.vhd", "-p", "--progress=1").splitlines()
     numbers = [int(line.removesuffix("/100")) for line in lines]
     assert numbers[-1] == 100 and numbers == sorted(set(numbers))
+    for descriptor in ("x", "", "-1", "77", "99999999999999"):
+        assert "--progress" in fails("copy", "-n", source, "-N", tmp_path / "c", f"--progress={descriptor}", status=2)
