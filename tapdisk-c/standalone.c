@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "drivers/image.h"
 #include "server.h"
 #include "signals.h"
 
@@ -27,30 +28,6 @@ struct command {
 	struct io_watch ended;
 	struct server *server;
 };
-
-/* An image file's path is made absolute; what other drivers take is theirs. */
-static int absolute(const char *spec, char *to, size_t size, struct error *err)
-{
-	const char *colon = strchr(spec, ':');
-	char cwd[PATH_MAX];
-	int n;
-
-	if (colon && colon[1] && colon[1] != '/' &&
-	    (!strncmp(spec, "vhd:", 4) || !strncmp(spec, "aio:", 4) ||
-	     !strncmp(spec, "raw:", 4))) {
-		if (!getcwd(cwd, sizeof(cwd)))
-			return error_set(err, -errno, "%s: cannot tell the current directory: %s",
-					 spec, strerror(errno));
-		n = snprintf(to, size, "%.*s%s/%s", (int)(colon + 1 - spec),
-			     spec, cwd, colon + 1);
-	} else {
-		n = snprintf(to, size, "%s", spec);
-	}
-	if (n < 0 || (size_t)n >= size)
-		return error_set(err, -ENAMETOOLONG, "%s: the path is too long",
-				 spec);
-	return 0;
-}
 
 /* The characters that RFC 3986 leaves as they are, and "/". */
 static void put_uri(char *to, size_t size, const char *socket)
@@ -197,7 +174,7 @@ int standalone_run(const struct standalone *args, const struct config *cfg)
 	bool served = false;
 	struct error err;
 
-	rc = absolute(args->spec, spec, sizeof(spec), &err);
+	rc = image_absolute(args->spec, spec, sizeof(spec), &err);
 	if (!rc && args->command) {
 		rc = command_prepare(&command, args->command, socket, &err);
 		socket = command.socket;

@@ -2,7 +2,10 @@
 #include "drivers/image.h"
 
 #include <errno.h>
+#include <limits.h>
+#include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/bytes.h"
 
@@ -46,6 +49,29 @@ int image_parse(const char *spec, const struct image_driver **driver,
 	return error_set(err, -EINVAL,
 			 "%s: unknown driver \"%.*s\"; known are aio (or raw), vhd, nbd, ram, null and log",
 			 spec, (int)len, spec);
+}
+
+int image_absolute(const char *spec, char *to, size_t size, struct error *err)
+{
+	const char *colon = strchr(spec, ':');
+	char cwd[PATH_MAX];
+	int n;
+
+	if (colon && colon[1] && colon[1] != '/' &&
+	    (!strncmp(spec, "vhd:", 4) || !strncmp(spec, "aio:", 4) ||
+	     !strncmp(spec, "raw:", 4))) {
+		if (!getcwd(cwd, sizeof(cwd)))
+			return error_set(err, -errno, "%s: cannot tell the current directory: %s",
+					 spec, strerror(errno));
+		n = snprintf(to, size, "%.*s%s/%s", (int)(colon + 1 - spec),
+			     spec, cwd, colon + 1);
+	} else {
+		n = snprintf(to, size, "%s", spec);
+	}
+	if (n < 0 || (size_t)n >= size)
+		return error_set(err, -ENAMETOOLONG, "%s: the path is too long",
+				 spec);
+	return 0;
 }
 
 /* Bytes; false if it is no size or more than 63 bits hold. */

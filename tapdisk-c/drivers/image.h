@@ -115,6 +115,11 @@ struct image_open_args {
 	const char *path;
 	bool readonly;
 	unsigned int max_requests;	/* requests in flight at once, for sizing pools */
+	/* For jobs on images that nobody uses. */
+	bool alone;			/* vhd, read-only: the first image, as if it had no parent */
+	const char *child;		/* written although the image at this path is its child; NULL: no child */
+	bool buffered;			/* I/O is the page cache's: a flush may tell of a write's error, once */
+	bool any_sector;		/* raw: requests keep to 512 bytes, whatever the disk has */
 };
 
 struct image_snapshot;
@@ -212,6 +217,12 @@ bool image_file_is_remote(int fd);
  */
 int image_parse(const char *spec, const struct image_driver **driver,
 		const char **path, struct error *err);
+
+/*
+ * The spec with an image file's path made absolute; what other drivers take is
+ * theirs. -ENAMETOOLONG if it has no room.
+ */
+int image_absolute(const char *spec, char *to, size_t size, struct error *err);
 
 /*
  * The check() of drivers whose path is a size: a number of bytes, or of

@@ -74,7 +74,9 @@ static int raw_geometry(struct raw_image *raw, uint64_t *size, uint32_t *block,
 static int raw_open(struct image **image, const struct image_open_args *args,
 		    struct error *err)
 {
+	const int direct = args->buffered ? 0 : O_DIRECT;
 	struct raw_image *raw;
+	uint32_t block = 0;
 	uint64_t size;
 	int rc;
 
@@ -88,7 +90,7 @@ static int raw_open(struct image **image, const struct image_open_args *args,
 		goto out;
 	}
 	/* O_NONBLOCK: opening a FIFO must not hang. */
-	raw->fd = open(args->path, O_DIRECT | O_CLOEXEC | O_NONBLOCK |
+	raw->fd = open(args->path, direct | O_CLOEXEC | O_NONBLOCK |
 		       (args->readonly ? O_RDONLY : O_RDWR));
 	if (raw->fd < 0) {
 		rc = -errno;
@@ -101,7 +103,7 @@ static int raw_open(struct image **image, const struct image_open_args *args,
 		goto out;
 	}
 	/* With it io_uring may answer EAGAIN for ever instead of waiting. */
-	if (fcntl(raw->fd, F_SETFL, O_DIRECT) < 0) {
+	if (fcntl(raw->fd, F_SETFL, direct) < 0) {
 		rc = error_set(err, -errno, "%s: fcntl: %s", args->path,
 			       strerror(errno));
 		goto out;
@@ -111,7 +113,10 @@ static int raw_open(struct image **image, const struct image_open_args *args,
 	if (rc)
 		goto out;
 	if (!args->readonly) {
-		rc = vhd_check_no_children(raw->fd, args->path, err);
+		rc = args->child ?
+			vhd_check_other_children(raw->fd, args->path,
+						 args->child, err) :
+			vhd_check_no_children(raw->fd, args->path, err);
 		if (rc)
 			goto out;
 	}
@@ -135,8 +140,12 @@ static int raw_open(struct image **image, const struct image_open_args *args,
 	raw->image.info.remote = image_file_is_remote(raw->fd);
 	raw->image.info.can = IMAGE_CAN_DISCARD | IMAGE_CAN_ZERO |
 			      IMAGE_CAN_STATUS;
-	/* Requests keep to the sector size. */
-	engine_file_add(args->engine, raw->fd, 0);
+	/* Requests keep to the sector size, or the engine carries them. */
+	if (args->any_sector) {
+		block = raw->image.info.sector_size;
+		raw->image.info.sector_size = SECTOR_SIZE;
+	}
+	engine_file_add(args->engine, raw->fd, block);
 	*image = &raw->image;
 	return 0;
 out:
@@ -243,8 +252,10 @@ static void raw_status(const struct raw_image *raw, struct image_request *req)
 		if (raw->is_file)
 			off = lseek(raw->fd, (off_t)(at << SECTOR_SHIFT),
 				    hole ? SEEK_DATA : SEEK_HOLE);
-		/* ENXIO: no data from here to the end. */
-		if (off < 0 && (!hole || errno != ENXIO)) {
+		/* ENXIO: no data from here to the end, unless that came nearer. */
+		if (off < 0 && (!hole || errno != ENXIO ||
+				lseek(raw->fd, 0, SEEK_END) <
+				(off_t)(end << SECTOR_SHIFT))) {
 			add_extent(req, end - at, false);
 			return;
 		}

@@ -219,6 +219,8 @@ struct vhd_disk {
 	bool no_holes, no_zeros;	/* the file system can't make them */
 	bool registered;		/* its files, with the engine */
 	uint32_t file_block[VHD_MAX_CHAIN + 1];	/* of direct I/O, bytes; leaf first, the raw parent last */
+	bool buffered;			/* I/O is the page cache's */
+	int lost;			/* buffered: the error of a sync other than a flush, for all flushes */
 	bool changed;			/* the trailer must be rewritten at close */
 	int unsynced_dir;		/* of the leaf, whose name a power loss may take; -1: none */
 	bool unmarked_parent;		/* until the name is durable */

@@ -56,6 +56,9 @@ static void grown(struct io_req *io, int err)
 	if (err)
 		log_error("cannot extend the image path=%s err=%d",
 			  disk->leaf->path, -err);
+	/* The kernel tells once of the writes that it could not do. */
+	if (err && io->op == IO_SYNC && disk->buffered)
+		disk->lost = err;
 	if (err)
 		start_over(grow);
 	else

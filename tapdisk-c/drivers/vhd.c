@@ -129,6 +129,8 @@ static void flush_done(struct io_req *io, int err)
 {
 	struct image_request *req = container_of(io, struct image_request, io);
 
+	if (!err)
+		err = vhd_disk_of(req->image)->lost;
 	req->done(req, err);
 }
 
@@ -151,6 +153,7 @@ static void vhd_submit(struct image *image, struct image_request *req)
 		req->done(req, rc);
 		return;
 	}
+	req->image = image;
 	req->io.op = IO_SYNC;
 	req->io.fd = disk->leaf->fd;
 	req->io.done = flush_done;
@@ -285,13 +288,17 @@ static int vhd_image_open(struct image **image,
 			  const struct image_open_args *args,
 			  struct error *err)
 {
+	unsigned int flags = (args->buffered ? 0 : VHD_OPEN_DIRECT) |
+			     (args->alone ? VHD_OPEN_ALONE : 0) |
+			     (args->readonly ? 0 : VHD_OPEN_WRITE);
 	struct vhd_chain *chain;
 	struct vhd_disk *disk;
 	int rc;
 
-	rc = vhd_chain_open(&chain, args->path, args->config,
-			    VHD_OPEN_DIRECT |
-			    (args->readonly ? 0 : VHD_OPEN_WRITE), err);
+	rc = args->child ?
+		vhd_chain_open_parent(&chain, args->path, args->child,
+				      args->config, flags, err) :
+		vhd_chain_open(&chain, args->path, args->config, flags, err);
 	if (rc)
 		return rc;
 	rc = vhd_disk_new(&disk, chain, args, err);
@@ -301,6 +308,7 @@ static int vhd_image_open(struct image **image,
 	}
 	if (!args->readonly && !disk->leaf->is_blk)
 		vhd_name_open(disk);
+	disk->buffered = args->buffered;
 	vhd_files_add(disk);
 	*image = &disk->image;
 	return 0;

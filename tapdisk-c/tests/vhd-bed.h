@@ -261,11 +261,6 @@ static inline void disk_open(struct bed *b, unsigned int ops, unsigned int bitma
 		b->disk->grow.durable_end = b->disk->leaf->file_size -
 					    VHD_SECTOR;
 	}
-	/* The page cache is quicker, and the engine says what is durable. */
-	for (unsigned int i = 0; i < b->disk->chain->nr_vhd; i++)
-		fcntl(b->disk->chain->image[i]->fd, F_SETFL, 0);
-	if (b->disk->chain->raw_fd >= 0)
-		fcntl(b->disk->chain->raw_fd, F_SETFL, 0);
 	keep(&b->disk->free_ops, &b->spare_ops, ops ? ops : UINT_MAX);
 	if (bitmaps)
 		b->disk->cache.limit = bitmaps;

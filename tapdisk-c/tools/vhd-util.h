@@ -4,6 +4,7 @@
 #define XENBLK_VHD_UTIL_H
 
 #include "common/error.h"
+#include "jobs/job.h"
 #include "vhd/vhd.h"
 
 enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2 };
@@ -16,7 +17,26 @@ struct vhd_util_command {
 };
 
 extern const struct vhd_util_command vhd_util_create, vhd_util_snapshot,
-	vhd_util_query, vhd_util_read, vhd_util_check, vhd_util_repair;
+	vhd_util_query, vhd_util_read, vhd_util_check, vhd_util_repair,
+	vhd_util_coalesce, vhd_util_copy, vhd_util_convert;
+
+/* Of a long command. bar and fd come from its options, fd is -1 without. */
+struct vhd_util_progress {
+	bool bar;			/* -p: on stderr, if that is a terminal */
+	int fd;				/* --progress: "N/100" lines */
+	int shown;			/* percent */
+	struct job_watch watch;		/* for the job */
+};
+
+/* --progress; false with a message. */
+bool vhd_util_progress_fd(struct vhd_util_progress *progress, const char *text);
+/*
+ * From now on SIGINT, SIGTERM and SIGHUP stop the job, the second one the
+ * program; SIGUSR1 prints how far it is.
+ */
+void vhd_util_progress_begin(struct vhd_util_progress *progress);
+/* Before anything else is printed. */
+void vhd_util_progress_end(const struct vhd_util_progress *progress);
 
 /* Prints the command's options; the exit status for a wrong or (-h) right call. */
 int vhd_util_usage(const struct vhd_util_command *self, int opt);

@@ -243,8 +243,13 @@ out:
 	return rc;
 }
 
-static int check_leaf(const struct vhd_image *leaf, struct error *err)
+/* child: the path of the one child that it may have, or NULL. */
+static int check_leaf(const struct vhd_image *leaf, const char *child,
+		      struct error *err)
 {
+	if (child)
+		return vhd_check_other_children(leaf->fd, leaf->path, child,
+						err);
 	if (leaf->footer.hidden)
 		return error_set(err, -EBUSY,
 				 "%s: footer: the hidden flag is set: it has children, so it can't be written; use a snapshot of it (vhd-util snapshot)",
@@ -252,9 +257,10 @@ static int check_leaf(const struct vhd_image *leaf, struct error *err)
 	return vhd_check_no_children(leaf->fd, leaf->path, err);
 }
 
-int vhd_chain_open_in(struct vhd_chain **out, const char *path,
-		      const struct config *cfg, const char *extra_dir,
-		      unsigned int flags, struct error *err)
+static int open_chain(struct vhd_chain **out, const char *path,
+		      const char *child, const struct config *cfg,
+		      const char *extra_dir, unsigned int flags,
+		      struct error *err)
 {
 	struct stat seen[VHD_MAX_CHAIN];
 	struct vhd_chain *chain;
@@ -277,11 +283,11 @@ int vhd_chain_open_in(struct vhd_chain **out, const char *path,
 		goto out;
 	}
 	if (flags & VHD_OPEN_WRITE) {
-		rc = check_leaf(last, err);
+		rc = check_leaf(last, child, err);
 		if (rc)
 			goto out;
 	}
-	while (last->footer.type == VHD_DIFF) {
+	while (last->footer.type == VHD_DIFF && !(flags & VHD_OPEN_ALONE)) {
 		if (chain->depth == VHD_MAX_CHAIN) {
 			rc = error_set(err, -ELOOP,
 				       "%s: its chain has more than %u images; coalesce it",
@@ -307,6 +313,25 @@ int vhd_chain_open_in(struct vhd_chain **out, const char *path,
 	chain = NULL;
 out:
 	vhd_chain_close(chain);
+	return rc;
+}
+
+int vhd_chain_open_in(struct vhd_chain **chain, const char *path,
+		      const struct config *cfg, const char *extra_dir,
+		      unsigned int flags, struct error *err)
+{
+	return open_chain(chain, path, NULL, cfg, extra_dir, flags, err);
+}
+
+int vhd_chain_open_parent(struct vhd_chain **chain, const char *path,
+			  const char *child, const struct config *cfg,
+			  unsigned int flags, struct error *err)
+{
+	char *extra = vhd_extra_dir(path);
+	int rc = open_chain(chain, path, child, cfg, extra,
+			    flags | VHD_OPEN_WRITE, err);
+
+	free(extra);
 	return rc;
 }
 

@@ -19,7 +19,8 @@
 struct self {
 	struct stat st;
 	uuid_t uuid;		/* null if it is no VHD */
-	const char *dir;
+	const char *dir;	/* where children are looked for */
+	const struct stat *child;	/* the one that may be there; NULL: none */
 };
 
 /*
@@ -114,7 +115,8 @@ static int scan(const struct self *self, const char *path, struct error *err)
 		if (fstatat(dirfd(dir), entry->d_name, &st,
 			    AT_SYMLINK_NOFOLLOW) ||
 		    !S_ISREG(st.st_mode) || st.st_size < VHD_HEADER_BYTES ||
-		    vhd_same_file(&st, &self->st))
+		    vhd_same_file(&st, &self->st) ||
+		    (self->child && vhd_same_file(&st, self->child)))
 			continue;
 		fd = openat(dirfd(dir), entry->d_name,
 			    O_RDONLY | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC);
@@ -130,11 +132,37 @@ static int scan(const struct self *self, const char *path, struct error *err)
 	return rc;
 }
 
-int vhd_check_no_children(int fd, const char *path, struct error *err)
+/* Looks in the directory of the image at near. */
+static int scan_near(struct self *self, const char *near, const char *path,
+		     struct error *err)
+{
+	char *dir = vhd_dir_of_file(near);
+	int rc;
+
+	if (!dir)
+		return error_set(err, -errno, "%s: %s", near, strerror(errno));
+	self->dir = dir;
+	rc = scan(self, path, err);
+	free(dir);
+	return rc;
+}
+
+static int know_self(struct self *self, int fd, const char *path,
+		     struct error *err)
 {
 	struct vhd_footer footer;
+
+	if (fstat(fd, &self->st))
+		return error_set(err, -errno, "%s: %s", path, strerror(errno));
+	if (S_ISREG(self->st.st_mode) &&
+	    peek_footer(fd, (uint64_t)self->st.st_size, &footer))
+		uuid_copy(self->uuid, footer.uuid);
+	return 0;
+}
+
+int vhd_check_no_children(int fd, const char *path, struct error *err)
+{
 	struct self self = { 0 };
-	char *dir;
 	int rc;
 
 	if (fgetxattr(fd, CHILDREN_XATTR, NULL, 0) >= 0)
@@ -144,19 +172,28 @@ int vhd_check_no_children(int fd, const char *path, struct error *err)
 	if (errno != ENODATA && errno != ENOTSUP && errno != EPERM)
 		return error_set(err, -errno, "%s: reading attribute "
 				 CHILDREN_XATTR ": %s", path, strerror(errno));
-	if (fstat(fd, &self.st))
-		return error_set(err, -errno, "%s: %s", path, strerror(errno));
+	rc = know_self(&self, fd, path, err);
 	/* The directory of a block device isn't one of images. */
-	if (!S_ISREG(self.st.st_mode))
-		return 0;
-	if (peek_footer(fd, (uint64_t)self.st.st_size, &footer))
-		uuid_copy(self.uuid, footer.uuid);
-	dir = vhd_dir_of_file(path);
-	if (!dir)
-		return error_set(err, -errno, "%s: %s", path, strerror(errno));
-	self.dir = dir;
-	rc = scan(&self, path, err);
-	free(dir);
+	if (rc || !S_ISREG(self.st.st_mode))
+		return rc;
+	return scan_near(&self, path, path, err);
+}
+
+int vhd_check_other_children(int fd, const char *path, const char *child,
+			     struct error *err)
+{
+	struct self self = { 0 };
+	struct stat st;
+	int rc;
+
+	if (stat(child, &st))
+		return error_set(err, -errno, "%s: %s", child, strerror(errno));
+	self.child = &st;
+	rc = know_self(&self, fd, path, err);
+	if (!rc && S_ISREG(self.st.st_mode))
+		rc = scan_near(&self, path, path, err);
+	if (!rc && S_ISREG(self.st.st_mode) && S_ISREG(st.st_mode))
+		rc = scan_near(&self, child, path, err);
 	return rc;
 }
 

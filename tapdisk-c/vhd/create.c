@@ -214,7 +214,7 @@ static int plan_image(struct plan *p, const struct config *cfg,
 	rc = check_size(a->path, "size", size, err);
 	if (rc)
 		return rc;
-	if (!a->parent)
+	if (!a->parent && !a->exact)
 		size = round_up_u64(size, VHD_DEFAULT_BLOCK);
 	capacity = a->reserve_size ? a->reserve_size : size;
 	rc = check_size(a->path, "size to reserve", capacity, err);
@@ -277,9 +277,8 @@ static int write_file(int fd, const struct plan *p, struct error *err)
 	return rc ? fail(p->args->path, rc, "writing", err) : 0;
 }
 
-/* Gives tmp the image's name unless that is taken. */
-static int publish(const char *tmp, const char *path, const char *dir,
-		   struct error *err)
+int vhd_publish(const char *tmp, const char *path, const char *dir,
+		struct error *err)
 {
 	int fd, rc = 0;
 
@@ -331,7 +330,7 @@ static int create_file(const struct plan *p, struct error *err)
 	if (close(fd) && !rc)
 		rc = fail(path, -errno, "closing", err);
 	if (!rc)
-		rc = publish(tmp, path, p->dir, err);
+		rc = vhd_publish(tmp, path, p->dir, err);
 	if (rc)
 		unlink(tmp);
 	free(tmp);

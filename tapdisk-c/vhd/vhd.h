@@ -113,6 +113,7 @@ enum {
 	VHD_OPEN_WRITE	= 1,	/* the leaf for writing; else all read-only */
 	VHD_OPEN_DIRECT	= 2,	/* O_DIRECT */
 	VHD_OPEN_NOLOCK	= 4,	/* for a look at an image that is in use */
+	VHD_OPEN_ALONE	= 8,	/* vhd_chain_open(): the first image, as if it had no parent */
 };
 
 /* image.c: opens one file. Never writes. All of footer, header, BAT checked. */
@@ -135,6 +136,13 @@ int vhd_read_at(int fd, void *buf, size_t len, uint64_t offset);
 int vhd_chain_open(struct vhd_chain **chain, const char *path,
 		   const struct config *cfg, unsigned int flags,
 		   struct error *err);
+/*
+ * The same with VHD_OPEN_WRITE, for an image whose only known child is the one at
+ * path child: what the caller writes must leave that child's disk as it is.
+ */
+int vhd_chain_open_parent(struct vhd_chain **chain, const char *path,
+			  const char *child, const struct config *cfg,
+			  unsigned int flags, struct error *err);
 void vhd_chain_close(struct vhd_chain *chain);
 
 /*
@@ -143,11 +151,18 @@ void vhd_chain_close(struct vhd_chain *chain);
  * VHD_OPEN_WRITE; the raw driver calls it too. st_path is for messages.
  */
 int vhd_check_no_children(int fd, const char *path, struct error *err);
+/*
+ * The same but for the child at this path, whatever the marks say: -EBUSY if the
+ * directory of either has another child.
+ */
+int vhd_check_other_children(int fd, const char *path, const char *child,
+			     struct error *err);
 
 /* create.c */
 struct vhd_create_args {
 	const char *path;
 	uint64_t size;			/* bytes; 0: the parent's. Without a parent rounded up to a block */
+	bool exact;			/* the size is not rounded up: it is another disk's */
 	bool fixed;
 	const char *parent;		/* NULL: no parent */
 	bool parent_raw;
@@ -161,6 +176,12 @@ struct vhd_create_args {
  */
 int vhd_create(const struct vhd_create_args *args, const struct config *cfg,
 	       struct error *err);
+/*
+ * Gives a file of the directory dir that is complete and durable the name path there, durably,
+ * unless that is taken: -EEXIST.
+ */
+int vhd_publish(const char *tmp, const char *path, const char *dir,
+		struct error *err);
 
 /* Writes batmap, both footers, truncates a file to its end, syncs. For a clean close. */
 int vhd_write_trailer(struct vhd_image *image, struct error *err);

@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+#include "jobs/job.h"
+
+#include <string.h>
+
+#include "jobs/pump.h"
+
+#define ENGINE_DEPTH 256u
+
+int job_open(struct job *job, const struct config *cfg,
+	     const struct job_watch *watch, struct error *err)
+{
+	int rc;
+
+	job->cfg = cfg;
+	job->watch = watch;
+	rc = engine_open(&job->engine, cfg->engine, ENGINE_DEPTH, err);
+	if (rc && !strcmp(cfg->engine, "uring"))
+		rc = engine_open(&job->engine, "posix", ENGINE_DEPTH, err);
+	return rc;
+}
+
+int job_image(struct job *job, struct image **image,
+	      const struct image_driver *driver, struct image_open_args args,
+	      struct error *err)
+{
+	args.engine = job->engine;
+	args.stream = &job->stream;
+	args.config = job->cfg;
+	args.max_requests = PUMP_SLOTS;
+	args.buffered = true;
+	return driver->open(image, &args, err);
+}
+
+static int close_image(struct job *job, struct image **image,
+		       struct error *err)
+{
+	int rc = 0;
+
+	if (!*image)
+		return 0;
+	while (image_busy(*image) && !rc)
+		rc = engine_run(job->engine, -1);
+	rc = (*image)->driver->close(*image, err);
+	*image = NULL;
+	return rc;
+}
+
+int job_copy(struct job *job, bool skip_zeros, struct error *err)
+{
+	struct pump pump = {
+		.from = job->from, .to = job->to,
+		.from_name = job->from_name, .to_name = job->to_name,
+		.skip_zeros = skip_zeros,
+		.stop = job->watch->stop, .progress = job->watch->progress,
+		.priv = job->watch->priv,
+	};
+	int rc = pump_run(&pump, err);
+
+	if (rc)
+		return rc;
+	rc = close_image(job, &job->to, err);
+	return rc ? rc : close_image(job, &job->from, err);
+}
+
+void job_close(struct job *job)
+{
+	close_image(job, &job->to, NULL);
+	close_image(job, &job->from, NULL);
+	if (job->engine)
+		engine_close(job->engine);
+	job->engine = NULL;
+}

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+#include <getopt.h>
+#include <stdio.h>
+
+#include "tools/vhd-util.h"
+
+static int coalesce(const char *path, struct vhd_util_progress *progress)
+{
+	struct config cfg = { 0 };
+	struct error err = { 0 };
+	int rc;
+
+	vhd_util_progress_begin(progress);
+	rc = config_load(&cfg, NULL, &err);
+	if (!rc)
+		rc = job_coalesce(path, &cfg, &progress->watch, &err);
+	config_dispose(&cfg);
+	vhd_util_progress_end(progress);
+	return rc ? vhd_util_failed(&err) : EXIT_OK;
+}
+
+static int run(const struct vhd_util_command *self, int argc, char **argv)
+{
+	static const struct option longopts[] = {
+		{ "progress", required_argument, NULL, 'P' },
+		{ NULL, 0, NULL, 0 },
+	};
+	struct vhd_util_progress progress = { .fd = -1 };
+	const char *path = NULL;
+	int opt;
+
+	while ((opt = getopt_long(argc, argv, "n:o:axph", longopts, NULL)) !=
+	       -1) {
+		switch (opt) {
+		case 'n':
+			path = optarg;
+			break;
+		case 'p':
+			progress.bar = true;
+			break;
+		case 'P':
+			if (!vhd_util_progress_fd(&progress, optarg))
+				return EXIT_USAGE;
+			break;
+		case 'o':
+		case 'a':
+		case 'x':
+			fprintf(stderr,
+				"vhd-util: option -%c: not supported; coalesce works on the parent alone (for a new image: copy)\n",
+				opt);
+			return EXIT_USAGE;
+		default:
+			return vhd_util_usage(self, opt);
+		}
+	}
+	if (!path || optind != argc)
+		return vhd_util_usage(self, 0);
+	return coalesce(path, &progress);
+}
+
+const struct vhd_util_command vhd_util_coalesce = {
+	.name = "coalesce",
+	.usage = "-n NAME [-p] [--progress=FD] [-h]\n"
+		 "  writes what NAME itself holds into its parent; NAME stays as it is\n"
+		 "  -p  progress, on a terminal; --progress: lines \"N/100\" to this descriptor",
+	.run = run,
+};
