@@ -16,6 +16,7 @@
 static const struct vhd_util_command *const commands[] = {
 	&vhd_util_create, &vhd_util_snapshot, &vhd_util_query,
 	&vhd_util_read, &vhd_util_check, &vhd_util_repair,
+	&vhd_util_resize,
 };
 
 #define NR_COMMANDS (sizeof(commands) / sizeof(commands[0]))

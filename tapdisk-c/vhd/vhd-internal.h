@@ -72,6 +72,9 @@ void vhd_header_encode(uint8_t out[VHD_HEADER_BYTES],
 int vhd_header_decode(struct vhd_header *header,
 		      const uint8_t in[VHD_HEADER_BYTES], const char *path,
 		      struct error *err);
+/* Changes where the BAT is in an encoded header; only its first sector. */
+void vhd_header_set_table(uint8_t raw[VHD_HEADER_BYTES], uint64_t table_offset,
+			  uint32_t max_bat_size);
 /* Bytes that the locator occupies by its data_space. */
 uint64_t vhd_locator_space(const struct vhd_locator *locator);
 
@@ -82,7 +85,19 @@ int vhd_utf16_decode(char *out, size_t out_size, const uint8_t *in,
 int vhd_utf16_encode(uint8_t *out, size_t out_size, size_t *out_bytes,
 		     const char *in, bool big_endian);
 
+/* image.c */
+/* All metadata, none of it on top of another; data_end becomes at least its end. */
+int vhd_collect_extents(struct vhd_image *image,
+			struct vhd_extent extent[VHD_MAX_EXTENTS],
+			unsigned int *nr, uint64_t limit, struct error *err);
+
 /* bat.c */
+/*
+ * Writes count entries from first on to the image as they are in memory, and as
+ * unused past bat_entries. Writes whole sectors, and only those that change.
+ */
+int vhd_bat_write(struct vhd_image *image, uint32_t first, uint32_t count,
+		  struct error *err);
 /* Reads and checks the BAT; sets bat and data_end. */
 int vhd_bat_load(struct vhd_image *image, const struct vhd_extent *extent,
 		 unsigned int nr_extents, uint64_t limit, struct error *err);
@@ -99,6 +114,12 @@ int vhd_batmap_load(struct vhd_image *image, uint64_t limit,
 /* Clears bits of blocks that the BAT doesn't have. */
 void vhd_batmap_trim(struct vhd_image *image);
 int vhd_batmap_store(struct vhd_image *image, struct error *err);
+/* Whether an image of this creator has one as a rule. */
+bool vhd_may_have_batmap(const struct vhd_image *image);
+/* The header of the batmap as it is but for the map's place, size and checksum. */
+void vhd_batmap_header_move(uint8_t head[VHD_SECTOR], uint64_t offset,
+			    uint32_t sectors, const uint8_t *map,
+			    uint32_t covered);
 /* A new image's header sector, for an empty map of sectors at offset. */
 void vhd_batmap_header_init(uint8_t out[VHD_SECTOR], uint64_t offset,
 			    uint32_t sectors);

@@ -162,6 +162,21 @@ struct vhd_create_args {
 int vhd_create(const struct vhd_create_args *args, const struct config *cfg,
 	       struct error *err);
 
+/* resize.c */
+struct vhd_resize_args {
+	const char *path;
+	uint64_t size;		/* bytes; of a dynamic image rounded up to a block */
+	bool in_place;		/* only if the BAT has room, and never smaller */
+	bool drop_data;		/* smaller even if data are lost */
+};
+/*
+ * Durable on return; whole, and of the old or the new size, at any time before.
+ * What is added reads as zeros. Only what has no children can become smaller,
+ * and no smaller than its parent.
+ */
+int vhd_resize(const struct vhd_resize_args *args, const struct config *cfg,
+	       struct error *err);
+
 /* Writes batmap, both footers, truncates a file to its end, syncs. For a clean close. */
 int vhd_write_trailer(struct vhd_image *image, struct error *err);
 /*
