@@ -17,6 +17,11 @@ static const struct vhd_util_command *const commands[] = {
 	&vhd_util_create, &vhd_util_snapshot, &vhd_util_query,
 	&vhd_util_read, &vhd_util_check, &vhd_util_repair,
 	&vhd_util_resize,
+	&vhd_util_set,
+	&vhd_util_modify,
+	&vhd_util_fill,
+	&vhd_util_revert,
+	&vhd_util_key,
 };
 
 #define NR_COMMANDS (sizeof(commands) / sizeof(commands[0]))

@@ -18,6 +18,11 @@ struct vhd_util_command {
 extern const struct vhd_util_command vhd_util_create, vhd_util_snapshot,
 	vhd_util_query, vhd_util_read, vhd_util_check, vhd_util_repair;
 extern const struct vhd_util_command vhd_util_resize;
+extern const struct vhd_util_command vhd_util_set;
+extern const struct vhd_util_command vhd_util_modify;
+extern const struct vhd_util_command vhd_util_fill;
+extern const struct vhd_util_command vhd_util_revert;
+extern const struct vhd_util_command vhd_util_key;
 
 /* Prints the command's options; the exit status for a wrong or (-h) right call. */
 int vhd_util_usage(const struct vhd_util_command *self, int opt);

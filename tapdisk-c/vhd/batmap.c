@@ -173,10 +173,11 @@ int vhd_batmap_store(struct vhd_image *image, struct error *err)
 
 	if (!image->has_batmap)
 		return 0;
-	/* The rest of the header (marker) is kept as it is. */
+	/* The rest of the header is kept as it is. */
 	rc = vhd_read_at(image->fd, head, sizeof(head), at);
 	if (rc)
 		goto fail;
+	head[OFF_MARKER] = image->batmap_marker;
 	put_be32(head + OFF_CHECKSUM,
 		 vhd_batmap_checksum(image->batmap, covered,
 			      get_be32(head + OFF_VERSION)));

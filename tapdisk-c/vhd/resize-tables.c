@@ -228,25 +228,6 @@ static int move_blocks(struct tables *t, struct error *err)
 	return rc ? rc : sync_image(image, err);
 }
 
-/* The footer at the end would be written over: another one first. */
-static int extend(const struct tables *t, struct error *err)
-{
-	const struct vhd_image *image = t->image;
-	uint8_t raw[VHD_FOOTER_BYTES];
-	uint64_t at = t->data_end;
-	int rc;
-
-	if (image->is_blk)
-		at = image->file_size - VHD_FOOTER_BYTES;
-	else if (at + VHD_FOOTER_BYTES <= image->file_size)
-		return 0;
-	vhd_footer_encode(raw, &image->footer);
-	rc = vhd_write_at(image->fd, raw, sizeof(raw), at);
-	if (rc)
-		return fail(image, rc, "writing the footer", err);
-	return sync_image(image, err);
-}
-
 static int write_tables(struct tables *t, struct error *err)
 {
 	struct vhd_image *image = t->image;
@@ -314,7 +295,7 @@ int vhd_grow_tables(struct vhd_image *image, uint32_t entries,
 	if (rc)
 		goto out;
 	begun = true;
-	rc = extend(&t, err);
+	rc = vhd_extend(image, t.data_end, err);
 	if (rc)
 		goto out;
 	rc = move_blocks(&t, err);

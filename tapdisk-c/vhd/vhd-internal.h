@@ -52,6 +52,12 @@ int vhd_file_open(int *fd, const char *path, unsigned int flags,
 		  struct stat *st, uint64_t *size, struct error *err);
 bool vhd_same_file(const struct stat *a, const struct stat *b);
 
+/*
+ * trailer.c: what is written up to data_end would lie over the footer at the
+ * end: another one behind it first, durable.
+ */
+int vhd_extend(struct vhd_image *image, uint64_t data_end, struct error *err);
+
 /* footer.c */
 /* The format's checksum: the complement of the sum of all bytes but the 4 at skip. */
 uint32_t vhd_checksum(const uint8_t *p, size_t len, size_t skip);
@@ -143,6 +149,16 @@ char *vhd_locator_path(int fd, const struct vhd_locator *locator);
 /* The bytes of a locator of this code for a relative path. */
 int vhd_locator_encode(uint8_t *out, size_t out_size, size_t *out_bytes,
 		       uint32_t code, const char *relative);
+/* A path of 4 KiB takes at most 3 times as much in a URL, twice in UTF-16. */
+#define VHD_LOCATORS_MAX (8u << 12)
+/*
+ * The header's locators anew, three for parent as seen from directory dir. Their
+ * data go to offset in the file, sector by sector; *used gets the bytes.
+ */
+int vhd_locators_encode(struct vhd_header *header,
+			uint8_t out[VHD_LOCATORS_MAX], uint64_t offset,
+			size_t *used, const char *image, const char *dir,
+			const char *parent, struct error *err);
 
 /* path.c: malloc'ed strings. */
 /* dirname with symbolic links resolved; the last component of path is kept out. */

@@ -177,6 +177,22 @@ struct vhd_resize_args {
 int vhd_resize(const struct vhd_resize_args *args, const struct config *cfg,
 	       struct error *err);
 
+/* parent.c */
+struct vhd_parent_args {
+	const char *path, *parent;
+	bool raw;
+	bool force;		/* another image than the chain has, or a larger one */
+};
+/*
+ * Another parent, or another name for it: one of the image's chain, known by UUID.
+ * Durable on return; the chain is the old or the new one at any time before.
+ */
+int vhd_set_parent(const struct vhd_parent_args *args, const struct config *cfg,
+		   struct error *err);
+
+/* fill.c: all sectors into the leaf. Durable on return; can be given again. */
+int vhd_fill(const char *path, const struct config *cfg, struct error *err);
+
 /* Writes batmap, both footers, truncates a file to its end, syncs. For a clean close. */
 int vhd_write_trailer(struct vhd_image *image, struct error *err);
 /*

@@ -4,6 +4,7 @@
 import random
 import shutil
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,12 @@ import pytest
 from tests.lib import vhdmake, vhdref
 from tests.lib.disk import Disk
 from tests.lib.vhdlog import killed_states, lost_states, run_recorded
-from tests.lib.vhdmake import DIFFERENCING, FIXED, MIB, Locator, Spec
+from tests.lib.vhdmake import FIXED, MIB, Spec
 from tests.lib.vhdutil import content, fails, ok, run
 
 pytestmark = pytest.mark.io
 
 KIB = 1 << 10
-TAP = {"creator": b"tap\0", "creator_version": 0x00010003}
 NEAR, FAR = 8, 40
 """MiB: within the capacity of the images made here, and beyond it."""
 
@@ -28,18 +28,18 @@ def pattern(sector: int) -> bytes:
 
 def dynamic(path: Path, *, reserve: bool = False) -> Path:
     """6 MiB with some data in two blocks, and perhaps room for FAR."""
-    ok("create", "-n", path, "-s", 6, *(["-S", FAR] if reserve else []))
+    ok("create", "-n", path, "-s", 6, *(["-S", str(FAR)] if reserve else []))
     with Disk(f"vhd:{path}") as disk:
         assert disk.batch(["w 3 20 1", "w 9000 7 2"]) == ["ok", "ok"]
     return path
 
 
-def small_blocks(path: Path, **more: object) -> Path:
+def small_blocks(path: Path, creator: bytes = b"win ", version: int = 0x000A0000) -> Path:
     """2 MiB in blocks of 4 KiB, most of them there: a larger BAT has many in its way."""
     numbers = list(range(500))
     random.Random(5).shuffle(numbers)
     blocks = {b: {s: pattern(8 * b + s) for s in range(8) if (b + s) % 3} for b in numbers[:300]}
-    spec = Spec(size=2 * MIB, block_size=4 * KIB, blocks=blocks, **more)  # type: ignore[arg-type]
+    spec = Spec(size=2 * MIB, block_size=4 * KIB, blocks=blocks, creator=creator, creator_version=version)
     return vhdmake.make(path, spec)
 
 
@@ -51,7 +51,8 @@ def with_parent(path: Path) -> Path:
     return path
 
 
-MAKERS = {"dynamic": dynamic, "small blocks": small_blocks, "differencing": with_parent}
+Maker = Callable[[Path], Path]
+MAKERS: dict[str, Maker] = {"dynamic": dynamic, "small blocks": small_blocks, "differencing": with_parent}
 
 
 def padded(data: bytes, megabytes: int) -> bytes:
@@ -101,7 +102,7 @@ def test_room_in_the_metadata_is_used(tmp_path: Path) -> None:
 
 
 def test_growing_again_and_again(tmp_path: Path) -> None:
-    path = small_blocks(tmp_path / "a.vhd", **TAP)
+    path = small_blocks(tmp_path / "a.vhd", b"tap\0", 0x00010003)
     before = content(path)
     size = path.stat().st_size
     for megabytes in range(3, 40, 3):
@@ -206,7 +207,8 @@ def test_the_largest_disk(tmp_path: Path) -> None:
 def test_wrong_calls_and_images_in_use_change_nothing(tmp_path: Path) -> None:
     path = dynamic(tmp_path / "a.vhd")
     before = path.read_bytes()
-    for args in (["-s", "8", "-f", "-j", "x"], ["-s", "8", "-f", "--force"], ["-s", "-1"], ["-s", "x"], []):
+    wrong: list[list[str]] = [["-s", "8", "-f", "-j", "x"], ["-s", "8", "-f", "--force"], ["-s", "-1"], ["-s", "x"], []]
+    for args in wrong:
         assert run("resize", "-n", path, *args).returncode == 2
     assert "is 0" in fails("resize", "-n", path, "-s", 0)
     with Disk(f"vhd:{path}", readonly=True):
@@ -216,7 +218,7 @@ def test_wrong_calls_and_images_in_use_change_nothing(tmp_path: Path) -> None:
     assert "repair" in fails("resize", "-n", path, "-s", 8)
 
 
-def states(tmp_path: Path, path: Path, *args: str | int) -> tuple[bytes, Path, Path]:
+def states(tmp_path: Path, path: Path, *args: str) -> tuple[bytes, Path, Path]:
     """Resizes the image; its content before, and what the states are made from."""
     before = tmp_path / "before"
     shutil.copyfile(path, before)
@@ -225,7 +227,7 @@ def states(tmp_path: Path, path: Path, *args: str | int) -> tuple[bytes, Path, P
     return data, before, tmp_path / "log"
 
 
-def judge(path: Path, old: bytes, new: bytes, *args: str | int) -> None:
+def judge(path: Path, old: bytes, new: bytes, *args: str) -> None:
     """It opens, is of the old size or the new one with all data, and the command can be given again."""
     assert content(path) in (old, new)
     run("repair", "-n", path)
@@ -235,14 +237,19 @@ def judge(path: Path, old: bytes, new: bytes, *args: str | int) -> None:
     sound(path)
 
 
-CUT = {"dynamic": (dynamic, 8), "small blocks": (small_blocks, 9), "differencing": (with_parent, 8), "smaller": (dynamic, 4)}
+CUT: dict[str, tuple[Maker, int]] = {
+    "dynamic": (dynamic, 8),
+    "small blocks": (small_blocks, 9),
+    "differencing": (with_parent, 8),
+    "smaller": (dynamic, 4),
+}
 
 
 @pytest.mark.parametrize("case", CUT)
 def test_cut_off_at_any_step(tmp_path: Path, case: str) -> None:
     maker, megabytes = CUT[case]
     path = maker(tmp_path / "a.vhd")
-    args = ["-s", megabytes, "--force"]
+    args = ["-s", str(megabytes), "--force"]
     old, before, log = states(tmp_path, path, *args)
     count = 0
     for count in killed_states(log, before, path):
@@ -256,7 +263,7 @@ def test_power_lost_at_any_moment(tmp_path: Path, case: str) -> None:
     print(f"{seed=}")
     maker, megabytes = CUT[case]
     path = maker(tmp_path / "a.vhd")
-    args = ["-s", megabytes, "--force"]
+    args = ["-s", str(megabytes), "--force"]
     old, before, log = states(tmp_path, path, *args)
     for _ in lost_states(log, before, path, 12, random.Random(seed)):
         judge(path, old, padded(old, megabytes), *args)
