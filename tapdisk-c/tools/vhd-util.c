@@ -22,6 +22,7 @@ static const struct vhd_util_command *const commands[] = {
 	&vhd_util_fill,
 	&vhd_util_revert,
 	&vhd_util_key,
+	&vhd_util_scan,
 };
 
 #define NR_COMMANDS (sizeof(commands) / sizeof(commands[0]))
