@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-/* vhd-util: make, look at and check VHD images. */
+/* vhd-util: make, look at, change and check VHD images. */
 #include "tools/vhd-util.h"
 
 #include <errno.h>
@@ -23,6 +23,8 @@ static const struct vhd_util_command *const commands[] = {
 	&vhd_util_revert,
 	&vhd_util_key,
 	&vhd_util_scan,
+	&vhd_util_map,
+	&vhd_util_compare,
 };
 
 #define NR_COMMANDS (sizeof(commands) / sizeof(commands[0]))

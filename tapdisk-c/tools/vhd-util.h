@@ -24,6 +24,8 @@ extern const struct vhd_util_command vhd_util_fill;
 extern const struct vhd_util_command vhd_util_revert;
 extern const struct vhd_util_command vhd_util_key;
 extern const struct vhd_util_command vhd_util_scan;
+extern const struct vhd_util_command vhd_util_map;
+extern const struct vhd_util_command vhd_util_compare;
 
 /* Prints the command's options; the exit status for a wrong or (-h) right call. */
 int vhd_util_usage(const struct vhd_util_command *self, int opt);

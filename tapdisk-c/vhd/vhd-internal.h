@@ -177,8 +177,19 @@ int vhd_mark_parent(int fd, const char *path, struct error *err);
 /* bitmap: bitmap_sectors * VHD_SECTOR bytes; block is allocated. */
 int vhd_read_bitmap(const struct vhd_image *image, uint32_t block,
 		    uint8_t *bitmap);
+/* What holds a run of sectors. */
+struct vhd_place {
+	int fd;			/* -1: nothing, it reads as zeros */
+	unsigned int level;	/* in the chain, 0 for the leaf; its depth for nothing */
+	uint64_t offset;	/* in the file, bytes */
+	uint32_t count;		/* sectors, at most limit; not always all there are */
+};
+int vhd_chain_locate(const struct vhd_chain *chain, uint64_t sector,
+		     uint32_t limit, struct vhd_place *place,
+		     struct error *err);
 /*
- * What a guest would read; sector + count lies inside the leaf.
+ * What a guest would read; sector + count lies inside the leaf. A chain may be a raw
+ * file alone.
  */
 int vhd_chain_read(const struct vhd_chain *chain, uint64_t sector,
 		   uint32_t count, uint8_t *buf, struct error *err);
