@@ -160,7 +160,7 @@ def test_the_parent_is_the_old_one_or_the_new_one_at_any_step(tmp_path: Path, lo
     data, before, log = content(leaf), tmp_path / "before", tmp_path / "log"
     shutil.copyfile(leaf, before)
     run_recorded(log, leaf, "modify", "-n", leaf, "-p", other)
-    states = lost_states(log, before, leaf, 20, random.Random(seed)) if lost else killed_states(log, before, leaf)
+    states = lost_states(log, before, leaf, random.Random(seed)) if lost else killed_states(log, before, leaf)
     for _ in states:
         assert content(leaf) == data
         assert ok("query", "-n", leaf, "-p") in (f"{middle}\n", f"{other}\n")
@@ -211,7 +211,7 @@ def test_fill_cut_off(tmp_path: Path, lost: bool) -> None:
     data, before, log = content(leaf), tmp_path / "before", tmp_path / "log"
     shutil.copyfile(leaf, before)
     run_recorded(log, leaf, "fill", "-n", leaf)
-    states = lost_states(log, before, leaf, 10, random.Random(seed)) if lost else killed_states(log, before, leaf)
+    states = lost_states(log, before, leaf, random.Random(seed)) if lost else killed_states(log, before, leaf)
     for _ in states:
         assert content(leaf) == data
         run("repair", "-n", leaf)

@@ -265,5 +265,5 @@ def test_power_lost_at_any_moment(tmp_path: Path, case: str) -> None:
     path = maker(tmp_path / "a.vhd")
     args = ["-s", str(megabytes), "--force"]
     old, before, log = states(tmp_path, path, *args)
-    for _ in lost_states(log, before, path, 12, random.Random(seed)):
+    for _ in lost_states(log, before, path, random.Random(seed)):
         judge(path, old, padded(old, megabytes), *args)

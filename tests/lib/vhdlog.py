@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.lib.programs import program
-from tests.lib.recordlog import SECTOR, SIZE, WRITE, after_power_loss, read_log
+from tests.lib.recordlog import FILE, MAGIC, RECORD, SECTOR, SIZE, SYNC, WRITE, after_power_loss, read_log
 
 
 def run_recorded(log: Path, image: Path, *args: str | Path | int) -> None:
@@ -49,11 +49,19 @@ def killed_states(log: Path, before: Path, state: Path) -> Iterator[int]:
             number += 1
 
 
-def lost_states(log: Path, before: Path, state: Path, count: int, chance: random.Random) -> Iterator[int]:
-    """Makes `state` what a power loss at a random moment may leave, count times."""
-    size = log.stat().st_size
-    for number in range(count):
-        files = read_log(log, chance.randint(1024, size))
-        if files:
-            after_power_loss(files[0], before, state, chance)
-            yield number
+def _syncs(log: Path) -> list[int]:
+    """Where in the log each sync has begun: all before it may be lost or not."""
+    raw, at, ends = log.read_bytes(), len(MAGIC), []
+    while at < len(raw):
+        kind, _, _, _, length, _ = RECORD.unpack_from(raw, at)
+        at += RECORD.size + (length if kind in (FILE, WRITE) else 0)
+        if kind == SYNC:
+            ends.append(at)
+    return ends
+
+
+def lost_states(log: Path, before: Path, state: Path, chance: random.Random) -> Iterator[int]:
+    """Makes `state` what a power loss during each sync may leave, some of all there are; counts them."""
+    for number, end in enumerate(_syncs(log) * 3):
+        after_power_loss(read_log(log, end)[0], before, state, chance)
+        yield number
