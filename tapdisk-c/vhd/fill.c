@@ -8,7 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "vhd/vhd-internal.h"
+#include "vhd/resize.h"
 
 #define BATCH_BYTES (64u << 20)
 
@@ -180,6 +180,8 @@ int vhd_fill(const char *path, const struct config *cfg, struct error *err)
 	rc = fill_all(&f, err);
 	if (!rc)
 		rc = vhd_write_trailer(f.leaf, err);
+	else if (!vhd_find_data_end(f.leaf, NULL))
+		vhd_write_trailer(f.leaf, NULL);	/* without what was reserved */
 out:
 	free(f.data);
 	free(f.bitmap);

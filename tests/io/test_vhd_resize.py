@@ -4,7 +4,8 @@
 import random
 import shutil
 import struct
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -216,6 +217,38 @@ def test_wrong_calls_and_images_in_use_change_nothing(tmp_path: Path) -> None:
     assert path.read_bytes() == before
     vhdmake.set_footer(path, "geometry", b"\1\1\1\1", fix=False, tail=False)
     assert "repair" in fails("resize", "-n", path, "-s", 8)
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator[Path]:
+    """A loop device of 5 MiB with an image of 6 MiB, two blocks of which are there."""
+    (tmp_path / "disk").write_bytes(bytes(5 * MIB))
+    name = subprocess.run(
+        ["losetup", "--show", "-f", tmp_path / "disk"], capture_output=True, check=True, text=True
+    ).stdout.strip()
+    ok("create", "-n", name, "-s", 6)
+    with Disk(f"vhd:{name}") as disk:
+        assert disk.batch(["w 3 20 1", "w 9000 7 2"]) == ["ok", "ok"]
+    yield Path(name)
+    subprocess.run(["losetup", "-d", name], check=True)
+
+
+def test_on_a_block_device(tmp_path: Path, device: Path) -> None:
+    data, before = content(device), device.read_bytes()
+    assert "extend the device" in fails("resize", "-n", device, "-s", 400000)
+    assert device.read_bytes() == before
+    with (tmp_path / "disk").open("r+b") as file:
+        file.truncate(12 * MIB)
+    subprocess.run(["losetup", "-c", device], check=True)
+    ok("resize", "-n", device, "-s", 40)
+    assert content(device) == padded(data, 40)
+    assert run("check", "-n", device, "-b").stderr == b""
+    assert vhdref.Footer.parse(device.read_bytes()[-512:]).current_size == 40 * MIB
+    ok("resize", "-n", device, "-s", 4, "--force")
+    assert content(device) == padded(data, 4)
+    ok("resize", "-n", device, "-s", 40)
+    assert "extend the device" in fails("fill", "-n", device)
+    assert content(device) == padded(padded(data, 4), 40)
 
 
 def states(tmp_path: Path, path: Path, *args: str) -> tuple[bytes, Path, Path]:
