@@ -85,7 +85,7 @@ static void look_raw(struct found *f)
 	f->hidden = 1;
 }
 
-/* By name, beside the child; the name with its directory if it is taken from a locator. */
+/* The first name that the child gives, whether or not there is such a file. */
 static void stored_parent(struct found *f, const struct vhd_image *image)
 {
 	struct vhd_parent_name names[VHD_MAX_NAMES];
