@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-only
-/* vhd-util: make, look at and check VHD images. */
+/* vhd-util: make, look at, change and check VHD images. */
 #include "tools/vhd-util.h"
 
 #include <errno.h>
@@ -17,6 +17,9 @@ static const struct vhd_util_command *const commands[] = {
 	&vhd_util_create, &vhd_util_snapshot, &vhd_util_query,
 	&vhd_util_read, &vhd_util_check, &vhd_util_repair,
 	&vhd_util_coalesce, &vhd_util_copy, &vhd_util_convert,
+	&vhd_util_resize, &vhd_util_set, &vhd_util_modify, &vhd_util_fill,
+	&vhd_util_revert, &vhd_util_key, &vhd_util_scan, &vhd_util_map,
+	&vhd_util_compare,
 };
 
 #define NR_COMMANDS (sizeof(commands) / sizeof(commands[0]))

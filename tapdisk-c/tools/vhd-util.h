@@ -18,7 +18,9 @@ struct vhd_util_command {
 
 extern const struct vhd_util_command vhd_util_create, vhd_util_snapshot,
 	vhd_util_query, vhd_util_read, vhd_util_check, vhd_util_repair,
-	vhd_util_coalesce, vhd_util_copy, vhd_util_convert;
+	vhd_util_coalesce, vhd_util_copy, vhd_util_convert, vhd_util_resize,
+	vhd_util_set, vhd_util_modify, vhd_util_fill, vhd_util_revert,
+	vhd_util_key, vhd_util_scan, vhd_util_map, vhd_util_compare;
 
 /* Of a long command. bar and fd come from its options, fd is -1 without. */
 struct vhd_util_progress {

@@ -209,3 +209,34 @@ out:
 	free(bat);
 	return rc;
 }
+
+int vhd_bat_write(struct vhd_image *image, uint32_t first, uint32_t count,
+		  struct error *err)
+{
+	const uint32_t per = VHD_SECTOR / 4;
+	uint8_t raw[VHD_SECTOR], old[VHD_SECTOR];
+	int rc;
+
+	for (uint32_t end = first + count; first < end;) {
+		uint32_t start = first - first % per;
+		uint64_t at = image->header.table_offset + 4ull * start;
+
+		rc = vhd_read_at(image->fd, old, sizeof(old), at);
+		if (rc)
+			goto fail;
+		memcpy(raw, old, sizeof(raw));
+		for (; first < end && first < start + per; first++)
+			put_be32(raw + 4 * (first - start),
+				 first < image->bat_entries ?
+				 vhd_bat(image, first) : VHD_BAT_UNUSED);
+		if (!memcmp(raw, old, sizeof(raw)))
+			continue;
+		rc = vhd_write_at(image->fd, raw, sizeof(raw), at);
+		if (rc)
+			goto fail;
+	}
+	return 0;
+fail:
+	return error_set(err, rc, "%s: BAT: writing: %s", image->path,
+			 strerror(-rc));
+}

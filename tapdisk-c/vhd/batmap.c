@@ -63,8 +63,19 @@ void vhd_batmap_header_init(uint8_t out[VHD_SECTOR], uint64_t offset,
 		 vhd_batmap_checksum(zeros, sizeof(zeros), BATMAP_1_2));
 }
 
+void vhd_batmap_header_move(uint8_t head[VHD_SECTOR], uint64_t offset,
+			    uint32_t sectors, const uint8_t *map,
+			    uint32_t covered)
+{
+	put_be64(head + OFF_MAP_OFFSET, offset);
+	put_be32(head + OFF_MAP_SECTORS, sectors);
+	put_be32(head + OFF_CHECKSUM,
+		 vhd_batmap_checksum(map, covered,
+				     get_be32(head + OFF_VERSION)));
+}
+
 /* Only XenServer's images have one; of version 1.1 not all. */
-static bool may_have_batmap(const struct vhd_image *image)
+bool vhd_may_have_batmap(const struct vhd_image *image)
 {
 	return vhd_creator_is_tap(&image->footer) &&
 	       image->footer.creator_version >= VHD_TAP_VERSION(1, 1);
@@ -89,7 +100,7 @@ int vhd_batmap_load(struct vhd_image *image, uint64_t limit, struct error *err)
 	int rc;
 
 	image->has_batmap = false;
-	if (!may_have_batmap(image))
+	if (!vhd_may_have_batmap(image))
 		return 0;
 	if (at + VHD_SECTOR > limit)
 		return 0;
@@ -162,10 +173,11 @@ int vhd_batmap_store(struct vhd_image *image, struct error *err)
 
 	if (!image->has_batmap)
 		return 0;
-	/* The rest of the header (marker) is kept as it is. */
+	/* The rest of the header is kept as it is. */
 	rc = vhd_read_at(image->fd, head, sizeof(head), at);
 	if (rc)
 		goto fail;
+	head[OFF_MARKER] = image->batmap_marker;
 	put_be32(head + OFF_CHECKSUM,
 		 vhd_batmap_checksum(image->batmap, covered,
 			      get_be32(head + OFF_VERSION)));

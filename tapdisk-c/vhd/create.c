@@ -114,46 +114,11 @@ static void init_footer(struct plan *p, uint64_t size)
 	uuid_generate(f->uuid);
 }
 
-/* The three locators' data, sector by sector; returns the bytes used. */
-static int encode_locators(struct plan *p, uint8_t *out, size_t out_size,
-			   uint64_t offset, size_t *used, struct error *err)
-{
-	static const uint32_t code[] = { VHD_LOC_MACX, VHD_LOC_W2KU,
-					 VHD_LOC_W2RU };
-	char *relative = vhd_relative_path(p->dir, p->args->parent);
-	size_t n;
-	int rc = 0;
-
-	*used = 0;
-	if (!relative)
-		return fail(p->args->parent, -errno, "path", err);
-	for (unsigned int i = 0; i < 3 && !rc; i++) {
-		struct vhd_locator *l = &p->header.locator[i];
-
-		rc = vhd_locator_encode(out + *used, out_size - *used, &n,
-					code[i], relative);
-		if (rc)
-			break;
-		l->code = code[i];
-		l->data_len = (uint32_t)n;
-		l->data_space = (uint32_t)round_up_u64(n, VHD_SECTOR);
-		l->data_offset = offset + *used;
-		*used += l->data_space;
-	}
-	if (rc)
-		error_set(err, rc,
-			  "%s: parent name '%s' can't be written into a VHD (%s); rename or move it: no backslash, UTF-8, and not so long",
-			  p->args->path, relative, strerror(-rc));
-	free(relative);
-	return rc;
-}
-
 /* Everything before the blocks, as bytes. */
 static int encode_metadata(struct plan *p, uint64_t capacity, int64_t mtime,
 			   struct error *err)
 {
-	/* A path of 4 KiB takes at most 3 times as much in a URL, twice in UTF-16. */
-	const size_t locator_max = 8u << 12;
+	const size_t locator_max = VHD_LOCATORS_MAX;
 	struct vhd_header *h = &p->header;
 	uint64_t batmap, map, locators;
 	uint32_t map_sectors;
@@ -182,8 +147,9 @@ static int encode_metadata(struct plan *p, uint64_t capacity, int64_t mtime,
 				  p->parent->image[0]->footer.uuid);
 		snprintf(h->parent_name, sizeof(h->parent_name), "%s",
 			 vhd_base_name(p->args->parent));
-		rc = encode_locators(p, p->metadata + locators, locator_max,
-				     locators, &used, err);
+		rc = vhd_locators_encode(h, p->metadata + locators, locators,
+					 &used, p->args->path, p->dir,
+					 p->args->parent, err);
 	}
 	p->metadata_bytes = (size_t)locators + used;
 	vhd_footer_encode(p->metadata, &p->footer);

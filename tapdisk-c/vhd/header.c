@@ -52,6 +52,15 @@ void vhd_header_encode(uint8_t out[VHD_HEADER_BYTES],
 		 vhd_checksum(out, VHD_HEADER_BYTES, OFF_CHECKSUM));
 }
 
+void vhd_header_set_table(uint8_t raw[VHD_HEADER_BYTES], uint64_t table_offset,
+			  uint32_t max_bat_size)
+{
+	put_be64(raw + OFF_TABLE_OFFSET, table_offset);
+	put_be32(raw + OFF_MAX_BAT, max_bat_size);
+	put_be32(raw + OFF_CHECKSUM,
+		 vhd_checksum(raw, VHD_HEADER_BYTES, OFF_CHECKSUM));
+}
+
 int vhd_header_decode(struct vhd_header *h, const uint8_t in[VHD_HEADER_BYTES],
 		      const char *path, struct error *err)
 {

@@ -123,10 +123,9 @@ static int check_locator(const struct vhd_image *image, unsigned int i,
 	return 0;
 }
 
-/* All metadata, none of it on top of another; data_end gets its end. */
-static int collect_extents(struct vhd_image *image,
-			   struct vhd_extent extent[VHD_MAX_EXTENTS],
-			   unsigned int *nr, uint64_t limit, struct error *err)
+int vhd_collect_extents(struct vhd_image *image,
+			struct vhd_extent extent[VHD_MAX_EXTENTS],
+			unsigned int *nr, uint64_t limit, struct error *err)
 {
 	const struct vhd_header *h = &image->header;
 	uint64_t batmap = vhd_batmap_header_offset(h), space;
@@ -237,7 +236,7 @@ static int load_dynamic(struct vhd_image *image, uint64_t limit,
 	rc = vhd_batmap_load(image, limit, err);
 	if (rc)
 		return rc;
-	rc = collect_extents(image, extent, &n, limit, err);
+	rc = vhd_collect_extents(image, extent, &n, limit, err);
 	if (rc)
 		return rc;
 	rc = vhd_bat_load(image, extent, n, limit, err);

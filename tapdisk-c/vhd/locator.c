@@ -243,3 +243,40 @@ int vhd_locator_encode(uint8_t *out, size_t out_size, size_t *out_bytes,
 	free(windows);
 	return rc;
 }
+
+int vhd_locators_encode(struct vhd_header *header,
+			uint8_t out[VHD_LOCATORS_MAX], uint64_t offset,
+			size_t *used, const char *image, const char *dir,
+			const char *parent, struct error *err)
+{
+	static const uint32_t code[] = { VHD_LOC_MACX, VHD_LOC_W2KU,
+					 VHD_LOC_W2RU };
+	char *relative = vhd_relative_path(dir, parent);
+	size_t n;
+	int rc = 0;
+
+	*used = 0;
+	if (!relative)
+		return error_set(err, -errno, "%s: path: %s", parent,
+				 strerror(errno));
+	memset(header->locator, 0, sizeof(header->locator));
+	for (unsigned int i = 0; i < 3 && !rc; i++) {
+		struct vhd_locator *l = &header->locator[i];
+
+		rc = vhd_locator_encode(out + *used, VHD_LOCATORS_MAX - *used,
+					&n, code[i], relative);
+		if (rc)
+			break;
+		l->code = code[i];
+		l->data_len = (uint32_t)n;
+		l->data_space = (uint32_t)round_up_u64(n, VHD_SECTOR);
+		l->data_offset = offset + *used;
+		*used += l->data_space;
+	}
+	if (rc)
+		error_set(err, rc,
+			  "%s: parent name '%s' can't be written into a VHD (%s); rename or move it: no backslash, UTF-8, and not so long",
+			  image, relative, strerror(-rc));
+	free(relative);
+	return rc;
+}

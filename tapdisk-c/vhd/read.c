@@ -19,15 +19,13 @@ static uint32_t min_u32(uint64_t a, uint32_t b)
 	return a < b ? (uint32_t)a : b;
 }
 
-/*
- * The longest run from sector, of at most *count sectors, that one place
- * holds: *fd and *offset, or *fd = -1 for zeros.
- */
-static int locate(const struct vhd_chain *chain, uint64_t sector,
-		  uint32_t *count, int *fd, uint64_t *offset,
-		  struct error *err)
+int vhd_chain_locate(const struct vhd_chain *chain, uint64_t sector,
+		     uint32_t limit, struct vhd_place *place, struct error *err)
 {
-	*fd = -1;
+	uint32_t *count = &place->count;
+
+	*place = (struct vhd_place){ .fd = -1, .level = chain->depth,
+				     .count = limit };
 	for (unsigned int i = 0; i < chain->nr_vhd; i++) {
 		const struct vhd_image *image = chain->image[i];
 		uint64_t size = image->footer.current_size / VHD_SECTOR;
@@ -41,8 +39,9 @@ static int locate(const struct vhd_chain *chain, uint64_t sector,
 			return 0;
 		*count = min_u32(size - sector, *count);
 		if (image->footer.type == VHD_FIXED) {
-			*fd = image->fd;
-			*offset = sector * VHD_SECTOR;
+			place->fd = image->fd;
+			place->level = i;
+			place->offset = sector * VHD_SECTOR;
 			return 0;
 		}
 		block = (uint32_t)(sector / image->spb);
@@ -63,16 +62,19 @@ static int locate(const struct vhd_chain *chain, uint64_t sector,
 			return error_set(err, rc, "%s: bitmap of block %u: %s",
 					 image->path, block, strerror(-rc));
 		if (set) {
-			*fd = image->fd;
-			*offset = ((uint64_t)vhd_bat(image, block) +
-				   image->bitmap_sectors + first) * VHD_SECTOR;
+			place->fd = image->fd;
+			place->level = i;
+			place->offset = ((uint64_t)vhd_bat(image, block) +
+					 image->bitmap_sectors + first) *
+					VHD_SECTOR;
 			return 0;
 		}
 	}
 	if (chain->raw_fd >= 0 && sector < chain->raw_sectors) {
 		*count = min_u32(chain->raw_sectors - sector, *count);
-		*fd = chain->raw_fd;
-		*offset = sector * VHD_SECTOR;
+		place->fd = chain->raw_fd;
+		place->level = chain->nr_vhd;
+		place->offset = sector * VHD_SECTOR;
 	}
 	return 0;
 }
@@ -81,27 +83,27 @@ int vhd_chain_read(const struct vhd_chain *chain, uint64_t sector,
 		   uint32_t count, uint8_t *buf, struct error *err)
 {
 	while (count) {
-		uint64_t offset = 0;
-		uint32_t n = count;
+		struct vhd_place place;
 		size_t bytes;
-		int fd, rc;
+		int rc;
 
-		rc = locate(chain, sector, &n, &fd, &offset, err);
+		rc = vhd_chain_locate(chain, sector, count, &place, err);
 		if (rc)
 			return rc;
-		bytes = (size_t)n * VHD_SECTOR;
-		if (fd < 0)
+		bytes = (size_t)place.count * VHD_SECTOR;
+		if (place.fd < 0)
 			memset(buf, 0, bytes);
 		else
-			rc = vhd_read_at(fd, buf, bytes, offset);
+			rc = vhd_read_at(place.fd, buf, bytes, place.offset);
 		if (rc)
 			return error_set(err, rc, "%s: reading sector %llu: %s",
-					 chain->image[0]->path,
+					 chain->nr_vhd ? chain->image[0]->path :
+							 chain->raw_path,
 					 (unsigned long long)sector,
 					 strerror(-rc));
 		buf += bytes;
-		sector += n;
-		count -= n;
+		sector += place.count;
+		count -= place.count;
 	}
 	return 0;
 }

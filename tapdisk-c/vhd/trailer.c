@@ -36,6 +36,8 @@ static int write_end(struct vhd_image *image, struct error *err)
 	if (!image->is_blk &&
 	    ftruncate(image->fd, (off_t)(tail + VHD_FOOTER_BYTES)))
 		return fail(image, -errno, "truncate", err);
+	if (!image->is_blk)
+		image->file_size = tail + VHD_FOOTER_BYTES;
 	return 0;
 }
 
@@ -74,4 +76,22 @@ int vhd_write_trailer(struct vhd_image *image, struct error *err)
 	if (fdatasync(image->fd))
 		return fail(image, -errno, "sync", err);
 	return 0;
+}
+
+int vhd_extend(struct vhd_image *image, uint64_t data_end, struct error *err)
+{
+	uint8_t raw[VHD_FOOTER_BYTES];
+	int rc;
+
+	if (image->is_blk)
+		data_end = image->file_size - VHD_FOOTER_BYTES;
+	else if (data_end + VHD_FOOTER_BYTES <= image->file_size)
+		return 0;
+	vhd_footer_encode(raw, &image->footer);
+	rc = vhd_write_at(image->fd, raw, sizeof(raw), data_end);
+	if (rc)
+		return fail(image, rc, "writing the footer", err);
+	if (!image->is_blk)
+		image->file_size = data_end + VHD_FOOTER_BYTES;
+	return fdatasync(image->fd) ? fail(image, -errno, "sync", err) : 0;
 }

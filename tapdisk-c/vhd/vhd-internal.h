@@ -52,6 +52,12 @@ int vhd_file_open(int *fd, const char *path, unsigned int flags,
 		  struct stat *st, uint64_t *size, struct error *err);
 bool vhd_same_file(const struct stat *a, const struct stat *b);
 
+/*
+ * trailer.c: what is written up to data_end would lie over the footer at the
+ * end: another one behind it first, durable.
+ */
+int vhd_extend(struct vhd_image *image, uint64_t data_end, struct error *err);
+
 /* footer.c */
 /* The format's checksum: the complement of the sum of all bytes but the 4 at skip. */
 uint32_t vhd_checksum(const uint8_t *p, size_t len, size_t skip);
@@ -72,6 +78,9 @@ void vhd_header_encode(uint8_t out[VHD_HEADER_BYTES],
 int vhd_header_decode(struct vhd_header *header,
 		      const uint8_t in[VHD_HEADER_BYTES], const char *path,
 		      struct error *err);
+/* Changes where the BAT is in an encoded header; only its first sector. */
+void vhd_header_set_table(uint8_t raw[VHD_HEADER_BYTES], uint64_t table_offset,
+			  uint32_t max_bat_size);
 /* Bytes that the locator occupies by its data_space. */
 uint64_t vhd_locator_space(const struct vhd_locator *locator);
 
@@ -82,7 +91,19 @@ int vhd_utf16_decode(char *out, size_t out_size, const uint8_t *in,
 int vhd_utf16_encode(uint8_t *out, size_t out_size, size_t *out_bytes,
 		     const char *in, bool big_endian);
 
+/* image.c */
+/* All metadata, none of it on top of another; data_end becomes at least its end. */
+int vhd_collect_extents(struct vhd_image *image,
+			struct vhd_extent extent[VHD_MAX_EXTENTS],
+			unsigned int *nr, uint64_t limit, struct error *err);
+
 /* bat.c */
+/*
+ * Writes count entries from first on to the image as they are in memory, and as
+ * unused past bat_entries. Writes whole sectors, and only those that change.
+ */
+int vhd_bat_write(struct vhd_image *image, uint32_t first, uint32_t count,
+		  struct error *err);
 /* Reads and checks the BAT; sets bat and data_end. */
 int vhd_bat_load(struct vhd_image *image, const struct vhd_extent *extent,
 		 unsigned int nr_extents, uint64_t limit, struct error *err);
@@ -99,6 +120,12 @@ int vhd_batmap_load(struct vhd_image *image, uint64_t limit,
 /* Clears bits of blocks that the BAT doesn't have. */
 void vhd_batmap_trim(struct vhd_image *image);
 int vhd_batmap_store(struct vhd_image *image, struct error *err);
+/* Whether an image of this creator has one as a rule. */
+bool vhd_may_have_batmap(const struct vhd_image *image);
+/* The header of the batmap as it is but for the map's place, size and checksum. */
+void vhd_batmap_header_move(uint8_t head[VHD_SECTOR], uint64_t offset,
+			    uint32_t sectors, const uint8_t *map,
+			    uint32_t covered);
 /* A new image's header sector, for an empty map of sectors at offset. */
 void vhd_batmap_header_init(uint8_t out[VHD_SECTOR], uint64_t offset,
 			    uint32_t sectors);
@@ -122,6 +149,16 @@ char *vhd_locator_path(int fd, const struct vhd_locator *locator);
 /* The bytes of a locator of this code for a relative path. */
 int vhd_locator_encode(uint8_t *out, size_t out_size, size_t *out_bytes,
 		       uint32_t code, const char *relative);
+/* A path of 4 KiB takes at most 3 times as much in a URL, twice in UTF-16. */
+#define VHD_LOCATORS_MAX (8u << 12)
+/*
+ * The header's locators anew, three for parent as seen from directory dir. Their
+ * data go to offset in the file, sector by sector; *used gets the bytes.
+ */
+int vhd_locators_encode(struct vhd_header *header,
+			uint8_t out[VHD_LOCATORS_MAX], uint64_t offset,
+			size_t *used, const char *image, const char *dir,
+			const char *parent, struct error *err);
 
 /* path.c: malloc'ed strings. */
 /* dirname with symbolic links resolved; the last component of path is kept out. */
@@ -140,8 +177,19 @@ int vhd_mark_parent(int fd, const char *path, struct error *err);
 /* bitmap: bitmap_sectors * VHD_SECTOR bytes; block is allocated. */
 int vhd_read_bitmap(const struct vhd_image *image, uint32_t block,
 		    uint8_t *bitmap);
+/* What holds a run of sectors. */
+struct vhd_place {
+	int fd;			/* -1: nothing, it reads as zeros */
+	unsigned int level;	/* in the chain, 0 for the leaf; its depth for nothing */
+	uint64_t offset;	/* in the file, bytes */
+	uint32_t count;		/* sectors, at most limit; not always all there are */
+};
+int vhd_chain_locate(const struct vhd_chain *chain, uint64_t sector,
+		     uint32_t limit, struct vhd_place *place,
+		     struct error *err);
 /*
- * What a guest would read; sector + count lies inside the leaf.
+ * What a guest would read; sector + count lies inside the leaf. A chain may be a raw
+ * file alone.
  */
 int vhd_chain_read(const struct vhd_chain *chain, uint64_t sector,
 		   uint32_t count, uint8_t *buf, struct error *err);

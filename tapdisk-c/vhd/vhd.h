@@ -183,6 +183,37 @@ int vhd_create(const struct vhd_create_args *args, const struct config *cfg,
 int vhd_publish(const char *tmp, const char *path, const char *dir,
 		struct error *err);
 
+/* resize.c */
+struct vhd_resize_args {
+	const char *path;
+	uint64_t size;		/* bytes; of a dynamic image rounded up to a block */
+	bool in_place;		/* only if the BAT has room, and never smaller */
+	bool drop_data;		/* smaller even if data are lost */
+};
+/*
+ * Durable on return; whole, and of the old or the new size, at any time before.
+ * What is added reads as zeros. Only what has no children can become smaller,
+ * and no smaller than its parent.
+ */
+int vhd_resize(const struct vhd_resize_args *args, const struct config *cfg,
+	       struct error *err);
+
+/* parent.c */
+struct vhd_parent_args {
+	const char *path, *parent;
+	bool raw;
+	bool force;		/* another image than the chain has, or a larger one */
+};
+/*
+ * Another parent, or another name for it: one of the image's chain, known by UUID.
+ * Durable on return; the chain is the old or the new one at any time before.
+ */
+int vhd_set_parent(const struct vhd_parent_args *args, const struct config *cfg,
+		   struct error *err);
+
+/* fill.c: all sectors into the leaf. Durable on return; can be given again. */
+int vhd_fill(const char *path, const struct config *cfg, struct error *err);
+
 /* Writes batmap, both footers, truncates a file to its end, syncs. For a clean close. */
 int vhd_write_trailer(struct vhd_image *image, struct error *err);
 /*

@@ -310,7 +310,7 @@ def test_repair_refuses_an_image_in_use(tmp_path: Path) -> None:
 # all
 
 
-@pytest.mark.parametrize("command", ["create", "snapshot", "query", "read", "repair"])
+@pytest.mark.parametrize("command", ["create", "snapshot", "query", "read", "repair", "resize"])
 def test_a_wrong_call_is_status_2(command: str) -> None:
     wrong: list[list[str]] = [[], ["-n", "x", "extra"], ["-?"]]
     for args in wrong:

@@ -1,0 +1,343 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+/*
+ * Another parent for an image. Header and locators can't be changed in one write, so
+ * a second header is written where nothing is, the footers are switched to it,
+ * the header in its place is written, and the footers are switched back.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "vhd/resize.h"
+
+struct change {
+	const struct vhd_parent_args *args;
+	struct vhd_image *image;
+	struct vhd_chain *parent;
+	int raw_fd;
+	struct stat st;			/* the parent's */
+	char *dir;			/* the image's, for relative paths */
+	struct vhd_header header;
+	uint8_t locators[VHD_LOCATORS_MAX];
+};
+
+static int fail(const char *path, int rc, const char *what, struct error *err)
+{
+	return error_set(err, rc, "%s: %s: %s", path, what, strerror(-rc));
+}
+
+static bool clear_of_blocks(const struct vhd_image *image, uint64_t at,
+			    uint64_t end)
+{
+	uint64_t len = ((uint64_t)image->spb + image->bitmap_sectors) *
+		       VHD_SECTOR;
+
+	for (uint32_t i = 0; i < image->bat_entries; i++) {
+		uint64_t start = (uint64_t)vhd_bat(image, i) * VHD_SECTOR;
+
+		if (vhd_bat(image, i) != VHD_BAT_UNUSED && start < end &&
+		    at < start + len)
+			return false;
+	}
+	return true;
+}
+
+/*
+ * The lowest place for bytes clear of blocks, metadata and the header's home; if
+ * need be the end.
+ */
+static int find_room(struct vhd_image *image, uint64_t bytes, uint64_t home,
+		     uint64_t *at, struct error *err)
+{
+	struct vhd_extent extent[VHD_MAX_EXTENTS + 1];
+	uint64_t end = image->data_end;
+	unsigned int n;
+	int rc;
+
+	rc = vhd_collect_extents(image, extent, &n, INT64_MAX, err);
+	image->data_end = end;
+	if (rc)
+		return rc;
+	extent[n++] = (struct vhd_extent){ home, home + VHD_HEADER_BYTES, "" };
+	*at = image->data_end;
+	for (unsigned int i = 0; i < n; i++) {
+		uint64_t start = round_up_u64(extent[i].end, VHD_SECTOR);
+		bool clear = start < *at &&
+			     clear_of_blocks(image, start, start + bytes);
+
+		for (unsigned int j = 0; j < n && clear; j++)
+			clear = extent[j].start >= start + bytes ||
+				start >= extent[j].end;
+		if (clear)
+			*at = start;
+	}
+	if (*at + bytes <= image->data_end)
+		return 0;
+	if (image->is_blk && *at + bytes > image->file_size - VHD_FOOTER_BYTES)
+		return error_set(err, -ENOSPC,
+				 "%s: no room for the parent's name; extend the device by %llu bytes or more first",
+				 image->path, (unsigned long long)bytes);
+	rc = vhd_extend(image, *at + bytes, err);
+	if (!rc)
+		image->data_end = *at + bytes;
+	return rc;
+}
+
+/* Header and locators, to be synced. */
+static int write_header(struct change *c, uint64_t header, uint64_t locators,
+			struct error *err)
+{
+	struct vhd_image *image = c->image;
+	uint8_t raw[VHD_HEADER_BYTES];
+	size_t used;
+	int rc;
+
+	rc = vhd_locators_encode(&c->header, c->locators, locators, &used,
+				 image->path, c->dir, c->args->parent, err);
+	if (rc)
+		return rc;
+	vhd_header_encode(raw, &c->header);
+	rc = vhd_write_at(image->fd, c->locators, used, locators);
+	if (!rc)
+		rc = vhd_write_at(image->fd, raw, sizeof(raw), header);
+	if (!rc && fdatasync(image->fd))
+		rc = -errno;
+	return rc ? fail(image->path, rc, "writing the header", err) : 0;
+}
+
+/* Where the header belongs: behind the footer copy, unless something else is there. */
+static int find_home(struct vhd_image *image, uint64_t *home, struct error *err)
+{
+	const uint64_t start = VHD_FOOTER_BYTES, end = start + VHD_HEADER_BYTES;
+	struct vhd_extent extent[VHD_MAX_EXTENTS];
+	uint64_t data_end = image->data_end;
+	unsigned int n;
+	int rc;
+
+	rc = vhd_collect_extents(image, extent, &n, INT64_MAX, err);
+	image->data_end = data_end;
+	*home = clear_of_blocks(image, start, end) ? start :
+						     image->footer.data_offset;
+	for (unsigned int i = 0; !rc && i < n; i++)
+		if (strcmp(extent[i].what, "header") &&
+		    extent[i].start < end && start < extent[i].end)
+			*home = image->footer.data_offset;
+	return rc;
+}
+
+static int write_parent(struct change *c, struct error *err)
+{
+	struct vhd_image *image = c->image;
+	uint64_t home, second, at;
+	size_t used;
+	int rc;
+
+	rc = vhd_locators_encode(&c->header, c->locators, 0, &used,
+				 image->path, c->dir, c->args->parent, err);
+	if (!rc)
+		rc = find_home(image, &home, err);
+	if (!rc)
+		rc = find_room(image, VHD_HEADER_BYTES + used, home, &second,
+			       err);
+	if (!rc)
+		rc = write_header(c, second, second + VHD_HEADER_BYTES, err);
+	if (rc)
+		return rc;
+	image->footer.data_offset = second;
+	image->header = c->header;
+	rc = vhd_write_trailer(image, err);
+	/* The place of the old locators is free now. */
+	if (!rc)
+		rc = find_room(image, used, home, &at, err);
+	if (rc)
+		return rc;
+	if (at > second)
+		at = second + VHD_HEADER_BYTES;
+	rc = write_header(c, home, at, err);
+	if (rc)
+		return rc;
+	image->header = c->header;
+	image->footer.data_offset = home;
+	rc = vhd_find_data_end(image, err);
+	return rc ? rc : vhd_write_trailer(image, err);
+}
+
+/* Whether the image's chain has the new parent already. */
+static bool in_chain(const struct change *c, const struct config *cfg)
+{
+	const struct vhd_image *image = c->image;
+	struct vhd_chain *chain;
+	struct stat st;
+	bool found = false;
+
+	if (c->parent &&
+	    !uuid_compare(c->parent->image[0]->footer.uuid,
+			  image->header.parent_uuid))
+		return true;
+	if (c->args->raw && uuid_is_null(image->header.parent_uuid))
+		return true;
+	/* Of what is locked by ourselves: without a lock. */
+	if (vhd_chain_open(&chain, c->args->path, cfg, VHD_OPEN_NOLOCK, NULL))
+		return false;
+	for (unsigned int i = 1; i < chain->nr_vhd && c->parent; i++)
+		if (!uuid_compare(chain->image[i]->footer.uuid,
+				  c->parent->image[0]->footer.uuid))
+			found = true;
+	if (c->args->raw && chain->raw_fd >= 0)
+		found = !fstat(chain->raw_fd, &st) &&
+			vhd_same_file(&st, &c->st);
+	vhd_chain_close(chain);
+	return found;
+}
+
+/* The new parent and its chain, none of which is the image itself. */
+static int open_parent(struct change *c, const struct config *cfg,
+		       const char *extra, const struct stat *self,
+		       uint64_t *size, struct error *err)
+{
+	const char *path = c->args->path, *parent = c->args->parent;
+	struct vhd_chain *look;
+	struct stat st;
+	bool loop = false;
+	int rc;
+
+	if (stat(parent, &c->st))
+		return error_set(err, -errno, "%s: parent %s: %s", path, parent,
+				 strerror(errno));
+	rc = vhd_parent_allowed(cfg, parent, &c->st, extra, err);
+	if (rc)
+		return rc;
+	if (vhd_same_file(&c->st, self))
+		return error_set(err, -ELOOP, "%s: can't be its own parent",
+				 path);
+	if (c->args->raw) {
+		rc = vhd_file_open(&c->raw_fd, parent, 0, &c->st, size, err);
+		if (!rc && (*size % VHD_SECTOR || !*size))
+			rc = error_set(err, -EINVAL,
+				       "%s: parent %s: size is %llu bytes; it must be a positive multiple of 512",
+				       path, parent,
+				       (unsigned long long)*size);
+		return rc;
+	}
+	rc = vhd_chain_open_in(&look, parent, cfg, extra, VHD_OPEN_NOLOCK, err);
+	if (rc)
+		return rc;
+	for (unsigned int i = 0; i < look->nr_vhd; i++)
+		loop = loop || (!fstat(look->image[i]->fd, &st) &&
+				vhd_same_file(&st, self));
+	vhd_chain_close(look);
+	if (loop)
+		return error_set(err, -ELOOP,
+				 "%s: parent %s: the image is in its chain: the images would form a loop",
+				 path, parent);
+	rc = vhd_chain_open_in(&c->parent, parent, cfg, extra, 0, err);
+	if (rc)
+		return rc;
+	if (c->parent->depth >= VHD_MAX_CHAIN)
+		return error_set(err, -ELOOP,
+				 "%s: the chain of parent %s has %u images, the most there may be; coalesce it first",
+				 path, parent, c->parent->depth);
+	if (uuid_is_null(c->parent->image[0]->footer.uuid))
+		return error_set(err, -EUCLEAN,
+				 "%s: parent %s: its uuid is null, by which a child would take it for raw",
+				 path, parent);
+	*size = c->parent->image[0]->footer.current_size;
+	return 0;
+}
+
+static int check_parent(const struct change *c, const struct config *cfg,
+			uint64_t size, struct error *err)
+{
+	const struct vhd_image *image = c->image;
+	char want[37], have[37] = "none (raw)";
+
+	if (c->args->force)
+		return 0;
+	if (!in_chain(c, cfg)) {
+		uuid_unparse_lower(image->header.parent_uuid, want);
+		if (c->parent)
+			uuid_unparse_lower(c->parent->image[0]->footer.uuid,
+					   have);
+		return error_set(err, -EINVAL,
+				 "%s: parent %s: uuid is %s, which is not in the image's chain (its parent has %s); use --force if it holds the same data",
+				 image->path, c->args->parent, have, want);
+	}
+	if (size > image->footer.current_size)
+		return error_set(err, -EINVAL,
+				 "%s: parent %s: its size is %llu bytes, more than the image's %llu; use --force if that is meant",
+				 image->path, c->args->parent,
+				 (unsigned long long)size,
+				 (unsigned long long)image->footer.current_size);
+	return 0;
+}
+
+static void set_header(struct change *c)
+{
+	struct vhd_header *h = &c->header;
+
+	*h = c->image->header;
+	uuid_clear(h->parent_uuid);
+	if (c->parent)
+		uuid_copy(h->parent_uuid, c->parent->image[0]->footer.uuid);
+	h->parent_timestamp = vhd_timestamp(c->st.st_mtime);
+	snprintf(h->parent_name, sizeof(h->parent_name), "%s",
+		 vhd_base_name(c->args->parent));
+}
+
+int vhd_set_parent(const struct vhd_parent_args *args, const struct config *cfg,
+		   struct error *err)
+{
+	struct change *c = calloc(1, sizeof(*c));
+	char *extra = NULL;
+	struct stat self;
+	uint64_t size = 0;
+	int rc;
+
+	if (!c)
+		return fail(args->path, -ENOMEM, "parent", err);
+	c->args = args;
+	c->raw_fd = -1;
+	rc = vhd_open(&c->image, args->path, VHD_OPEN_WRITE, err);
+	if (rc)
+		goto out;
+	if (c->image->footer.type != VHD_DIFF) {
+		rc = error_set(err, -EINVAL,
+			       "%s: is not differencing, so it has no parent to change",
+			       args->path);
+		goto out;
+	}
+	if (fstat(c->image->fd, &self)) {
+		rc = fail(args->path, -errno, "stat", err);
+		goto out;
+	}
+	extra = vhd_extra_dir(args->path);
+	c->dir = c->image->is_blk ? vhd_dir_of_name(args->path) :
+				    vhd_dir_of_file(args->path);
+	if (!c->dir) {
+		rc = fail(args->path, -errno, "directory", err);
+		goto out;
+	}
+	rc = open_parent(c, cfg, extra, &self, &size, err);
+	if (rc)
+		goto out;
+	rc = check_parent(c, cfg, size, err);
+	if (rc)
+		goto out;
+	rc = vhd_mark_parent(args->raw ? c->raw_fd : c->parent->image[0]->fd,
+			     args->parent, err);
+	if (rc)
+		goto out;
+	set_header(c);
+	rc = write_parent(c, err);
+out:
+	vhd_close(c->image);
+	vhd_chain_close(c->parent);
+	if (c->raw_fd >= 0)
+		close(c->raw_fd);
+	free(c->dir);
+	free(extra);
+	free(c);
+	return rc;
+}

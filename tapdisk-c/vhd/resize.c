@@ -1,0 +1,331 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+/*
+ * Another size for an image. The footer's current size is the one step from old to
+ * new: what a larger disk needs is on the medium before it, and what a smaller
+ * one no longer needs is given up after it. Tables too small: resize-tables.c.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "vhd/resize.h"
+
+#define MIB (1ull << 20)
+#define GIB (1ull << 30)
+#define CHUNK_BYTES (1u << 20)
+
+static int fail(const struct vhd_image *image, int rc, const char *what,
+		struct error *err)
+{
+	return error_set(err, rc, "%s: %s: %s", image->path, what,
+			 strerror(-rc));
+}
+
+int vhd_find_data_end(struct vhd_image *image, struct error *err)
+{
+	uint64_t block = ((uint64_t)image->spb + image->bitmap_sectors) *
+			 VHD_SECTOR;
+	struct vhd_extent extent[VHD_MAX_EXTENTS];
+	unsigned int n;
+	int rc;
+
+	image->data_end = 0;
+	rc = vhd_collect_extents(image, extent, &n, INT64_MAX, err);
+	if (rc)
+		return rc;
+	for (uint32_t i = 0; i < image->bat_entries; i++) {
+		uint64_t at = (uint64_t)vhd_bat(image, i) * VHD_SECTOR;
+
+		if (vhd_bat(image, i) != VHD_BAT_UNUSED &&
+		    at + block > image->data_end)
+			image->data_end = at + block;
+	}
+	return 0;
+}
+
+static int finish(struct vhd_image *image, uint64_t size, struct error *err)
+{
+	image->footer.current_size = size;
+	image->footer.geometry = vhd_geometry(size);
+	return vhd_write_trailer(image, err);
+}
+
+static bool all_zero(const uint8_t *p, size_t len)
+{
+	return !len || (!*p && !memcmp(p, p + 1, len - 1));
+}
+
+/* What the last block holds past the disk's old end becomes part of the disk. */
+static int zero_behind_end(struct vhd_image *image, struct error *err)
+{
+	uint64_t size = image->footer.current_size, at, end;
+	uint32_t last = image->bat_entries - 1;
+	uint8_t *buf;
+	int rc = 0;
+
+	if (size % image->header.block_size == 0 ||
+	    vhd_bat(image, last) == VHD_BAT_UNUSED)
+		return 0;
+	buf = malloc(CHUNK_BYTES);
+	if (!buf)
+		return fail(image, -ENOMEM, "last block", err);
+	at = ((uint64_t)vhd_bat(image, last) + image->bitmap_sectors) *
+	     VHD_SECTOR;
+	end = at + image->header.block_size;
+	at += size % image->header.block_size;
+	while (at < end && !rc) {
+		size_t n = end - at < CHUNK_BYTES ? (size_t)(end - at) :
+						    CHUNK_BYTES;
+
+		rc = vhd_read_at(image->fd, buf, n, at);
+		if (!rc && !all_zero(buf, n)) {
+			memset(buf, 0, n);
+			rc = vhd_write_at(image->fd, buf, n, at);
+		}
+		at += n;
+	}
+	free(buf);
+	return rc ? fail(image, rc, "last block", err) : 0;
+}
+
+static int grow(struct vhd_image *image, uint64_t size, bool in_place,
+		struct error *err)
+{
+	const struct vhd_header *h = &image->header;
+	uint64_t entries = size / h->block_size, covered;
+	bool small_map;
+	int rc;
+
+	if (entries > VHD_MAX_BAT)
+		return error_set(err, -EFBIG,
+				 "%s: size needs %llu blocks of %u bytes; at most %u are supported; convert it to an image with larger blocks",
+				 image->path, (unsigned long long)entries,
+				 h->block_size, VHD_MAX_BAT);
+	rc = zero_behind_end(image, err);
+	if (rc)
+		return rc;
+	covered = round_up_u64(entries / 8, VHD_SECTOR);
+	small_map = image->has_batmap &&
+		    (uint64_t)image->batmap_sectors * VHD_SECTOR < covered;
+	if (entries > h->max_bat_size || small_map) {
+		if (in_place)
+			return error_set(err, -ENOSPC,
+					 "%s: its BAT has room for %llu MiB only; leave out -f to make room for more",
+					 image->path,
+					 (unsigned long long)((uint64_t)h->max_bat_size *
+							      h->block_size / MIB));
+		rc = vhd_grow_tables(image, (uint32_t)entries, err);
+	} else {
+		/* A block that lay there once must not come back. */
+		rc = vhd_bat_write(image, image->bat_entries,
+				   (uint32_t)entries - image->bat_entries, err);
+		if (!rc)
+			rc = vhd_find_data_end(image, err);
+		if (!rc && image->has_batmap)
+			rc = vhd_batmap_extend(image, (uint32_t)covered, err);
+	}
+	return rc ? rc : finish(image, size, err);
+}
+
+/* Given back where the file system can; best effort. */
+static void punch(const struct vhd_image *image, uint32_t sector)
+{
+	uint64_t len = ((uint64_t)image->spb + image->bitmap_sectors) *
+		       VHD_SECTOR;
+
+	if (!image->is_blk)
+		(void)!fallocate(image->fd,
+				 FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+				 (off_t)((uint64_t)sector * VHD_SECTOR),
+				 (off_t)len);
+}
+
+/* Blocks from first on: their entries go once the disk is smaller for sure. */
+static int drop_blocks(struct vhd_image *image, uint32_t first,
+		       struct error *err)
+{
+	uint32_t n = image->bat_entries - first;
+	uint32_t *dropped = malloc(4ull * n);
+	int rc;
+
+	if (!dropped)
+		return fail(image, -ENOMEM, "BAT", err);
+	for (uint32_t i = 0; i < n; i++) {
+		dropped[i] = vhd_bat(image, first + i);
+		vhd_bat_set(image, first + i, VHD_BAT_UNUSED);
+	}
+	rc = vhd_bat_write(image, first, n, err);
+	if (!rc && fdatasync(image->fd))
+		rc = fail(image, -errno, "sync", err);
+	for (uint32_t i = 0; i < n && !rc; i++)
+		if (dropped[i] != VHD_BAT_UNUSED)
+			punch(image, dropped[i]);
+	free(dropped);
+	if (!rc)
+		rc = vhd_find_data_end(image, err);
+	return rc ? rc : vhd_write_trailer(image, err);
+}
+
+/* From the old end to the new one, the old footer included. */
+static int zero_fixed(const struct vhd_image *image, uint64_t from, uint64_t to)
+{
+	const uint8_t zeros[VHD_FOOTER_BYTES] = { 0 };
+	int rc = 0;
+
+	for (; from < to && from < image->file_size && !rc;
+	     from += sizeof(zeros))
+		rc = vhd_write_at(image->fd, zeros, sizeof(zeros), from);
+	return rc;
+}
+
+/* A fixed image has its only footer behind the disk. */
+static int move_fixed_end(struct vhd_image *image, uint64_t size,
+			  struct error *err)
+{
+	uint64_t old = image->footer.current_size;
+	uint8_t raw[VHD_FOOTER_BYTES];
+	int rc = 0;
+
+	if (image->is_blk)
+		return error_set(err, -ENOTSUP,
+				 "%s: a fixed image on a block device can't be resized: its footer is the device's last sector; copy it into a new one",
+				 image->path);
+	if (size > old &&
+	    fallocate(image->fd, FALLOC_FL_KEEP_SIZE, (off_t)old,
+		      (off_t)(size + VHD_FOOTER_BYTES - old)) &&
+	    errno != EOPNOTSUPP) {
+		rc = -errno;
+		/* Part of it may be reserved. */
+		(void)!ftruncate(image->fd, (off_t)image->file_size);
+		return fail(image, rc, "reserving the disk's space", err);
+	}
+	image->footer.current_size = size;
+	image->footer.geometry = vhd_geometry(size);
+	vhd_footer_encode(raw, &image->footer);
+	/* Larger: the write that extends the file brings its footer with it. */
+	rc = vhd_write_at(image->fd, raw, sizeof(raw), size);
+	if (!rc && fdatasync(image->fd))
+		rc = -errno;
+	if (!rc)
+		rc = zero_fixed(image, old, size);
+	if (!rc && ftruncate(image->fd, (off_t)(size + VHD_FOOTER_BYTES)))
+		rc = -errno;
+	if (!rc && fdatasync(image->fd))
+		rc = -errno;
+	return rc ? fail(image, rc, "writing the footer", err) : 0;
+}
+
+static uint64_t data_behind(const struct vhd_image *image, uint64_t size)
+{
+	uint64_t n = 0;
+
+	if (image->footer.type == VHD_FIXED)
+		return image->footer.current_size - size;
+	for (uint64_t i = size / image->header.block_size;
+	     i < image->bat_entries; i++)
+		if (vhd_bat(image, (uint32_t)i) != VHD_BAT_UNUSED)
+			n += image->header.block_size;
+	return n;
+}
+
+static int shrink(const struct vhd_chain *chain, uint64_t size, bool drop_data,
+		  struct error *err)
+{
+	struct vhd_image *image = chain->image[0];
+	uint64_t lost = data_behind(image, size), parent = 0;
+	uint32_t covered, first;
+	int rc;
+
+	if (chain->nr_vhd > 1)
+		parent = chain->image[1]->footer.current_size;
+	else if (chain->raw_fd >= 0)
+		parent = chain->raw_sectors * VHD_SECTOR;
+	if (size < parent)
+		return error_set(err, -EINVAL,
+				 "%s: size %llu is less than the parent's, %llu bytes, whose data would come back if it grew again; copy it into an image without a parent and shrink that",
+				 image->path, (unsigned long long)size,
+				 (unsigned long long)parent);
+	if (lost && !drop_data)
+		return error_set(err, -EEXIST,
+				 "%s: %llu bytes (%llu MiB) of its data lie beyond the new end of %llu MiB and would be lost; use --force to lose them",
+				 image->path, (unsigned long long)lost,
+				 (unsigned long long)((lost + MIB - 1) / MIB),
+				 (unsigned long long)(size / MIB));
+	if (image->footer.type == VHD_FIXED) {
+		/* Written into what is no longer the disk's; then cut off behind it. */
+		image->data_end = size;
+		return move_fixed_end(image, size, err);
+	}
+	first = (uint32_t)(size / image->header.block_size);
+	if (image->has_batmap) {
+		covered = vhd_batmap_covered(image);
+		for (uint32_t i = first; i < image->bat_entries; i++)
+			image->batmap[i / 8] &= (uint8_t)~(0x80u >> i % 8);
+		/* Cleared in all of the map, so that the disk can grow over it again. */
+		rc = vhd_write_at(image->fd, image->batmap, covered,
+				  image->batmap_offset);
+		if (rc)
+			return fail(image, rc, "batmap", err);
+	}
+	rc = finish(image, size, err);
+	return rc ? rc : drop_blocks(image, first, err);
+}
+
+static int check_size(const char *path, uint64_t size, struct error *err)
+{
+	if (!size)
+		return error_set(err, -EINVAL, "%s: size is 0", path);
+	if (size > VHD_MAX_SIZE)
+		return error_set(err, -EFBIG,
+				 "%s: size is %llu GiB; a VHD addresses at most 2040 GiB; use several disks or a raw image (aio:)",
+				 path,
+				 (unsigned long long)((size + GIB - 1) / GIB));
+	return 0;
+}
+
+int vhd_resize(const struct vhd_resize_args *args, const struct config *cfg,
+	       struct error *err)
+{
+	struct vhd_chain *chain = NULL;
+	struct vhd_image *image;
+	uint64_t size = args->size, old;
+	int rc;
+
+	rc = check_size(args->path, size, err);
+	if (rc)
+		return rc;
+	/* Children may read from it: to grow changes nothing for them. */
+	rc = vhd_open(&image, args->path, VHD_OPEN_WRITE, err);
+	if (rc)
+		return rc;
+	old = image->footer.current_size;
+	if (image->footer.type == VHD_FIXED) {
+		if (args->in_place && size != old)
+			rc = error_set(err, -ENOTSUP,
+				       "%s: is fixed and has no BAT; leave out -f",
+				       args->path);
+		else if (size > old)
+			rc = move_fixed_end(image, size, err);
+	} else {
+		size = round_up_u64(size, image->header.block_size);
+		rc = check_size(args->path, size, err);
+		if (!rc && args->size > old)
+			rc = grow(image, size, args->in_place, err);
+	}
+	vhd_close(image);
+	/* A last block that is used in part leaves no way between. */
+	if (rc || size >= old)
+		return rc;
+	if (args->in_place)
+		return error_set(err, -EINVAL,
+				 "%s: size %llu MiB is less than its %llu; -f only makes it larger",
+				 args->path, (unsigned long long)(size / MIB),
+				 (unsigned long long)(old / MIB));
+	rc = vhd_chain_open(&chain, args->path, cfg, VHD_OPEN_WRITE, err);
+	if (!rc && size < chain->image[0]->footer.current_size)
+		rc = shrink(chain, size, args->drop_data, err);
+	vhd_chain_close(chain);
+	return rc;
+}

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""vhd-util set, modify, fill, and those that are always refused."""
+
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.lib import vhdmake, vhdref
+from tests.lib.disk import Disk
+from tests.lib.vhdlog import killed_states, lost_states, run_recorded
+from tests.lib.vhdmake import MIB, Spec
+from tests.lib.vhdutil import content, fails, ok, open_refused, run
+
+pytestmark = pytest.mark.io
+
+
+def create(path: Path, megabytes: int = 6, *args: str) -> Path:
+    ok("create", "-n", path, "-s", megabytes, *args)
+    return path
+
+
+def snapshot(path: Path, parent: Path, *args: str) -> Path:
+    ok("snapshot", "-n", path, "-p", parent, *args)
+    return path
+
+
+def write(path: Path, *commands: str) -> None:
+    with Disk(f"vhd:{path}") as disk:
+        assert set(disk.batch(list(commands))) == {"ok"}
+
+
+def chain(directory: Path) -> tuple[Path, Path, Path]:
+    """Three images, each with something of its own."""
+    base = create(directory / "base.vhd")
+    write(base, "w 0 30 1", "w 9000 5 1")
+    middle = snapshot(directory / "middle.vhd", base)
+    write(middle, "w 10 10 2")
+    leaf = snapshot(directory / "leaf.vhd", middle)
+    write(leaf, "w 12 3 3")
+    return base, middle, leaf
+
+
+# set
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_hidden(tmp_path: Path, fixed: bool) -> None:
+    path = create(tmp_path / "a.vhd", 4, *(["-r"] if fixed else []))
+    ok("set", "--debug", "-n", path, "-f", "hidden", "-v", 1)
+    assert ok("query", "-n", path, "-f") == "hidden: 1\n"
+    assert vhdref.Image(path).footer.hidden == 1
+    assert "hidden" in open_refused(path)
+    ok("set", "-n", path, "-f", "hidden", "-v", 0)
+    assert ok("query", "-n", path, "-f") == "hidden: 0\n"
+    write(path, "w 0 1 1")
+
+
+def test_marker(tmp_path: Path) -> None:
+    path = create(tmp_path / "a.vhd")
+    ok("set", "-n", path, "-f", "marker", "-v", 255)
+    assert ok("query", "-n", path, "-m") == "marker: 255\n"
+    assert ok("check", "-n", path, "-b") == f"{path} is valid\n"
+    foreign = vhdmake.make(tmp_path / "b.vhd", Spec())
+    before = foreign.read_bytes()
+    assert "batmap" in fails("set", "-n", foreign, "-f", "marker", "-v", 1)
+    assert foreign.read_bytes() == before
+
+
+def test_what_cannot_be_set(tmp_path: Path) -> None:
+    path = create(tmp_path / "a.vhd")
+    before = path.read_bytes()
+    wrong = (["-f", "uuid", "-v", "1"], ["-f", "hidden", "-v", "256"], ["-f", "hidden", "-v", "x"], ["-f", "hidden"])
+    for args in wrong:
+        assert run("set", "-n", path, *args).returncode == 2
+    with Disk(f"vhd:{path}", readonly=True):
+        assert str(path) in fails("set", "-n", path, "-f", "hidden", "-v", 1)
+    assert path.read_bytes() == before
+
+
+# modify
+
+
+def test_a_parent_that_was_renamed(tmp_path: Path) -> None:
+    base, middle, leaf = chain(tmp_path)
+    data = content(leaf)
+    moved = tmp_path / "sub" / "m.vhd"
+    moved.parent.mkdir()
+    middle.rename(moved)
+    base.rename(moved.parent / "base.vhd")
+    assert run("query", "-n", leaf, "-p").returncode == 1
+    ok("modify", "--debug", "-n", leaf, "-p", moved)
+    assert ok("query", "-n", leaf, "-pu") == "./sub/m.vhd\n"
+    assert content(leaf) == data == vhdref.Chain(leaf).read(0, len(data))
+    image = vhdref.Image(leaf)
+    assert (image.footer.data_offset, image.parent_name) == (512, "m.vhd")
+    assert ok("check", "-n", leaf, "-pb").count("is valid") == 3
+
+
+def test_an_ancestor_becomes_the_parent(tmp_path: Path) -> None:
+    base, middle, leaf = chain(tmp_path)
+    ok("modify", "-n", leaf, "-p", base)
+    assert ok("query", "-n", leaf, "-pd") == f"{base}\nchain depth: 2\n"
+    middle.unlink()
+    with Disk(f"vhd:{leaf}", readonly=True) as disk:
+        assert disk.read(8, 10) == [1] * 4 + [3] * 3 + [1] * 3
+    assert os.getxattr(base, "user.xenblk.children") == b"1"
+
+
+def test_a_raw_parent_that_was_renamed(tmp_path: Path) -> None:
+    raw = tmp_path / "base.img"
+    raw.write_bytes(os.urandom(4 * MIB))
+    leaf = snapshot(tmp_path / "a.vhd", raw, "-m")
+    raw.rename(tmp_path / "b.img")
+    ok("modify", "-n", leaf, "-p", tmp_path / "b.img", "-m")
+    assert content(leaf) == (tmp_path / "b.img").read_bytes()
+
+
+def test_names_longer_than_their_room(tmp_path: Path) -> None:
+    base, middle, leaf = chain(tmp_path)
+    data, size = content(leaf), leaf.stat().st_size
+    for length in (3, 250, 9, 250, 200):
+        new = tmp_path / ("m" * length)
+        middle.rename(new)
+        middle = new
+        ok("modify", "-n", leaf, "-p", middle)
+        assert content(leaf) == data
+        assert ok("check", "-n", leaf, "-b") == f"{leaf} is valid\n"
+        assert vhdref.Image(leaf).footer.data_offset == 512
+    assert leaf.stat().st_size <= size + 8192
+
+
+def test_what_cannot_be_a_parent(tmp_path: Path) -> None:
+    base, middle, leaf = chain(tmp_path)
+    other = create(tmp_path / "other.vhd")
+    large = create(tmp_path / "large.vhd", 60)
+    before = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    assert "--force" in fails("modify", "-n", leaf, "-p", other)
+    assert "loop" in fails("modify", "-n", middle, "-p", leaf, "--force")
+    assert "its own parent" in fails("modify", "-n", leaf, "-p", leaf)
+    assert "not differencing" in fails("modify", "-n", base, "-p", other)
+    assert "No such file" in fails("modify", "-n", leaf, "-p", tmp_path / "no")
+    assert "none (raw)" in fails("modify", "-n", leaf, "-p", base, "-m")
+    assert "/etc/passwd" in fails("modify", "-n", leaf, "-p", "/etc/passwd", "-m", "--force")
+    assert run("modify", "-n", leaf).returncode == 2
+    assert {p: p.read_bytes() for p in before} == before
+    ok("modify", "-n", leaf, "-p", large, "--force")
+    assert ok("query", "-n", leaf, "-p") == f"{large}\n"
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_the_parent_is_the_old_one_or_the_new_one_at_any_step(tmp_path: Path, lost: bool) -> None:
+    seed = random.randrange(1 << 30)
+    print(f"{seed=}")
+    base, middle, leaf = chain(tmp_path)
+    other = tmp_path / ("o" * 200 + ".vhd")
+    shutil.copyfile(middle, other)
+    data, before, log = content(leaf), tmp_path / "before", tmp_path / "log"
+    shutil.copyfile(leaf, before)
+    run_recorded(log, leaf, "modify", "-n", leaf, "-p", other)
+    states = lost_states(log, before, leaf, random.Random(seed)) if lost else killed_states(log, before, leaf)
+    for _ in states:
+        assert content(leaf) == data
+        assert ok("query", "-n", leaf, "-p") in (f"{middle}\n", f"{other}\n")
+        run("repair", "-n", leaf)
+        ok("modify", "-n", leaf, "-p", other)
+        assert ok("query", "-n", leaf, "-p") == f"{other}\n"
+        assert vhdref.Image(leaf).footer.data_offset == 512
+        assert ok("check", "-n", leaf, "-b") == f"{leaf} is valid\n"
+
+
+# fill
+
+
+def test_fill_takes_all_into_the_image(tmp_path: Path) -> None:
+    base, middle, leaf = chain(tmp_path)
+    data = content(leaf)
+    ok("fill", "-n", leaf)
+    assert content(leaf) == data
+    assert ok("query", "-n", leaf, "-a") == "3\n"
+    assert ok("check", "-n", leaf, "-s").endswith("(100.00%)\n")
+    image = vhdref.Image(leaf)
+    assert b"".join(image.sector(s) for s in range(len(data) // 512)) == data
+    size = leaf.stat().st_size
+    ok("fill", "-n", leaf)
+    assert (leaf.stat().st_size, content(leaf)) == (size, data)
+
+
+def test_fill_of_an_odd_size(tmp_path: Path) -> None:
+    path = vhdmake.make(tmp_path / "a.vhd", Spec(size=5 * MIB, blocks={1: {7: b"x" * 512}}))
+    data = content(path)
+    ok("fill", "-n", path)
+    assert content(path) == data
+    assert ok("query", "-n", path, "-a") == "3\n"
+
+
+def test_fill_refuses_what_has_children(tmp_path: Path) -> None:
+    base, _, _ = chain(tmp_path)
+    before = base.read_bytes()
+    assert "children" in fails("fill", "-n", base)
+    assert base.read_bytes() == before
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_fill_cut_off(tmp_path: Path, lost: bool) -> None:
+    seed = random.randrange(1 << 30)
+    print(f"{seed=}")
+    _, _, leaf = chain(tmp_path)
+    data, before, log = content(leaf), tmp_path / "before", tmp_path / "log"
+    shutil.copyfile(leaf, before)
+    run_recorded(log, leaf, "fill", "-n", leaf)
+    states = lost_states(log, before, leaf, random.Random(seed)) if lost else killed_states(log, before, leaf)
+    for _ in states:
+        assert content(leaf) == data
+        run("repair", "-n", leaf)
+        assert run("check", "-n", leaf, "-b").returncode == 0
+        ok("fill", "-n", leaf)
+        assert content(leaf) == data
+
+
+# refused
+
+
+def test_revert_and_key_say_why_not(tmp_path: Path) -> None:
+    path = create(tmp_path / "a.vhd")
+    before = path.read_bytes()
+    assert "no journal" in fails("revert", "-n", path, "-j", tmp_path / "j")
+    assert "encrypt" in fails("key", "-n", path, "-s", "-k", tmp_path / "k")
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("command", ["set", "modify", "fill", "revert", "key"])
+def test_a_wrong_call_is_status_2(command: str) -> None:
+    wrong: list[list[str]] = [[], ["-n", "x", "extra"], ["-?"]]
+    for args in wrong:
+        assert run(command, *args).returncode == 2
+    assert run(command, "-h").returncode == 0

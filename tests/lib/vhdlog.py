@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""vhd-util with all that it does to a file written down (tapdisk-c/tests/preload-record.c), and the states that
+a kill or a power loss may leave."""
+
+import os
+import random
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.lib.programs import program
+from tests.lib.recordlog import FILE, MAGIC, RECORD, SECTOR, SIZE, SYNC, WRITE, after_power_loss, read_log
+
+
+def run_recorded(log: Path, image: Path, *args: str | Path | int) -> None:
+    """A command that must succeed. The log must not exist."""
+    env = {
+        **os.environ,
+        "XENBLK_CONFIG": "/nonexistent/xenblk-config",
+        "LD_PRELOAD": str(program("tests/preload-record.so", "release")),
+        "RECORD_FILE": str(image),
+        "RECORD_LOG": str(log),
+    }
+    argv = [str(program("vhd-util", "release")), *map(str, args)]
+    result = subprocess.run(argv, env=env, capture_output=True, timeout=60, check=False)
+    assert (result.returncode, result.stderr) == (0, b""), result.stderr.decode(errors="replace")
+
+
+def killed_states(log: Path, before: Path, state: Path) -> Iterator[int]:
+    """Makes `state` what a kill before each step leaves, and one in the middle of each longer write; counts them."""
+    changes = read_log(log)[0].changes[1:]
+    number = 0
+    for at in range(len(changes) + 1):
+        for cut in (False, True):
+            if cut and (at == len(changes) or changes[at].kind != WRITE or changes[at].length <= SECTOR):
+                continue
+            shutil.copyfile(before, state)
+            with state.open("r+b") as file:
+                for change in changes[: at + cut]:
+                    if change.kind == SIZE:
+                        os.ftruncate(file.fileno(), change.offset)
+                        continue
+                    data = change.data if change.kind == WRITE else bytes(change.length)
+                    if cut and change is changes[at]:
+                        data = data[: len(data) // 2 // SECTOR * SECTOR]
+                    os.pwrite(file.fileno(), data, change.offset)
+            yield number
+            number += 1
+
+
+def _syncs(log: Path) -> list[int]:
+    """Where in the log each sync has begun: all before it may be lost or not."""
+    raw, at, ends = log.read_bytes(), len(MAGIC), []
+    while at < len(raw):
+        kind, _, _, _, length, _ = RECORD.unpack_from(raw, at)
+        at += RECORD.size + (length if kind in (FILE, WRITE) else 0)
+        if kind == SYNC:
+            ends.append(at)
+    return ends
+
+
+def lost_states(log: Path, before: Path, state: Path, chance: random.Random) -> Iterator[int]:
+    """Makes `state` what a power loss during each sync may leave, some of all there are; counts them."""
+    for number, end in enumerate(_syncs(log) * 3):
+        after_power_loss(read_log(log, end)[0], before, state, chance)
+        yield number
