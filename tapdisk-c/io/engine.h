@@ -121,8 +121,7 @@ void engine_file_remove(struct engine *engine, int fd);
 /*
  * Where the file was added and lies in memory, on tmpfs: its len bytes at offset, to
  * be read in place; NULL: they must be transferred, as on all other files and where
- * there is a hole or the file's end is near. They are the file's, so that what is written later
- * shows, and they stay until engine_lend_end(lender), even if the file is removed.
+ * there is a hole. They are the file's, so that what is written later shows, and they stay until engine_lend_end(lender), even if the file is removed.
  * Only for system calls (EFAULT): if others cut the file short, a look is SIGBUS.
  */
 struct io_map;

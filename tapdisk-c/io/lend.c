@@ -4,9 +4,9 @@
  *
  * The kernel would give a page to a hole that is looked at through a mapping, so
  * only what lies in memory is lent: holes do not, nor what is swapped out or past
- * the end. The kernel is asked for each chunk as a whole (mincore), when it is first
- * wanted; one that lacks a page is read by transfers, and asked for again some
- * reads later.
+ * the end. The kernel is asked for the pages of a chunk (mincore) when one is wanted that
+ * is not known to be there, and again no sooner than some reads later; meanwhile they are
+ * read by transfers.
  *
  * A mapping holds its file open, and with it its locks, for as long as
  * something is lent: so it is made of a descriptor of its own.
@@ -27,18 +27,18 @@
 #include "io/engine-internal.h"
 
 #define CHUNK_SHIFT	18
-#define CHUNK_PAGES	((1u << CHUNK_SHIFT) / 4096)
-#define ASK_AGAIN	64u		/* reads of a chunk that lacks pages */
+#define PAGE_SHIFT	12
+#define CHUNK_PAGES	(1u << (CHUNK_SHIFT - PAGE_SHIFT))	/* bits of map.there[] */
+#define ASK_AGAIN	64u		/* reads that miss a page of the chunk */
 #define IDLE_NS		1000000000ull
-
-enum chunk { CHUNK_UNKNOWN = 0, CHUNK_FULL = 255 };	/* between: reads until it is asked again */
 
 struct io_map {
 	struct engine *engine;
 	uint8_t *base;
 	uint64_t len;			/* as mapped: the file may grow up to it */
 	unsigned int refs;		/* the file's, and of what is lent */
-	uint8_t *chunk;			/* enum chunk, of each 256 KiB */
+	uint64_t *there;		/* a bit for each page, a chunk's in each */
+	uint8_t *wait;			/* of each chunk: so many reads before it is asked again */
 	size_t nr_chunks;
 	bool used;			/* since the timer looked last */
 	struct io_timer idle;
@@ -78,6 +78,15 @@ static uint64_t map_length(int fd, uint64_t size)
 	return size + (uint64_t)pages * (uint64_t)page;
 }
 
+static void map_free(struct io_map *map)
+{
+	if (map->base)
+		munmap(map->base, (size_t)map->len);
+	pages_free(map->there, map->nr_chunks * sizeof(*map->there));
+	pages_free(map->wait, map->nr_chunks);
+	free(map);
+}
+
 static void *map_file(int fd, uint64_t len)
 {
 	char path[32];
@@ -99,7 +108,8 @@ void lend_add(struct engine *engine, int fd)
 	struct io_map *map;
 	struct stat st;
 
-	if (!on_tmpfs(fd) || fstat(fd, &st) || st.st_size <= 0)
+	if (sysconf(_SC_PAGESIZE) != 1 << PAGE_SHIFT || !on_tmpfs(fd) ||
+	    fstat(fd, &st) || st.st_size <= 0)
 		return;
 	if (!engine->map)
 		engine->map = calloc(engine->nr_files, sizeof(*engine->map));
@@ -108,26 +118,24 @@ void lend_add(struct engine *engine, int fd)
 		return;
 	map->engine = engine;
 	map->refs = 1;
-	map->len = map_length(fd, (uint64_t)st.st_size);
+	map->len = round_up_u64(map_length(fd, (uint64_t)st.st_size),
+				1u << CHUNK_SHIFT);
 	map->nr_chunks = (size_t)(map->len >> CHUNK_SHIFT);
 	map->idle.expired = look_idle;
-	map->chunk = pages_alloc(map->nr_chunks);
-	map->base = map->chunk ? map_file(fd, map->len) : NULL;
-	if (map->base) {
+	map->there = pages_alloc(map->nr_chunks * sizeof(*map->there));
+	map->wait = pages_alloc(map->nr_chunks);
+	if (map->there && map->wait)
+		map->base = map_file(fd, map->len);
+	if (map->base)
 		engine->map[fd] = map;
-		return;
-	}
-	pages_free(map->chunk, map->nr_chunks);
-	free(map);
+	else
+		map_free(map);
 }
 
 void engine_lend_end(struct io_map *map)
 {
-	if (--map->refs)
-		return;
-	munmap(map->base, (size_t)map->len);
-	pages_free(map->chunk, map->nr_chunks);
-	free(map);
+	if (!--map->refs)
+		map_free(map);
 }
 
 void lend_remove(struct engine *engine, int fd)
@@ -150,25 +158,38 @@ void lend_punched(struct engine *engine, const struct io_req *req)
 		return;
 	for (uint64_t i = req->offset >> CHUNK_SHIFT;
 	     i <= last && i < map->nr_chunks; i++)
-		map->chunk[i] = CHUNK_UNKNOWN;
+		map->there[i] = 0;
 }
 
-static bool is_full(struct io_map *map, uint64_t i)
+/* The bits of the chunk's pages from first to last, which may lie in other chunks. */
+static uint64_t mask_of(uint64_t chunk, uint64_t first, uint64_t last)
 {
-	uint8_t *chunk = &map->chunk[i], there[CHUNK_PAGES];
+	uint64_t from = chunk * CHUNK_PAGES, mask = UINT64_MAX;
 
-	if (*chunk == CHUNK_FULL)
+	if (first > from)
+		mask <<= first - from;
+	if (last < from + CHUNK_PAGES - 1)
+		mask &= UINT64_MAX >> (from + CHUNK_PAGES - 1 - last);
+	return mask;
+}
+
+static bool is_there(struct io_map *map, uint64_t chunk, uint64_t mask)
+{
+	uint8_t page[CHUNK_PAGES];
+	uint64_t there = 0;
+
+	if ((map->there[chunk] & mask) == mask)
 		return true;
-	if (*chunk && --*chunk)
+	if (map->wait[chunk] && --map->wait[chunk])
 		return false;
-	*chunk = ASK_AGAIN;
-	if (mincore(map->base + (i << CHUNK_SHIFT), 1u << CHUNK_SHIFT, there))
+	map->wait[chunk] = ASK_AGAIN;
+	if (mincore(map->base + (chunk << CHUNK_SHIFT), 1u << CHUNK_SHIFT,
+		    page))
 		return false;
-	for (unsigned int page = 0; page < CHUNK_PAGES; page++)
-		if (!(there[page] & 1))
-			return false;
-	*chunk = CHUNK_FULL;
-	return true;
+	for (unsigned int i = 0; i < CHUNK_PAGES; i++)
+		there |= (uint64_t)(page[i] & 1) << i;
+	map->there[chunk] = there;
+	return (there & mask) == mask;
 }
 
 const void *engine_lend(struct engine *engine, int fd, uint64_t offset,
@@ -182,7 +203,8 @@ const void *engine_lend(struct engine *engine, int fd, uint64_t offset,
 	    end >> CHUNK_SHIFT >= map->nr_chunks)
 		return NULL;
 	for (uint64_t i = offset >> CHUNK_SHIFT; i <= end >> CHUNK_SHIFT; i++)
-		if (!is_full(map, i))
+		if (!is_there(map, i, mask_of(i, offset >> PAGE_SHIFT,
+					      end >> PAGE_SHIFT)))
 			return NULL;
 	if (!map->idle.armed)
 		engine_timer_set(engine, &map->idle,

@@ -7,7 +7,7 @@
 
 #include "tests/engine-bed.h"
 
-#define CHUNK (256u << 10)	/* what is lent or not as a whole */
+#define CHUNK (256u << 10)	/* what the kernel is asked for at once */
 
 /* Named "lend-test", of size bytes that differ from each other by their place. */
 static inline int memory_file(size_t size)
