@@ -10,11 +10,6 @@
 #include "common/bytes.h"
 #include "common/log.h"
 
-static uint64_t block_bytes(const struct vhd_image *leaf)
-{
-	return ((uint64_t)leaf->bitmap_sectors + leaf->spb) * SECTOR_SIZE;
-}
-
 /*
  * A footer may be there or not: the file is cut again before the next step, and a
  * smaller one may succeed.
@@ -131,7 +126,7 @@ bool vhd_grow_place(struct vhd_disk *disk, uint32_t block,
 		return true;
 	}
 	*offset = vhd_alloc_offset(leaf, leaf->data_end);
-	end = *offset + block_bytes(leaf);
+	end = *offset + vhd_block_bytes(leaf);
 	/* VHD_BAT_UNUSED is not an address. */
 	if (*offset >> SECTOR_SHIFT >= VHD_BAT_UNUSED ||
 	    (leaf->is_blk && end > grow->durable_end)) {
@@ -170,7 +165,7 @@ int vhd_grow_init(struct vhd_disk *disk)
 	vhd_footer_encode(grow->buf, &leaf->footer);
 	grow->step = VHD_GROW_BYTES;
 	grow->most = round_up_u64(leaf->data_end + (uint64_t)leaf->bat_entries *
-				  round_up_u64(block_bytes(leaf), IMAGE_ALIGN),
+				  round_up_u64(vhd_block_bytes(leaf), IMAGE_ALIGN),
 				  VHD_GROW_BYTES);
 	/* A file's end as found is not known to be durable. */
 	grow->durable_end = leaf->is_blk ? leaf->file_size - VHD_SECTOR : 0;

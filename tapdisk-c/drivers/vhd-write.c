@@ -48,8 +48,7 @@ static struct vhd_bitmap *new_block(struct vhd_disk *disk, uint32_t block,
 	/* Until it is published the bitmap exists nowhere else. */
 	vhd_cache_pin(bm);
 	bm->exposed = disk->place[block];
-	end = offset + ((uint64_t)leaf->bitmap_sectors + leaf->spb) *
-	      SECTOR_SIZE;
+	end = offset + vhd_block_bytes(leaf);
 	if (leaf->data_end < end)
 		leaf->data_end = end;
 	vhd_bat_set(leaf, block, (uint32_t)(offset >> SECTOR_SHIFT));

@@ -29,6 +29,7 @@ struct watch_slot {
 /* What is known of a descriptor that was added: engine.file[fd]. */
 #define FILE_BLOCK_SHIFT 0x1fu	/* of the block, if it is more than 512 bytes; else 0 */
 #define FILE_IN_MEMORY	0x80u	/* its file system is memory: I/O never waits */
+#define FILE_TMPFS	0x40u	/* that is tmpfs: its pages can be lent */
 
 struct sched;
 struct align;
@@ -164,7 +165,7 @@ static inline void engine_schedule(struct engine *engine, struct io_req *req)
 		list_add_tail(&req->link, &engine->queued);
 }
 
-/* lend.c: of a file with FILE_IN_MEMORY */
+/* lend.c: of a file with FILE_TMPFS */
 void lend_add(struct engine *engine, int fd);
 void lend_remove(struct engine *engine, int fd);
 /* An IO_PUNCH has been done. */

@@ -309,12 +309,12 @@ void engine_file_add(struct engine *engine, int fd, uint32_t block)
 		flags = engine->ops->file_add(engine, fd);
 	/* What a wrap is to see is a transfer of the kernel's. */
 	if (engine->wrap)
-		flags &= (uint8_t)~FILE_IN_MEMORY;
+		flags &= (uint8_t)~(FILE_IN_MEMORY | FILE_TMPFS);
 	/* Without memory for it, what is not aligned fails in the kernel. */
 	if (block > 512 && block <= ALIGN_MAX_BLOCK && !align_open(engine))
 		flags |= (uint8_t)__builtin_ctz(block);
 	engine->file[fd] = flags;
-	if (flags & FILE_IN_MEMORY)
+	if (flags & FILE_TMPFS)
 		lend_add(engine, fd);
 }
 

@@ -13,12 +13,10 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/magic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "common/bytes.h"
@@ -57,13 +55,6 @@ static void look_idle(struct io_timer *timer)
 	else
 		madvise(map->base, (size_t)map->len, MADV_DONTNEED);
 	map->used = false;
-}
-
-static bool on_tmpfs(int fd)
-{
-	struct statfs fs;
-
-	return !fstatfs(fd, &fs) && fs.f_type == TMPFS_MAGIC;
 }
 
 /* Of a file that grows, at most what there is memory for is added. */
@@ -108,8 +99,8 @@ void lend_add(struct engine *engine, int fd)
 	struct io_map *map;
 	struct stat st;
 
-	if (sysconf(_SC_PAGESIZE) != 1 << PAGE_SHIFT || !on_tmpfs(fd) ||
-	    fstat(fd, &st) || st.st_size <= 0)
+	if (sysconf(_SC_PAGESIZE) != 1 << PAGE_SHIFT || fstat(fd, &st) ||
+	    st.st_size <= 0)
 		return;
 	if (!engine->map)
 		engine->map = calloc(engine->nr_files, sizeof(*engine->map));
@@ -195,7 +186,7 @@ static bool is_there(struct io_map *map, uint64_t chunk, uint64_t mask)
 const void *engine_lend(struct engine *engine, int fd, uint64_t offset,
 			size_t len, struct io_map **lender)
 {
-	struct io_map *map = engine_file(engine, fd) & FILE_IN_MEMORY &&
+	struct io_map *map = engine_file(engine, fd) & FILE_TMPFS &&
 			     engine->map ? engine->map[fd] : NULL;
 	uint64_t end;
 

@@ -17,18 +17,16 @@
  * io_uring hands all I/O on a file system in memory to its threads, which costs
  * more than the I/O.
  */
-static bool in_memory(int fd)
+uint8_t uring_file_add(struct engine *engine, int fd)
 {
 	struct statfs fs;
 
-	return !fstatfs(fd, &fs) &&
-	       (fs.f_type == TMPFS_MAGIC || fs.f_type == RAMFS_MAGIC);
-}
-
-uint8_t uring_file_add(struct engine *engine, int fd)
-{
 	(void)engine;
-	return in_memory(fd) ? FILE_IN_MEMORY : 0;
+	if (fstatfs(fd, &fs))
+		return 0;
+	if (fs.f_type == TMPFS_MAGIC)
+		return FILE_IN_MEMORY | FILE_TMPFS;
+	return fs.f_type == RAMFS_MAGIC ? FILE_IN_MEMORY : 0;
 }
 
 static int set_buffer(struct uring_engine *u, unsigned int place, void *base,

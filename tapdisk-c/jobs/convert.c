@@ -20,11 +20,6 @@ struct target {
 	char *tmp;			/* NULL: it is not there */
 };
 
-static int fail(const char *path, int rc, const char *what, struct error *err)
-{
-	return error_set(err, rc, "%s: %s: %s", path, what, strerror(-rc));
-}
-
 static int check_target(struct target *t, const char *spec, struct error *err)
 {
 	struct stat st;
@@ -42,7 +37,7 @@ static int check_target(struct target *t, const char *spec, struct error *err)
 				 "%s: exists already; choose another name or remove it first",
 				 t->path);
 	t->dir = vhd_dir_of_name(t->path);
-	return t->dir ? 0 : fail(t->path, -errno, "directory", err);
+	return t->dir ? 0 : vhd_fail(t->path, -errno, "directory", err);
 }
 
 /* Takes a name in the directory, by an empty file. */
@@ -51,10 +46,10 @@ static int reserve(struct target *t, int *fd, struct error *err)
 	char *tmp;
 
 	if (asprintf(&tmp, "%s/.xenblk-XXXXXX", t->dir) < 0)
-		return fail(t->path, -ENOMEM, "name", err);
+		return vhd_fail(t->path, -ENOMEM, "name", err);
 	*fd = mkostemp(tmp, O_CLOEXEC);	/* mode 0600 */
 	if (*fd < 0) {
-		int rc = fail(t->path, -errno, "creating a file beside it",
+		int rc = vhd_fail(t->path, -errno, "creating a file beside it",
 			      err);
 
 		free(tmp);
@@ -78,7 +73,7 @@ static int create(struct target *t, uint64_t sectors, const struct config *cfg,
 		return rc;
 	if (t->driver == &raw_driver &&
 	    ftruncate(fd, (off_t)(sectors << SECTOR_SHIFT)))
-		rc = fail(t->path, -errno, "making it as large as the source",
+		rc = vhd_fail(t->path, -errno, "making it as large as the source",
 			  err);
 	close(fd);
 	if (t->driver == &raw_driver)

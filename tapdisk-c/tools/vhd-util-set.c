@@ -5,23 +5,6 @@
 #include <unistd.h>
 
 #include "tools/vhd-util.h"
-#include "vhd/vhd-internal.h"
-
-/* A fixed image has one footer, which vhd_write_trailer() leaves alone. */
-static int write_fixed(const struct vhd_image *image, struct error *err)
-{
-	uint64_t tail = image->file_size % VHD_SECTOR == 511 ? 511 : 512;
-	uint8_t raw[VHD_FOOTER_BYTES];
-	int rc;
-
-	vhd_footer_encode(raw, &image->footer);
-	rc = vhd_write_at(image->fd, raw, sizeof(raw),
-			  image->file_size - tail);
-	if (!rc && fdatasync(image->fd))
-		rc = -errno;
-	return rc ? error_set(err, rc, "%s: writing the footer: %s",
-			      image->path, strerror(-rc)) : 0;
-}
 
 static int set_field(const char *path, const char *field, uint8_t value,
 		     struct error *err)
@@ -42,8 +25,9 @@ static int set_field(const char *path, const char *field, uint8_t value,
 			       path);
 		goto out;
 	}
-	rc = image->footer.type == VHD_FIXED ? write_fixed(image, err) :
-					       vhd_write_trailer(image, err);
+	rc = image->footer.type == VHD_FIXED ?
+		vhd_write_fixed_footer(image, err) :
+		vhd_write_trailer(image, err);
 out:
 	vhd_close(image);
 	return rc;

@@ -30,13 +30,8 @@ struct plan {
 	int raw_fd;			/* a raw parent's */
 };
 
-static int fail(const char *path, int rc, const char *what, struct error *err)
-{
-	return error_set(err, rc, "%s: %s: %s", path, what, strerror(-rc));
-}
-
-static int check_size(const char *path, const char *what, uint64_t size,
-		      struct error *err)
+int vhd_check_size(const char *path, const char *what, uint64_t size,
+		   struct error *err)
 {
 	if (!size)
 		return error_set(err, -EINVAL, "%s: %s is 0", path, what);
@@ -90,7 +85,7 @@ static int open_parent(struct plan *p, const struct config *cfg,
 				 "%s: parent %s: its uuid is null, by which a child would take it for raw",
 				 path, parent);
 	if (fstat(p->parent->image[0]->fd, &st))
-		return fail(parent, -errno, "stat", err);
+		return vhd_fail(parent, -errno, "stat", err);
 	*mtime = st.st_mtime;
 	*size = p->parent->image[0]->footer.current_size;
 	return 0;
@@ -137,7 +132,7 @@ static int encode_metadata(struct plan *p, uint64_t capacity, int64_t mtime,
 	locators = map + (uint64_t)map_sectors * VHD_SECTOR;
 	p->metadata = calloc(1, (size_t)locators + locator_max);
 	if (!p->metadata)
-		return fail(p->args->path, -ENOMEM, "metadata", err);
+		return vhd_fail(p->args->path, -ENOMEM, "metadata", err);
 	memset(p->metadata + h->table_offset, 0xff, 4ull * h->max_bat_size);
 	vhd_batmap_header_init(p->metadata + batmap, map, map_sectors);
 	if (p->args->parent) {
@@ -177,13 +172,13 @@ static int plan_image(struct plan *p, const struct config *cfg,
 					 a->path, (unsigned long long)size,
 					 (unsigned long long)parent_size);
 	}
-	rc = check_size(a->path, "size", size, err);
+	rc = vhd_check_size(a->path, "size", size, err);
 	if (rc)
 		return rc;
 	if (!a->parent && !a->exact)
 		size = round_up_u64(size, VHD_DEFAULT_BLOCK);
 	capacity = a->reserve_size ? a->reserve_size : size;
-	rc = check_size(a->path, "size to reserve", capacity, err);
+	rc = vhd_check_size(a->path, "size to reserve", capacity, err);
 	if (rc)
 		return rc;
 	if (capacity < size)
@@ -206,17 +201,17 @@ static int reserve(int fd, const struct plan *p, struct error *err)
 	if (!fallocate(fd, 0, 0, (off_t)size))
 		return 0;
 	if (errno != EOPNOTSUPP)
-		return fail(p->args->path, -errno, "reserving the disk's space",
+		return vhd_fail(p->args->path, -errno, "reserving the disk's space",
 			    err);
 	zeros = calloc(1, chunk);
 	if (!zeros)
-		return fail(p->args->path, -ENOMEM, "zeros", err);
+		return vhd_fail(p->args->path, -ENOMEM, "zeros", err);
 	/* A multiple of a block, so of the chunk. */
 	for (uint64_t at = 0; at < size && !rc; at += chunk)
 		rc = vhd_write_at(fd, zeros, chunk, at);
 	free(zeros);
 	if (rc)
-		fail(p->args->path, rc, "reserving the disk's space", err);
+		vhd_fail(p->args->path, rc, "reserving the disk's space", err);
 	return rc;
 }
 
@@ -234,13 +229,13 @@ static int write_file(int fd, const struct plan *p, struct error *err)
 	} else {
 		rc = vhd_write_at(fd, p->metadata, p->metadata_bytes, 0);
 		if (rc)
-			return fail(p->args->path, rc, "writing", err);
+			return vhd_fail(p->args->path, rc, "writing", err);
 	}
 	vhd_footer_encode(raw, &p->footer);
 	rc = vhd_write_at(fd, raw, sizeof(raw), tail);
 	if (!rc && fsync(fd))
 		rc = -errno;
-	return rc ? fail(p->args->path, rc, "writing", err) : 0;
+	return rc ? vhd_fail(p->args->path, rc, "writing", err) : 0;
 }
 
 int vhd_publish(const char *tmp, const char *path, const char *dir,
@@ -258,10 +253,10 @@ int vhd_publish(const char *tmp, const char *path, const char *dir,
 		}
 	}
 	if (rc)
-		return fail(path, rc, "creating", err);
+		return vhd_fail(path, rc, "creating", err);
 	fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0 || fsync(fd))
-		rc = fail(dir, -errno, "sync of the directory", err);
+		rc = vhd_fail(dir, -errno, "sync of the directory", err);
 	if (fd >= 0)
 		close(fd);
 	return rc;
@@ -282,10 +277,10 @@ static int create_file(const struct plan *p, struct error *err)
 	int fd, rc;
 
 	if (asprintf(&tmp, "%s/.xenblk-XXXXXX", p->dir) < 0)
-		return fail(path, -ENOMEM, "name", err);
+		return vhd_fail(path, -ENOMEM, "name", err);
 	fd = mkostemp(tmp, O_CLOEXEC);	/* mode 0600: a disk is not for all to read */
 	if (fd < 0) {
-		rc = fail(path, -errno, "creating a file beside it", err);
+		rc = vhd_fail(path, -errno, "creating a file beside it", err);
 		free(tmp);
 		return rc;
 	}
@@ -294,7 +289,7 @@ static int create_file(const struct plan *p, struct error *err)
 	if (!rc)
 		rc = mark_parent(p, err);
 	if (close(fd) && !rc)
-		rc = fail(path, -errno, "closing", err);
+		rc = vhd_fail(path, -errno, "closing", err);
 	if (!rc)
 		rc = vhd_publish(tmp, path, p->dir, err);
 	if (rc)
@@ -308,7 +303,7 @@ static int zero_device(int fd, const struct plan *p, struct error *err)
 	uint64_t range[2] = { 0, p->footer.current_size };
 
 	if (p->args->fixed && ioctl(fd, BLKZEROOUT, range))
-		return fail(p->args->path, -errno, "zeroing", err);
+		return vhd_fail(p->args->path, -errno, "zeroing", err);
 	return 0;
 }
 
@@ -365,7 +360,7 @@ static int create_on_device(const struct plan *p, struct error *err)
 	if (!rc)
 		goto out;
 failed:
-	fail(path, rc, "writing", err);
+	vhd_fail(path, rc, "writing", err);
 out:
 	close(fd);
 	return rc;
@@ -391,7 +386,7 @@ int vhd_create(const struct vhd_create_args *args, const struct config *cfg,
 				 args->path);
 	p.dir = vhd_dir_of_name(args->path);
 	if (!p.dir)
-		return fail(args->path, -errno, "directory", err);
+		return vhd_fail(args->path, -errno, "directory", err);
 	extra = device ? vhd_extra_dir(args->path) : strdup(p.dir);
 	rc = plan_image(&p, cfg, extra, err);
 	if (rc)

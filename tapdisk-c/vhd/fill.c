@@ -21,13 +21,6 @@ struct fill {
 	uint32_t nr, max;
 };
 
-static int fail(const struct fill *f, int rc, const char *what,
-		struct error *err)
-{
-	return error_set(err, rc, "%s: %s: %s", f->leaf->path, what,
-			 strerror(-rc));
-}
-
 static int read_block(struct fill *f, uint32_t block, struct error *err)
 {
 	uint64_t start = (uint64_t)block * f->leaf->spb;
@@ -60,7 +53,7 @@ static int add_new(struct fill *f, uint32_t block, struct error *err)
 		rc = vhd_write_at(leaf->fd, f->data, leaf->header.block_size,
 				  at + bitmap);
 	if (rc)
-		return fail(f, rc, "writing a block", err);
+		return vhd_fail(f->leaf->path, rc, "writing a block", err);
 	leaf->data_end = end;
 	f->block[f->nr] = block;
 	f->place[f->nr++] = (uint32_t)(at / VHD_SECTOR);
@@ -79,7 +72,7 @@ static int add_old(struct fill *f, uint32_t block, struct error *err)
 
 	rc = vhd_read_bitmap(leaf, block, f->bitmap);
 	if (rc)
-		return fail(f, rc, "bitmap", err);
+		return vhd_fail(f->leaf->path, rc, "bitmap", err);
 	if (vhd_bitmap_full(f->bitmap, leaf->spb))
 		return 0;
 	rc = read_block(f, block, err);
@@ -91,7 +84,7 @@ static int add_old(struct fill *f, uint32_t block, struct error *err)
 				  (size_t)n * VHD_SECTOR,
 				  at + (uint64_t)i * VHD_SECTOR);
 		if (rc)
-			fail(f, rc, "writing a block", err);
+			vhd_fail(f->leaf->path, rc, "writing a block", err);
 	}
 	if (rc)
 		return rc;
@@ -106,7 +99,7 @@ static int settle(struct fill *f, struct error *err)
 	int rc = 0;
 
 	if (f->nr && fdatasync(leaf->fd))
-		return fail(f, -errno, "sync", err);
+		return vhd_fail(f->leaf->path, -errno, "sync", err);
 	for (uint32_t i = 0; i < f->nr && !rc; i++) {
 		uint32_t block = f->block[i];
 
@@ -117,7 +110,7 @@ static int settle(struct fill *f, struct error *err)
 					  (uint64_t)vhd_bat(leaf, block) *
 					  VHD_SECTOR);
 			if (rc)
-				fail(f, rc, "writing a bitmap", err);
+				vhd_fail(f->leaf->path, rc, "writing a bitmap", err);
 		} else {
 			vhd_bat_set(leaf, block, f->place[i]);
 			rc = vhd_bat_write(leaf, block, 1, err);
@@ -173,7 +166,7 @@ int vhd_fill(const char *path, const struct config *cfg, struct error *err)
 	f.block = malloc(4ull * f.max);
 	f.place = malloc(4ull * f.max);
 	if (!f.data || !f.bitmap || !f.full || !f.block || !f.place) {
-		rc = fail(&f, -ENOMEM, "block", err);
+		rc = vhd_fail(f.leaf->path, -ENOMEM, "block", err);
 		goto out;
 	}
 	vhd_bitmap_set(f.full, 0, f.leaf->spb);

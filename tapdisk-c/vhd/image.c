@@ -123,12 +123,18 @@ static int check_locator(const struct vhd_image *image, unsigned int i,
 	return 0;
 }
 
-int vhd_collect_extents(struct vhd_image *image,
+int vhd_fail(const char *path, int rc, const char *what, struct error *err)
+{
+	return error_set(err, rc, "%s: %s: %s", path, what, strerror(-rc));
+}
+
+int vhd_collect_extents(const struct vhd_image *image,
 			struct vhd_extent extent[VHD_MAX_EXTENTS],
-			unsigned int *nr, uint64_t limit, struct error *err)
+			unsigned int *nr, uint64_t *end, uint64_t limit,
+			struct error *err)
 {
 	const struct vhd_header *h = &image->header;
-	uint64_t batmap = vhd_batmap_header_offset(h), space;
+	uint64_t batmap = vhd_batmap_header_offset(h), space, last = 0;
 	unsigned int n = 0;
 	int rc;
 
@@ -146,8 +152,8 @@ int vhd_collect_extents(struct vhd_image *image,
 			"batmap" };
 	}
 	for (unsigned int i = 0; i < n; i++)
-		if (extent[i].end > image->data_end)
-			image->data_end = extent[i].end;
+		if (extent[i].end > last)
+			last = extent[i].end;
 	for (unsigned int i = 0; i < VHD_NR_LOCATORS &&
 	     image->footer.type == VHD_DIFF; i++) {
 		const struct vhd_locator *l = &h->locator[i];
@@ -162,8 +168,8 @@ int vhd_collect_extents(struct vhd_image *image,
 		space = l->data_offset + vhd_locator_space(l);
 		if (space > limit)
 			space = l->data_offset + l->data_len;
-		if (space > image->data_end)
-			image->data_end = space;
+		if (space > last)
+			last = space;
 	}
 	for (unsigned int i = 0; i < n; i++)
 		for (unsigned int j = i + 1; j < n; j++)
@@ -175,9 +181,47 @@ int vhd_collect_extents(struct vhd_image *image,
 						 (unsigned long long)extent[i].start,
 						 extent[j].what,
 						 (unsigned long long)extent[j].start);
-	image->data_end = round_up_u64(image->data_end, VHD_SECTOR);
+	*end = round_up_u64(last, VHD_SECTOR);
 	*nr = n;
 	return 0;
+}
+
+static bool overlap(uint64_t a, uint64_t a_end, uint64_t b, uint64_t b_end)
+{
+	return a < b_end && b < a_end;
+}
+
+bool vhd_clear_of_blocks(const struct vhd_image *image, uint64_t at,
+			 uint64_t end)
+{
+	uint64_t len = vhd_block_bytes(image);
+
+	for (uint32_t i = 0; i < image->bat_entries; i++) {
+		uint64_t start = (uint64_t)vhd_bat(image, i) * VHD_SECTOR;
+
+		if (vhd_bat(image, i) != VHD_BAT_UNUSED &&
+		    overlap(start, start + len, at, end))
+			return false;
+	}
+	return true;
+}
+
+uint64_t vhd_find_gap(const struct vhd_extent *extent, unsigned int nr,
+		      uint64_t bytes, const struct vhd_image *blocks,
+		      uint64_t best)
+{
+	for (unsigned int i = 0; i < nr; i++) {
+		uint64_t at = round_up_u64(extent[i].end, VHD_SECTOR);
+		bool clear = at < best;
+
+		for (unsigned int j = 0; j < nr && clear; j++)
+			clear = !overlap(at, at + bytes, extent[j].start,
+					 extent[j].end);
+		if (clear && (!blocks ||
+			      vhd_clear_of_blocks(blocks, at, at + bytes)))
+			best = at;
+	}
+	return best;
 }
 
 static int load_header(struct vhd_image *image, uint64_t limit,
@@ -236,7 +280,8 @@ static int load_dynamic(struct vhd_image *image, uint64_t limit,
 	rc = vhd_batmap_load(image, limit, err);
 	if (rc)
 		return rc;
-	rc = vhd_collect_extents(image, extent, &n, limit, err);
+	rc = vhd_collect_extents(image, extent, &n, &image->data_end, limit,
+				 err);
 	if (rc)
 		return rc;
 	rc = vhd_bat_load(image, extent, n, limit, err);

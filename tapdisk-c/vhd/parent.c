@@ -23,27 +23,6 @@ struct change {
 	uint8_t locators[VHD_LOCATORS_MAX];
 };
 
-static int fail(const char *path, int rc, const char *what, struct error *err)
-{
-	return error_set(err, rc, "%s: %s: %s", path, what, strerror(-rc));
-}
-
-static bool clear_of_blocks(const struct vhd_image *image, uint64_t at,
-			    uint64_t end)
-{
-	uint64_t len = ((uint64_t)image->spb + image->bitmap_sectors) *
-		       VHD_SECTOR;
-
-	for (uint32_t i = 0; i < image->bat_entries; i++) {
-		uint64_t start = (uint64_t)vhd_bat(image, i) * VHD_SECTOR;
-
-		if (vhd_bat(image, i) != VHD_BAT_UNUSED && start < end &&
-		    at < start + len)
-			return false;
-	}
-	return true;
-}
-
 /*
  * The lowest place for bytes clear of blocks, metadata and the header's home; if
  * need be the end.
@@ -52,27 +31,15 @@ static int find_room(struct vhd_image *image, uint64_t bytes, uint64_t home,
 		     uint64_t *at, struct error *err)
 {
 	struct vhd_extent extent[VHD_MAX_EXTENTS + 1];
-	uint64_t end = image->data_end;
+	uint64_t end;
 	unsigned int n;
 	int rc;
 
-	rc = vhd_collect_extents(image, extent, &n, INT64_MAX, err);
-	image->data_end = end;
+	rc = vhd_collect_extents(image, extent, &n, &end, INT64_MAX, err);
 	if (rc)
 		return rc;
 	extent[n++] = (struct vhd_extent){ home, home + VHD_HEADER_BYTES, "" };
-	*at = image->data_end;
-	for (unsigned int i = 0; i < n; i++) {
-		uint64_t start = round_up_u64(extent[i].end, VHD_SECTOR);
-		bool clear = start < *at &&
-			     clear_of_blocks(image, start, start + bytes);
-
-		for (unsigned int j = 0; j < n && clear; j++)
-			clear = extent[j].start >= start + bytes ||
-				start >= extent[j].end;
-		if (clear)
-			*at = start;
-	}
+	*at = vhd_find_gap(extent, n, bytes, image, image->data_end);
 	if (*at + bytes <= image->data_end)
 		return 0;
 	if (image->is_blk && *at + bytes > image->file_size - VHD_FOOTER_BYTES)
@@ -104,22 +71,21 @@ static int write_header(struct change *c, uint64_t header, uint64_t locators,
 		rc = vhd_write_at(image->fd, raw, sizeof(raw), header);
 	if (!rc && fdatasync(image->fd))
 		rc = -errno;
-	return rc ? fail(image->path, rc, "writing the header", err) : 0;
+	return rc ? vhd_fail(image->path, rc, "writing the header", err) : 0;
 }
 
 /* Where the header belongs: behind the footer copy, unless something else is there. */
-static int find_home(struct vhd_image *image, uint64_t *home, struct error *err)
+static int find_home(const struct vhd_image *image, uint64_t *home, struct error *err)
 {
 	const uint64_t start = VHD_FOOTER_BYTES, end = start + VHD_HEADER_BYTES;
 	struct vhd_extent extent[VHD_MAX_EXTENTS];
-	uint64_t data_end = image->data_end;
+	uint64_t last;
 	unsigned int n;
 	int rc;
 
-	rc = vhd_collect_extents(image, extent, &n, INT64_MAX, err);
-	image->data_end = data_end;
-	*home = clear_of_blocks(image, start, end) ? start :
-						     image->footer.data_offset;
+	rc = vhd_collect_extents(image, extent, &n, &last, INT64_MAX, err);
+	*home = vhd_clear_of_blocks(image, start, end) ?
+		start : image->footer.data_offset;
 	for (unsigned int i = 0; !rc && i < n; i++)
 		if (strcmp(extent[i].what, "header") &&
 		    extent[i].start < end && start < extent[i].end)
@@ -296,7 +262,7 @@ int vhd_set_parent(const struct vhd_parent_args *args, const struct config *cfg,
 	int rc;
 
 	if (!c)
-		return fail(args->path, -ENOMEM, "parent", err);
+		return vhd_fail(args->path, -ENOMEM, "parent", err);
 	c->args = args;
 	c->raw_fd = -1;
 	rc = vhd_open(&c->image, args->path, VHD_OPEN_WRITE, err);
@@ -309,14 +275,14 @@ int vhd_set_parent(const struct vhd_parent_args *args, const struct config *cfg,
 		goto out;
 	}
 	if (fstat(c->image->fd, &self)) {
-		rc = fail(args->path, -errno, "stat", err);
+		rc = vhd_fail(args->path, -errno, "stat", err);
 		goto out;
 	}
 	extra = vhd_extra_dir(args->path);
 	c->dir = c->image->is_blk ? vhd_dir_of_name(args->path) :
 				    vhd_dir_of_file(args->path);
 	if (!c->dir) {
-		rc = fail(args->path, -errno, "directory", err);
+		rc = vhd_fail(args->path, -errno, "directory", err);
 		goto out;
 	}
 	rc = open_parent(c, cfg, extra, &self, &size, err);

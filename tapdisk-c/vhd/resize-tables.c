@@ -30,16 +30,9 @@ struct tables {
 	uint64_t data_end;		/* with all that */
 };
 
-static int fail(const struct vhd_image *image, int rc, const char *what,
-		struct error *err)
-{
-	return error_set(err, rc, "%s: %s: %s", image->path, what,
-			 strerror(-rc));
-}
-
 static int sync_image(const struct vhd_image *image, struct error *err)
 {
-	return fdatasync(image->fd) ? fail(image, -errno, "sync", err) : 0;
+	return fdatasync(image->fd) ? vhd_fail(image->path, -errno, "sync", err) : 0;
 }
 
 int vhd_batmap_extend(struct vhd_image *image, uint32_t covered,
@@ -55,7 +48,7 @@ int vhd_batmap_extend(struct vhd_image *image, uint32_t covered,
 		return 0;
 	map = calloc(1, covered);
 	if (!map)
-		return fail(image, -ENOMEM, "batmap", err);
+		return vhd_fail(image->path, -ENOMEM, "batmap", err);
 	memcpy(map, image->batmap, have);
 	free(image->batmap);
 	image->batmap = map;
@@ -71,13 +64,12 @@ static bool overlap(uint64_t a, uint64_t a_end, uint64_t b, uint64_t b_end)
 static int find_place(struct tables *t, struct error *err)
 {
 	struct vhd_extent extent[VHD_MAX_EXTENTS + VHD_NR_LOCATORS];
-	struct vhd_image *image = t->image;
-	uint64_t best = UINT64_MAX, keep = image->data_end;
+	const struct vhd_image *image = t->image;
+	uint64_t end;
 	unsigned int n;
 	int rc;
 
-	rc = vhd_collect_extents(image, extent, &n, INT64_MAX, err);
-	image->data_end = keep;
+	rc = vhd_collect_extents(image, extent, &n, &end, INT64_MAX, err);
 	if (rc)
 		return rc;
 	for (unsigned int i = 0; i < VHD_NR_LOCATORS; i++) {
@@ -87,25 +79,14 @@ static int find_place(struct tables *t, struct error *err)
 			extent[n++] = (struct vhd_extent){ l->data_offset,
 				l->data_offset + vhd_locator_space(l), "" };
 	}
-	for (unsigned int i = 0; i < n; i++) {
-		uint64_t at = round_up_u64(extent[i].end, VHD_SECTOR);
-		bool clear = at < best;
-
-		for (unsigned int j = 0; j < n && clear; j++)
-			clear = !overlap(at, at + t->bytes, extent[j].start,
-					 extent[j].end);
-		if (clear)
-			best = at;
-	}
-	t->start = best;
+	t->start = vhd_find_gap(extent, n, t->bytes, NULL, UINT64_MAX);
 	return 0;
 }
 
 static int place_blocks(struct tables *t, struct error *err)
 {
 	struct vhd_image *image = t->image;
-	uint64_t len = ((uint64_t)image->spb + image->bitmap_sectors) *
-		       VHD_SECTOR;
+	uint64_t len = vhd_block_bytes(image);
 	uint64_t end = image->data_end, at;
 
 	if (end < t->start + t->bytes)
@@ -113,7 +94,7 @@ static int place_blocks(struct tables *t, struct error *err)
 	t->block = malloc(4ull * image->bat_entries);
 	t->to = malloc(4ull * image->bat_entries);
 	if (!t->block || !t->to)
-		return fail(image, -ENOMEM, "BAT", err);
+		return vhd_fail(image->path, -ENOMEM, "BAT", err);
 	for (uint32_t i = 0; i < image->bat_entries; i++) {
 		if (vhd_bat(image, i) == VHD_BAT_UNUSED)
 			continue;
@@ -152,7 +133,7 @@ static int encode(struct tables *t, struct error *err)
 
 	t->raw = malloc((size_t)t->bytes);
 	if (!t->raw)
-		return fail(image, -ENOMEM, "BAT", err);
+		return vhd_fail(image->path, -ENOMEM, "BAT", err);
 	memset(t->raw, 0xff, (size_t)bat);
 	for (uint32_t i = 0; i < image->bat_entries; i++)
 		put_be32(t->raw + 4ull * i, vhd_bat(image, i));
@@ -161,13 +142,13 @@ static int encode(struct tables *t, struct error *err)
 	head = t->raw + bat;
 	t->map = calloc(1, map_bytes);
 	if (!t->map)
-		return fail(image, -ENOMEM, "batmap", err);
+		return vhd_fail(image->path, -ENOMEM, "batmap", err);
 	if (image->has_batmap) {
 		memcpy(t->map, image->batmap, used);
 		rc = vhd_read_at(image->fd, head, VHD_SECTOR,
 				 vhd_batmap_header_offset(&image->header));
 		if (rc)
-			return fail(image, rc, "batmap header", err);
+			return vhd_fail(image->path, rc, "batmap header", err);
 	} else {
 		vhd_batmap_header_init(head, map, t->map_sectors);
 	}
@@ -181,8 +162,7 @@ static int encode(struct tables *t, struct error *err)
 static int copy_block(const struct vhd_image *image, uint32_t from, uint32_t to,
 		      uint8_t *buf)
 {
-	uint64_t left = ((uint64_t)image->spb + image->bitmap_sectors) *
-			VHD_SECTOR;
+	uint64_t left = vhd_block_bytes(image);
 	uint64_t in = (uint64_t)from * VHD_SECTOR;
 	uint64_t out = (uint64_t)to * VHD_SECTOR;
 
@@ -211,13 +191,13 @@ static int move_blocks(struct tables *t, struct error *err)
 		return 0;
 	buf = malloc(CHUNK_BYTES);
 	if (!buf)
-		return fail(image, -ENOMEM, "block", err);
+		return vhd_fail(image->path, -ENOMEM, "block", err);
 	for (uint32_t i = 0; i < t->nr && !rc; i++)
 		rc = copy_block(image, vhd_bat(image, t->block[i]), t->to[i],
 				buf);
 	free(buf);
 	if (rc)
-		return fail(image, rc, "moving a block", err);
+		return vhd_fail(image->path, rc, "moving a block", err);
 	rc = sync_image(image, err);
 	if (!rc)
 		image->data_end = t->data_end;
@@ -236,20 +216,20 @@ static int write_tables(struct tables *t, struct error *err)
 
 	rc = vhd_write_at(image->fd, t->raw, (size_t)t->bytes, t->start);
 	if (rc)
-		return fail(image, rc, "writing the BAT", err);
+		return vhd_fail(image->path, rc, "writing the BAT", err);
 	rc = sync_image(image, err);
 	if (rc)
 		return rc;
 	rc = vhd_read_at(image->fd, raw, sizeof(raw),
 			 image->footer.data_offset);
 	if (rc)
-		return fail(image, rc, "header", err);
+		return vhd_fail(image->path, rc, "header", err);
 	vhd_header_set_table(raw, t->start, t->capacity);
 	image->data_end = t->data_end;
 	rc = vhd_write_at(image->fd, raw, VHD_SECTOR,
 			  image->footer.data_offset);
 	if (rc)
-		return fail(image, rc, "writing the header", err);
+		return vhd_fail(image->path, rc, "writing the header", err);
 	return sync_image(image, err);
 }
 

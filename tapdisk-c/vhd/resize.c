@@ -13,26 +13,17 @@
 #include "vhd/resize.h"
 
 #define MIB (1ull << 20)
-#define GIB (1ull << 30)
 #define CHUNK_BYTES (1u << 20)
-
-static int fail(const struct vhd_image *image, int rc, const char *what,
-		struct error *err)
-{
-	return error_set(err, rc, "%s: %s: %s", image->path, what,
-			 strerror(-rc));
-}
 
 int vhd_find_data_end(struct vhd_image *image, struct error *err)
 {
-	uint64_t block = ((uint64_t)image->spb + image->bitmap_sectors) *
-			 VHD_SECTOR;
+	uint64_t block = vhd_block_bytes(image);
 	struct vhd_extent extent[VHD_MAX_EXTENTS];
 	unsigned int n;
 	int rc;
 
-	image->data_end = 0;
-	rc = vhd_collect_extents(image, extent, &n, INT64_MAX, err);
+	rc = vhd_collect_extents(image, extent, &n, &image->data_end,
+				 INT64_MAX, err);
 	if (rc)
 		return rc;
 	for (uint32_t i = 0; i < image->bat_entries; i++) {
@@ -70,7 +61,7 @@ static int zero_behind_end(struct vhd_image *image, struct error *err)
 		return 0;
 	buf = malloc(CHUNK_BYTES);
 	if (!buf)
-		return fail(image, -ENOMEM, "last block", err);
+		return vhd_fail(image->path, -ENOMEM, "last block", err);
 	at = ((uint64_t)vhd_bat(image, last) + image->bitmap_sectors) *
 	     VHD_SECTOR;
 	end = at + image->header.block_size;
@@ -87,7 +78,7 @@ static int zero_behind_end(struct vhd_image *image, struct error *err)
 		at += n;
 	}
 	free(buf);
-	return rc ? fail(image, rc, "last block", err) : 0;
+	return rc ? vhd_fail(image->path, rc, "last block", err) : 0;
 }
 
 static int grow(struct vhd_image *image, uint64_t size, bool in_place,
@@ -132,8 +123,7 @@ static int grow(struct vhd_image *image, uint64_t size, bool in_place,
 /* Given back where the file system can; best effort. */
 static void punch(const struct vhd_image *image, uint32_t sector)
 {
-	uint64_t len = ((uint64_t)image->spb + image->bitmap_sectors) *
-		       VHD_SECTOR;
+	uint64_t len = vhd_block_bytes(image);
 
 	if (!image->is_blk)
 		(void)!fallocate(image->fd,
@@ -151,14 +141,14 @@ static int drop_blocks(struct vhd_image *image, uint32_t first,
 	int rc;
 
 	if (!dropped)
-		return fail(image, -ENOMEM, "BAT", err);
+		return vhd_fail(image->path, -ENOMEM, "BAT", err);
 	for (uint32_t i = 0; i < n; i++) {
 		dropped[i] = vhd_bat(image, first + i);
 		vhd_bat_set(image, first + i, VHD_BAT_UNUSED);
 	}
 	rc = vhd_bat_write(image, first, n, err);
 	if (!rc && fdatasync(image->fd))
-		rc = fail(image, -errno, "sync", err);
+		rc = vhd_fail(image->path, -errno, "sync", err);
 	for (uint32_t i = 0; i < n && !rc; i++)
 		if (dropped[i] != VHD_BAT_UNUSED)
 			punch(image, dropped[i]);
@@ -199,7 +189,7 @@ static int move_fixed_end(struct vhd_image *image, uint64_t size,
 		rc = -errno;
 		/* Part of it may be reserved. */
 		(void)!ftruncate(image->fd, (off_t)image->file_size);
-		return fail(image, rc, "reserving the disk's space", err);
+		return vhd_fail(image->path, rc, "reserving the disk's space", err);
 	}
 	image->footer.current_size = size;
 	image->footer.geometry = vhd_geometry(size);
@@ -214,7 +204,7 @@ static int move_fixed_end(struct vhd_image *image, uint64_t size,
 		rc = -errno;
 	if (!rc && fdatasync(image->fd))
 		rc = -errno;
-	return rc ? fail(image, rc, "writing the footer", err) : 0;
+	return rc ? vhd_fail(image->path, rc, "writing the footer", err) : 0;
 }
 
 static uint64_t data_behind(const struct vhd_image *image, uint64_t size)
@@ -267,22 +257,10 @@ static int shrink(const struct vhd_chain *chain, uint64_t size, bool drop_data,
 		rc = vhd_write_at(image->fd, image->batmap, covered,
 				  image->batmap_offset);
 		if (rc)
-			return fail(image, rc, "batmap", err);
+			return vhd_fail(image->path, rc, "batmap", err);
 	}
 	rc = finish(image, size, err);
 	return rc ? rc : drop_blocks(image, first, err);
-}
-
-static int check_size(const char *path, uint64_t size, struct error *err)
-{
-	if (!size)
-		return error_set(err, -EINVAL, "%s: size is 0", path);
-	if (size > VHD_MAX_SIZE)
-		return error_set(err, -EFBIG,
-				 "%s: size is %llu GiB; a VHD addresses at most 2040 GiB; use several disks or a raw image (aio:)",
-				 path,
-				 (unsigned long long)((size + GIB - 1) / GIB));
-	return 0;
 }
 
 int vhd_resize(const struct vhd_resize_args *args, const struct config *cfg,
@@ -293,7 +271,7 @@ int vhd_resize(const struct vhd_resize_args *args, const struct config *cfg,
 	uint64_t size = args->size, old;
 	int rc;
 
-	rc = check_size(args->path, size, err);
+	rc = vhd_check_size(args->path, "size", size, err);
 	if (rc)
 		return rc;
 	/* Children may read from it: to grow changes nothing for them. */
@@ -310,7 +288,7 @@ int vhd_resize(const struct vhd_resize_args *args, const struct config *cfg,
 			rc = move_fixed_end(image, size, err);
 	} else {
 		size = round_up_u64(size, image->header.block_size);
-		rc = check_size(args->path, size, err);
+		rc = vhd_check_size(args->path, "size", size, err);
 		if (!rc && args->size > old)
 			rc = grow(image, size, args->in_place, err);
 	}

@@ -6,13 +6,6 @@
 
 #include "vhd/vhd-internal.h"
 
-static int fail(const struct vhd_image *image, int rc, const char *what,
-		struct error *err)
-{
-	return error_set(err, rc, "%s: %s: %s", image->path, what,
-			 strerror(-rc));
-}
-
 /* The batmap, and the file's end with the footer. */
 static int write_end(struct vhd_image *image, struct error *err)
 {
@@ -32,10 +25,10 @@ static int write_end(struct vhd_image *image, struct error *err)
 	    image->front_ok && !ftruncate(image->fd, (off_t)tail))
 		rc = vhd_write_at(image->fd, raw, sizeof(raw), tail);
 	if (rc)
-		return fail(image, rc, "writing the footer", err);
+		return vhd_fail(image->path, rc, "writing the footer", err);
 	if (!image->is_blk &&
 	    ftruncate(image->fd, (off_t)(tail + VHD_FOOTER_BYTES)))
-		return fail(image, -errno, "truncate", err);
+		return vhd_fail(image->path, -errno, "truncate", err);
 	if (!image->is_blk)
 		image->file_size = tail + VHD_FOOTER_BYTES;
 	return 0;
@@ -54,13 +47,13 @@ int vhd_write_trailer(struct vhd_image *image, struct error *err)
 	int rc;
 
 	if (image->readonly)
-		return fail(image, -EBADF, "opened read-only", err);
+		return vhd_fail(image->path, -EBADF, "opened read-only", err);
 	/*
 	 * Before a batmap that says "all sectors present" the bitmaps and
 	 * data it speaks of must be on the disk.
 	 */
 	if (fdatasync(image->fd))
-		return fail(image, -errno, "sync", err);
+		return vhd_fail(image->path, -errno, "sync", err);
 	if (image->footer.type == VHD_FIXED)
 		return 0;
 	rc = write_end(image, err);
@@ -68,13 +61,13 @@ int vhd_write_trailer(struct vhd_image *image, struct error *err)
 		return rc;
 	/* One of the two footers is whole at any time. */
 	if (fdatasync(image->fd))
-		return fail(image, -errno, "sync", err);
+		return vhd_fail(image->path, -errno, "sync", err);
 	vhd_footer_encode(raw, &image->footer);
 	rc = vhd_write_at(image->fd, raw, sizeof(raw), 0);
 	if (rc)
-		return fail(image, rc, "writing the footer copy", err);
+		return vhd_fail(image->path, rc, "writing the footer copy", err);
 	if (fdatasync(image->fd))
-		return fail(image, -errno, "sync", err);
+		return vhd_fail(image->path, -errno, "sync", err);
 	return 0;
 }
 
@@ -90,8 +83,22 @@ int vhd_extend(struct vhd_image *image, uint64_t data_end, struct error *err)
 	vhd_footer_encode(raw, &image->footer);
 	rc = vhd_write_at(image->fd, raw, sizeof(raw), data_end);
 	if (rc)
-		return fail(image, rc, "writing the footer", err);
+		return vhd_fail(image->path, rc, "writing the footer", err);
 	if (!image->is_blk)
 		image->file_size = data_end + VHD_FOOTER_BYTES;
-	return fdatasync(image->fd) ? fail(image, -errno, "sync", err) : 0;
+	return fdatasync(image->fd) ? vhd_fail(image->path, -errno, "sync", err) : 0;
+}
+
+int vhd_write_fixed_footer(const struct vhd_image *image, struct error *err)
+{
+	uint64_t tail = image->file_size % VHD_SECTOR == 511 ? 511 : 512;
+	uint8_t raw[VHD_FOOTER_BYTES];
+	int rc;
+
+	vhd_footer_encode(raw, &image->footer);
+	rc = vhd_write_at(image->fd, raw, sizeof(raw),
+			  image->file_size - tail);
+	if (!rc && fdatasync(image->fd))
+		rc = -errno;
+	return rc ? vhd_fail(image->path, rc, "writing the footer", err) : 0;
 }

@@ -92,10 +92,26 @@ int vhd_utf16_encode(uint8_t *out, size_t out_size, size_t *out_bytes,
 		     const char *in, bool big_endian);
 
 /* image.c */
-/* All metadata, none of it on top of another; data_end becomes at least its end. */
-int vhd_collect_extents(struct vhd_image *image,
+/* "PATH: WHAT: " and the text of rc, which is returned. */
+int vhd_fail(const char *path, int rc, const char *what, struct error *err);
+/* All metadata, none of it on top of another, and where it ends. */
+int vhd_collect_extents(const struct vhd_image *image,
 			struct vhd_extent extent[VHD_MAX_EXTENTS],
-			unsigned int *nr, uint64_t limit, struct error *err);
+			unsigned int *nr, uint64_t *end, uint64_t limit,
+			struct error *err);
+bool vhd_clear_of_blocks(const struct vhd_image *image, uint64_t at,
+			 uint64_t end);
+/*
+ * The lowest place, right behind one of the extents, for bytes clear of them and, if
+ * blocks is not NULL, of that image's blocks; best if there is none below it.
+ */
+uint64_t vhd_find_gap(const struct vhd_extent *extent, unsigned int nr,
+		      uint64_t bytes, const struct vhd_image *blocks,
+		      uint64_t best);
+
+/* create.c: what: of the size, for the message. */
+int vhd_check_size(const char *path, const char *what, uint64_t size,
+		   struct error *err);
 
 /* bat.c */
 /*

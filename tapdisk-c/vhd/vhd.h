@@ -216,6 +216,8 @@ int vhd_fill(const char *path, const struct config *cfg, struct error *err);
 
 /* Writes batmap, both footers, truncates a file to its end, syncs. For a clean close. */
 int vhd_write_trailer(struct vhd_image *image, struct error *err);
+/* A fixed image's one footer, which that leaves alone, in its place. */
+int vhd_write_fixed_footer(const struct vhd_image *image, struct error *err);
 /*
  * The same for an image that goes on as a parent, and all of whose data is on the
  * disk: does not sync, since it is whole without.
@@ -240,6 +242,12 @@ static inline void vhd_bat_set(struct vhd_image *image, uint32_t block,
 			       uint32_t sector)
 {
 	image->bat_not[block] = ~sector;
+}
+
+/* Of a block in the file, its bitmap included. */
+static inline uint64_t vhd_block_bytes(const struct vhd_image *image)
+{
+	return ((uint64_t)image->bitmap_sectors + image->spb) * VHD_SECTOR;
 }
 
 /* bat.c: n host-order entries to big-endian bytes and back. */

@@ -37,8 +37,17 @@ def has_direct_io(memory: Path) -> bool:
     return True
 
 
-def serve(memory: Path, spec: str) -> Tapdisk | None:
+def create(kind: str, image: Path) -> None:
+    if kind == "raw":
+        image.touch()
+        os.truncate(image, SIZE << 20)
+    else:
+        vhdutil.ok("create", "-n", image, "-s", SIZE)
+
+
+def serve(memory: Path, kind: str, image: Path) -> Tapdisk | None:
     """None where the kernel can't, and tapdisk has said so."""
+    spec = f"{'aio' if kind == 'raw' else 'vhd'}:{image}"
     if has_direct_io(memory):
         return Tapdisk(memory, spec)
     with pytest.raises(OSError, match="O_DIRECT"):
@@ -68,13 +77,9 @@ def test_random_use_agrees_with_a_model(memory: Path, kind: str) -> None:
     rng = random.Random(kind)
     seeds = [{0}] * (SIZE * MIB)
     image = memory / "disk"
-    if kind == "raw":
-        image.touch()
-        os.truncate(image, SIZE << 20)
-    else:
-        vhdutil.ok("create", "-n", image, "-s", SIZE)
+    create(kind, image)
     for depth in range(3):
-        server = serve(memory, f"{'aio' if kind == 'raw' else 'vhd'}:{image}")
+        server = serve(memory, kind, image)
         if not server:
             return
         with server, NbdDisk(server.socket) as disk:
@@ -94,12 +99,8 @@ def test_random_use_agrees_with_a_model(memory: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["raw", "vhd"])
 def test_reading_holes_takes_no_space(memory: Path, kind: str) -> None:
     image = memory / "disk"
-    if kind == "raw":
-        image.touch()
-        os.truncate(image, SIZE << 20)
-    else:
-        vhdutil.ok("create", "-n", image, "-s", SIZE)
-    server = serve(memory, f"{'aio' if kind == 'raw' else 'vhd'}:{image}")
+    create(kind, image)
+    server = serve(memory, kind, image)
     if not server:
         return
     with server, NbdDisk(server.socket) as disk:
