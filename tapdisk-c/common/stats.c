@@ -111,7 +111,7 @@ int stats_page_map(const struct stats_page **page, int pid, int minor,
 		return error_set(err, -errno, "%s: %s", path, strerror(errno));
 	if (fstat(fd, &st))
 		rc = error_set(err, -errno, "%s: %s", path, strerror(errno));
-	else if (!S_ISREG(st.st_mode) || (size_t)st.st_size < sizeof(*p))
+	else if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size < sizeof(*p))
 		rc = error_set(err, -EPROTO, "%s: is no statistics page of this release", path);
 	if (rc)
 		goto out;

@@ -240,7 +240,8 @@ int dirty_open(struct dirty *d, const char *path, uint64_t size,
 	*d = (struct dirty) { .fd = -1, .size = size };
 	d->path = strdup(path);
 	d->nr_bytes = round_up_u64((nr_parts(d) + 7) / 8, 8);
-	d->bits = calloc(1, (size_t)d->nr_bytes);
+	if ((size_t)d->nr_bytes == d->nr_bytes)
+		d->bits = calloc(1, (size_t)d->nr_bytes);
 	if (!d->path || !d->bits) {
 		rc = error_set(err, -ENOMEM, "%s: out of memory", path);
 		goto out;

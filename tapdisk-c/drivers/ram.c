@@ -45,7 +45,9 @@ static int ram_open(struct image **image, const struct image_open_args *args,
 	ram->image.info.can = IMAGE_CAN_DISCARD | IMAGE_CAN_ZERO;
 	ram->size = (size_t)ram->image.info.sectors << SECTOR_SHIFT;
 	ram->page = (size_t)sysconf(_SC_PAGESIZE);
-	ram->base = mmap(NULL, ram->size, PROT_READ | PROT_WRITE,
+	errno = ENOMEM;
+	ram->base = ram->image.info.sectors > SIZE_MAX >> SECTOR_SHIFT ? MAP_FAILED :
+		    mmap(NULL, ram->size, PROT_READ | PROT_WRITE,
 			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (ram->base == MAP_FAILED) {
 		rc = error_set(err, -errno,

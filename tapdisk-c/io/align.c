@@ -269,7 +269,7 @@ static void queue_middle(struct op *op, uint64_t to)
 		.op	= op->req->op,
 		.offset	= op->pos,
 		.len	= to - op->pos,
-		.left	= (size_t)(to - op->pos),
+		.left	= to - op->pos,
 		.done	= middle_done,
 	};
 	queue_io(op);

@@ -152,7 +152,7 @@ void sched_split(struct engine *engine, struct io_req *req, int result);
 /* Of a transfer in a stream's share: 4 KiB count as 1, 256 KiB or more as 64. */
 static inline unsigned int sched_weight(const struct io_req *req)
 {
-	size_t pages = req->left >> 12;
+	uint64_t pages = req->left >> 12;
 
 	return pages < 1 ? 1 : pages > 64 ? 64 : (unsigned int)pages;
 }

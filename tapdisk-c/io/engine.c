@@ -124,7 +124,7 @@ void engine_complete(struct engine *engine, struct io_req *req, int err)
 	list_add_tail(&req->link, &engine->done);
 }
 
-/* Sets req->left; -EINVAL if the request makes no sense. */
+/* Sets req->left; -EINVAL if the request makes no sense, or is more than fits in memory. */
 static int measure(struct io_req *req)
 {
 	uint64_t len = req->len, end;
@@ -134,7 +134,8 @@ static int measure(struct io_req *req)
 			return -EINVAL;
 		len = 0;
 		for (int i = 0; i < req->iovcnt; i++)
-			if (!add_u64(len, req->iov[i].iov_len, &len))
+			if (!add_u64(len, req->iov[i].iov_len, &len) ||
+			    len != (size_t)len)
 				return -EINVAL;
 	}
 	if (!add_u64(on_socket(req) ? 0 : req->offset, len, &end) || end > INT64_MAX)

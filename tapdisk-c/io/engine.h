@@ -65,7 +65,7 @@ struct io_req {
 	/* The engine's. */
 	struct list link;
 	size_t transferred;
-	size_t left;			/* bytes of iov not yet transferred */
+	uint64_t left;			/* bytes of iov not yet transferred, or len */
 	int result;
 };
 

@@ -151,7 +151,7 @@ static void cut(struct held *h)
 	h->cut = true;
 	h->cut_at = i;
 	h->cut_len = req->iov[i].iov_len;
-	req->iov[i].iov_len = left;
+	req->iov[i].iov_len = (size_t)left;
 	req->iovcnt = i + 1;
 }
 

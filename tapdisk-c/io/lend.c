@@ -29,11 +29,13 @@
 #define CHUNK_PAGES	(1u << (CHUNK_SHIFT - PAGE_SHIFT))	/* bits of map.there[] */
 #define ASK_AGAIN	64u		/* reads that miss a page of the chunk */
 #define IDLE_NS		1000000000ull
+/* Of the address space, which a process of 32 bits has little of. */
+#define MAP_MAX		(SIZE_MAX / 16 + 1)
 
 struct io_map {
 	struct engine *engine;
 	uint8_t *base;
-	uint64_t len;			/* as mapped: the file may grow up to it */
+	size_t len;			/* as mapped: the file may grow up to it */
 	unsigned int refs;		/* the file's, and of what is lent */
 	uint64_t *there;		/* a bit for each page, a chunk's in each */
 	uint8_t *wait;			/* of each chunk: so many reads before it is asked again */
@@ -53,7 +55,7 @@ static void look_idle(struct io_timer *timer)
 	if (map->used)
 		engine_timer_set(map->engine, timer, now_ns() + IDLE_NS);
 	else
-		madvise(map->base, (size_t)map->len, MADV_DONTNEED);
+		madvise(map->base, map->len, MADV_DONTNEED);
 	map->used = false;
 }
 
@@ -72,13 +74,13 @@ static uint64_t map_length(int fd, uint64_t size)
 static void map_free(struct io_map *map)
 {
 	if (map->base)
-		munmap(map->base, (size_t)map->len);
+		munmap(map->base, map->len);
 	pages_free(map->there, map->nr_chunks * sizeof(*map->there));
 	pages_free(map->wait, map->nr_chunks);
 	free(map);
 }
 
-static void *map_file(int fd, uint64_t len)
+static void *map_file(int fd, size_t len)
 {
 	char path[32];
 	void *base;
@@ -88,7 +90,7 @@ static void *map_file(int fd, uint64_t len)
 	own = open(path, O_RDONLY | O_CLOEXEC);
 	if (own < 0)
 		return NULL;
-	base = mmap(NULL, (size_t)len, PROT_READ, MAP_SHARED | MAP_NORESERVE,
+	base = mmap(NULL, len, PROT_READ, MAP_SHARED | MAP_NORESERVE,
 		    own, 0);
 	close(own);
 	return base == MAP_FAILED ? NULL : base;
@@ -98,10 +100,15 @@ void lend_add(struct engine *engine, int fd)
 {
 	struct io_map *map;
 	struct stat st;
+	uint64_t len;
 
 	if (sysconf(_SC_PAGESIZE) != 1 << PAGE_SHIFT || fstat(fd, &st) ||
 	    st.st_size <= 0)
 		return;
+	if ((uint64_t)st.st_size > MAP_MAX)
+		return;
+	len = round_up_u64(map_length(fd, (uint64_t)st.st_size),
+			   1u << CHUNK_SHIFT);
 	if (!engine->map)
 		engine->map = calloc(engine->nr_files, sizeof(*engine->map));
 	map = engine->map ? calloc(1, sizeof(*map)) : NULL;
@@ -109,9 +116,8 @@ void lend_add(struct engine *engine, int fd)
 		return;
 	map->engine = engine;
 	map->refs = 1;
-	map->len = round_up_u64(map_length(fd, (uint64_t)st.st_size),
-				1u << CHUNK_SHIFT);
-	map->nr_chunks = (size_t)(map->len >> CHUNK_SHIFT);
+	map->len = len < MAP_MAX ? (size_t)len : MAP_MAX;
+	map->nr_chunks = map->len >> CHUNK_SHIFT;
 	map->idle.expired = look_idle;
 	map->there = pages_alloc(map->nr_chunks * sizeof(*map->there));
 	map->wait = pages_alloc(map->nr_chunks);

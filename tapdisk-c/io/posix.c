@@ -298,8 +298,8 @@ static int posix_wait(struct engine *engine, int64_t timeout_ns)
 {
 	struct posix_engine *p = to_posix(engine);
 	struct timespec ts = {
-		.tv_sec = timeout_ns / NSEC_PER_SEC,
-		.tv_nsec = timeout_ns % NSEC_PER_SEC,
+		.tv_sec = (time_t)(timeout_ns / NSEC_PER_SEC),
+		.tv_nsec = (long)(timeout_ns % NSEC_PER_SEC),
 	};
 	nfds_t n = engine->nr_slots, sockets;
 

@@ -219,7 +219,7 @@ static struct io_req *take(struct sched *s, struct io_stream *stream,
 void sched_split(struct engine *engine, struct io_req *req, int result)
 {
 	struct merge *merge = container_of(req, struct merge, req);
-	size_t left = result > 0 ? (size_t)result : 0;
+	uint64_t left = result > 0 ? (uint64_t)result : 0;
 	struct list *item, again;
 
 	list_init(&again);

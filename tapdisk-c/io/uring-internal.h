@@ -15,10 +15,12 @@
  * bits; a watch is named by slot and generation since the caller's memory may
  * be gone when its event arrives.
  */
-#define TAG_MASK	7u
+#define TAG_MASK	3u
 #define TAG_WATCH	1u
 #define TAG_IGNORED	2u
-#define SLOT_SHIFT	3
+#define SLOT_SHIFT	2
+
+_Static_assert(_Alignof(struct io_req) > TAG_MASK, "an address has no tag");
 
 #define URING_BUFFERS	512u
 
@@ -28,7 +30,7 @@ struct uring_engine {
 	struct engine engine;
 	struct io_uring ring;
 	bool tells_taskrun;		/* the ring says when completions wait in the kernel */
-	size_t memory_bytes;		/* that may still be transferred before the next wait */
+	uint64_t memory_bytes;		/* that may still be transferred before the next wait */
 	enum uring_table buffers;
 	bool buffer_used[URING_BUFFERS];
 	struct msghdr msg[MAX_SQ_ENTRIES];	/* of the entry in the same place: the kernel copies it when it takes the entry */

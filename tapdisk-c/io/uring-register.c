@@ -20,13 +20,16 @@
 uint8_t uring_file_add(struct engine *engine, int fd)
 {
 	struct statfs fs;
+	uint32_t type;
 
 	(void)engine;
 	if (fstatfs(fd, &fs))
 		return 0;
-	if (fs.f_type == TMPFS_MAGIC)
+	/* 32 bits, with or without a sign */
+	type = (uint32_t)fs.f_type;
+	if (type == TMPFS_MAGIC)
 		return FILE_IN_MEMORY | FILE_TMPFS;
-	return fs.f_type == RAMFS_MAGIC ? FILE_IN_MEMORY : 0;
+	return type == RAMFS_MAGIC ? FILE_IN_MEMORY : 0;
 }
 
 static int set_buffer(struct uring_engine *u, unsigned int place, void *base,

@@ -88,7 +88,7 @@ static bool has_mark(const char *text, size_t len)
 /* A file with the image lock, as /proc/locks has it. */
 struct locked {
 	unsigned int major, minor;
-	unsigned long inode;
+	unsigned long long inode;
 };
 
 static size_t read_locked(struct locked *locked, size_t room)
@@ -99,7 +99,7 @@ static size_t read_locked(struct locked *locked, size_t room)
 
 	while (f && n < room && fgets(line, sizeof(line), f)) {
 		p = strstr(line, "OFDLCK");
-		if (p && sscanf(p, "%*s %*s %*s %*s %x:%x:%lu " LOCK_BYTE " " LOCK_BYTE,
+		if (p && sscanf(p, "%*s %*s %*s %*s %x:%x:%llu " LOCK_BYTE " " LOCK_BYTE,
 				&locked[n].major, &locked[n].minor, &locked[n].inode) == 3 &&
 		    strstr(p, " " LOCK_BYTE " " LOCK_BYTE))
 			n++;

@@ -202,13 +202,13 @@ static int ring_map(struct blktap *tap, struct error *err)
 		return error_set(err, -EPROTO, "minor %d: the blktap driver granted features %#llx and %u entries",
 				 tap->minor, (unsigned long long)setup.features,
 				 setup.entries);
-	p = mmap(NULL, setup.ring_bytes, PROT_READ | PROT_WRITE, MAP_SHARED,
+	tap->ring_bytes = (size_t)setup.ring_bytes;
+	p = mmap(NULL, tap->ring_bytes, PROT_READ | PROT_WRITE, MAP_SHARED,
 		 tap->fd, 0);
 	if (p == MAP_FAILED)
 		return error_set(err, -errno, "minor %d: cannot map the ring: %s",
 				 tap->minor, strerror(errno));
 	tap->ring = p;
-	tap->ring_bytes = setup.ring_bytes;
 	tap->entries = setup.entries;
 	tap->sq = (void *)((uint8_t *)p + setup.sq_off);
 	tap->cq = (void *)((uint8_t *)p + setup.cq_off);

@@ -123,7 +123,7 @@ int vhd_write_at(int fd, const void *buf, size_t len, uint64_t offset)
 	if (!window)
 		return 0;
 	if (posix_memalign((void **)&bounce, VHD_ALIGN,
-			   round_up_u64(window, VHD_ALIGN) + VHD_ALIGN))
+			   (size_t)round_up_u64(window, VHD_ALIGN) + VHD_ALIGN))
 		return -ENOMEM;
 	while (len && !rc) {
 		n = len < window ? len : window;

@@ -127,7 +127,7 @@ static int encode(struct tables *t, struct error *err)
 	uint64_t bat = round_up_u64(4ull * t->capacity, VHD_SECTOR);
 	uint64_t map = t->start + bat + VHD_SECTOR;
 	size_t map_bytes = (size_t)t->map_sectors * VHD_SECTOR;
-	size_t used = (image->bat_entries + 7ull) / 8;
+	size_t used = (size_t)((image->bat_entries + 7ull) / 8);
 	uint8_t *head = NULL;
 	int rc;
 
