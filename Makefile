@@ -109,12 +109,14 @@ uninstall:
 # Installs what is missing, as root; says what to install otherwise.
 deps:
 	@.ci/deps build
+demo-deps:
+	@.ci/deps demo
 test-deps:
 	@.ci/deps test
 bench-deps:
 	@.ci/deps bench
 
-demo: test-deps
+demo: demo-deps
 	@$(MAKE) --no-print-directory all
 	@$(PYTHON) -m tests.demo
 
@@ -124,6 +126,7 @@ test: test-deps
 	@$(MAKE) --no-print-directory -j$(JOBS) -C tapdisk-c MODE=asan BUILD=$(BUILD)
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory -C tapdisk-c check BUILD=$(BUILD)
+	@$(MAKE) --no-print-directory -j$(JOBS) -C tapdisk-c check-cross BUILD=$(BUILD)
 	@$(MAKE) --no-print-directory -C kernel-patches check
 	@$(PYTHON) -m pytest tests
 
@@ -140,4 +143,4 @@ lint:
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all programs bridge module install uninstall deps test-deps bench-deps demo test bench lint clean
+.PHONY: all programs bridge module install uninstall deps demo-deps test-deps bench-deps demo test bench lint clean

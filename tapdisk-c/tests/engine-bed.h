@@ -21,6 +21,7 @@
 #include <cmocka.h>
 
 #include "io/engine.h"
+#include "tests/needs.h"
 
 #define DEPTH	8u
 #define PAGE	4096u
@@ -31,6 +32,46 @@
 	{ #test " (" engine ")", test, setup, teardown, (void *)(uintptr_t)engine }
 #define BOTH(test, setup, teardown) \
 	ON(test, "uring", setup, teardown), ON(test, "posix", setup, teardown)
+
+/*
+ * Runs them all; where there is no io_uring, those for the engine uring are left out, by
+ * name. That it is said not to be there, but is, is a failure too.
+ */
+#define RUN_ALL(tests) \
+	run_all(#tests, tests, sizeof(tests) / sizeof((tests)[0]))
+
+static inline int run_all(const char *group, const struct CMUnitTest *tests, size_t n)
+{
+	static const char uring[] = " (uring)";
+	const size_t tail = sizeof(uring) - 1;
+	struct CMUnitTest *kept;
+	struct engine *engine;
+	size_t nr = 0;
+	int failed = 0;
+
+	if (!lacks("io_uring"))
+		return _cmocka_run_group_tests(group, tests, n, NULL, NULL);
+	if (!engine_open(&engine, "uring", 1, NULL)) {
+		fprintf(stderr, "$XENBLK_TESTS_LACK has io_uring, but it works\n");
+		engine_close(engine);
+		return 1;
+	}
+	kept = calloc(n, sizeof(*kept));
+	for (size_t i = 0; kept && i < n; i++) {
+		size_t len = strlen(tests[i].name);
+
+		if (len > tail && !strcmp(tests[i].name + len - tail, uring))
+			print_message("[  SKIPPED ] %s: no io_uring here\n", tests[i].name);
+		else
+			kept[nr++] = tests[i];
+	}
+	if (nr)
+		failed = _cmocka_run_group_tests(group, kept, nr, NULL, NULL);
+	else
+		print_message("[  PASSED  ] 0 test(s).\n");
+	free(kept);
+	return kept ? failed : 1;
+}
 
 /* Beside the program: /tmp may be a tmpfs, which has no O_DIRECT on 6.1. */
 static inline int scratch_file(int flags)

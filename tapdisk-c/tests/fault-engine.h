@@ -23,10 +23,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "io/engine.h"
+#include "tests/real.h"
 
 #define FE_SECTOR	512u
 #define FE_WAITING	INT_MIN		/* io_req.result: not yet applied */
@@ -73,15 +73,15 @@ struct engine {
 static struct engine *fe_active;
 
 /* FAULT_TRACE in the environment: what happens, on stderr. */
-static inline void fe_trace(const char *what, uint64_t offset, size_t len, int result)
+static inline void fe_trace(const char *what, uint64_t offset, uint64_t len, int result)
 {
 	static int on = -1;
 
 	if (on < 0)
 		on = getenv("FAULT_TRACE") != NULL;
 	if (on)
-		fprintf(stderr, "%-9s %10llu +%-8zu %d\n", what,
-			(unsigned long long)offset, len, result);
+		fprintf(stderr, "%-9s %10llu +%-8llu %d\n", what,
+			(unsigned long long)offset, (unsigned long long)len, result);
 }
 
 static inline uint64_t fe_random(struct engine *e)
@@ -110,14 +110,14 @@ static inline void fe_die(const char *what)
 
 static inline void fe_raw_write(int fd, const void *buf, size_t len, uint64_t offset)
 {
-	if (syscall(SYS_pwrite64, fd, buf, len, offset) != (long)len)
+	if (real_pwrite(fd, buf, len, (off_t)offset) != (ssize_t)len)
 		fe_die("fault engine: pwrite");
 }
 
 static inline void fe_raw_truncate(int fd, uint64_t size)
 {
 	fe_trace("truncate", size, 0, 0);
-	if (syscall(SYS_ftruncate, fd, size))
+	if (real_ftruncate(fd, (off_t)size))
 		fe_die("fault engine: ftruncate");
 }
 
@@ -231,7 +231,7 @@ ssize_t pwrite(int fd, const void *buf, size_t len, off_t offset)
 	struct engine *e = fe_active;
 
 	if (!fe_follows(fd))
-		return syscall(SYS_pwrite64, fd, buf, len, offset);
+		return real_pwrite(fd, buf, len, offset);
 	if (fe_fails(e, e->fail_write)) {
 		errno = EIO;
 		return -1;
@@ -250,7 +250,7 @@ int ftruncate(int fd, off_t size)
 	struct engine *e = fe_active;
 
 	if (!fe_follows(fd))
-		return (int)syscall(SYS_ftruncate, fd, size);
+		return real_ftruncate(fd, size);
 	if (fe_fails(e, e->fail_write)) {
 		errno = EIO;
 		return -1;
@@ -357,9 +357,9 @@ static inline int fe_read(const struct io_req *req)
 	return (size_t)got == req->iov->iov_len ? 0 : -ENODATA;
 }
 
-static inline size_t fe_len(const struct io_req *req)
+static inline uint64_t fe_len(const struct io_req *req)
 {
-	size_t len = 0;
+	uint64_t len = 0;
 
 	if (req->op == IO_SYNC)
 		return 0;
@@ -373,7 +373,7 @@ static inline size_t fe_len(const struct io_req *req)
 static inline void fe_write(struct engine *e, struct io_req *req, bool all)
 {
 	struct fe_change *c;
-	size_t len = fe_len(req), at = 0;
+	size_t len = (size_t)fe_len(req), at = 0;
 	uint8_t *data;
 
 	if (!fe_follows(req->fd))

@@ -14,6 +14,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "tests/real.h"
+
 enum { FILE_SEEN = 1, WRITE, PUNCH, ZERO, SYNC, DONE, SIZE };
 
 struct record {
@@ -81,7 +83,7 @@ ssize_t pwrite64(int fd, const void *buf, size_t len, off64_t offset)
 		number = begin(WRITE, (uint64_t)offset, len, 0);
 		put(buf, len);
 	}
-	n = syscall(SYS_pwrite64, fd, buf, len, offset);
+	n = real_pwrite(fd, buf, len, offset);
 	if (ours)
 		done(number, n);
 	return n;
@@ -112,7 +114,7 @@ int ftruncate64(int fd, off64_t size)
 {
 	if (is_recorded(fd))
 		begin(SIZE, (uint64_t)size, 0, 0);
-	return (int)syscall(SYS_ftruncate, fd, size);
+	return real_ftruncate(fd, size);
 }
 
 int fallocate64(int fd, int mode, off64_t offset, off64_t len)
@@ -122,7 +124,7 @@ int fallocate64(int fd, int mode, off64_t offset, off64_t len)
 
 	if (ours)
 		number = begin(PUNCH, (uint64_t)offset, (uint64_t)len, 0);
-	rc = (int)syscall(SYS_fallocate, fd, mode, offset, len);
+	rc = real_fallocate(fd, mode, offset, len);
 	if (ours)
 		done(number, rc);
 	return rc;

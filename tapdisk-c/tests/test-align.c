@@ -259,7 +259,7 @@ static void concurrent_requests_lose_no_sector(void **state)
 			if (one->req.op == IO_READ)
 				assert_memory_equal(memory + skew + one->req.offset,
 						    model + one->req.offset,
-						    one->req.len);
+						    (size_t)one->req.len);
 		}
 	}
 	assert_int_equal(io(f, IO_READ, 0, memory + 1, sizeof(model)), 0);
@@ -327,5 +327,5 @@ int main(void)
 		T(errors_are_passed_on),
 	};
 
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return RUN_ALL(tests);
 }

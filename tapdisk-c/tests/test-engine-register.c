@@ -24,6 +24,23 @@ static int run_buffer(struct engine_fixture *f, enum io_op op, int fd, uint64_t 
 	return run_alone(f->engine, &one);
 }
 
+/* Lengths are 64-bit, wherever a size_t may be 32. */
+static void a_hole_may_have_4_gib(void **state)
+{
+	struct engine_fixture *f = *state;
+	uint8_t data[PAGE];
+	struct one one = {
+		.req = { .op = IO_PUNCH, .fd = f->fd, .len = 4ull << 30,
+			 .done = one_done },
+	};
+
+	memset(data, 'x', sizeof(data));
+	assert_int_equal(run_one(f->engine, IO_WRITE, f->fd, 0, data, PAGE), 0);
+	assert_int_equal(run_alone(f->engine, &one), 0);
+	assert_int_equal(run_one(f->engine, IO_READ, f->fd, 0, data, PAGE), 0);
+	assert_int_equal(data[0] | data[PAGE - 1], 0);
+}
+
 static void holes_and_zeros_read_as_zeros_and_keep_the_size(void **state)
 {
 	struct engine_fixture *f = *state;
@@ -333,6 +350,7 @@ static void what_ends_short_in_memory_goes_on_at_once(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		T(a_hole_may_have_4_gib),
 		T(holes_and_zeros_read_as_zeros_and_keep_the_size),
 		T(a_removed_file_is_the_callers_alone),
 		T(a_request_that_hangs_holds_no_removed_file),
@@ -344,5 +362,5 @@ int main(void)
 		T(what_ends_short_in_memory_goes_on_at_once),
 	};
 
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return RUN_ALL(tests);
 }

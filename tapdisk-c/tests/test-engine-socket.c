@@ -188,5 +188,5 @@ int main(void)
 		T(waiting_sockets_take_no_depth),
 	};
 
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return RUN_ALL(tests);
 }

@@ -544,5 +544,5 @@ int main(void)
 		T(test_faults_around_the_log_reach_it_only_if_done),
 	};
 
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return RUN_ALL(tests);
 }

@@ -113,6 +113,33 @@ static void a_file_that_grows_is_lent_to_its_new_end(void **state)
 	close(fd);
 }
 
+/* Where the address space is 4 GiB, a mapping of it may only have its beginning. */
+static void a_file_larger_than_the_address_space_is_not_lent_as_its_beginning(void **state)
+{
+	const uint64_t size = (8ull << 30) + (512 << 20), at[] = { 256 << 20, (8ull << 30) + (256 << 20) };
+	struct engine_fixture *f = *state;
+	int fd = memfd_create("lend-test", MFD_CLOEXEC), file;
+	char path[32], data[2][PAGE];
+	const void *p;
+
+	assert_int_equal(ftruncate(fd, (off_t)size), 0);
+	for (int i = 0; i < 2; i++) {
+		memset(data[i], 'a' + i, PAGE);
+		assert_int_equal(pwrite(fd, data[i], PAGE, (off_t)at[i]), PAGE);
+	}
+	/* Read-only, so that the mapping is as long as the file. */
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	file = open(path, O_RDONLY | O_CLOEXEC);
+	engine_file_add(f->engine, file, 0);
+	for (int i = 0; i < 2; i++) {
+		p = lend(f->engine, file, at[i], PAGE);
+		assert_true(p ? !memcmp(p, data[i], PAGE) : sizeof(size_t) < 8);
+	}
+	engine_file_remove(f->engine, file);
+	close(file);
+	close(fd);
+}
+
 /* The reply to a slow client must not keep an image locked. */
 static void what_is_lent_stays_and_holds_no_lock(void **state)
 {
@@ -205,10 +232,11 @@ int main(void)
 		T(what_lies_in_memory_is_lent_and_nothing_else),
 		T(a_hole_is_not_lent_and_not_filled_by_reading),
 		T(a_file_that_grows_is_lent_to_its_new_end),
+		T(a_file_larger_than_the_address_space_is_not_lent_as_its_beginning),
 		T(what_is_lent_stays_and_holds_no_lock),
 		T(what_was_looked_at_is_let_go_of_when_idle),
-		cmocka_unit_test(nothing_is_lent_behind_a_wrap),
+		ON(nothing_is_lent_behind_a_wrap, "uring", NULL, NULL),
 	};
 
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return RUN_ALL(tests);
 }

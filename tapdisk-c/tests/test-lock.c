@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -182,10 +183,10 @@ static void a_descriptor_that_cannot_be_locked_is_an_error(void **state)
 }
 
 /*
- * A lock that no process has, for so long: its descriptor is under way in a socket, as
- * a killed process's is in the kernel.
+ * A lock that no process has, for so long, or (0) until the process that is returned
+ * is killed: its descriptor is under way in a socket, as a killed process's is in the kernel.
  */
-static void hide_lock(int fd, unsigned int ms)
+static pid_t hide_lock(int fd, unsigned int ms)
 {
 	union {
 		struct cmsghdr head;
@@ -198,24 +199,31 @@ static void hide_lock(int fd, unsigned int ms)
 	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1,
 			      .msg_control = control.space,
 			      .msg_controllen = sizeof(control.space) };
+	pid_t pid;
 	int s[2];
 
 	memcpy(CMSG_DATA(&control.head), &fd, sizeof(fd));
 	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, s), 0);
 	assert_int_equal(sendmsg(s[0], &msg, 0), 1);
 	close(fd);
-	if (!fork()) {
-		usleep(ms * 1000);
+	pid = fork();
+	if (!pid) {
+		if (ms)
+			usleep(ms * 1000);
+		else
+			pause();
 		_exit(0);
 	}
 	close(s[0]);
 	close(s[1]);
+	return pid;
 }
 
 static void a_lock_that_a_killed_process_left_is_waited_for(void **state)
 {
 	int a = reopen(O_RDWR), b = reopen(O_RDWR);
 	struct error err;
+	pid_t pid;
 
 	(void)state;
 	assert_int_equal(lock_take(a, path, LOCK_WRITER, NULL), 0);
@@ -224,9 +232,10 @@ static void a_lock_that_a_killed_process_left_is_waited_for(void **state)
 	wait(NULL);
 	a = b;
 	b = reopen(O_RDWR);
-	hide_lock(a, 1500);
+	pid = hide_lock(a, 0);
 	assert_int_equal(lock_take(b, path, LOCK_READER, &err), -EBUSY);
 	assert_non_null(strstr(err.text, "in use: another process, or another host"));
+	kill(pid, SIGKILL);
 	wait(NULL);
 	assert_string_equal(bytes_held(), "");
 	close(b);

@@ -150,5 +150,5 @@ int main(void)
 		T(a_file_that_was_cut_short_ends_the_connection_alone),
 	};
 
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return RUN_ALL(tests);
 }

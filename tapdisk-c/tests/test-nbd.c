@@ -5,6 +5,7 @@
 #include <sys/syscall.h>
 
 #include "tests/nbd-bed.h"
+#include "tests/real.h"
 
 static uint8_t big[DISK];
 
@@ -551,7 +552,7 @@ void *mmap(void *addr, size_t len, int prot, int flags, int fd, off_t offset)
 		errno = ENOMEM;
 		return MAP_FAILED;
 	}
-	return (void *)syscall(SYS_mmap, addr, len, prot, flags, fd, offset);
+	return real_mmap(addr, len, prot, flags, fd, offset);
 }
 
 static void a_client_waits_until_there_is_memory(void **state)
@@ -700,5 +701,5 @@ int main(void)
 		T(a_path_without_room_is_refused),
 	};
 
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return RUN_ALL(tests);
 }

@@ -24,6 +24,7 @@
 #include <unistd.h>
 
 #include "server.h"
+#include "tests/real.h"
 #include "transport/blktap.h"
 #include "vbd.h"
 
@@ -65,7 +66,7 @@ static void layout(struct blktap_setup *s)
 	s->cq_off = SQ_OFF + s->entries * (uint32_t)sizeof(struct blktap_sqe);
 	s->ring_bytes = 4096 * 8;
 	driver.setup = *s;
-	driver.bytes = s->ring_bytes;
+	driver.bytes = (size_t)s->ring_bytes;
 	assert_int_equal(ftruncate(driver.fd, 0), 0);
 	assert_int_equal(ftruncate(driver.fd, (off_t)driver.bytes), 0);
 	driver.ring = mmap(NULL, driver.bytes, PROT_READ | PROT_WRITE,
@@ -167,7 +168,7 @@ int fake_open(const char *path, int flags, ...)
 		mode = va_arg(ap, mode_t);
 	va_end(ap);
 	if (strncmp(path, "/dev/xen/blktap-2/blktap", 24))
-		return (int)syscall(SYS_openat, AT_FDCWD, path, flags, mode);
+		return real_open(path, flags, mode);
 	return driver.open_error ? refuse(driver.open_error) : dup(driver.fd);
 }
 
@@ -179,7 +180,7 @@ ssize_t fake_pread(int fd, void *buf, size_t len, off_t at)
 		errno = EINVAL;
 		return -1;
 	}
-	return syscall(SYS_pread64, fd, buf, len, at);
+	return real_pread(fd, buf, len, at);
 }
 
 /* The guest's side. */

@@ -30,7 +30,7 @@ static void end(struct bed *b)
 static void all_durable(struct bed *b)
 {
 	fe_make_durable(&b->engine, b->engine.clock);
-	memcpy(b->flushed, b->now, b->sectors * sizeof(*b->now));
+	memcpy(b->flushed, b->now, (size_t)b->sectors * sizeof(*b->now));
 }
 
 static void power_loss(struct bed *b, bool (*survives)(const struct fe_change *))

@@ -90,8 +90,8 @@ static void make_raw(const struct spec *spec)
 	uint8_t sector[SECTOR_SIZE];
 
 	assert_true(fd >= 0);
-	assert_int_equal(syscall(SYS_ftruncate, fd,
-				 spec->sectors * SECTOR_SIZE), 0);
+	assert_int_equal(real_ftruncate(fd, (off_t)(spec->sectors *
+							SECTOR_SIZE)), 0);
 	for (uint64_t i = 0; i < spec->sectors; i += 1 + i % 3) {
 		fill(sector, i, 1, 1);
 		put(fd, sector, SECTOR_SIZE, i * SECTOR_SIZE);
@@ -116,7 +116,7 @@ static void inherit(struct bed *b, const struct spec *spec,
 		b->now[i].value = parent->now[i].value;
 	for (uint64_t i = 0; i < b->sectors; i++)
 		b->now[i].since = b->tag;
-	memcpy(b->flushed, b->now, b->sectors * sizeof(*b->now));
+	memcpy(b->flushed, b->now, (size_t)b->sectors * sizeof(*b->now));
 }
 
 /* A parent between, of its own size and block size, with some writes in it. */

@@ -50,7 +50,7 @@ struct spec {
 
 static inline void put(int fd, const void *buf, size_t len, uint64_t offset)
 {
-	assert_int_equal(syscall(SYS_pwrite64, fd, buf, len, offset), len);
+	assert_int_equal(real_pwrite(fd, buf, len, (off_t)offset), len);
 }
 
 static inline void parent_uuid(uuid_t out, const char *name)
@@ -190,24 +190,25 @@ struct bed {
 
 static inline void bed_init(struct bed *b, const char *name, uint64_t sectors)
 {
+	const size_t n = (size_t)sectors;
 	struct error err;
 
 	memset(b, 0, sizeof(*b));
 	b->name = name;
 	b->sectors = sectors;
 	b->tag = 1;
-	b->now = calloc(sectors, sizeof(*b->now));
-	b->flushed = calloc(sectors, sizeof(*b->flushed));
-	b->attempt = calloc(sectors, sizeof(*b->attempt));
-	b->zeroed = calloc(sectors, sizeof(*b->zeroed));
+	b->now = calloc(n, sizeof(*b->now));
+	b->flushed = calloc(n, sizeof(*b->flushed));
+	b->attempt = calloc(n, sizeof(*b->attempt));
+	b->zeroed = calloc(n, sizeof(*b->zeroed));
 	assert_true(b->now && b->flushed && b->attempt && b->zeroed);
 	assert_int_equal(config_load(&b->cfg, "/nonexistent", &err), 0);
 	for (unsigned int i = 0; i < MAX_SLOTS; i++) {
 		b->slot[i].bed = b;
 		b->slot[i].req.buf = aligned_alloc(IMAGE_ALIGN,
 						   MAX_COUNT * SECTOR_SIZE);
-		b->slot[i].then = calloc(sectors > MAX_COUNT ? sectors :
-					 MAX_COUNT, sizeof(struct expect));
+		b->slot[i].then = calloc(n > MAX_COUNT ? n : MAX_COUNT,
+					 sizeof(struct expect));
 		assert_true(b->slot[i].req.buf && b->slot[i].then);
 	}
 }
@@ -388,8 +389,9 @@ static inline struct slot *start(struct bed *b, enum image_op op, uint64_t secto
 		fill(s->req.buf, sector, count, s->tag);
 	else if (op == IMAGE_READ)
 		memset(s->req.buf, 0xa5, (size_t)count * SECTOR_SIZE);
-	memcpy(s->then, b->now + sector, (op == IMAGE_FLUSH ? b->sectors :
-					  count) * sizeof(*s->then));
+	memcpy(s->then, b->now + sector,
+	       (op == IMAGE_FLUSH ? (size_t)b->sectors : count) *
+	       sizeof(*s->then));
 	vhd_driver.submit(&b->disk->image, &s->req);
 	return s;
 }
@@ -466,7 +468,7 @@ static inline int disk_close(struct bed *b)
 	rc = vhd_driver.close(&b->disk->image, NULL);
 	b->disk = NULL;
 	if (!rc)
-		memcpy(b->flushed, b->now, b->sectors * sizeof(*b->now));
+		memcpy(b->flushed, b->now, (size_t)b->sectors * sizeof(*b->now));
 	return rc;
 }
 

@@ -12,6 +12,7 @@ KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 # Settings of this machine that reach its archive: proxies, time-outs, snapshots of the past
 PASSED_ON = re.compile(r'^Acquire::(https?::|Retries|Check-Valid-Until|Check-Date).* ".+";$')
 
+HOST_ARCHITECTURE = "amd64"
 EXCLUDES = ("doc", "man", "locale", "info", "lintian")
 
 
@@ -90,15 +91,24 @@ def mmdebstrap(root: Path, suite: str, packages: list[str]) -> None:
 
 
 class Archive:
-    """A private apt for one suite: its own lists and no installed packages, in `directory`."""
+    """A private apt for one suite: its own lists and no installed packages, in `directory`.
 
-    def __init__(self, directory: Path, suite: str) -> None:
+    For another architecture it has the release without its updates: such packages are linked with, and
+    installed nowhere.
+    """
+
+    def __init__(self, directory: Path, suite: str, architecture: str = HOST_ARCHITECTURE) -> None:
         self.directory = directory
         for part in ("lists/partial", "archives/partial", "etc/preferences.d"):
             (directory / part).mkdir(parents=True, exist_ok=True)
         (directory / "status").touch()
         (directory / "sources.list").write_text(
-            "".join(source.line() + "\n" for source in sources(suite)), encoding="utf-8"
+            "".join(
+                source.line() + "\n"
+                for source in sources(suite)
+                if architecture == HOST_ARCHITECTURE or source.suite == suite
+            ),
+            encoding="utf-8",
         )
         self._options = []
         for name, value in (
@@ -111,7 +121,7 @@ class Archive:
             ("Dir::State::Lists", f"{directory}/lists"),
             ("Dir::Cache", f"{directory}"),
             ("APT::Sandbox::User", "root"),
-            ("APT::Architecture", "amd64"),
+            ("APT::Architecture", architecture),
             ("Acquire::Languages", "none"),
         ):
             self._options += ["-o", f"{name}={value}"]
