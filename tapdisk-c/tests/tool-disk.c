@@ -7,7 +7,8 @@
  * Reads commands from standard input, a line each. All but the last two are started at
  * once, as many as given, until "go" waits for all of them and prints a line for each in
  * the order given:
- *   w SECTOR COUNT SEED   every sector gets its number and SEED      -> ok | err ERRNO
+ *   w SECTOR COUNT SEED   every sector gets its number and SEED,
+ *                         little-endian                              -> ok | err ERRNO
  *   r SECTOR COUNT        -> the seeds found, "0" for a zero sector, "?" if it holds
  *                            anything else | err ERRNO
  *   f                     flush                                      -> ok | err ERRNO
@@ -19,6 +20,7 @@
  *   crash                 exits at once, as if killed
  * The end of input closes the image. The first line printed is "SECTORS DEPTH".
  */
+#include <endian.h>
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
@@ -62,8 +64,8 @@ static void fill(uint8_t *buf, uint64_t sector, uint32_t count, uint64_t seed)
 		uint64_t words[SECTOR_SIZE / 8];
 
 		for (size_t j = 0; j < SECTOR_SIZE / 8; j += 2) {
-			words[j] = sector + i;
-			words[j + 1] = seed;
+			words[j] = htole64(sector + i);
+			words[j + 1] = htole64(seed);
 		}
 		memcpy(buf + (size_t)i * SECTOR_SIZE, words, SECTOR_SIZE);
 	}
@@ -111,6 +113,7 @@ static void show(const struct slot *slot)
 		uint64_t seed;
 
 		memcpy(&seed, p + 8, sizeof(seed));
+		seed = le64toh(seed);
 		fill(want, slot->req.sector + i, 1, seed);
 		if (!memcmp(p, zero, SECTOR_SIZE))
 			printf("%s0", i ? " " : "");
