@@ -7,6 +7,8 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -224,6 +226,26 @@ static void timestamps_are_clamped(void **state)
 	assert_int_equal(vhd_timestamp(1ll << 40), UINT32_MAX);
 }
 
+/* Metadata may lie anywhere in the file, wherever a size_t or a long may have 32 bits. */
+static void offsets_are_64_bit(void **state)
+{
+	const uint64_t at = (5ull << 30) + VHD_SECTOR;
+	uint8_t data[VHD_SECTOR], back[VHD_SECTOR];
+	int fd = memfd_create("format", MFD_CLOEXEC);
+
+	(void)state;
+	memset(data, 0x5a, sizeof(data));
+	assert_int_equal(vhd_write_at(fd, data, sizeof(data), at), 0);
+	assert_int_equal(pread(fd, back, sizeof(back), (off_t)at), sizeof(back));
+	assert_memory_equal(back, data, sizeof(data));
+	memset(back, 0, sizeof(back));
+	assert_int_equal(vhd_read_at(fd, back, sizeof(back), at), 0);
+	assert_memory_equal(back, data, sizeof(data));
+	assert_int_equal(vhd_read_at(fd, back, sizeof(back), at - (4ull << 30)), 0);
+	assert_int_equal(back[0] | back[VHD_SECTOR - 1], 0);
+	close(fd);
+}
+
 static void bat_is_big_endian(void **state)
 {
 	const uint32_t bat[] = { 0, 1, 0x01020304, VHD_BAT_UNUSED };
@@ -273,6 +295,7 @@ int main(void)
 		cmocka_unit_test(header_faults_are_named),
 		cmocka_unit_test(geometry_is_the_specifications),
 		cmocka_unit_test(timestamps_are_clamped),
+		cmocka_unit_test(offsets_are_64_bit),
 		cmocka_unit_test(bat_is_big_endian),
 		cmocka_unit_test(new_blocks_have_their_data_at_4_kib),
 	};

@@ -112,6 +112,22 @@ def test_a_corrupted_image_is_told_in_the_same_words(machine: Machine, tmp_path:
 
 
 @others
+def test_what_lies_beyond_4_gib_of_a_file_is_found(machine: Machine, tmp_path: Path) -> None:
+    path, sector = tmp_path / "a.vhd", (4 << 21) + 100
+    machine.ok("vhd-util", "create", "-n", path, "-s", 4100, "-r")
+    assert path.stat().st_size == (4100 << 20) + SECTOR
+    answers = machine.ok("tests/tool-disk", "--engine=posix", f"vhd:{path}", text=f"w {sector} 8 7\nf\ngo\n")
+    assert answers.split()[2:] == ["ok", "ok"]
+    with path.open("rb") as file:
+        file.seek(sector * SECTOR)
+        assert file.read(SECTOR) == pattern(sector, 7)
+    for reader in (NATIVE, machine):
+        reader.ok("vhd-util", "check", "-n", path)
+        answers = reader.ok("tests/tool-disk", "--engine=posix", f"vhd:{path}", text=f"r {sector} 8\nr 100 2\ngo\n")
+        assert answers.split()[2:] == ["7"] * 8 + ["0"] * 2
+
+
+@others
 def test_times_after_2038_are_shown(machine: Machine, tmp_path: Path) -> None:
     path = tmp_path / "a.vhd"
     NATIVE.ok("vhd-util", "create", "-n", path, "-s", 4)
