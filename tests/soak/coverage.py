@@ -44,7 +44,8 @@ def total(files: Iterable[Covered]) -> Covered:
 
 
 def _counted(programs: Programs) -> tuple[Covered, ...]:
-    data = sorted((OUT / "vhd").glob("*.gcda"))
+    # The notes of all: what was not run at all has no data, and counts.
+    data = sorted((OUT / "vhd").glob("*.gcno"))
     status, out = programs.run(["gcov", "--json-format", "--stdout", *data])
     if status:
         raise SoakError(f"{out[-2000:]}\ngcov failed; its output is above")
