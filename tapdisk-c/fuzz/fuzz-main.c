@@ -224,8 +224,10 @@ static int usage(const char *name)
 
 int main(int argc, char **argv)
 {
-	static const int signals[] = { SIGILL, SIGSEGV, SIGBUS, SIGFPE,
-				       SIGABRT, SIGTRAP };
+	/* The sanitizers leave the first ones to us. */
+	static const int signals[] = { SIGABRT, SIGILL, SIGTRAP, SIGSEGV,
+				       SIGBUS, SIGFPE };
+	size_t nr_signals = sizeof(signals) / sizeof(signals[0]);
 	unsigned long changed = 0;
 	uint64_t seed = (uint64_t)time(NULL);
 	int opt;
@@ -257,11 +259,12 @@ int main(int argc, char **argv)
 	}
 	printf("seed %llu\n", (unsigned long long)seed);
 	fflush(stdout);
-	if (__sanitizer_set_death_callback)
+	if (__sanitizer_set_death_callback) {
 		__sanitizer_set_death_callback(save);
-	else
-		for (size_t i = 0; i < sizeof(signals) / sizeof(signals[0]); i++)
-			signal(signals[i], died);
+		nr_signals = 3;
+	}
+	for (size_t i = 0; i < nr_signals; i++)
+		signal(signals[i], died);
 	signal(SIGALRM, hung);
 	for (size_t i = 0; i < nr_inputs; i++)
 		run(inputs[i].data, inputs[i].len);

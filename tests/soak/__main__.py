@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--part", choices=PARTS, action="append", help="only this one (repeats)")
     result.add_argument("--scale", type=float, default=1.0, metavar="F", help="this fraction of the counts (default 1)")
     result.add_argument("--seconds", type=float, metavar="N", help="stop after so long")
-    result.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="side by side (default: CPUs)")
+    result.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="at a time (default: CPUs)")
     result.add_argument("--seed", type=int, metavar="N", help="of the slices' seeds (default: by chance)")
     result.add_argument("--fresh", action="store_true", help="start over: forget what was done and found")
     result.add_argument("--page", type=Path, metavar="FILE.md", help="where the figures go")

@@ -76,8 +76,8 @@ def _coverage(found: dict[str, tuple[Covered, ...]]) -> Iterator[str]:
     yield "## Coverage of `tapdisk-c/vhd`"
     yield ""
     yield (
-        "What the inputs of the fuzz targets run, and what the C unit tests do; pytest's tiers, which run the programs, "
-        "are not counted."
+        "What the inputs of the fuzz targets run, and what the C unit tests do; pytest's tiers, which run the "
+        "programs, are not counted."
     )
     yield ""
     by = [{c.file: c for c in (*found[name], coverage.total(found[name]))} for name in found]
