@@ -8,9 +8,6 @@
  *
  * What is accepted leads to no byte outside, and none twice.
  */
-#include <stdlib.h>
-#include <string.h>
-
 #include "common/pages.h"
 #include "fuzz/fuzz.h"
 #include "fuzz/memory-files.h"
@@ -40,28 +37,25 @@ static void find_room(const struct vhd_image *image,
 }
 
 /* Written back, it is what it was, but for entries that were spare. */
-static void write_back(struct vhd_image *image, const struct vhd_extent *extent,
-		       unsigned int nr, uint64_t limit)
+static void write_back(struct vhd_image *image, struct vhd_image *again,
+		       const struct vhd_extent *extent, unsigned int nr,
+		       uint64_t limit)
 {
-	uint32_t n = image->bat_entries, *old = malloc(4 * (size_t)n);
+	uint32_t n = image->bat_entries;
 	struct error err;
 
-	fuzz_assert(old);
-	for (uint32_t i = 0; i < n; i++)
-		old[i] = vhd_bat(image, i);
 	fuzz_assert(!vhd_bat_write(image, 0, n, &err));
-	pages_free(image->bat_not, (size_t)4 * n);
-	image->bat_not = NULL;
-	fuzz_assert(!vhd_bat_load(image, extent, nr, limit, &err));
+	again->fd = image->fd;
+	fuzz_assert(!vhd_bat_load(again, extent, nr, limit, &err));
 	for (uint32_t i = 0; i < n; i++)
-		fuzz_assert(vhd_bat(image, i) == old[i]);
-	free(old);
+		fuzz_assert(vhd_bat(again, i) == vhd_bat(image, i));
+	pages_free(again->bat_not, (size_t)4 * n);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	char name[] = "image";
-	struct vhd_image image = { .path = name, .is_blk = false };
+	struct vhd_image image = { .path = name }, again;
 	struct vhd_extent extent[3];
 	uint64_t limit, at;
 	struct error err;
@@ -94,12 +88,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		size = (size_t)(limit - TABLE);
 	memory_file_set(0, NULL, 0, limit);
 	memory_file_put(0, data + PREFIX, size, TABLE);
+	again = image;
 	image.fd = memory_open(0);
 	if (!vhd_bat_load(&image, extent, 3, limit, &err)) {
 		fuzz_check_image(&image);
 		find_room(&image, extent, 3, 512 * (1 + at % 7));
-		write_back(&image, extent, 3, limit);
-		fuzz_check_image(&image);
+		write_back(&image, &again, extent, 3, limit);
 	}
 	pages_free(image.bat_not, (size_t)4 * image.bat_entries);
 	return 0;

@@ -313,6 +313,18 @@ int ftruncate(int fd, off_t size)
 	return 0;
 }
 
+int fallocate(int fd, int mode, off_t offset, off_t len)
+{
+	if (!is_ours(fd))
+		return (int)syscall(SYS_fallocate, fd, mode, offset, len);
+	if (mode & FALLOC_FL_PUNCH_HOLE) {
+		memory_punch(fd, (uint64_t)offset, (uint64_t)len);
+		return 0;
+	}
+	errno = EOPNOTSUPP;
+	return -1;
+}
+
 int fdatasync(int fd)
 {
 	return is_ours(fd) ? 0 : (int)syscall(SYS_fdatasync, fd);
@@ -384,6 +396,17 @@ ssize_t fgetxattr(int fd, const char *name, void *value, size_t size)
 	(void)size;
 	errno = ENODATA;
 	return -1;
+}
+
+int fsetxattr(int fd, const char *name, const void *value, size_t size,
+	      int flags)
+{
+	(void)fd;
+	(void)name;
+	(void)value;
+	(void)size;
+	(void)flags;
+	return 0;
 }
 
 /* Files by path */

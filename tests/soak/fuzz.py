@@ -30,6 +30,11 @@ class Target:
     count: int
     max_len: int
 
+    @property
+    def on_chains(self) -> bool:
+        """Whether an input is a whole chain."""
+        return self.about.startswith("whole chains")
+
 
 TARGETS = (
     Target("fuzz-footer", "footers, geometry", 8_000_000, 512),
@@ -42,6 +47,7 @@ TARGETS = (
     Target("fuzz-image", "one image: opened, checked, shown, read", 500_000, 8192),
     Target("fuzz-chain", "whole chains: opened, checked, read", 2_000_000, 12288),
     Target("fuzz-disk", "whole chains: served, written to, closed, read again", 500_000, 12288),
+    Target("fuzz-change", "whole chains: repaired, resized, filled, parent named anew", 300_000, 12288),
 )
 
 

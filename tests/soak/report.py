@@ -42,7 +42,7 @@ def _seeds(slices: Sequence[Slice]) -> str:
 
 def _fuzz(state: State, wanted: Sequence[Wanted]) -> Iterator[str]:
     slices = state.of(fuzz.PART)
-    chains = [t.name for t in fuzz.TARGETS if t.name in ("fuzz-chain", "fuzz-disk")]
+    chains = [t.name for t in fuzz.TARGETS if t.on_chains]
     findings = sum(f.part == fuzz.PART for f in state.findings)
     yield "## Fuzzing"
     yield ""

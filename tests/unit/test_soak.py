@@ -57,6 +57,7 @@ def test_a_soak_has_the_counts_that_are_promised() -> None:
     counts = {target.name: target.count for target in fuzz.TARGETS}
     assert sum(counts.values()) >= 50_000_000
     assert counts["fuzz-chain"] >= 2_000_000
+    assert {t.name for t in fuzz.TARGETS if t.on_chains} == {"fuzz-chain", "fuzz-disk", "fuzz-change"}
     assert crashpart.STATES == 100_000
 
 
