@@ -19,7 +19,7 @@ from tests.soak import coverage, report, state
 from tests.soak.crashpart import CrashPart
 from tests.soak.fuzz import FuzzPart
 from tests.soak.runner import Runner, Wanted
-from tests.soak.work import DIRECTORY, Part, Programs, SoakError, Stopped, commit
+from tests.soak.work import BUILD, DIRECTORY, Part, Programs, SoakError, Stopped, commit, take_lock
 
 STATE = DIRECTORY / "state.json"
 PAGE = ROOT / "docs" / "soak.md"
@@ -108,7 +108,7 @@ def main() -> int:
     seed = args.seed if args.seed is not None else SystemRandom().randrange(1 << 32)
     say(f"seed {seed} (--seed={seed})")
     signal.signal(signal.SIGTERM, _interrupt)
-    programs = Programs()
+    programs = Programs(take_lock(BUILD / "soak.lock", say))
     try:
         return _run(args, programs, seed)
     except (KeyboardInterrupt, Stopped):

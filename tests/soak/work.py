@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-only
 """What a soak is made of, and the programs it starts."""
 
+import contextlib
+import fcntl
 import os
 import signal
 import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +19,7 @@ from tests.soak.state import Finding, Slice
 BUILD = ROOT / "build"
 DIRECTORY = BUILD / "soak"
 SLICE_SECONDS = 25.0
+STOP_SECONDS = 5.0
 
 
 class SoakError(Exception):
@@ -56,7 +60,9 @@ class Part(Protocol):
 class Programs:
     """Starts programs in sessions of their own and ends all of them at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, held: int | None = None) -> None:
+        """held: a descriptor that they have, too."""
+        self._held = () if held is None else (held,)
         self._lock = threading.Lock()
         self._running: set[subprocess.Popen[str]] = set()
         self._stopped = False
@@ -76,6 +82,7 @@ class Programs:
                 text=True,
                 errors="replace",
                 start_new_session=True,
+                pass_fds=self._held,
             )
             self._running.add(process)
         out, _ = process.communicate()
@@ -86,12 +93,30 @@ class Programs:
         return process.returncode, out
 
     def stop(self) -> None:
-        """End all, for good."""
+        """End all, for good. In order first: make deletes what is half made."""
         with self._lock:
             self._stopped = True
-            for process in self._running:
+            running = list(self._running)
+        for sig in (signal.SIGTERM, signal.SIGKILL):
+            end = time.monotonic() + STOP_SECONDS
+            for process in running:
                 if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, sig)
+            while any(process.poll() is None for process in running) and time.monotonic() < end:
+                time.sleep(0.05)
+
+
+def take_lock(path: Path, say: Callable[[str], None]) -> int:
+    """A descriptor that one soak has at a time, with the programs it started; waits for those of one that was killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        say("waiting for another soak, or for what one that was killed has left running")
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    return fd
 
 
 def make(programs: Programs, *args: str) -> None:

@@ -3,6 +3,8 @@
 
 import importlib
 import json
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -164,6 +166,36 @@ def test_stopping_ends_programs_and_those_to_come() -> None:
     assert ended[0] - begun < 20
     with pytest.raises(Stopped):
         programs.run(["true"])
+
+
+def test_what_is_ended_may_clean_up(tmp_path: Path) -> None:
+    programs = Programs()
+    half = tmp_path / "half"
+    script = f"trap 'rm {half}; exit 1' TERM; touch {half}; while :; do sleep 0.1; done"
+
+    def one() -> None:
+        with pytest.raises(Stopped):
+            programs.run(["sh", "-c", script])
+
+    thread = threading.Thread(target=one)
+    thread.start()
+    while not half.exists():
+        time.sleep(0.05)
+    programs.stop()
+    thread.join(20)
+    assert not half.exists()
+
+
+def test_a_program_that_is_left_keeps_the_lock(tmp_path: Path) -> None:
+    held = work.take_lock(tmp_path / "lock", lambda text: None)
+    left = subprocess.Popen(["sleep", "1"], pass_fds=(held,))
+    os.close(held)
+    said: list[str] = []
+    begun = time.monotonic()
+    os.close(work.take_lock(tmp_path / "lock", said.append))
+    assert "waiting" in said[0]
+    assert time.monotonic() - begun > 0.3
+    left.wait()
 
 
 # What programs print
