@@ -4,6 +4,7 @@
 #   make module      build blktap.ko for the running kernel (KDIR= for another)
 #   make demo        on a bare Debian 12: xl create of a guest on a VHD chain, shown step by step
 #   make test        on a bare Debian 12: all tests
+#   make soak        crash states and fuzz executions by the million, about an hour; stops and goes on: docs/testing.md
 #   make bench       our NBD server against others; QUICK=1 in three minutes; see docs/performance.md
 #   make install     DESTDIR= prefix= sysconfdir=
 #   make uninstall
@@ -115,6 +116,8 @@ test-deps:
 	@.ci/deps test
 bench-deps:
 	@.ci/deps bench
+soak-deps:
+	@.ci/deps soak
 
 demo: demo-deps
 	@$(MAKE) --no-print-directory all
@@ -135,6 +138,10 @@ bench: bench-deps
 	@$(MAKE) --no-print-directory -C tapdisk-c MODE=release BUILD=$(BUILD)
 	@$(PYTHON) -m tests.perf $(if $(QUICK),--quick) $(BENCH_ARGS)
 
+# SOAK_ARGS: more of `python3 -m tests.soak --help`.
+soak: soak-deps
+	@$(PYTHON) -m tests.soak $(SOAK_ARGS)
+
 lint:
 	@shellcheck .ci/run .ci/deps hotplug-scripts/block-xenblk hotplug-scripts/xenblk-common.sh \
 		hotplug-scripts/xenblk-sharing.sh hotplug-scripts/set-aside-xl
@@ -143,4 +150,4 @@ lint:
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all programs bridge module install uninstall deps demo-deps test-deps bench-deps demo test bench lint clean
+.PHONY: all programs bridge module install uninstall deps demo-deps test-deps bench-deps soak-deps demo test bench soak lint clean

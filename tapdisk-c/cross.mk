@@ -48,7 +48,7 @@ $(addprefix check-,$(machines)): check-%:
 	lib=$$root/usr/lib/$(libdir_$*) && \
 	PKG_CONFIG_LIBDIR=$$lib/pkgconfig PKG_CONFIG_SYSROOT_DIR=$$root XENBLK_TESTS_LACK="$(lack_$*)" \
 	$(MAKE) --no-print-directory -C $(here) check BUILD=$(BUILD)/$* MODE=trap CROSS=$(triple_$*)- \
-		PKG_CONFIG=pkg-config RUN="$(run_$*)" ON="$* " CPPFLAGS="-isystem $$root/usr/include" \
+		FUZZ_RUNS=1000 FUZZ_RUNS_SLOW=100 PKG_CONFIG=pkg-config RUN="$(run_$*)" ON="$* " CPPFLAGS="-isystem $$root/usr/include" \
 		LDFLAGS="-L$$lib -Wl,-rpath,$$lib:/usr/$(triple_$*)/lib -Wl,--dynamic-linker=$(call loader_of,$*)"
 
 .PHONY: check-cross $(addprefix check-,$(machines))

@@ -290,6 +290,8 @@ int vhd_resize(const struct vhd_resize_args *args, const struct config *cfg,
 		size = round_up_u64(size, image->header.block_size);
 		rc = vhd_check_size(args->path, "size", size, err);
 		if (!rc && args->size > old)
+			rc = vhd_check_behind(image, size, cfg, err);
+		if (!rc && args->size > old)
 			rc = grow(image, size, args->in_place, err);
 	}
 	vhd_close(image);

@@ -9,6 +9,12 @@
 int vhd_find_data_end(struct vhd_image *image, struct error *err);
 
 /*
+ * resize-parent.c: -EINVAL if a larger disk, of size bytes, would show what its
+ * parents have behind the end that it has now. The image is locked.
+ */
+int vhd_check_behind(const struct vhd_image *image, uint64_t size,
+		     const struct config *cfg, struct error *err);
+/*
  * resize-tables.c: a BAT of at least entries, and a batmap where there is one,
  * in place of those that are too small. The disk's size stays.
  */

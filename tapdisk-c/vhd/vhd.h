@@ -192,7 +192,7 @@ struct vhd_resize_args {
 };
 /*
  * Durable on return; whole, and of the old or the new size, at any time before.
- * What is added reads as zeros. Only what has no children can become smaller,
+ * What is added reads as zeros: refused if a parent is larger and has data there. Only what has no children can become smaller,
  * and no smaller than its parent.
  */
 int vhd_resize(const struct vhd_resize_args *args, const struct config *cfg,

@@ -167,6 +167,33 @@ def test_only_a_leaf_can_be_smaller_and_no_smaller_than_its_parent(tmp_path: Pat
     assert content(leaf) == padded(data, 10)
 
 
+@pytest.mark.parametrize("raw", [False, True])
+def test_what_a_larger_parent_has_behind_the_end_does_not_come_up(tmp_path: Path, raw: bool) -> None:
+    base, small, leaf = tmp_path / "base", tmp_path / "small", tmp_path / "a.vhd"
+    mark = ["-m"] if raw else []
+    dynamic(base)
+    ok("create", "-n", small, "-s", 4)
+    for path in (base, small) if raw else ():
+        path.write_bytes(content(path))
+    ok("snapshot", "-n", leaf, "-p", small, *mark)
+    ok("modify", "-n", leaf, "-p", base, "--force", *mark)
+    before = leaf.read_bytes()
+    # 4 MiB on top of 6 MiB, whose last data are at sector 9000
+    text = fails("resize", "-n", leaf, "-s", 6)
+    assert text.startswith(f"{leaf}: its parent {base} is larger and has data")
+    assert f"(byte {9000 * 512})" in text
+    assert "copy the image" in text
+    assert leaf.read_bytes() == before
+
+
+def test_over_zeros_of_a_larger_parent_a_disk_can_grow(tmp_path: Path) -> None:
+    leaf = with_parent(tmp_path / "a.vhd")
+    data = content(leaf)
+    ok("resize", "-n", tmp_path / "base.vhd", "-s", 8)
+    ok("resize", "-n", leaf, "-s", 8)
+    assert content(leaf) == padded(data, 8)
+
+
 def test_fixed_images(tmp_path: Path) -> None:
     path = tmp_path / "a.vhd"
     ok("create", "-n", path, "-s", 4, "-r")
