@@ -31,7 +31,10 @@ OPERATIONS: Mapping[str, Callable[[Bed], Scenario]] = {
     "convert": crashjobs.convert,
     "create": crashjobs.create,
     "set": crashjobs.set_field,
+    "large blocks": crashwrites.large_blocks,
 }
+SHARES = {"set": 0.02, "create": 0.05, "repair": 0.1, "modify": 0.4, "snapshot": 0.3, "grow": 0.6, "large blocks": 0.1}
+"""Of what has few states in each log, or large ones: less than the others have."""
 MOST = 150
 """States of one log."""
 IN_VAIN = 40
@@ -85,21 +88,18 @@ def run_slice(seed: int, states: int, directory: Path) -> CrashResult:
     """At least so many distinct states, a share of each operation. The directory is for its files alone."""
     chance = random.Random(seed)
     counts: Counter[str] = Counter()
+    done = dict.fromkeys(OPERATIONS, 0.0)
     losses: list[str] = []
     most = min(MOST, max(states // len(OPERATIONS), 4))
     directory.mkdir(parents=True, exist_ok=True)
-    names = list(OPERATIONS)
-    turn = 0
     tool = StateTool(directory)
-    while counts.total() < states and len(losses) < MAX_LOSSES:
-        if turn >= len(names):
-            # "set" has few states.
-            names = [name for name in OPERATIONS if name not in ("create", "set") or chance.random() < 0.3]
-            turn = 0
-        one, lost = _run_one(names[turn], chance.randrange(1 << 32), most, directory, tool)
+    while (counts.total() < states or not all(done.values())) and len(losses) < MAX_LOSSES:
+        # In their order at first, then the one that is behind.
+        name = min(done, key=lambda name: done[name])
+        one, lost = _run_one(name, chance.randrange(1 << 32), most, directory, tool)
+        done[name] += max(one.total(), 1) / SHARES.get(name, 1)
         counts += one
         losses += lost
-        turn += 1
         if lost:
             tool.close()
             tool = StateTool(directory)

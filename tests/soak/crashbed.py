@@ -279,11 +279,22 @@ class Job(Scenario):
             if seeds not in self.views[name]:
                 best = differences(seeds, [frozenset({n}) for n in numbers(self.views[name][-1])])
                 raise Loss(f"{name} has another content: {best}")
+        if state.moment == self.cuts.end:
+            self._over(look, state)
         if names and self.bed.chance.random() < 0.5:
             name = self.bed.chance.choice(names)
             look.more(name, look.read(name), usable=False)
         if self.bed.chance.random() < 0.4:
             self._again(look, state)
+
+    def _over(self, look: Look, state: State) -> None:
+        """The operation has answered: nothing of it can be lost."""
+        for name, want in self.after.items():
+            if name not in state.files:
+                raise Loss(f"{name}: is not there though it was answered")
+            look.opens(name)
+            if look.read(name) != want:
+                raise Loss(f"{name}: is not what was answered")
 
     def _again(self, look: Look, state: State) -> None:
         if not self.new or self.new not in state.files:

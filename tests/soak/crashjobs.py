@@ -11,7 +11,7 @@ from tests.lib import vhdmake
 from tests.lib.crashstates import Cuts
 from tests.lib.disk import Disk
 from tests.lib.expected import Expected, random_batch
-from tests.lib.programs import program
+from tests.lib.programs import RECORDED, program
 from tests.lib.recordlog import read_whole
 from tests.lib.vhdlog import recording
 from tests.soak.crashbed import MIB_SECTORS, Bed, Job, Loss, Shape, random_shape
@@ -22,7 +22,7 @@ def _record(bed: Bed, operation: str, *argv: str | Path | int, changes: Sequence
     """What vhd-util does, which must succeed and change these images alone."""
     before = bed.before()
     env = {**os.environ, **recording(bed.log, bed.work)}
-    command = [str(program("vhd-util", "release")), *map(str, argv)]
+    command = [str(program("vhd-util", RECORDED)), *map(str, argv)]
     result = subprocess.run(command, env=env, capture_output=True, timeout=60, check=False)
     if result.returncode or result.stderr:
         raise Loss(f"{operation} fails: {result.stderr.decode(errors='replace')}")
@@ -151,7 +151,7 @@ def repair(bed: Bed) -> Job:
     shape = bed.chain("a.vhd")
     dice = bed.chance.random()
     if dice < 0.7:
-        disk = Disk(bed.spec("a.vhd"), mode="release", engine="posix")
+        disk = Disk(bed.spec("a.vhd"), mode=RECORDED, engine="posix")
         expected = Expected(shape.sectors, {0: bed.next_seed() + 1000})
         for _ in range(3):
             commands = [c for c in random_batch(expected, bed.chance, 8, "wwz", shape.block // 512) if c != "f"]

@@ -9,6 +9,7 @@ from tests.lib.crashstates import Cuts, State
 from tests.lib.disk import Disk
 from tests.lib.expected import Batches, Expected, random_batch
 from tests.lib.nbddisk import NbdDisk
+from tests.lib.programs import RECORDED
 from tests.lib.recordlog import read_whole
 from tests.lib.tapctl import Served
 from tests.lib.vhdlog import recording
@@ -126,7 +127,7 @@ def writes(bed: Bed, *, uring: bool = False) -> Writes:
     bed.log.unlink(missing_ok=True) if uring else None
     history = History(bed, expected, shape.block)
     history.stays("write")
-    disk = Disk(bed.spec(leaf), mode="release", engine=engine, env=env, requests=bed.chance.choice((2, 8, 64)))
+    disk = Disk(bed.spec(leaf), mode=RECORDED, engine=engine, env=env, requests=bed.chance.choice((2, 8, 64)))
     history.batches(disk, bed.chance.randint(2, 14))
     if uring:
         disk.crash()
@@ -154,7 +155,7 @@ def large_blocks(bed: Bed) -> Writes:
     expected = _expected(bed, "leaf.vhd")
     before = bed.before()
     history = History(bed, expected, shape.block)
-    disk = Disk(bed.spec("leaf.vhd"), mode="release", engine="posix", env=recording(bed.log, bed.work))
+    disk = Disk(bed.spec("leaf.vhd"), mode=RECORDED, engine="posix", env=recording(bed.log, bed.work))
     history.stays("write")
     history.batches(disk, 10, "wwww")
     history.stays("close")
@@ -170,7 +171,7 @@ def live_snapshot(bed: Bed) -> Writes:
     history = History(bed, expected, shape.block)
     env = recording(bed.log, bed.work)
     control = bed.state.parent
-    with Served(control, bed.spec("leaf.vhd"), mode="release", engine="posix", env=env) as served:
+    with Served(control, bed.spec("leaf.vhd"), mode=RECORDED, engine="posix", env=env) as served:
         with NbdDisk(served.socket) as disk:
             for number in range(bed.chance.randint(1, 2)):
                 history.batches(disk, bed.chance.randint(1, 4))

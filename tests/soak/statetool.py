@@ -28,13 +28,16 @@ class StateTool:
     """Paths have no spaces."""
 
     def __init__(self, directory: Path, mode: str | None = None) -> None:
+        config = directory / "tool-state.config"
+        # io_uring may hold a file, and so its lock, a moment longer than the image is open.
+        config.write_text("version=1\nengine=posix\n", encoding="utf-8")
         self._errors = (directory / "tool-state.err").open("w+", encoding="utf-8", errors="replace")
         self._process = subprocess.Popen(
             [program("tests/tool-state", mode)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env={**os.environ, "XENBLK_CONFIG": "/nonexistent/xenblk-config"},
+            env={**os.environ, "XENBLK_CONFIG": str(config)},
         )
 
     def ask(self, *words: str | Path | int) -> str:
