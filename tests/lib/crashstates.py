@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-only
 """The states of a directory that a kill or a power loss may leave, of all that a log (tests/lib/recordlog.py) tells.
 
-A cut is a moment of the log. What was synced by then is there; of the rest each sector of a write, each change of a size, is
-there or not, and of the changes of names the first so many.
+A cut is a moment of the log. What was synced by then is there; of the rest each sector of a write, each change of a
+size, is there or not, and of the changes of names the first so many.
 """
 
 import os
@@ -19,6 +19,34 @@ DENSE = 8 << 20
 
 Part = frozenset[int] | None
 """The sectors of a change, by their numbers in it, that have survived; None: all."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a file held when the log began: `data`, zeros behind it but for the sectors `far`, up to `size`."""
+
+    data: bytes
+    size: int
+    far: Mapping[int, bytes]
+
+    @classmethod
+    def read(cls, path: Path) -> "Base":
+        """Of a file, which may have large holes."""
+        size, far, at = path.stat().st_size, {}, DENSE
+        with path.open("rb", buffering=0) as file:
+            data = file.read(DENSE)
+            while at < size:
+                try:
+                    at = os.lseek(file.fileno(), at, os.SEEK_DATA)
+                except OSError:
+                    break
+                end = os.lseek(file.fileno(), at, os.SEEK_HOLE)
+                while at < end:
+                    sector = os.pread(file.fileno(), SECTOR, at)
+                    if sector != ZEROS:
+                        far[at // SECTOR] = sector
+                    at += SECTOR
+        return cls(data, size, far)
 
 
 @dataclass(frozen=True)
@@ -80,7 +108,7 @@ class State:
 class _File:
     """A file of the log, or one that is there and is not changed."""
 
-    base: bytes
+    base: Base
     log: Recorded = field(default_factory=lambda: Recorded(Path()))
     pieces: dict[int, dict[int, bytes]] = field(default_factory=dict)
 
@@ -96,8 +124,8 @@ class _File:
 
     def content(self, survivors: Sequence[tuple[int, Part]]) -> Content:
         """With these changes, in this order."""
-        size = kept = len(self.base)
-        over: dict[int, bytes] = {}
+        size, kept = self.base.size, len(self.base.data)
+        over: dict[int, bytes] = dict(self.base.far)
         for number, part in survivors:
             change = self.log.changes[number]
             if change.kind == SIZE:
@@ -117,10 +145,10 @@ class _File:
             else:
                 last = min(change.offset + change.length, size) // SECTOR
                 over.update((s, ZEROS) for s in range(first, last) if part is None or s - first in part)
-        return Content(self.base, size, kept, {s: d for s, d in over.items() if d != self._had(s, kept)})
+        return Content(self.base.data, size, kept, {s: d for s, d in over.items() if d != self._had(s, kept)})
 
     def _had(self, sector: int, kept: int) -> bytes:
-        return self.base[sector * SECTOR : min((sector + 1) * SECTOR, kept)] or ZEROS
+        return self.base.data[sector * SECTOR : min((sector + 1) * SECTOR, kept)] or ZEROS
 
 
 Choice = Callable[[int, int, Change], Part]
@@ -130,7 +158,7 @@ Choice = Callable[[int, int, Change], Part]
 class Cuts:
     """All states of a directory whose files were `before`, by name, when the log began."""
 
-    def __init__(self, log: Log, before: Mapping[str, bytes], chance: random.Random) -> None:
+    def __init__(self, log: Log, before: Mapping[str, Base], chance: random.Random) -> None:
         self.log, self.chance = log, chance
         self._files: list[_File] = []
         self._names: dict[str, int] = {}
@@ -141,7 +169,7 @@ class Cuts:
         for recorded in log.files:
             if recorded.created:
                 self._created[id(recorded)] = len(self._files)
-                self._files.append(_File(b"", recorded))
+                self._files.append(_File(Base(b"", 0, {}), recorded))
             else:
                 file = self._files[self._names[recorded.path.name]]
                 file.log = Recorded(recorded.path, file.log.changes + recorded.changes, file.log.syncs + recorded.syncs)
@@ -229,6 +257,10 @@ class Cuts:
 
     # States
 
+    def lost(self) -> State:
+        """Any that a power loss may leave."""
+        return self._some(self.chance.randint(1, self.end), self.chance.random(), 0.2)
+
     def synced(self, moment: int) -> State:
         """Only what was durable."""
         return self._state("synced", moment, "nothing else", lambda *_: frozenset(), self._names_done(moment)[0])
@@ -296,7 +328,8 @@ class Cuts:
         windows = [moment for moment in self._windows() if moment >= first] or [self.end]
         todo: list[tuple[int, tuple[int, int] | None, str]] = []
         for moment in windows:
-            todo += [(moment, which, what) for which in self._open(moment) for what in ("only", "without", "torn", "alone")]
+            kinds = ("only", "without", "torn", "alone")
+            todo += [(moment, which, what) for which in self._open(moment) for what in kinds]
         begun = {c.begun for file in self._files for c in file.log.changes} | {n.begun for n in self.log.names}
         todo += [(moment, None, "killed") for moment in begun | ended | {self.end} if moment >= first]
         self.chance.shuffle(todo)
@@ -306,7 +339,9 @@ class Cuts:
                 moment, which, what = todo.pop()
                 yield self.killed(moment) if which is None else self._one(moment, which, what)
                 continue
-            moment = self.chance.choice(windows) if self.chance.random() < 0.75 else self.chance.randint(first, self.end)
+            moment = self.chance.choice(windows)
+            if self.chance.random() < 0.25:
+                moment = self.chance.randint(first, self.end)
             if self.chance.random() < 0.15:
                 yield self.killed(moment)
             else:

@@ -36,6 +36,8 @@ class Expected:
         for sector in holds:
             self._held[sector] = True
         self._acknowledged: set[int] = set()
+        self.left: dict[int, frozenset[int]] = {}
+        """What an earlier power loss may have left of sectors that the leaf does not hold: the data, not the metadata."""
         self.next_seed = 1 + max((seeds or {0: 0}).values())
 
     def __len__(self) -> int:
@@ -78,7 +80,7 @@ class Expected:
         for sector in self._place(command):
             self.after_loss[sector] |= new
             if not self._held[sector]:
-                self.after_loss[sector] |= {0}
+                self.after_loss[sector] |= {0} | self.left.get(sector, frozenset())
         return new
 
     def _ended(self, command: str, new: frozenset[int], answer: str) -> None:
@@ -105,6 +107,7 @@ class Expected:
         """A snapshot, for which all was flushed: the leaf holds nothing."""
         self.all_durable()
         self._held = [False] * len(self)
+        self.left.clear()
 
     def all_durable(self) -> None:
         """What has been written is on the medium."""

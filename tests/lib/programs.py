@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 RECORDED = os.environ.get("XENBLK_RECORDED") or "release"
-"""The build whose programs are recorded, which a sanitizer would not let: a mode, or a directory (tests/soak/mutants.py)."""
+"""The build whose programs are recorded, no sanitizer's: a mode, or a directory (tests/soak/mutants.py)."""
 
 
 def program(name: str, mode: str | None = None) -> Path:

@@ -31,10 +31,25 @@ OPERATIONS: Mapping[str, Callable[[Bed], Scenario]] = {
     "convert": crashjobs.convert,
     "create": crashjobs.create,
     "set": crashjobs.set_field,
+    "fixed": crashjobs.resize_fixed,
     "large blocks": crashwrites.large_blocks,
 }
-SHARES = {"set": 0.02, "create": 0.05, "repair": 0.1, "modify": 0.4, "snapshot": 0.3, "grow": 0.6, "large blocks": 0.1}
+SHARES = {
+    "set": 0.02,
+    "fixed": 0.05,
+    "create": 0.05,
+    "repair": 0.1,
+    "large blocks": 0.1,
+    "snapshot": 0.3,
+    "modify": 0.4,
+    "grow": 0.6,
+}
 """Of what has few states in each log, or large ones: less than the others have."""
+LABELS = frozenset({
+    *("write", "write, io_uring", "close", "live snapshot", "write after a live snapshot", "coalesce", "copy", "convert"),
+    *("create", "snapshot", "fill", "modify", "repair", "set", "resize, larger", "resize, smaller", "resize, fixed"),
+})
+"""What each run has states of, but for very short ones."""
 MOST = 150
 """States of one log."""
 IN_VAIN = 40

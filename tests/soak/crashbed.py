@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.lib import vhdref
-from tests.lib.crashstates import Cuts, State
+from tests.lib.crashstates import Base, Cuts, State
 from tests.lib.disk import pattern
 from tests.soak.statetool import FOREIGN, Seeds, StateTool, ToolError, numbers
 
@@ -57,6 +57,10 @@ class Bed:
         """No write has had it."""
         self._seed += 1
         return self._seed
+
+    def skip_seeds(self, last: int) -> None:
+        """Somebody else has used those up to this."""
+        self._seed = max(self._seed, last)
 
     def path(self, name: str) -> Path:
         """Of an image."""
@@ -123,9 +127,9 @@ class Bed:
         """The disk as it is."""
         return self.tool.read(self.spec(name))
 
-    def before(self) -> dict[str, bytes]:
+    def before(self) -> dict[str, Base]:
         """All files."""
-        return {path.name: path.read_bytes() for path in self.work.iterdir()}
+        return {path.name: Base.read(path) for path in self.work.iterdir()}
 
     def holds(self, name: str) -> set[int]:
         """The sectors that the image itself has."""

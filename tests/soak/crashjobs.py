@@ -89,9 +89,6 @@ def _resize(bed: Bed, operation: str, megabytes: int, name: str = "a.vhd") -> Jo
 
 def grow(bed: Bed) -> Job:
     """With room in the BAT or without, into the way of blocks or not."""
-    if bed.chance.random() < 0.12:
-        bed.image("a.vhd", Shape(bed.chance.randint(1, 3 * MIB_SECTORS), 0, False))
-        return _resize(bed, "resize, fixed", bed.chance.randint(3, 4))
     shape = bed.chain("a.vhd")
     least = shape.sectors // MIB_SECTORS + 1
     bed.scribble("a.vhd", shape.sectors, bed.chance.choice((0, 20)))
@@ -100,13 +97,16 @@ def grow(bed: Bed) -> Job:
 
 def shrink(bed: Bed) -> Job:
     """Without a parent."""
-    if bed.chance.random() < 0.15:
-        bed.image("a.vhd", Shape(bed.chance.randint(MIB_SECTORS + 1, 3 * MIB_SECTORS), 0, False))
-        return _resize(bed, "resize, fixed", 1)
     shape = random_shape(bed.chance, whole=True)
     shape = Shape(bed.chance.choice((3, 4)) * MIB_SECTORS // 2, shape.block, shape.batmap, shape.spare)
     bed.image("a.vhd", shape, writes=14)
     return _resize(bed, "resize, smaller", 1)
+
+
+def resize_fixed(bed: Bed) -> Job:
+    """Larger or smaller."""
+    bed.image("a.vhd", Shape(bed.chance.randint(MIB_SECTORS + 1, 3 * MIB_SECTORS - 1), 0, False), writes=8)
+    return _resize(bed, "resize, fixed", bed.chance.choice((1, 3, 4)))
 
 
 def fill(bed: Bed) -> Job:
@@ -173,7 +173,8 @@ def create(bed: Bed) -> Job:
     zeros = bytes(4 * megabytes * MIB_SECTORS)
     bed.raw("beside.img", 64)
     again = ("create", "{}/new.vhd", str(megabytes << 20), str(int(fixed)))
-    return Job("create", bed, cuts, {"new.vhd": (zeros,)}, again, {"new.vhd": zeros}, new="new.vhd", usable=("new.vhd",))
+    after = {"new.vhd": zeros}
+    return Job("create", bed, cuts, {"new.vhd": (zeros,)}, again, after, new="new.vhd", usable=("new.vhd",))
 
 
 def snapshot(bed: Bed) -> Job:

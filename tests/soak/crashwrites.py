@@ -5,7 +5,7 @@ import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tests.lib.crashstates import Cuts, State
+from tests.lib.crashstates import Base, Cuts, State
 from tests.lib.disk import Disk
 from tests.lib.expected import Batches, Expected, random_batch
 from tests.lib.nbddisk import NbdDisk
@@ -89,7 +89,7 @@ class Writes(Scenario):
         look.more(self.leaf, seeds)
 
 
-def _scenario(bed: Bed, operation: str, leaf: str, before: dict[str, bytes], history: History) -> Writes:
+def _scenario(bed: Bed, operation: str, leaf: str, before: dict[str, Base], history: History) -> Writes:
     cuts = Cuts(read_whole(bed.log), before, bed.chance)
     others = cuts.changed() - {leaf}
     if others:
@@ -107,20 +107,37 @@ def _expected(bed: Bed, leaf: str) -> Expected:
     return expected
 
 
-def _leaf(bed: Bed) -> tuple[str, Shape]:
-    """To write to: seldom a fixed one or a raw one."""
+def _leaf(bed: Bed) -> tuple[str, Shape, dict[int, frozenset[int]]]:
+    """To write to: seldom a fixed one or a raw one. What an earlier power loss may have left of its sectors."""
     dice = bed.chance.random()
     if dice < 0.08:
-        return bed.raw("leaf.img", 700), Shape(700, 0, False)
+        return bed.raw("leaf.img", 700), Shape(700, 0, False), {}
     if dice < 0.16:
-        return "leaf.vhd", bed.chain("leaf.vhd", shape=Shape(700, 0, False))
-    return "leaf.vhd", bed.chain("leaf.vhd")
+        return "leaf.vhd", bed.chain("leaf.vhd", shape=Shape(700, 0, False)), {}
+    shape = bed.chain("leaf.vhd")
+    return "leaf.vhd", shape, _lose_power(bed, "leaf.vhd", shape) if dice < 0.5 else {}
+
+
+def _lose_power(bed: Bed, leaf: str, shape: Shape) -> dict[int, frozenset[int]]:
+    """Writes to it and makes of all images what a power loss leaves: behind the last block there may be anything. What
+    each sector's place may hold then."""
+    before = bed.before()
+    expected = _expected(bed, leaf)
+    disk = Disk(bed.spec(leaf), mode=RECORDED, engine="posix", env=recording(bed.log, bed.work))
+    history = History(bed, expected, shape.block)
+    history.batches(disk, bed.chance.randint(1, 4), "wwwz")
+    disk.crash()
+    Cuts(read_whole(bed.log), before, bed.chance).lost().make(bed.work)
+    bed.skip_seeds(expected.next_seed)
+    left = [frozenset[int]().union(*each) for each in zip(*(step.lost for step in history.steps), strict=True)]
+    return dict(enumerate(left))
 
 
 def writes(bed: Bed, *, uring: bool = False) -> Writes:
     """By tool-disk: with the posix engine, from open to close, or by io_uring under the record engine until a kill."""
-    leaf, shape = _leaf(bed)
+    leaf, shape, left = _leaf(bed)
     expected = _expected(bed, leaf)
+    expected.left = left
     before = bed.before()
     engine = f"record:{bed.log}:uring" if uring else "posix"
     env = {} if uring else recording(bed.log, bed.work)
