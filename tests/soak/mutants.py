@@ -38,16 +38,12 @@ MUTANTS = {
         "drivers/vhd.c", "\treq->image = image;\n\treq->io.op = IO_SYNC;",
         "\treq->done(req, 0);\n\treturn;\n\treq->io.op = IO_SYNC;", ("write",)
     ),
-    "bits before data": Mutant(
+    "all bits of a new block that has a parent": Mutant(
         "drivers/vhd-meta.c", "if (disk->chain->depth == 1) {", "if (disk->chain->depth) {", ("write", "coalesce")
     ),
     "close: bitmaps not synced before the batmap": Mutant(
         "vhd/trailer.c", "\tif (fdatasync(image->fd))\n\t\treturn vhd_fail(image->path, -errno, \"sync\", err);\n\tif (image->footer.type",
         "\tif (image->footer.type", ("write",)
-    ),
-    "close: both footers at once": Mutant(
-        "vhd/trailer.c", "\t/* One of the two footers is whole at any time. */\n\tif (fdatasync(image->fd))", "\tif (image->fd < 0)",
-        ("write", "grow")
     ),
     "resize: blocks not synced before the BAT leads to them": Mutant(
         "vhd/resize-tables.c", "\trc = sync_image(image, err);\n\tif (!rc)\n\t\timage->data_end", "\tif (!rc)\n\t\timage->data_end",
