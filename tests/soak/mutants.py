@@ -17,75 +17,99 @@ from pathlib import Path
 from tests.lib.programs import ROOT
 
 
+Edit = tuple[str, str, str]
+"""A file, what is in it, and what is put in its place."""
+
+
 @dataclass(frozen=True)
 class Mutant:
-    """One place of the source, what is put there, and the operations that must show it."""
+    """What is broken, and the operations that must show it."""
 
-    file: str
-    old: str
-    new: str
     operations: tuple[str, ...]
+    edits: tuple[Edit, ...]
 
 
+NO_FLUSH: Edit = (
+    "drivers/vhd.c",
+    "\treq->image = image;\n\treq->io.op = IO_SYNC;",
+    "\treq->done(req, 0);\n\treturn;\n\treq->io.op = IO_SYNC;",
+)
+NO_SYNC_AT_CLOSE: Edit = (
+    "vhd/trailer.c",
+    '\tif (fdatasync(image->fd))\n\t\treturn vhd_fail(image->path, -errno, "sync", err);\n\tif (image->footer.type',
+    "\tif (image->footer.type",
+)
+BITS_WITH_DATA: Edit = (
+    "drivers/vhd-write.c",
+    "\top->first = first;\n",
+    "\top->first = first;\n\tif (op->bitmap && vhd_bitmap_set(op->bitmap->map, first, count)) {\n"
+    "\t\top->bitmap->dirty = true;\n\t\tvhd_map_set(disk, block, first, count);\n\t}\n",
+)
+TABLES, SYNC = "vhd/resize-tables.c", "\trc = sync_image(image, err);\n"
 MUTANTS = {
-    "extension not synced": Mutant(
-        "drivers/vhd-grow.c", "\t\tio->op = IO_SYNC;\n\t\timage_queue(&disk->image, io);\n\t\treturn;\n", "", ("write", "uring")
+    "write: the file's extension is not synced": Mutant(
+        ("write", "uring"),
+        (("drivers/vhd-grow.c", "\t\tio->op = IO_SYNC;\n\t\timage_queue(&disk->image, io);\n\t\treturn;\n", ""),),
     ),
-    "file not cut before it is extended": Mutant(
-        "drivers/vhd-grow.c", "ftruncate(leaf->fd, (off_t)leaf->data_end) < 0", "leaf->fd < 0", ("repair", "write")
+    "write: the file is not cut before it is extended": Mutant(
+        ("write",), (("drivers/vhd-grow.c", "ftruncate(leaf->fd, (off_t)leaf->data_end) < 0", "leaf->fd < 0"),)
     ),
-    "flush without a sync": Mutant(
-        "drivers/vhd.c", "\treq->image = image;\n\treq->io.op = IO_SYNC;",
-        "\treq->done(req, 0);\n\treturn;\n\treq->io.op = IO_SYNC;", ("write",)
+    "write: bits may be there before their data": Mutant(("write", "uring"), (BITS_WITH_DATA,)),
+    "flush: no sync": Mutant(("write",), (NO_FLUSH,)),
+    "close: bitmaps are not synced before the batmap": Mutant(("write",), (NO_SYNC_AT_CLOSE,)),
+    "resize: moved blocks are not synced before the BAT leads to them": Mutant(
+        ("grow",),
+        ((TABLES, f"{SYNC}\tif (!rc)\n\t\timage->data_end", "\tif (!rc)\n\t\timage->data_end"),),
     ),
-    "all bits of a new block that has a parent": Mutant(
-        "drivers/vhd-meta.c", "if (disk->chain->depth == 1) {", "if (disk->chain->depth) {", ("write", "coalesce")
+    "resize: their entries are not synced before the new tables": Mutant(
+        ("grow",),
+        (
+            (
+                TABLES,
+                "\treturn rc ? rc : sync_image(image, err);\n}\n\nstatic int write",
+                "\treturn rc;\n}\n\nstatic int write",
+            ),
+        ),
     ),
-    "close: bitmaps not synced before the batmap": Mutant(
-        "vhd/trailer.c", "\tif (fdatasync(image->fd))\n\t\treturn vhd_fail(image->path, -errno, \"sync\", err);\n\tif (image->footer.type",
-        "\tif (image->footer.type", ("write",)
+    "resize: tables are not synced before the header": Mutant(
+        ("grow",), ((TABLES, f"{SYNC}\tif (rc)\n\t\treturn rc;\n\trc = vhd_read_at", "\trc = vhd_read_at"),)
     ),
-    "resize: blocks not synced before the BAT leads to them": Mutant(
-        "vhd/resize-tables.c", "\trc = sync_image(image, err);\n\tif (!rc)\n\t\timage->data_end", "\tif (!rc)\n\t\timage->data_end",
-        ("grow",)
+    "resize: blocks are dropped before the disk is smaller": Mutant(
+        ("shrink",),
+        (
+            (
+                "vhd/resize.c",
+                "\trc = finish(image, size, err);\n\treturn rc ? rc : drop_blocks(image, first, err);",
+                "\trc = drop_blocks(image, first, err);\n\treturn rc ? rc : finish(image, size, err);",
+            ),
+        ),
     ),
-    "resize: moved blocks' entries not synced before the new tables": Mutant(
-        "vhd/resize-tables.c", "\treturn rc ? rc : sync_image(image, err);\n}\n\nstatic int write_tables",
-        "\treturn rc;\n}\n\nstatic int write_tables", ("grow",)
+    "snapshot: the child is renamed before it is synced": Mutant(
+        ("snapshot", "create"), (("vhd/create.c", "if (!rc && fsync(fd))", "if (!rc && fd < 0)"),)
     ),
-    "resize: tables not synced before the header": Mutant(
-        "vhd/resize-tables.c", "\trc = sync_image(image, err);\n\tif (rc)\n\t\treturn rc;\n\trc = vhd_read_at", "\trc = vhd_read_at",
-        ("grow",)
+    "snapshot: the directory is not synced": Mutant(
+        ("snapshot", "create"), (("vhd/create.c", "if (fd < 0 || fsync(fd))", "if (fd < 0)"),)
     ),
-    "resize: blocks dropped before the disk is smaller": Mutant(
-        "vhd/resize.c", "\trc = finish(image, size, err);\n\treturn rc ? rc : drop_blocks(image, first, err);",
-        "\trc = drop_blocks(image, first, err);\n\treturn rc ? rc : finish(image, size, err);", ("shrink",)
+    "live snapshot: the directory is not synced": Mutant(
+        ("live snapshot",),
+        (("drivers/vhd-name.c", "if (fsync(disk->unsynced_dir) && errno != EINVAL)", "if (disk->unsynced_dir < 0)"),),
     ),
-    "snapshot: renamed before it is synced": Mutant(
-        "vhd/create.c", "if (!rc && fsync(fd))", "if (!rc && fd < 0)", ("snapshot", "create", "live snapshot")
+    "coalesce: nothing is synced at the end": Mutant(("coalesce",), (NO_FLUSH, NO_SYNC_AT_CLOSE)),
+    "fill: bits may be there before their data": Mutant(
+        ("fill",), (("vhd/fill.c", "if (f->nr && fdatasync(leaf->fd))", "if (f->nr && leaf->fd < 0)"),)
     ),
-    "snapshot: directory not synced": Mutant(
-        "vhd/create.c", "if (fd < 0 || fsync(fd))", "if (fd < 0)", ("snapshot", "create")
+    "modify: a header is not synced before a footer leads to it": Mutant(
+        ("modify",), (("vhd/parent.c", "if (!rc && fdatasync(image->fd))", "if (!rc && image->fd < 0)"),)
     ),
-    "live snapshot: directory not synced": Mutant(
-        "drivers/vhd-name.c", "if (fsync(disk->unsynced_dir) && errno != EINVAL)", "if (disk->unsynced_dir < 0)",
-        ("live snapshot",)
-    ),
-    "coalesce: answered before the flush": Mutant(
-        "jobs/pump.c", "if (!rc && !c->rc)\n\t\trc = flush(c);", "if (rc && !c->rc)\n\t\trc = flush(c);", ("coalesce",)
-    ),
-    "coalesce: nothing flushed at the end": Mutant(
-        "vhd/trailer.c", "\tif (fdatasync(image->fd))\n\t\treturn", "\tif (image->fd < 0)\n\t\treturn", ("coalesce", "copy")
-    ),
-    "fill: bits before data": Mutant(
-        "vhd/fill.c", "if (f->nr && fdatasync(leaf->fd))", "if (f->nr && leaf->fd < 0)", ("fill",)
-    ),
-    "modify: header not synced": Mutant(
-        "vhd/parent.c", "if (!rc && fdatasync(image->fd))", "if (!rc && image->fd < 0)", ("modify",)
-    ),
-    "modify: cut off before the footer leads away": Mutant(
-        "vhd/parent.c", "\trc = vhd_write_trailer(image, err);\n\tif (!rc)\n\t\trc = vhd_find_data_end",
-        "\tif (!rc)\n\t\trc = vhd_find_data_end", ("modify",)
+    "modify: the second header is cut off before no footer leads to it": Mutant(
+        ("modify",),
+        (
+            (
+                "vhd/parent.c",
+                "\trc = vhd_write_trailer(image, err);\n\tif (!rc)\n\t\trc = vhd_find_data_end",
+                "\tif (!rc)\n\t\trc = vhd_find_data_end",
+            ),
+        ),
     ),
 }
 
@@ -108,7 +132,8 @@ def _first_loss(tree: Path, mutant: Mutant, seed: int, states: int) -> str:
     tried = 0
     for turn in range(1000):
         operation = mutant.operations[turn % len(mutant.operations)]
-        argv = [sys.executable, "-m", "tests.soak.crash", f"--operation={operation}", f"--seed={seed + turn}", "--states=150"]
+        argv = [sys.executable, "-m", "tests.soak.crash"]
+        argv += [f"--operation={operation}", f"--seed={seed + turn}", "--states=150"]
         done = subprocess.run(argv, env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
         lines = done.stdout.splitlines()
         tried += next((int(line.split()[0]) for line in lines if " states, " in line), 0)
@@ -122,7 +147,7 @@ def _first_loss(tree: Path, mutant: Mutant, seed: int, states: int) -> str:
 def main() -> int:
     """Ends with 1 if one has not been found."""
     parser = argparse.ArgumentParser(prog="python3 -m tests.soak.mutants", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of: {'; '.join(MUTANTS)}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="as a run prints them")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--states", type=int, default=4000, help="with so many it must be found")
     args = parser.parse_args()
@@ -132,15 +157,17 @@ def main() -> int:
         _copy(tree)
         for name in args.names or MUTANTS:
             mutant = MUTANTS[name]
-            path = tree / "tapdisk-c" / mutant.file
-            source = path.read_text(encoding="utf-8")
-            assert source.count(mutant.old) >= 1, f"{name}: {mutant.file} has no such place"
-            path.write_text(source.replace(mutant.old, mutant.new), encoding="utf-8")
+            for file, old, new in mutant.edits:
+                path = tree / "tapdisk-c" / file
+                source = path.read_text(encoding="utf-8")
+                assert old in source, f"{name}: {file} has no such place"
+                path.write_text(source.replace(old, new), encoding="utf-8")
             _build(tree)
             found = _first_loss(tree, mutant, args.seed, args.states)
             print(f"{name}: {found or 'NOT FOUND'}", flush=True)
             missed += not found
-            path.write_text(source, encoding="utf-8")
+            for file, _, _ in mutant.edits:
+                shutil.copyfile(ROOT / "tapdisk-c" / file, tree / "tapdisk-c" / file)
     return 1 if missed else 0
 
 
