@@ -2,8 +2,9 @@
 """The log that dm-log-writes or QEMU's blklogwrites keeps of a disk's writes, and what of them a power loss leaves.
 
 The log has the format of Linux's dm-log-writes: sectors of 512 bytes, a superblock in the first; then entries, each a
-sector with its header followed by the data, of which a discard has none. QEMU appends an entry when its request has
-completed; Linux does so at the next flush, or at once with FUA, so that writes without a flush come late.
+sector with its header, in which a mark has its text, followed by the data, of which a discard has none. QEMU appends an
+entry when its request has completed; Linux does so at the next flush, or at once with FUA, so that writes without a
+flush come late.
 """
 
 import os
@@ -54,15 +55,14 @@ def read_log(path: Path, *, counted: bool = False) -> list[Entry]:
             raise LogError(f"{path}: magic {magic:#x}, version {version}, sectors of {sector_size} bytes")
         place = SECTOR
         while place < size and not (counted and len(entries) == number):
-            sector, count, flags, text = ENTRY.unpack(os.pread(file.fileno(), SECTOR, place)[: ENTRY.size])
+            head = os.pread(file.fileno(), SECTOR, place)
+            sector, count, flags, text = ENTRY.unpack(head[: ENTRY.size])
             if flags & ~(FLUSH | FUA | DISCARD | MARK | METADATA) or not (flags or count):
                 raise LogError(f"{path}: no entry at {place}: {sector=} {count=} flags={flags:#x}")
             place += SECTOR
-            mark = os.pread(file.fileno(), text, place).decode() if flags & MARK else ""
+            mark = head[ENTRY.size :][:text].decode() if flags & MARK else ""
             entries.append(Entry(sector * SECTOR, count * SECTOR, flags, place, mark))
-            if flags & MARK:
-                place += -(-text // SECTOR) * SECTOR
-            elif not flags & DISCARD:
+            if not flags & DISCARD:
                 place += count * SECTOR
     return entries
 

@@ -45,10 +45,11 @@ SHARES = {
     "grow": 0.6,
 }
 """Of what has few states in each log, or large ones: less than the others have."""
-LABELS = frozenset({
+LABELS = frozenset((
     *("write", "write, io_uring", "close", "live snapshot", "write after a live snapshot", "coalesce", "copy"),
-    *("convert", "create", "snapshot", "fill", "modify", "repair", "set", "resize, larger", "resize, smaller", "resize, fixed"),
-})
+    *("convert", "create", "snapshot", "fill", "modify", "repair", "set"),
+    *("resize, larger", "resize, smaller", "resize, fixed"),
+))
 """What each run has states of, but for very short ones."""
 MOST = 150
 """States of one log."""

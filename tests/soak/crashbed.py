@@ -74,7 +74,7 @@ class Bed:
         """Makes a raw image."""
         with self.path(name).open("wb") as file:
             file.truncate(sectors * SECTOR)
-        self.scribble(name, sectors, 6)
+        self.scribble(name, sectors, self.chance.randint(2, 14))
         return name
 
     def image(self, name: str, shape: Shape, parent: str | None = None, writes: int | None = None) -> str:
@@ -114,9 +114,10 @@ class Bed:
                 case 0:
                     parent = self.raw("base.img", sectors)
                 case 1:
-                    parent = self.image("base.vhd", Shape(sectors, 0, False))
+                    parent = self.image("base.vhd", Shape(sectors, 0, False), writes=self.chance.randint(2, 14))
                 case _:
-                    parent = self.image("base.vhd", Shape(sectors, base.block, base.batmap))
+                    writes = self.chance.randint(2, 14)
+                    parent = self.image("base.vhd", Shape(sectors, base.block, base.batmap), writes=writes)
             if depth > 1:
                 middle = random_shape(self.chance)
                 parent = self.image("middle.vhd", Shape(shape.sectors, middle.block, middle.batmap), parent)

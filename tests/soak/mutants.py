@@ -115,7 +115,8 @@ MUTANTS = {
 
 
 def _build(tree: Path) -> None:
-    argv: list[str | Path] = ["make", "-s", f"-j{os.cpu_count()}", "-C", tree / "tapdisk-c", "MODE=release", f"BUILD={tree}/build"]
+    argv: list[str | Path] = ["make", "-s", f"-j{os.cpu_count()}", "-C", tree / "tapdisk-c"]
+    argv += ["MODE=release", f"BUILD={tree}/build"]
     done = subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
