@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 #include <time.h>
 
 /* ISO C has no conversion from dlsym()'s pointer to that of a function. */
@@ -37,6 +38,14 @@ static inline ssize_t real_pwrite(int fd, const void *buf, size_t len, off_t off
 
 	REAL(f, "pwrite64");
 	return f(fd, buf, len, offset);
+}
+
+static inline ssize_t real_pwritev(int fd, const struct iovec *iov, int count, off_t offset)
+{
+	static ssize_t (*f)(int, const struct iovec *, int, off_t);
+
+	REAL(f, "pwritev64");
+	return f(fd, iov, count, offset);
 }
 
 static inline int real_ftruncate(int fd, off_t size)

@@ -126,7 +126,10 @@ static int write_parent(struct change *c, struct error *err)
 		return rc;
 	image->header = c->header;
 	image->footer.data_offset = home;
-	rc = vhd_find_data_end(image, err);
+	/* The second header may be the file's end: it goes when no footer leads to it. */
+	rc = vhd_write_trailer(image, err);
+	if (!rc)
+		rc = vhd_find_data_end(image, err);
 	return rc ? rc : vhd_write_trailer(image, err);
 }
 

@@ -170,13 +170,64 @@ static int zero_fixed(const struct vhd_image *image, uint64_t from, uint64_t to)
 	return rc;
 }
 
+static int put_footer(struct vhd_image *image, uint64_t size, uint64_t at)
+{
+	uint8_t raw[VHD_FOOTER_BYTES];
+	int rc;
+
+	image->footer.current_size = size;
+	image->footer.geometry = vhd_geometry(size);
+	vhd_footer_encode(raw, &image->footer);
+	rc = vhd_write_at(image->fd, raw, sizeof(raw), at);
+	return !rc && fdatasync(image->fd) ? -errno : rc;
+}
+
+/*
+ * Beyond the file's end: a footer that still has the old size, so that the old one's
+ * place can become part of the disk. The write that extends the file brings it.
+ */
+static int extend_fixed(struct vhd_image *image, uint64_t size)
+{
+	uint64_t old = image->footer.current_size;
+	int rc = put_footer(image, old, size);
+
+	if (!rc)
+		rc = zero_fixed(image, old, size);
+	if (!rc && fdatasync(image->fd))
+		rc = -errno;
+	return rc ? rc : put_footer(image, size, size);
+}
+
+/*
+ * Within the file: a smaller disk has its size before there is a footer where data
+ * was, and what is between the disk and the footer becomes zeros before it is the disk's.
+ */
+static int cut_fixed(struct vhd_image *image, uint64_t size, uint64_t tail)
+{
+	uint64_t old = image->footer.current_size;
+	int rc;
+
+	if (size < old)
+		rc = put_footer(image, size, tail);
+	else
+		rc = zero_fixed(image, old, size);
+	if (!rc && fdatasync(image->fd))
+		rc = -errno;
+	if (!rc)
+		rc = put_footer(image, size, size);
+	if (!rc && ftruncate(image->fd, (off_t)(size + VHD_FOOTER_BYTES)))
+		rc = -errno;
+	return !rc && fdatasync(image->fd) ? -errno : rc;
+}
+
 /* A fixed image has its only footer behind the disk. */
 static int move_fixed_end(struct vhd_image *image, uint64_t size,
 			  struct error *err)
 {
 	uint64_t old = image->footer.current_size;
-	uint8_t raw[VHD_FOOTER_BYTES];
-	int rc = 0;
+	uint64_t tail = image->file_size -
+			(image->file_size % VHD_SECTOR == 511 ? 511 : 512);
+	int rc;
 
 	if (image->is_blk)
 		return error_set(err, -ENOTSUP,
@@ -191,19 +242,8 @@ static int move_fixed_end(struct vhd_image *image, uint64_t size,
 		(void)!ftruncate(image->fd, (off_t)image->file_size);
 		return vhd_fail(image->path, rc, "reserving the disk's space", err);
 	}
-	image->footer.current_size = size;
-	image->footer.geometry = vhd_geometry(size);
-	vhd_footer_encode(raw, &image->footer);
-	/* Larger: the write that extends the file brings its footer with it. */
-	rc = vhd_write_at(image->fd, raw, sizeof(raw), size);
-	if (!rc && fdatasync(image->fd))
-		rc = -errno;
-	if (!rc)
-		rc = zero_fixed(image, old, size);
-	if (!rc && ftruncate(image->fd, (off_t)(size + VHD_FOOTER_BYTES)))
-		rc = -errno;
-	if (!rc && fdatasync(image->fd))
-		rc = -errno;
+	rc = size > tail ? extend_fixed(image, size) :
+			   cut_fixed(image, size, tail);
 	return rc ? vhd_fail(image->path, rc, "writing the footer", err) : 0;
 }
 
@@ -243,11 +283,8 @@ static int shrink(const struct vhd_chain *chain, uint64_t size, bool drop_data,
 				 image->path, (unsigned long long)lost,
 				 (unsigned long long)((lost + MIB - 1) / MIB),
 				 (unsigned long long)(size / MIB));
-	if (image->footer.type == VHD_FIXED) {
-		/* Written into what is no longer the disk's; then cut off behind it. */
-		image->data_end = size;
+	if (image->footer.type == VHD_FIXED)
 		return move_fixed_end(image, size, err);
-	}
 	first = (uint32_t)(size / image->header.block_size);
 	if (image->has_batmap) {
 		covered = vhd_batmap_covered(image);

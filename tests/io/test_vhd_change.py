@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
@@ -169,6 +170,30 @@ def test_the_parent_is_the_old_one_or_the_new_one_at_any_step(tmp_path: Path, lo
         assert ok("query", "-n", leaf, "-p") == f"{other}\n"
         assert vhdref.Image(leaf).footer.data_offset == 512
         assert ok("check", "-n", leaf, "-b") == f"{leaf} is valid\n"
+
+
+def test_an_image_without_gaps_has_its_header_at_any_step(tmp_path: Path) -> None:
+    """The second header lies behind the last block, and is cut off again: the locators find room where the old are."""
+    base = create(tmp_path / "base.vhd", 4)
+    other = tmp_path / ("o" * 200 + ".vhd")
+    shutil.copyfile(base, other)
+    spec = Spec(
+        size=4 * MIB,
+        kind=vhdmake.DIFFERENCING,
+        block_size=4096,
+        parent_uuid=vhdref.Image(base).footer.uuid,
+        parent_name="base.vhd",
+        locators=tuple(vhdmake.Locator(code, "./base.vhd".encode("utf-16-le")) for code in (b"W2ru", b"W2ku", b"W2ru")),
+        uuid=UUID(int=5),
+        blocks={1: {3: b"x" * 512}},
+    )
+    leaf = vhdmake.make(tmp_path / "leaf.vhd", spec)
+    data, before, log = content(leaf), tmp_path / "before", tmp_path / "log"
+    shutil.copyfile(leaf, before)
+    run_recorded(log, leaf, "modify", "-n", leaf, "-p", other)
+    for _ in killed_states(log, before, leaf):
+        assert content(leaf) == data
+    assert vhdref.Image(leaf).footer.data_offset == 512
 
 
 # fill

@@ -6,7 +6,7 @@ the new one, and may go from new to old when the image is opened again, until a 
 """
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
 FEW = 5
@@ -24,14 +24,20 @@ class Batches(Protocol):
 class Expected:
     """A disk of so many sectors, which begins with these seeds, all of them durable."""
 
-    def __init__(self, sectors: int, seeds: dict[int, int] | None = None, *, holds_all: bool = False) -> None:
-        """`holds_all`: a raw image; else the leaf holds nothing yet."""
+    def __init__(
+        self, sectors: int, seeds: dict[int, int] | None = None, *, holds_all: bool = False, holds: Collection[int] = ()
+    ) -> None:
+        """`holds_all`: a raw image; else the leaf holds these sectors."""
         self.now = [frozenset({0})] * sectors
         for sector, seed in (seeds or {}).items():
             self.now[sector] = frozenset({seed})
         self.after_loss = list(self.now)
         self._held = [holds_all] * sectors
+        for sector in holds:
+            self._held[sector] = True
         self._acknowledged: set[int] = set()
+        self.left: dict[int, frozenset[int]] = {}
+        """What an earlier power loss may have left of sectors that the leaf does not hold: the data, not the metadata."""
         self.next_seed = 1 + max((seeds or {0: 0}).values())
 
     def __len__(self) -> int:
@@ -74,7 +80,7 @@ class Expected:
         for sector in self._place(command):
             self.after_loss[sector] |= new
             if not self._held[sector]:
-                self.after_loss[sector] |= {0}
+                self.after_loss[sector] |= {0} | self.left.get(sector, frozenset())
         return new
 
     def _ended(self, command: str, new: frozenset[int], answer: str) -> None:
@@ -97,6 +103,12 @@ class Expected:
                 wrong.append(f"sector {sector} is {word}, not of {sorted(self.now[sector])}")
         assert not wrong, f"{len(wrong)} wrong: {'; '.join(wrong[:FEW])}"
 
+    def new_leaf(self) -> None:
+        """A snapshot, for which all was flushed: the leaf holds nothing."""
+        self.all_durable()
+        self._held = [False] * len(self)
+        self.left.clear()
+
     def all_durable(self) -> None:
         """What has been written is on the medium."""
         for sector in self._acknowledged:
@@ -117,7 +129,9 @@ class Expected:
         self.check(disk)
 
 
-def random_batch(expected: Expected, chance: random.Random, size: int, kinds: str = "wwwwrrrzd") -> list[str]:
+def random_batch(
+    expected: Expected, chance: random.Random, size: int, kinds: str = "wwwwrrrzd", block: int = 4096
+) -> list[str]:
     """Commands that don't overlap, often across a block's border, or a flush alone."""
     if chance.random() < 0.15:
         return ["f"]
@@ -125,7 +139,7 @@ def random_batch(expected: Expected, chance: random.Random, size: int, kinds: st
     commands = []
     for _ in range(size):
         if chance.random() < 0.3:
-            start = max(0, chance.randrange(0, len(expected), 4096) - chance.randrange(1, 40))
+            start = max(0, chance.randrange(0, len(expected), block) - chance.randrange(1, 40))
         else:
             start = chance.randrange(len(expected))
         count = min(chance.choice([1, 3, 8, 64, 300]), len(expected) - start)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-only
-"""The log that QEMU's blklogwrites keeps of a disk's writes, and what of them a power loss leaves.
+"""The log that dm-log-writes or QEMU's blklogwrites keeps of a disk's writes, and what of them a power loss leaves.
 
 The log has the format of Linux's dm-log-writes: sectors of 512 bytes, a superblock in the first; then entries, each a
-sector with its header followed by the data, of which a discard has none. QEMU appends an entry when its request has
-completed.
+sector with its header, in which a mark has its text, followed by the data, of which a discard has none. QEMU appends an
+entry when its request has completed; Linux does so at the next flush, or at once with FUA, so that writes without a
+flush come late.
 """
 
 import os
@@ -20,7 +21,7 @@ VERSION = 1
 SUPER = struct.Struct("<QQQI")
 # sector, number of sectors, flags, length of a mark's text
 ENTRY = struct.Struct("<QQQQ")
-FLUSH, FUA, DISCARD, MARK = 1, 2, 4, 8
+FLUSH, FUA, DISCARD, MARK, METADATA = 1, 2, 4, 8, 16
 
 
 class LogError(Exception):
@@ -35,32 +36,33 @@ class Entry:
     length: int
     flags: int
     data: int
+    mark: str = ""
 
 
-def read_log(path: Path) -> list[Entry]:
+def read_log(path: Path, *, counted: bool = False) -> list[Entry]:
     """The entries so far. The file must have been empty at first, and no request may be under way.
 
-    The superblock's count is not used: QEMU 7.2 may write an older one over a newer one.
+    `counted`: so many as the superblock says. Not of QEMU 7.2, which may write an older one over a newer one.
     """
-    entries = []
+    entries: list[Entry] = []
     size = path.stat().st_size
     with path.open("rb") as file:
         raw = file.read(SUPER.size)
         if len(raw) < SUPER.size:
             raise LogError(f"{path}: no superblock")
-        magic, version, _, sector_size = SUPER.unpack(raw)
+        magic, version, number, sector_size = SUPER.unpack(raw)
         if (magic, version, sector_size) != (MAGIC, VERSION, SECTOR):
             raise LogError(f"{path}: magic {magic:#x}, version {version}, sectors of {sector_size} bytes")
         place = SECTOR
-        while place < size:
-            sector, count, flags, text = ENTRY.unpack(os.pread(file.fileno(), SECTOR, place)[: ENTRY.size])
-            if flags & ~(FLUSH | FUA | DISCARD | MARK) or not (flags or count):
+        while place < size and not (counted and len(entries) == number):
+            head = os.pread(file.fileno(), SECTOR, place)
+            sector, count, flags, text = ENTRY.unpack(head[: ENTRY.size])
+            if flags & ~(FLUSH | FUA | DISCARD | MARK | METADATA) or not (flags or count):
                 raise LogError(f"{path}: no entry at {place}: {sector=} {count=} flags={flags:#x}")
             place += SECTOR
-            entries.append(Entry(sector * SECTOR, count * SECTOR, flags, place))
-            if flags & MARK:
-                place += -(-text // SECTOR) * SECTOR
-            elif not flags & DISCARD:
+            mark = head[ENTRY.size :][:text].decode() if flags & MARK else ""
+            entries.append(Entry(sector * SECTOR, count * SECTOR, flags, place, mark))
+            if not flags & DISCARD:
                 place += count * SECTOR
     return entries
 

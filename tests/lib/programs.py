@@ -9,6 +9,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
+RECORDED = os.environ.get("XENBLK_RECORDED") or "release"
+"""The build whose programs are recorded, no sanitizer's: a mode, or a directory (tests/soak/mutants.py)."""
+
 
 def program(name: str, mode: str | None = None) -> Path:
     """The path of a program of tapdisk-c ("tap-ctl", "tests/tool-disk").

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-only
-"""The log of the record engine (tapdisk-c/io/record.c), and what of it a power loss leaves in the files."""
+"""The log of the record engine (tapdisk-c/io/record.c) or of tapdisk-c/tests/preload-record.c, and what of it a power
+loss leaves in the files."""
 
 import os
 import random
@@ -10,7 +11,8 @@ from pathlib import Path
 
 MAGIC = b"xenblk-record-1\n"
 RECORD = struct.Struct("<IIQQQq")
-FILE, WRITE, PUNCH, ZERO, SYNC, DONE, SIZE = range(1, 8)
+FILE, WRITE, PUNCH, ZERO, SYNC, DONE, SIZE, CREATE, RENAME, LINK, UNLINK, NAMESYNC = range(1, 13)
+WITH_PAYLOAD = (FILE, WRITE, CREATE, RENAME, LINK, UNLINK)
 SECTOR = 512
 
 
@@ -38,6 +40,7 @@ class Recorded:
     path: Path
     changes: list[Change] = field(default_factory=list)
     syncs: list[Change] = field(default_factory=list)
+    created: bool = False
 
     def durable(self, change: Change) -> bool:
         """Is it on the medium for sure?"""
@@ -48,39 +51,104 @@ class Recorded:
         )
 
 
-def read_log(log: Path, end: int | None = None) -> list[Recorded]:
-    """The files of the first `end` bytes of a log, of which the last record may be cut."""
-    raw = log.read_bytes()[:end]
-    if not raw.startswith(MAGIC):
-        raise RecordError(f"{log}: does not begin as a log")
-    files: list[Recorded] = []
-    running: dict[int, Change] = {}
-    at, moment = len(MAGIC), 0
-    while at + RECORD.size <= len(raw):
-        kind, file, number, offset, length, result = RECORD.unpack_from(raw, at)
-        at += RECORD.size
-        payload = raw[at : at + length] if kind in (FILE, WRITE) else b""
-        if kind in (FILE, WRITE) and len(payload) < length:
-            break
-        at += len(payload)
-        moment += 1
+@dataclass
+class NameChange:
+    """What has been done to names in the directory. CREATE has the file, RENAME and LINK both names."""
+
+    kind: int
+    old: str
+    new: str
+    begun: int
+    ended: int | None = None
+    result: int = 0
+    file: Recorded | None = None
+
+
+@dataclass
+class Log:
+    """All of a log. Moments are numbers of records, from 1; ends[moment - 1] is where in the log its record ends."""
+
+    files: list[Recorded] = field(default_factory=list)
+    names: list[NameChange] = field(default_factory=list)
+    name_syncs: list[NameChange] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+
+
+class _Reader:
+    """Takes the records one by one."""
+
+    def __init__(self) -> None:
+        self.log = Log()
+        self._files: dict[int, Recorded] = {}
+        self._running: dict[int, Change | NameChange] = {}
+
+    def _file(self, number: int) -> Recorded:
+        if number not in self._files:
+            self._files[number] = Recorded(Path())
+            self.log.files.append(self._files[number])
+        return self._files[number]
+
+    def _name(self, kind: int, number: int, payload: bytes, moment: int) -> None:
+        old, _, new = os.fsdecode(payload).partition("\0")
+        change = NameChange(kind, old, new, moment)
+        (self.log.name_syncs if kind == NAMESYNC else self.log.names).append(change)
+        self._running[number] = change
+
+    def take(self, kind: int, file: int, number: int, offset: int, length: int, result: int, payload: bytes) -> bool:
+        """False: there is no such kind."""
+        moment = len(self.log.ends) + 1
         if kind == FILE:
-            files.append(Recorded(Path(os.fsdecode(payload))))
-            # It may have been cut between its opening and the first request.
-            files[-1].changes.append(Change(SIZE, result, 0, b"", moment, moment))
+            seen = self._file(file)
+            # Two threads may see it first.
+            if seen.path == Path():
+                seen.path = Path(os.fsdecode(payload))
+                # It may have been cut between its opening and the first request.
+                seen.changes.insert(0, Change(SIZE, result, 0, b"", moment, moment))
+        elif kind == CREATE:
+            self._files.pop(file, None)
+            created = self._file(file)
+            created.path, created.created = Path(os.fsdecode(payload)), True
+            self.log.names.append(NameChange(CREATE, str(created.path), "", moment, moment, file=created))
+        elif kind in (RENAME, LINK, UNLINK, NAMESYNC):
+            self._name(kind, number, payload, moment)
         elif kind == DONE:
-            change = running.pop(number)
-            change.ended, change.result = moment, result
+            done = self._running.pop(number)
+            done.ended, done.result = moment, result
         elif kind in (WRITE, PUNCH, ZERO, SYNC, SIZE):
             change = Change(kind, offset, length, payload, moment)
-            (files[file].syncs if kind == SYNC else files[file].changes).append(change)
+            (self._file(file).syncs if kind == SYNC else self._file(file).changes).append(change)
             if kind == SIZE:
                 change.ended = moment
             else:
-                running[number] = change
+                self._running[number] = change
         else:
-            raise RecordError(f"{log}: no record of kind {kind} at {at}")
-    return files
+            return False
+        return True
+
+
+def read_whole(log: Path, end: int | None = None) -> Log:
+    """The first `end` bytes of a log, of which the last record may be cut."""
+    raw = log.read_bytes()[:end]
+    if not raw.startswith(MAGIC):
+        raise RecordError(f"{log}: does not begin as a log")
+    reader, at = _Reader(), len(MAGIC)
+    while at + RECORD.size <= len(raw):
+        record = RECORD.unpack_from(raw, at)
+        at += RECORD.size
+        payload = raw[at : at + record[4]] if record[0] in WITH_PAYLOAD else b""
+        if record[0] in WITH_PAYLOAD and len(payload) < record[4]:
+            break
+        kind, file, number, offset, length, result = record
+        if not reader.take(kind, file, number, offset, length, result, payload):
+            raise RecordError(f"{log}: no record of kind {record[0]} at {at}")
+        at += len(payload)
+        reader.log.ends.append(at)
+    return reader.log
+
+
+def read_log(log: Path, end: int | None = None) -> list[Recorded]:
+    """The files of it."""
+    return read_whole(log, end).files
 
 
 def _surviving(file: Recorded, change: Change, keep: float, chance: random.Random) -> list[tuple[int, int]]:

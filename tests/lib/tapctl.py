@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -26,9 +26,12 @@ class Served:
         engine: str = "uring",
         settings: Sequence[str] = (),
         dir_sync_fails: Path | None = None,
+        mode: str | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> None:
         """`options`: of tap-ctl open. `settings`: lines of the configuration.
 
+        `mode`, `env`: the build, and more of its environment, which tap-ctl gets too.
         `dir_sync_fails`: a file; while it is there, tapdisk's syncs of directories fail with the errno that it holds.
         """
         self.directory = directory / "ctl"
@@ -40,9 +43,11 @@ class Served:
             "XENBLK_ENGINE": engine,
             "XENBLK_CONFIG": str(config),
             "DIR_SYNC_FAILS": str(dir_sync_fails or ""),
+            **(env or {}),
         }
+        self._mode = mode
         self._errors = (directory / "tapdisk.err").open("w+", encoding="utf-8")
-        self.process = subprocess.Popen([program("tests/tool-vbd")], env=self._env, stderr=self._errors)
+        self.process = subprocess.Popen([program("tests/tool-vbd", mode)], env=self._env, stderr=self._errors)
         self.pid = self.process.pid
         self.socket = self.directory / f"nbd{self.pid}.{MINOR}"
         end = time.monotonic() + START_SECONDS
@@ -54,7 +59,7 @@ class Served:
 
     def command(self, verb: str, *args: str | int) -> list[str]:
         """tap-ctl with this verb, on this disk."""
-        return [str(program("tap-ctl")), verb, "-p", str(self.pid), "-m", str(MINOR), *map(str, args)]
+        return [str(program("tap-ctl", self._mode)), verb, "-p", str(self.pid), "-m", str(MINOR), *map(str, args)]
 
     def start(self, verb: str, *args: str | int) -> "subprocess.Popen[str]":
         """Without waiting for it."""
@@ -80,7 +85,7 @@ class Served:
 
     def clean(self) -> None:
         """tap-ctl list of all there is, which removes what the dead have left."""
-        subprocess.run([program("tap-ctl"), "list"], env=self._env, capture_output=True, check=True)
+        subprocess.run([program("tap-ctl", self._mode), "list"], env=self._env, capture_output=True, check=True)
 
     def log(self) -> str:
         """What tapdisk has written to its standard error."""

@@ -13,18 +13,30 @@ from tests.lib.programs import program
 from tests.lib.recordlog import FILE, MAGIC, RECORD, SECTOR, SIZE, SYNC, WRITE, after_power_loss, read_log
 
 
-def run_recorded(log: Path, image: Path, *args: str | Path | int) -> None:
-    """A command that must succeed. The log must not exist."""
-    env = {
-        **os.environ,
-        "XENBLK_CONFIG": "/nonexistent/xenblk-config",
+def recording(log: Path, directory: Path) -> dict[str, str]:
+    """The environment in which a program of the release build writes down what it does to the files of a directory.
+
+    With the posix engine: what io_uring does is not seen.
+    """
+    log.write_bytes(MAGIC)
+    config = log.with_name(f"{log.name}.config")
+    config.write_text("version=1\nengine=posix\n", encoding="utf-8")
+    return {
+        "XENBLK_CONFIG": str(config),
+        "XENBLK_ENGINE": "posix",
         "LD_PRELOAD": str(program("tests/preload-record.so", "release")),
-        "RECORD_FILE": str(image),
+        "RECORD_DIR": str(directory.resolve()),
         "RECORD_LOG": str(log),
     }
+
+
+def run_recorded(log: Path, image: Path, *args: str | Path | int) -> None:
+    """A command that must succeed, and change no other file beside the image."""
+    env = {**os.environ, **recording(log, image.parent)}
     argv = [str(program("vhd-util", "release")), *map(str, args)]
     result = subprocess.run(argv, env=env, capture_output=True, timeout=60, check=False)
     assert (result.returncode, result.stderr) == (0, b""), result.stderr.decode(errors="replace")
+    assert [str(file.path) for file in read_log(log)] in ([], [image.name])
 
 
 def killed_states(log: Path, before: Path, state: Path) -> Iterator[int]:

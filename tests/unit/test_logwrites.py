@@ -31,9 +31,11 @@ def make_log(path: Path, entries: list[Written], magic: int = MAGIC, junk: bytes
     """A log as the format describes it; the count in the superblock is an old one."""
     raw = SUPER.pack(magic, 1, 0, SECTOR).ljust(SECTOR, b"\0")
     for sector, data, flags in entries:
-        # A mark has text in the place of data.
-        count, text = (0, len(data)) if flags & MARK else (len(data) // SECTOR, 0)
-        raw += ENTRY.pack(sector, count, flags, text).ljust(SECTOR, b"\0") + (b"" if flags & DISCARD else data)
+        if flags & MARK:
+            raw += (ENTRY.pack(0, 0, flags, len(data)) + data).ljust(SECTOR, b"\0")
+            continue
+        raw += ENTRY.pack(sector, len(data) // SECTOR, flags, 0).ljust(SECTOR, b"\0")
+        raw += b"" if flags & DISCARD else data
     path.write_bytes(raw + junk)
     return path
 
@@ -83,11 +85,13 @@ def test_a_write_that_flushes_first_is_not_flushed_itself(tmp_path: Path) -> Non
 def test_a_discard_reads_as_zeros_and_a_mark_is_no_write(tmp_path: Path) -> None:
     log = make_log(
         tmp_path / "log",
-        [(0, sectors("abcd"), 0), (1, sectors("xx"), DISCARD), (0, sectors("m"), MARK), (5, sectors("f"), 0)],
+        [(0, sectors("abcd"), 0), (1, sectors("xx"), DISCARD), (0, b"now", MARK), (5, sectors("f"), 0)],
     )
     target = disk(tmp_path / "disk")
-    replay(log, read_log(log), target)
+    entries = read_log(log)
+    replay(log, entries, target)
     assert letters(target) == "a..d.f"
+    assert [entry.mark for entry in entries] == ["", "", "now", ""]
 
 
 def test_the_log_that_qemu_writes_is_read(tmp_path: Path) -> None:
