@@ -25,10 +25,11 @@ class Machine:
         """The command that runs a program of tapdisk-c with these arguments."""
         if not self.name:
             return [str(program(name)), *map(str, args)]
-        path = ROOT / "build" / self.name / "trap" / "tapdisk-c" / name
+        built = ROOT / "build" / self.name / "trap" / "tapdisk-c"
+        path = built / name
         if not path.exists():
             raise FileNotFoundError(f"{path}: not built; run make -C tapdisk-c check-{self.name}")
-        emulator = [] if _runs(ROOT / "build" / self.name / "trap" / "tapdisk-c" / "vhd-util") else [EMULATORS[self.name]]
+        emulator = [] if _runs(built / "vhd-util") else [EMULATORS[self.name]]
         return [*emulator, str(path), *map(str, args)]
 
     def ok(self, name: str, *args: str | int | Path, text: str = "") -> str:
