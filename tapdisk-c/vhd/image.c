@@ -76,6 +76,12 @@ static int choose_footer(struct vhd_image *image, const struct footers *f,
 		return error_set(err, -EUCLEAN,
 				 "%s: disk type: the footer at the end is of a fixed image, the one at the start is not; if it is fixed, convert it to raw without the footer and use aio:",
 				 image->path);
+	/* Of this image, so no guest data: XenServer was about to change it. */
+	if (front && f->tail_err.code == -ENOTSUP &&
+	    !memcmp(f->tail_raw, "v_poison", 8) &&
+	    !uuid_compare(f->tail.uuid, f->front.uuid))
+		return error_set(err, f->tail_err.code, "%s",
+				 f->tail_err.text);
 	if (front) {
 		image->footer = f->front;
 		image->front_ok = true;
@@ -349,6 +355,14 @@ int vhd_open(struct vhd_image **out, const char *path, unsigned int flags,
 			rc = error_set(err, -EUCLEAN,
 				       "%s: the footer copy at the start is damaged, so writing is unsafe; run vhd-util repair -n %s first",
 				       path, path);
+			goto out;
+		}
+		/* The block's bits could outlive a file that was to become longer. */
+		if (image->cut_block && flags & VHD_OPEN_WRITE &&
+		    !(flags & VHD_OPEN_REPAIR)) {
+			rc = error_set(err, -EUCLEAN,
+				       "%s: BAT: the file ends in block %u (not closed cleanly; no data lost), so writing is unsafe; run vhd-util repair -n %s first",
+				       path, image->cut_block - 1, path);
 			goto out;
 		}
 	}
