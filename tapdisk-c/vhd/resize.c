@@ -48,36 +48,41 @@ static bool all_zero(const uint8_t *p, size_t len)
 	return !len || (!*p && !memcmp(p, p + 1, len - 1));
 }
 
+/* Zeros from from to to; what is zero already isn't written. */
+static int zero_range(const struct vhd_image *image, uint64_t from, uint64_t to)
+{
+	uint8_t *buf = malloc(CHUNK_BYTES);
+	int rc = buf ? 0 : -ENOMEM;
+
+	while (from < to && !rc) {
+		size_t n = to - from < CHUNK_BYTES ? (size_t)(to - from) :
+						     CHUNK_BYTES;
+
+		rc = vhd_read_at(image->fd, buf, n, from);
+		if (!rc && !all_zero(buf, n)) {
+			memset(buf, 0, n);
+			rc = vhd_write_at(image->fd, buf, n, from);
+		}
+		from += n;
+	}
+	free(buf);
+	return rc;
+}
+
 /* What the last block holds past the disk's old end becomes part of the disk. */
 static int zero_behind_end(struct vhd_image *image, struct error *err)
 {
 	uint64_t size = image->footer.current_size, at, end;
 	uint32_t last = image->bat_entries - 1;
-	uint8_t *buf;
-	int rc = 0;
+	int rc;
 
 	if (size % image->header.block_size == 0 ||
 	    vhd_bat(image, last) == VHD_BAT_UNUSED)
 		return 0;
-	buf = malloc(CHUNK_BYTES);
-	if (!buf)
-		return vhd_fail(image->path, -ENOMEM, "last block", err);
 	at = ((uint64_t)vhd_bat(image, last) + image->bitmap_sectors) *
 	     VHD_SECTOR;
 	end = at + image->header.block_size;
-	at += size % image->header.block_size;
-	while (at < end && !rc) {
-		size_t n = end - at < CHUNK_BYTES ? (size_t)(end - at) :
-						    CHUNK_BYTES;
-
-		rc = vhd_read_at(image->fd, buf, n, at);
-		if (!rc && !all_zero(buf, n)) {
-			memset(buf, 0, n);
-			rc = vhd_write_at(image->fd, buf, n, at);
-		}
-		at += n;
-	}
-	free(buf);
+	rc = zero_range(image, at + size % image->header.block_size, end);
 	return rc ? vhd_fail(image->path, rc, "last block", err) : 0;
 }
 
@@ -86,6 +91,7 @@ static int grow(struct vhd_image *image, uint64_t size, bool in_place,
 {
 	const struct vhd_header *h = &image->header;
 	uint64_t entries = size / h->block_size, covered;
+	uint64_t each = round_up_u64(vhd_block_bytes(image), VHD_ALIGN);
 	bool small_map;
 	int rc;
 
@@ -94,6 +100,16 @@ static int grow(struct vhd_image *image, uint64_t size, bool in_place,
 				 "%s: size needs %llu blocks of %u bytes; at most %u are supported; convert it to an image with larger blocks",
 				 image->path, (unsigned long long)entries,
 				 h->block_size, VHD_MAX_BAT);
+	/* All its blocks must find room below the last sector that a BAT addresses. */
+	if (entries * each + 16 * entries + MIB > (uint64_t)VHD_BAT_UNUSED * VHD_SECTOR)
+		return error_set(err, -EFBIG,
+				 "%s: size is %llu GiB; with blocks of %u bytes a VHD addresses at most %llu GiB; convert it to an image with larger blocks, use several disks or a raw image (aio:)",
+				 image->path, (unsigned long long)(size >> 30),
+				 h->block_size,
+				 (unsigned long long)((((uint64_t)VHD_BAT_UNUSED *
+							VHD_SECTOR - MIB) /
+						       (each + 16) *
+						       h->block_size) >> 30));
 	rc = zero_behind_end(image, err);
 	if (rc)
 		return rc;
@@ -158,30 +174,42 @@ static int drop_blocks(struct vhd_image *image, uint32_t first,
 	return rc ? rc : vhd_write_trailer(image, err);
 }
 
-/* From the old end to the new one, the old footer included. */
-static int zero_fixed(const struct vhd_image *image, uint64_t from, uint64_t to)
+/* The footer with another size, durable. */
+static int put_footer(const struct vhd_image *image, uint64_t size, uint64_t at)
 {
-	const uint8_t zeros[VHD_FOOTER_BYTES] = { 0 };
-	int rc = 0;
+	struct vhd_footer footer = image->footer;
+	uint8_t raw[VHD_FOOTER_BYTES];
+	int rc;
 
-	for (; from < to && from < image->file_size && !rc;
-	     from += sizeof(zeros))
-		rc = vhd_write_at(image->fd, zeros, sizeof(zeros), from);
+	footer.current_size = size;
+	footer.geometry = vhd_geometry(size);
+	vhd_footer_encode(raw, &footer);
+	rc = vhd_write_at(image->fd, raw, sizeof(raw), at);
+	if (!rc && fdatasync(image->fd))
+		rc = -errno;
 	return rc;
 }
 
-/* A fixed image has its only footer behind the disk. */
+/*
+ * A fixed image has its only footer behind the disk, and may have other bytes
+ * between the two. So the footer moves out of the way first, with the old size;
+ * what becomes part of the disk is zeroed; the footer gets the new size; and the
+ * file is cut behind the disk.
+ */
 static int move_fixed_end(struct vhd_image *image, uint64_t size,
 			  struct error *err)
 {
 	uint64_t old = image->footer.current_size;
-	uint8_t raw[VHD_FOOTER_BYTES];
+	uint64_t tail = image->file_size - VHD_FOOTER_BYTES, was;
 	int rc = 0;
 
 	if (image->is_blk)
 		return error_set(err, -ENOTSUP,
 				 "%s: a fixed image on a block device can't be resized: its footer is the device's last sector; copy it into a new one",
 				 image->path);
+	if (image->file_size % VHD_SECTOR)	/* 511 bytes */
+		tail++;
+	was = tail;
 	if (size > old &&
 	    fallocate(image->fd, FALLOC_FL_KEEP_SIZE, (off_t)old,
 		      (off_t)(size + VHD_FOOTER_BYTES - old)) &&
@@ -191,15 +219,19 @@ static int move_fixed_end(struct vhd_image *image, uint64_t size,
 		(void)!ftruncate(image->fd, (off_t)image->file_size);
 		return vhd_fail(image->path, rc, "reserving the disk's space", err);
 	}
-	image->footer.current_size = size;
-	image->footer.geometry = vhd_geometry(size);
-	vhd_footer_encode(raw, &image->footer);
-	/* Larger: the write that extends the file brings its footer with it. */
-	rc = vhd_write_at(image->fd, raw, sizeof(raw), size);
+	if (tail < size) {
+		rc = put_footer(image, old, size);
+		tail = size;
+	}
+	if (!rc && old < size)
+		rc = zero_range(image, old, was < size ?
+				was + VHD_FOOTER_BYTES : size);
 	if (!rc && fdatasync(image->fd))
 		rc = -errno;
 	if (!rc)
-		rc = zero_fixed(image, old, size);
+		rc = put_footer(image, size, tail);
+	if (!rc && tail != size)
+		rc = put_footer(image, size, size);
 	if (!rc && ftruncate(image->fd, (off_t)(size + VHD_FOOTER_BYTES)))
 		rc = -errno;
 	if (!rc && fdatasync(image->fd))
@@ -243,11 +275,8 @@ static int shrink(const struct vhd_chain *chain, uint64_t size, bool drop_data,
 				 image->path, (unsigned long long)lost,
 				 (unsigned long long)((lost + MIB - 1) / MIB),
 				 (unsigned long long)(size / MIB));
-	if (image->footer.type == VHD_FIXED) {
-		/* Written into what is no longer the disk's; then cut off behind it. */
-		image->data_end = size;
+	if (image->footer.type == VHD_FIXED)
 		return move_fixed_end(image, size, err);
-	}
 	first = (uint32_t)(size / image->header.block_size);
 	if (image->has_batmap) {
 		covered = vhd_batmap_covered(image);
@@ -261,6 +290,26 @@ static int shrink(const struct vhd_chain *chain, uint64_t size, bool drop_data,
 	}
 	rc = finish(image, size, err);
 	return rc ? rc : drop_blocks(image, first, err);
+}
+
+/* Gives up what a resize to this size has left if it was cut off: data past the end. */
+static int drop_rest(struct vhd_image *image, struct error *err)
+{
+	uint64_t size = image->footer.current_size;
+	int rc;
+
+	if (image->footer.type == VHD_FIXED)
+		return image->is_blk ||
+		       image->file_size <= size + VHD_FOOTER_BYTES ?
+				0 : move_fixed_end(image, size, err);
+	rc = vhd_bat_write(image, image->bat_entries,
+			   image->header.max_bat_size - image->bat_entries,
+			   err);
+	if (!rc && fdatasync(image->fd))
+		rc = vhd_fail(image->path, -errno, "sync", err);
+	if (!rc)
+		rc = vhd_find_data_end(image, err);
+	return rc ? rc : vhd_write_trailer(image, err);
 }
 
 int vhd_resize(const struct vhd_resize_args *args, const struct config *cfg,
@@ -292,6 +341,8 @@ int vhd_resize(const struct vhd_resize_args *args, const struct config *cfg,
 		if (!rc && args->size > old)
 			rc = grow(image, size, args->in_place, err);
 	}
+	if (!rc && size == old && args->drop_data)
+		rc = drop_rest(image, err);
 	vhd_close(image);
 	/* A last block that is used in part leaves no way between. */
 	if (rc || size >= old)
