@@ -273,6 +273,19 @@ static int load_header(struct vhd_image *image, uint64_t limit,
 	return 0;
 }
 
+/* A locator that claims space past the file's end has what its data need. */
+static void bound_locators(struct vhd_image *image, uint64_t limit)
+{
+	for (unsigned int i = 0; i < VHD_NR_LOCATORS; i++) {
+		struct vhd_locator *l = &image->header.locator[i];
+
+		if (l->code && l->data_len && l->data_offset <= limit &&
+		    vhd_locator_space(l) > limit - l->data_offset)
+			l->data_space = (uint32_t)round_up_u64(l->data_len,
+							       VHD_SECTOR);
+	}
+}
+
 static int load_dynamic(struct vhd_image *image, uint64_t limit,
 			struct error *err)
 {
@@ -290,6 +303,7 @@ static int load_dynamic(struct vhd_image *image, uint64_t limit,
 				 err);
 	if (rc)
 		return rc;
+	bound_locators(image, limit);
 	rc = vhd_bat_load(image, extent, n, limit, err);
 	if (rc)
 		return rc;

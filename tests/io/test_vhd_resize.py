@@ -139,6 +139,16 @@ def test_what_lay_behind_the_end_of_a_foreign_image_is_no_data(tmp_path: Path) -
     sound(path)
 
 
+def test_a_locator_that_claims_gigabytes_does_not_make_the_file_so_long(tmp_path: Path) -> None:
+    path = with_parent(tmp_path / "a.vhd")
+    vhdmake.set_header(path, "locators", struct.pack(">I", 0x7FFFFE00), offset=4)
+    data, size = content(path), path.stat().st_size
+    ok("resize", "-n", path, "-s", FAR * 100)
+    assert run("read", "-n", path, "-R", 0, "-c", len(data)).stdout == data
+    assert path.stat().st_size < size + 4 * MIB
+    ok("check", "-n", path, "-b")
+
+
 @pytest.mark.parametrize("grown", [6, 40])
 def test_smaller_and_larger_again_gives_zeros(tmp_path: Path, grown: int) -> None:
     path = dynamic(tmp_path / "a.vhd")
