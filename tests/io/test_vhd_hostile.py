@@ -325,6 +325,58 @@ def test_corrupt_images(tmp_path: Path, kind: str) -> None:
     assert 0 < accepted < count
 
 
+U32, U64 = struct.Struct(">I").pack, struct.Struct(">Q").pack
+LYING_BATMAPS: list[tuple[str, int, bytes, int]] = [
+    ("batmap size", 16, U32(0), 2),
+    ("batmap size", 16, U32(0xFFFFFFFF), 2),
+    ("batmap offset", 16, U32(4000), 2),
+    ("batmap offset", 8, U64(0), 2),
+    ("batmap offset", 8, U64(BATMAP_AT + 1), 2),
+    ("batmap offset", 8, U64(1 << 40), 2),
+    ("batmap offset", 8, U64((1 << 64) - 512), 2),
+    ("overlap", 8, U64(BATMAP_AT), 2),
+    ("overlap", 8, U64(512), 2),
+    ("inside the batmap", 8, U64(BATMAP_AT + 6 * 512), 2),
+    ("version", 20, U32(0x00010003), 63),
+    ("encrypted", 29, b"\1", 63),
+]
+
+
+@pytest.mark.parametrize(("words", "at", "value", "status"), LYING_BATMAPS)
+def test_a_batmap_that_lies_is_named(tmp_path: Path, words: str, at: int, value: bytes, status: int) -> None:
+    base = vhdmake.make(tmp_path / "base.vhd", BASE)
+    path = tmp_path / "a.vhd"
+    data = differencing()
+    data[BATMAP_AT + at : BATMAP_AT + at + len(value)] = value
+    path.write_bytes(data)
+    assert not read_only_use(path, base)
+    checked = command("vhd-util", "check", "-n", path)
+    assert (checked.returncode, words in message_of(checked, (path,))) == (status, True), checked.stderr
+    assert command("vhd-util", "repair", "-n", path).returncode == 1
+    assert path.read_bytes() == data
+
+
+@pytest.mark.parametrize("version", [0x00010001, 0x00010002])
+def test_batmaps_of_both_versions(tmp_path: Path, version: int) -> None:
+    """1.1 sums its bytes as signed; a sum that is wrong makes the map count as empty."""
+    path = tmp_path / "a.vhd"
+    vhdmake.make(tmp_path / "base.vhd", BASE)
+    data = bytearray(differencing(version))
+    full = struct.unpack_from(">8I", data, BAT_AT)[0] * 512
+    data[full : full + 16] = b"\xff" * 16
+    data[BATMAP_AT + 512] = 0x80
+    total = 0x80 - 256 if version == 0x00010001 else 0x80
+    for right in (True, False):
+        struct.pack_into(">I", data, BATMAP_AT + 24, ~(total + (not right)) & 0xFFFFFFFF)
+        path.write_bytes(data)
+        checked = command("vhd-util", "check", "-n", path, "-b")
+        assert (checked.returncode, b"batmap: checksum" in checked.stderr) == (0, not right)
+        bit = command("vhd-util", "read", "-n", path, "-j", 0).stdout
+        assert bit == b"batmap for block 0: %d\n" % right
+        got = command("vhd-util", "read", "-n", path, "-R", 0, "-c", SIZE)
+        assert got.stdout == disk_of(path)
+
+
 def test_nothing_is_ever_taken_for_raw(tmp_path: Path) -> None:
     for name, data in (("zeros", bytes(1 << 20)), ("text", b"conecti" * 1000), ("short", b"conectix")):
         (tmp_path / name).write_bytes(data)
