@@ -94,7 +94,9 @@ static int check_footers(const struct vhd_image *image,
 	else if (!image->tail_ok && !options->ignore_footer)
 		warn(r, "the footer at the end is missing (not closed cleanly); vhd-util repair restores it");
 	else if (image->tail_ok && memcmp(front, tail, len))
-		warn(r, "the two footers differ; the one at the start counts");
+		warn(r, "the two footers differ; the one at the %s counts",
+		     get_be64(front + 16) == get_be64(tail + 16) ? "end" :
+								   "start");
 	return 0;
 }
 

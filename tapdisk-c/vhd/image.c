@@ -59,8 +59,10 @@ fail:
 }
 
 /*
- * A valid copy at the start of a dynamic image wins: after a crash the last
- * sector of the file may be a guest's data, which can look like a footer. In
+ * A valid copy at the start of a dynamic image says which image it is: after a
+ * crash the last sector of the file may be a guest's data, which can look like a
+ * footer. Where both are the image's and differ, that at the end was written
+ * first, and is what other programs read. In
  * a fixed image the first sector is the guest's. So with a valid fixed footer
  * at the end and a valid other one at the start a guest may have made either:
  * to follow the wrong one would let it choose the parent of its disk.
@@ -87,8 +89,12 @@ static int choose_footer(struct vhd_image *image, const struct footers *f,
 		image->front_ok = true;
 		image->tail_ok = f->tail_ok &&
 				 !uuid_compare(f->tail.uuid, f->front.uuid);
-		if (image->tail_ok && f->tail.hidden)
-			image->footer.hidden = f->tail.hidden;
+		if (!image->tail_ok)
+			return 0;
+		if (vhd_tail_counts(&f->front, &f->tail))
+			image->footer = f->tail;
+		image->footer.hidden = f->tail.hidden ? f->tail.hidden :
+							f->front.hidden;
 		return 0;
 	}
 	/* Valid but for its being disabled or of an unknown kind. */

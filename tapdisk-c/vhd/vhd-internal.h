@@ -65,6 +65,12 @@ uint32_t vhd_checksum(const uint8_t *p, size_t len, size_t skip);
 int vhd_footer_decode(struct vhd_footer *footer,
 		      const uint8_t in[VHD_FOOTER_BYTES], const char *path,
 		      const char *where, struct error *err);
+/*
+ * Of two good footers, whether that at the end is the same image's and so the one that
+ * counts. One that leads to another header doesn't.
+ */
+bool vhd_tail_counts(const struct vhd_footer *front,
+		     const struct vhd_footer *tail);
 bool vhd_creator_is_tap(const struct vhd_footer *footer);
 /* Cylinders, heads, sectors of the specification's appendix for size bytes. */
 uint32_t vhd_geometry(uint64_t size);

@@ -104,6 +104,8 @@ class Image:
                 found.append(Footer.parse(raw))
             except VhdError:
                 continue
+        if len({(f.kind, f.uuid, f.data_offset) for f in found}) == 1:
+            return found[-1]
         for footer in found:
             if footer.kind != FIXED:
                 return footer
