@@ -104,7 +104,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	struct vhd_parent_name names[VHD_MAX_NAMES];
 	static struct vhd_header header;
 	unsigned int nr, n;
-	bool absolute = false;
+	bool absolute = false, mere = false;
 	int fd;
 
 	if (!size)
@@ -134,10 +134,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	fuzz_assert(n <= VHD_MAX_NAMES);
 	for (unsigned int i = 0; i < n; i++) {
 		fuzz_assert(names[i].path && names[i].path[0]);
-		/* Relative before absolute, the header's name last. */
-		if (!strcmp(names[i].source, "parent name")) {
-			fuzz_assert(i == n - 1 && !strchr(names[i].path, '/'));
-			break;
+		/* Relative before absolute, mere names last. */
+		fuzz_assert(names[i].mere_name || !mere);
+		mere = names[i].mere_name;
+		fuzz_assert(mere || strcmp(names[i].source, "parent name"));
+		if (mere) {
+			fuzz_assert(!strchr(names[i].path, '/'));
+			continue;
 		}
 		fuzz_assert(!absolute || names[i].path[0] == '/');
 		absolute = names[i].path[0] == '/';

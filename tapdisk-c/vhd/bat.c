@@ -82,6 +82,47 @@ static int check_extent(const struct vhd_image *image, const uint32_t *sorted,
 			 sorted[low], extent->what);
 }
 
+/*
+ * A block that ends behind the file: one that XenServer had placed, but not written
+ * all of, when it was killed. Whole if no sector that it holds is missing.
+ */
+static int check_cut_block(struct vhd_image *image, uint32_t block,
+			   uint64_t limit, struct error *err)
+{
+	uint64_t bytes = (uint64_t)image->bitmap_sectors * VHD_SECTOR;
+	uint64_t data = (uint64_t)vhd_bat(image, block) * VHD_SECTOR + bytes;
+	uint32_t there;
+	uint8_t *bitmap;
+	bool set;
+	int rc;
+
+	if (image->is_blk || image->tail_ok || data > limit ||
+	    image->cut_block)
+		goto bad;
+	bitmap = malloc((size_t)bytes);
+	if (!bitmap)
+		return error_set(err, -ENOMEM, "%s: out of memory",
+				 image->path);
+	rc = vhd_read_bitmap(image, block, bitmap);
+	if (rc) {
+		free(bitmap);
+		return error_set(err, rc, "%s: bitmap of block %u: reading: %s",
+				 image->path, block, strerror(-rc));
+	}
+	there = (uint32_t)((limit - data) / VHD_SECTOR);
+	set = vhd_bitmap_any(bitmap, there, image->spb);
+	free(bitmap);
+	if (set)
+		goto bad;
+	image->cut_block = block + 1;
+	return 0;
+bad:
+	return error_set(err, -EUCLEAN,
+			 "%s: BAT: entry %u points to sector %u; the block would end after the file's data (%llu bytes)",
+			 image->path, block, vhd_bat(image, block),
+			 (unsigned long long)limit);
+}
+
 /* Blocks must lie in the file, off the metadata and off one another. */
 static int check_blocks(struct vhd_image *image,
 			const struct vhd_extent *extent,
@@ -108,11 +149,9 @@ static int check_blocks(struct vhd_image *image,
 		if (sector == VHD_BAT_UNUSED)
 			continue;
 		if ((sector + sectors) * VHD_SECTOR > limit) {
-			rc = error_set(err, -EUCLEAN,
-				       "%s: BAT: entry %u points to sector %u; the block would end after the file's data (%llu bytes)",
-				       image->path, i, sector,
-				       (unsigned long long)limit);
-			goto out;
+			rc = check_cut_block(image, i, limit, err);
+			if (rc)
+				goto out;
 		}
 		in_order = in_order && sector >= last;
 		last = sector;

@@ -162,6 +162,10 @@ void vhd_batmap_trim(struct vhd_image *image)
 {
 	if (image->has_batmap)
 		clear_untrue(image, vhd_batmap_covered(image));
+	/* Its bitmap says that some of it is absent. */
+	if (image->has_batmap && image->cut_block)
+		image->batmap[(image->cut_block - 1) / 8] &=
+			(uint8_t)~(0x80u >> (image->cut_block - 1) % 8);
 }
 
 int vhd_batmap_store(struct vhd_image *image, struct error *err)

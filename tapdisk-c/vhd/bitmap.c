@@ -60,6 +60,14 @@ bool vhd_bitmap_set(uint8_t *map, uint32_t from, uint32_t count)
 	return changed;
 }
 
+bool vhd_bitmap_any(const uint8_t *map, uint32_t from, uint32_t to)
+{
+	bool set;
+
+	return from < to &&
+	       (vhd_bitmap_run(map, from, to, &set) < to - from || set);
+}
+
 bool vhd_bitmap_full(const uint8_t *map, uint32_t bits)
 {
 	bool set;

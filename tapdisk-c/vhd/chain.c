@@ -197,7 +197,7 @@ int vhd_parent_open(struct vhd_parent *parent, const struct vhd_image *child,
 	}
 	for (unsigned int i = 0; i < n && rc; i++) {
 		/* Without a uuid to check, a mere name is too little. */
-		if (raw && i && !strcmp(names[i].source, "parent name"))
+		if (raw && i && names[i].mere_name)
 			break;
 		for (unsigned int d = 0; d < nr_dirs && rc; d++) {
 			char *path = join(dir[d], names[i].path);

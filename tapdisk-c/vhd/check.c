@@ -59,8 +59,9 @@ static void check_footer(const struct vhd_image *image, const uint8_t *raw,
 		     (unsigned long long)f->data_offset);
 	if (!options->ignore_timestamps && in_future(f->timestamp))
 		warn(r, "footer: creation time is in the future");
-	if (f->saved > 1)
-		warn(r, "footer: saved state is %u", f->saved);
+	if (f->saved)
+		warn(r, "footer: saved state is %u: a suspended machine may expect the disk as it is",
+		     f->saved);
 	if (f->hidden > 1)
 		warn(r, "footer: hidden is %u", f->hidden);
 	if (uuid_is_null(f->uuid))
@@ -93,7 +94,9 @@ static int check_footers(const struct vhd_image *image,
 	else if (!image->tail_ok && !options->ignore_footer)
 		warn(r, "the footer at the end is missing (not closed cleanly); vhd-util repair restores it");
 	else if (image->tail_ok && memcmp(front, tail, len))
-		warn(r, "the two footers differ; the one at the start counts");
+		warn(r, "the two footers differ; the one at the %s counts",
+		     get_be64(front + 16) == get_be64(tail + 16) ? "end" :
+								   "start");
 	return 0;
 }
 
@@ -167,6 +170,9 @@ static int check_blocks(const struct vhd_image *image,
 	free(bitmap);
 	if (rc)
 		return rc;
+	if (image->cut_block)
+		warn(r, "the file ends in block %u, of which no data are missing (not closed cleanly); vhd-util repair completes it",
+		     image->cut_block - 1);
 	if (image->has_batmap && !image->batmap_ok)
 		warn(r, "batmap: checksum is wrong; it counts as empty");
 	if (!image->is_blk && image->file_size > image->data_end + tail) {

@@ -59,6 +59,9 @@ static bool names_self(int fd, const struct vhd_header *header,
 		struct stat st;
 		char *path;
 
+		/* As vhd_parent_open() does it. */
+		if (i && names[i].mere_name && uuid_is_null(header->parent_uuid))
+			continue;
 		if (names[i].path[0] == '/')
 			path = strdup(names[i].path);
 		else if (asprintf(&path, "%s/%s", self->dir,

@@ -63,9 +63,9 @@ static int open_parent(struct plan *p, const struct config *cfg,
 		if (rc)
 			return rc;
 		*mtime = st.st_mtime;
-		if (*size % VHD_SECTOR)
+		if (*size % VHD_SECTOR || !*size)
 			return error_set(err, -EINVAL,
-					 "%s: parent %s: size is %llu bytes; it must be a multiple of 512; extend it with truncate",
+					 "%s: parent %s: size is %llu bytes; it must be a positive multiple of 512; extend it with truncate",
 					 path, parent,
 					 (unsigned long long)*size);
 		return 0;

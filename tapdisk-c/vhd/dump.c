@@ -223,6 +223,7 @@ int vhd_dump_headers(FILE *out, const char *path, bool hex, struct error *err)
 	struct vhd_header h;
 	struct stat st;
 	uint64_t size, len;
+	bool tail_ok;
 	int rc;
 
 	rc = vhd_file_open(&d.fd, path, VHD_OPEN_NOLOCK, &st, &size, err);
@@ -241,9 +242,12 @@ int vhd_dump_headers(FILE *out, const char *path, bool hex, struct error *err)
 		dump_footer(&d, footer, &tail);
 		goto out;
 	}
-	/* vhd_open() prefers the copy at the start too. */
+	/* As vhd_open() does it. */
+	tail_ok = !rc;
 	rc = vhd_read_at(d.fd, footer, sizeof(footer), 0);
-	if (rc || memcmp(footer, "conectix", 8))
+	if (rc || memcmp(footer, "conectix", 8) ||
+	    (tail_ok && !vhd_footer_decode(&f, footer, path, "footer", NULL) &&
+	     vhd_tail_counts(&f, &tail)))
 		rc = vhd_read_at(d.fd, footer, (size_t)len, size - len);
 	if (rc) {
 		error_set(err, rc, "%s: footer: reading: %s", path,

@@ -45,6 +45,14 @@ void vhd_footer_encode(uint8_t *out, const struct vhd_footer *footer)
 		 vhd_checksum(out, VHD_FOOTER_BYTES, OFF_CHECKSUM));
 }
 
+bool vhd_tail_counts(const struct vhd_footer *front,
+		     const struct vhd_footer *tail)
+{
+	return tail->type == front->type &&
+	       tail->data_offset == front->data_offset &&
+	       !uuid_compare(tail->uuid, front->uuid);
+}
+
 bool vhd_creator_is_tap(const struct vhd_footer *footer)
 {
 	return !memcmp(footer->creator, "tap", 4);

@@ -59,8 +59,10 @@ fail:
 }
 
 /*
- * A valid copy at the start of a dynamic image wins: after a crash the last
- * sector of the file may be a guest's data, which can look like a footer. In
+ * A valid copy at the start of a dynamic image says which image it is: after a
+ * crash the last sector of the file may be a guest's data, which can look like a
+ * footer. Where both are the image's and differ, that at the end was written
+ * first, and is what other programs read. In
  * a fixed image the first sector is the guest's. So with a valid fixed footer
  * at the end and a valid other one at the start a guest may have made either:
  * to follow the wrong one would let it choose the parent of its disk.
@@ -76,13 +78,23 @@ static int choose_footer(struct vhd_image *image, const struct footers *f,
 		return error_set(err, -EUCLEAN,
 				 "%s: disk type: the footer at the end is of a fixed image, the one at the start is not; if it is fixed, convert it to raw without the footer and use aio:",
 				 image->path);
+	/* Of this image, so no guest data: XenServer was about to change it. */
+	if (front && f->tail_err.code == -ENOTSUP &&
+	    !memcmp(f->tail_raw, "v_poison", 8) &&
+	    !uuid_compare(f->tail.uuid, f->front.uuid))
+		return error_set(err, f->tail_err.code, "%s",
+				 f->tail_err.text);
 	if (front) {
 		image->footer = f->front;
 		image->front_ok = true;
 		image->tail_ok = f->tail_ok &&
 				 !uuid_compare(f->tail.uuid, f->front.uuid);
-		if (image->tail_ok && f->tail.hidden)
-			image->footer.hidden = f->tail.hidden;
+		if (!image->tail_ok)
+			return 0;
+		if (vhd_tail_counts(&f->front, &f->tail))
+			image->footer = f->tail;
+		image->footer.hidden = f->tail.hidden ? f->tail.hidden :
+							f->front.hidden;
 		return 0;
 	}
 	/* Valid but for its being disabled or of an unknown kind. */
@@ -267,6 +279,19 @@ static int load_header(struct vhd_image *image, uint64_t limit,
 	return 0;
 }
 
+/* A locator that claims space past the file's end has what its data need. */
+static void bound_locators(struct vhd_image *image, uint64_t limit)
+{
+	for (unsigned int i = 0; i < VHD_NR_LOCATORS; i++) {
+		struct vhd_locator *l = &image->header.locator[i];
+
+		if (l->code && l->data_len && l->data_offset <= limit &&
+		    vhd_locator_space(l) > limit - l->data_offset)
+			l->data_space = (uint32_t)round_up_u64(l->data_len,
+							       VHD_SECTOR);
+	}
+}
+
 static int load_dynamic(struct vhd_image *image, uint64_t limit,
 			struct error *err)
 {
@@ -284,6 +309,7 @@ static int load_dynamic(struct vhd_image *image, uint64_t limit,
 				 err);
 	if (rc)
 		return rc;
+	bound_locators(image, limit);
 	rc = vhd_bat_load(image, extent, n, limit, err);
 	if (rc)
 		return rc;
@@ -349,6 +375,14 @@ int vhd_open(struct vhd_image **out, const char *path, unsigned int flags,
 			rc = error_set(err, -EUCLEAN,
 				       "%s: the footer copy at the start is damaged, so writing is unsafe; run vhd-util repair -n %s first",
 				       path, path);
+			goto out;
+		}
+		/* The block's bits could outlive a file that was to become longer. */
+		if (image->cut_block && flags & VHD_OPEN_WRITE &&
+		    !(flags & VHD_OPEN_REPAIR)) {
+			rc = error_set(err, -EUCLEAN,
+				       "%s: BAT: the file ends in block %u (not closed cleanly; no data lost), so writing is unsafe; run vhd-util repair -n %s first",
+				       path, image->cut_block - 1, path);
 			goto out;
 		}
 	}

@@ -128,8 +128,24 @@ static void add_name(struct vhd_parent_name *names, unsigned int *n,
 {
 	if (!path)
 		return;
-	names[*n].path = path;
-	names[*n].source = source;
+	names[*n] = (struct vhd_parent_name){ .path = path, .source = source };
+	++*n;
+}
+
+/* The last part of a path. */
+static void add_mere_name(struct vhd_parent_name *names, unsigned int *n,
+			  const char *of, const char *source)
+{
+	const char *name = vhd_base_name(of);
+	char *path;
+
+	if (!*name)
+		return;
+	path = strdup(name);
+	if (!path)
+		return;
+	names[*n] = (struct vhd_parent_name){ .path = path, .source = source,
+					      .mere_name = true };
 	++*n;
 }
 
@@ -143,7 +159,7 @@ unsigned int vhd_parent_names(struct vhd_parent_name names[VHD_MAX_NAMES],
 	};
 	struct vhd_parent_name all[VHD_MAX_NAMES];
 	unsigned int n = 0, sorted = 0;
-	char *path, *name;
+	char *path;
 
 	for (size_t o = 0; o < sizeof(order) / sizeof(order[0]); o++) {
 		for (unsigned int i = 0; i < VHD_NR_LOCATORS; i++) {
@@ -167,19 +183,17 @@ unsigned int vhd_parent_names(struct vhd_parent_name names[VHD_MAX_NAMES],
 		for (unsigned int i = 0; i < n; i++)
 			if ((all[i].path[0] == '/') == (pass == 1))
 				names[sorted++] = all[i];
-	if (header->parent_name[0]) {
-		path = strdup(header->parent_name);
-		if (path) {
-			from_windows(path);
-			name = strdup(vhd_base_name(path));
-			free(path);
-			if (name && !*name) {
-				free(name);
-				name = NULL;
-			}
-			add_name(names, &sorted, name, "parent name");
-		}
+	n = sorted;
+	path = strdup(header->parent_name);
+	if (path) {
+		from_windows(path);
+		add_mere_name(names, &sorted, path, "parent name");
+		free(path);
 	}
+	for (unsigned int i = 0; i < n; i++)
+		if (names[i].path[0] == '/')
+			add_mere_name(names, &sorted, names[i].path,
+				      names[i].source);
 	return sorted;
 }
 

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 /* Synchronous reads of bitmaps and of a chain's data. */
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "vhd/vhd-internal.h"
+
+#define BITS (8 * VHD_SECTOR)
 
 int vhd_read_bitmap(const struct vhd_image *image, uint32_t block,
 		    uint8_t *bitmap)
@@ -29,8 +30,8 @@ int vhd_chain_locate(const struct vhd_chain *chain, uint64_t sector,
 	for (unsigned int i = 0; i < chain->nr_vhd; i++) {
 		const struct vhd_image *image = chain->image[i];
 		uint64_t size = image->footer.current_size / VHD_SECTOR;
-		uint32_t block, first;
-		uint8_t *bitmap;
+		uint8_t bitmap[VHD_SECTOR];
+		uint32_t block, first, skip;
 		bool set;
 		int rc;
 
@@ -49,15 +50,15 @@ int vhd_chain_locate(const struct vhd_chain *chain, uint64_t sector,
 		*count = min_u32(image->spb - first, *count);
 		if (vhd_bat(image, block) == VHD_BAT_UNUSED)
 			continue;
-		bitmap = malloc((size_t)image->bitmap_sectors * VHD_SECTOR);
-		if (!bitmap)
-			return error_set(err, -ENOMEM, "%s: out of memory",
-					 image->path);
-		rc = vhd_read_bitmap(image, block, bitmap);
+		/* A run costs one sector of a bitmap, however large the block is. */
+		skip = first % BITS;
+		*count = min_u32(BITS - skip, *count);
+		rc = vhd_read_at(image->fd, bitmap, sizeof(bitmap),
+				 ((uint64_t)vhd_bat(image, block) +
+				  first / BITS) * VHD_SECTOR);
 		if (!rc)
-			*count = vhd_bitmap_run(bitmap, first, first + *count,
+			*count = vhd_bitmap_run(bitmap, skip, skip + *count,
 						&set);
-		free(bitmap);
 		if (rc)
 			return error_set(err, rc, "%s: bitmap of block %u: %s",
 					 image->path, block, strerror(-rc));

@@ -48,36 +48,41 @@ static bool all_zero(const uint8_t *p, size_t len)
 	return !len || (!*p && !memcmp(p, p + 1, len - 1));
 }
 
+/* Zeros from from to to; what is zero already isn't written. */
+static int zero_range(const struct vhd_image *image, uint64_t from, uint64_t to)
+{
+	uint8_t *buf = malloc(CHUNK_BYTES);
+	int rc = buf ? 0 : -ENOMEM;
+
+	while (from < to && !rc) {
+		size_t n = to - from < CHUNK_BYTES ? (size_t)(to - from) :
+						     CHUNK_BYTES;
+
+		rc = vhd_read_at(image->fd, buf, n, from);
+		if (!rc && !all_zero(buf, n)) {
+			memset(buf, 0, n);
+			rc = vhd_write_at(image->fd, buf, n, from);
+		}
+		from += n;
+	}
+	free(buf);
+	return rc;
+}
+
 /* What the last block holds past the disk's old end becomes part of the disk. */
 static int zero_behind_end(struct vhd_image *image, struct error *err)
 {
 	uint64_t size = image->footer.current_size, at, end;
 	uint32_t last = image->bat_entries - 1;
-	uint8_t *buf;
-	int rc = 0;
+	int rc;
 
 	if (size % image->header.block_size == 0 ||
 	    vhd_bat(image, last) == VHD_BAT_UNUSED)
 		return 0;
-	buf = malloc(CHUNK_BYTES);
-	if (!buf)
-		return vhd_fail(image->path, -ENOMEM, "last block", err);
 	at = ((uint64_t)vhd_bat(image, last) + image->bitmap_sectors) *
 	     VHD_SECTOR;
 	end = at + image->header.block_size;
-	at += size % image->header.block_size;
-	while (at < end && !rc) {
-		size_t n = end - at < CHUNK_BYTES ? (size_t)(end - at) :
-						    CHUNK_BYTES;
-
-		rc = vhd_read_at(image->fd, buf, n, at);
-		if (!rc && !all_zero(buf, n)) {
-			memset(buf, 0, n);
-			rc = vhd_write_at(image->fd, buf, n, at);
-		}
-		at += n;
-	}
-	free(buf);
+	rc = zero_range(image, at + size % image->header.block_size, end);
 	return rc ? vhd_fail(image->path, rc, "last block", err) : 0;
 }
 
@@ -86,6 +91,7 @@ static int grow(struct vhd_image *image, uint64_t size, bool in_place,
 {
 	const struct vhd_header *h = &image->header;
 	uint64_t entries = size / h->block_size, covered;
+	uint64_t each = round_up_u64(vhd_block_bytes(image), VHD_ALIGN);
 	bool small_map;
 	int rc;
 
@@ -94,6 +100,16 @@ static int grow(struct vhd_image *image, uint64_t size, bool in_place,
 				 "%s: size needs %llu blocks of %u bytes; at most %u are supported; convert it to an image with larger blocks",
 				 image->path, (unsigned long long)entries,
 				 h->block_size, VHD_MAX_BAT);
+	/* All its blocks must find room below the last sector that a BAT addresses. */
+	if (entries * each + 16 * entries + MIB > (uint64_t)VHD_BAT_UNUSED * VHD_SECTOR)
+		return error_set(err, -EFBIG,
+				 "%s: size is %llu GiB; with blocks of %u bytes a VHD addresses at most %llu GiB; convert it to an image with larger blocks, use several disks or a raw image (aio:)",
+				 image->path, (unsigned long long)(size >> 30),
+				 h->block_size,
+				 (unsigned long long)((((uint64_t)VHD_BAT_UNUSED *
+							VHD_SECTOR - MIB) /
+						       (each + 16) *
+						       h->block_size) >> 30));
 	rc = zero_behind_end(image, err);
 	if (rc)
 		return rc;
@@ -158,18 +174,15 @@ static int drop_blocks(struct vhd_image *image, uint32_t first,
 	return rc ? rc : vhd_write_trailer(image, err);
 }
 
-/* From the old end to the new one, the old footer included. */
+/* From the old end to the new one, as far as the file went: the old footer is there. */
 static int zero_fixed(const struct vhd_image *image, uint64_t from, uint64_t to)
 {
-	const uint8_t zeros[VHD_FOOTER_BYTES] = { 0 };
-	int rc = 0;
+	uint64_t end = round_up_u64(image->file_size, VHD_SECTOR);
 
-	for (; from < to && from < image->file_size && !rc;
-	     from += sizeof(zeros))
-		rc = vhd_write_at(image->fd, zeros, sizeof(zeros), from);
-	return rc;
+	return zero_range(image, from, to < end ? to : end);
 }
 
+/* The footer with another size, durable. */
 static int put_footer(struct vhd_image *image, uint64_t size, uint64_t at)
 {
 	uint8_t raw[VHD_FOOTER_BYTES];
@@ -300,6 +313,26 @@ static int shrink(const struct vhd_chain *chain, uint64_t size, bool drop_data,
 	return rc ? rc : drop_blocks(image, first, err);
 }
 
+/* Gives up what a resize to this size has left if it was cut off: data past the end. */
+static int drop_rest(struct vhd_image *image, struct error *err)
+{
+	uint64_t size = image->footer.current_size;
+	int rc;
+
+	if (image->footer.type == VHD_FIXED)
+		return image->is_blk ||
+		       image->file_size <= size + VHD_FOOTER_BYTES ?
+				0 : move_fixed_end(image, size, err);
+	rc = vhd_bat_write(image, image->bat_entries,
+			   image->header.max_bat_size - image->bat_entries,
+			   err);
+	if (!rc && fdatasync(image->fd))
+		rc = vhd_fail(image->path, -errno, "sync", err);
+	if (!rc)
+		rc = vhd_find_data_end(image, err);
+	return rc ? rc : vhd_write_trailer(image, err);
+}
+
 int vhd_resize(const struct vhd_resize_args *args, const struct config *cfg,
 	       struct error *err)
 {
@@ -331,6 +364,8 @@ int vhd_resize(const struct vhd_resize_args *args, const struct config *cfg,
 		if (!rc && args->size > old)
 			rc = grow(image, size, args->in_place, err);
 	}
+	if (!rc && size == old && args->drop_data)
+		rc = drop_rest(image, err);
 	vhd_close(image);
 	/* A last block that is used in part leaves no way between. */
 	if (rc || size >= old)

@@ -29,7 +29,7 @@
 /* XenServer's creator "tap\0" with its version, major 16 and minor 16 bits. */
 #define VHD_TAP_VERSION(major, minor)	(((uint32_t)(major) << 16) | (minor))
 
-/* Beside VHD_OPEN_WRITE: accept a damaged footer copy at the start. */
+/* Beside VHD_OPEN_WRITE: accept a damaged footer copy at the start, and a cut block. */
 #define VHD_OPEN_REPAIR		0x10000u
 
 /* An image's extent of metadata, in bytes. */
@@ -65,6 +65,12 @@ uint32_t vhd_checksum(const uint8_t *p, size_t len, size_t skip);
 int vhd_footer_decode(struct vhd_footer *footer,
 		      const uint8_t in[VHD_FOOTER_BYTES], const char *path,
 		      const char *where, struct error *err);
+/*
+ * Of two good footers, whether that at the end is the same image's and so the one that
+ * counts. One that leads to another header doesn't.
+ */
+bool vhd_tail_counts(const struct vhd_footer *front,
+		     const struct vhd_footer *tail);
 bool vhd_creator_is_tap(const struct vhd_footer *footer);
 /* Cylinders, heads, sectors of the specification's appendix for size bytes. */
 uint32_t vhd_geometry(uint64_t size);
@@ -133,7 +139,7 @@ uint32_t vhd_batmap_checksum(const uint8_t *map, uint32_t len,
 /* Finds the batmap if there is one; a map with a bad checksum counts as empty. */
 int vhd_batmap_load(struct vhd_image *image, uint64_t limit,
 		    struct error *err);
-/* Clears bits of blocks that the BAT doesn't have. */
+/* Clears bits of blocks that the BAT or the file doesn't have. */
 void vhd_batmap_trim(struct vhd_image *image);
 int vhd_batmap_store(struct vhd_image *image, struct error *err);
 /* Whether an image of this creator has one as a rule. */
@@ -151,11 +157,13 @@ void vhd_batmap_header_init(uint8_t out[VHD_SECTOR], uint64_t offset,
 struct vhd_parent_name {
 	char *path;
 	const char *source;	/* "W2RU", "MACX", "W2KU", "parent name" */
+	bool mere_name;		/* the last part of a path that means nothing here */
 };
-#define VHD_MAX_NAMES (2 * VHD_NR_LOCATORS + 1)
+#define VHD_MAX_NAMES (4 * VHD_NR_LOCATORS + 1)
 /*
  * All names for the parent in the order of trust: relative locators, absolute
- * ones, the header's name. A locator that can't be read or decoded is left out.
+ * ones, the header's name, the names at the end of absolute paths. A locator that
+ * can't be read or decoded is left out.
  */
 unsigned int vhd_parent_names(struct vhd_parent_name names[VHD_MAX_NAMES],
 			      int fd, const struct vhd_header *header);

@@ -92,6 +92,11 @@ struct vhd_image {
 	uint32_t batmap_sectors;
 	uint8_t *batmap;		/* bit set: all sectors of the block are present */
 	uint64_t data_end;		/* first free byte after metadata and blocks */
+	/*
+	 * 1 + the block that reaches past the file's end, where none of its sectors is
+	 * present; 0: there is none. Not in an image that is open for writing.
+	 */
+	uint32_t cut_block;
 
 	/* What was found at open, for query and check. */
 	bool front_ok;			/* the footer copy at the start */
@@ -230,6 +235,8 @@ uint32_t vhd_bitmap_run(const uint8_t *map, uint32_t from, uint32_t limit,
 			bool *set);
 /* Returns true if any bit changed. */
 bool vhd_bitmap_set(uint8_t *map, uint32_t from, uint32_t count);
+/* Whether one is set from from to before to. */
+bool vhd_bitmap_any(const uint8_t *map, uint32_t from, uint32_t to);
 bool vhd_bitmap_full(const uint8_t *map, uint32_t bits);
 
 /* Sector of the block's bitmap, or VHD_BAT_UNUSED. */

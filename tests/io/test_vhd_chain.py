@@ -203,10 +203,10 @@ def test_loops_end(tmp_path: Path) -> None:
     make(tmp_path / "b.vhd", child(w2ru("a.vhd"), parent=UUID(int=1), uuid=2))
     make(tmp_path / "self.vhd", child(w2ru("self.vhd"), parent=UUID(int=3), uuid=3))
     for name in ("a.vhd", "self.vhd"):
-        assert "loop" in fails("query", "-n", tmp_path / name, "-v", "-d")
-        assert "loop" in fails("check", "-n", tmp_path / name, "-pt", status=2).splitlines()[-1]
-        assert "loop" in fails("snapshot", "-n", tmp_path / "x", "-p", tmp_path / name)
-        assert "loop" in open_refused(tmp_path / name, readonly=True)
+        assert "form a loop" in fails("query", "-n", tmp_path / name, "-v", "-d")
+        assert "form a loop" in fails("check", "-n", tmp_path / name, "-pt", status=2).splitlines()[-1]
+        assert "form a loop" in fails("snapshot", "-n", tmp_path / "x", "-p", tmp_path / name)
+        assert "form a loop" in open_refused(tmp_path / name, readonly=True)
 
 
 # Admission
@@ -219,6 +219,20 @@ def test_files_of_the_host_are_not_served_as_parents(tmp_path: Path, target: str
         message = fails("read", "-n", leaf, "-r", 0)
         assert target in message and str(leaf) in message
         assert target in open_refused(leaf, readonly=True)
+
+
+def test_a_file_outside_is_no_parent_though_it_could_be_one(tmp_path: Path) -> None:
+    secret, inside = tmp_path / "secret.img", tmp_path / "in"
+    secret.write_bytes(b"s" * 4096)
+    inside.mkdir()
+    text = str(secret)
+    for locator in (w2ku(text), w2ru("..\\secret.img"), w2ru("..\\" * 20 + text[1:]), macx(f"file://{text}")):
+        leaf = make(inside / "leaf.vhd", child(locator, parent=UUID(int=0), size=4096))
+        result = run("read", "-n", leaf, "-r", 0)
+        assert (result.returncode, result.stdout) == (1, b"")
+        assert b"image director" in result.stderr
+        assert "image director" in open_refused(leaf, readonly=True)
+    assert run("read", "-n", leaf, "-r", 0, config=allow(tmp_path, tmp_path)).stdout == b"s" * 512
 
 
 def test_a_link_does_not_lead_out(tmp_path: Path) -> None:

@@ -177,6 +177,28 @@ def test_two_bad_footers_are_corrupt(tmp_path: Path) -> None:
     assert "footer" in fails("check", "-n", path, status=2)
 
 
+def test_the_footer_at_the_end_counts_if_it_is_the_same_images(tmp_path: Path) -> None:
+    """XenServer and VirtualBox write it first, and go by it; a change may have been cut off in between."""
+    path = make(tmp_path / "a.vhd", Spec(size=6 * MIB, max_bat=9, blocks=sparse(3, 4096)))
+    vhdmake.set_footer(path, "current size", U64(8 * MIB), front=False)
+    assert content(path) == vhdref.Chain(path).read(0, 8 * MIB)
+    (warning,) = check_warnings(path)
+    assert "differ" in warning and "end" in warning
+    assert "8 MB" in ok("read", "-n", path, "-p")
+    ok("repair", "-n", path)
+    assert check_warnings(path) == []
+    assert len(content(path)) == 8 * MIB
+
+
+def test_a_footer_at_the_end_that_leads_to_another_header_does_not_count(tmp_path: Path) -> None:
+    path = make(tmp_path / "a.vhd", Spec(size=6 * MIB, blocks=sparse(3, 4096)))
+    data = content(path)
+    vhdmake.set_footer(path, "data offset", U64(4096), front=False)
+    assert content(path) == data
+    (warning,) = check_warnings(path)
+    assert "differ" in warning and "start" in warning
+
+
 def test_guest_data_at_the_end_of_a_crashed_image_is_no_footer(tmp_path: Path) -> None:
     """A guest that keeps a VHD in its disk may leave that one's footer last."""
     inner = vhdmake.footer(Spec(size=2 * MIB, kind=vhdref.DYNAMIC, hidden=1))

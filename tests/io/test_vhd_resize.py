@@ -53,10 +53,10 @@ def with_parent(path: Path) -> Path:
 
 
 def fixed(path: Path) -> Path:
-    """2 MiB, full."""
-    ok("create", "-n", path, "-s", 2, "-r")
+    """6 MiB, full."""
+    ok("create", "-n", path, "-s", 6, "-r")
     with Disk(f"vhd:{path}") as disk:
-        assert disk.batch([f"w {start} 1024 1" for start in range(0, 4096, 1024)]) == ["ok"] * 4
+        assert disk.batch([f"w {start} 1024 1" for start in range(0, 12288, 1024)]) == ["ok"] * 12
     return path
 
 
@@ -147,6 +147,16 @@ def test_what_lay_behind_the_end_of_a_foreign_image_is_no_data(tmp_path: Path) -
     sound(path)
 
 
+def test_a_locator_that_claims_gigabytes_does_not_make_the_file_so_long(tmp_path: Path) -> None:
+    path = with_parent(tmp_path / "a.vhd")
+    vhdmake.set_header(path, "locators", struct.pack(">I", 0x7FFFFE00), offset=4)
+    data, size = content(path), path.stat().st_size
+    ok("resize", "-n", path, "-s", FAR * 100)
+    assert run("read", "-n", path, "-R", 0, "-c", len(data)).stdout == data
+    assert path.stat().st_size < size + 4 * MIB
+    ok("check", "-n", path, "-b")
+
+
 @pytest.mark.parametrize("grown", [6, 40])
 def test_smaller_and_larger_again_gives_zeros(tmp_path: Path, grown: int) -> None:
     path = dynamic(tmp_path / "a.vhd")
@@ -225,6 +235,43 @@ def test_fixed_images(tmp_path: Path) -> None:
     ok("resize", "-n", path, "-s", 3, "--force")
     assert content(path) == padded(data, 3)
     assert path.stat().st_size == 3 * MIB + 512
+
+
+def test_bytes_between_a_fixed_disk_and_its_footer_become_zeros(tmp_path: Path) -> None:
+    for megabytes in (4, 5, 7):
+        path = fixed(tmp_path / f"{megabytes}.vhd")
+        data = content(path)
+        vhdmake.set_footer(path, "current size", struct.pack(">Q", 3 * MIB), front=False)
+        ok("resize", "-n", path, "-s", megabytes)
+        assert content(path) == padded(data[: 3 * MIB], megabytes)
+        assert path.stat().st_size == megabytes * MIB + 512
+        sound(path)
+
+
+def test_a_fixed_image_with_a_footer_of_511_bytes(tmp_path: Path) -> None:
+    for megabytes in (3, 4, 9):
+        spec = Spec(size=4 * MIB, kind=FIXED, blocks={1: {4095: pattern(1)}}, tail=511)
+        path = vhdmake.make(tmp_path / f"{megabytes}.vhd", spec)
+        data = content(path)
+        ok("resize", "-n", path, "-s", megabytes, "--force")
+        assert content(path) == padded(data, megabytes)
+        sound(path)
+
+
+@pytest.mark.parametrize("block_size", [512 * KIB, 128 * KIB])
+def test_small_blocks_leave_room_for_less(tmp_path: Path, block_size: int) -> None:
+    """A bitmap and its alignment for each block: not all of 2040 GiB could be written."""
+    path = vhdmake.make(tmp_path / "a.vhd", Spec(size=2 * MIB, block_size=block_size))
+    before = path.read_bytes()
+    message = fails("resize", "-n", path, "-s", 2040 * 1024)
+    assert "larger blocks" in message and "raw" in message
+    assert path.read_bytes() == before
+    most = int(message.split("at most ")[1].split(" GiB")[0])
+    assert "at most" in fails("resize", "-n", path, "-s", (most + 1) * 1024)
+    ok("resize", "-n", path, "-s", most * 1024)
+    sizes = vhdref.Image(path)
+    per_block = -(-(512 + block_size) // 4096) * 4096
+    assert sizes.max_bat * per_block + 3 * 512 + 4 * sizes.max_bat < 512 * (2**32 - 1)
 
 
 @pytest.mark.parametrize("megabytes", [2040 * 1024 + 1, 17592186044415])
@@ -311,6 +358,11 @@ def judge(path: Path, old: bytes, new: bytes, *args: str) -> None:
     ok("resize", "-n", path, *args)
     assert content(path) == new
     sound(path)
+    image = vhdref.Image(path)
+    if image.kind == FIXED:
+        assert len(image.data) == image.size + 512
+    else:
+        assert set(image.bat[-(-image.size // image.block_size) :]) <= {vhdref.UNUSED}
 
 
 CUT: dict[str, tuple[Maker, int]] = {
@@ -318,8 +370,8 @@ CUT: dict[str, tuple[Maker, int]] = {
     "small blocks": (small_blocks, 9),
     "differencing": (with_parent, 8),
     "smaller": (dynamic, 4),
-    "fixed": (fixed, 3),
-    "fixed, smaller": (fixed, 1),
+    "fixed": (fixed, 8),
+    "fixed, smaller": (fixed, 4),
     "foreign fixed": (foreign_fixed, 3),
     "foreign fixed, to its end": (foreign_fixed, 4),
     "foreign fixed, smaller": (foreign_fixed, 1),

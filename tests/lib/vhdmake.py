@@ -75,27 +75,41 @@ class Spec:
     hidden: int = 0
     tail: int = SECTOR
     """Bytes of the footer at the end: 512, 511, or 0 for none."""
+    geometry: int = 0
+    features: int = 2
+    saved: int = 0
+    fixed_data_offset: int = 2**64 - 1
+    parts: tuple[str, ...] = ("header", "table", "locators", "blocks")
+    """What follows the footer copy, in this order; "batmap" is two sectors of zeros for one."""
+    gap: int = 0
+    """Sectors left empty before each part."""
+    descending: bool = False
+    """The first block of `blocks` is the last in the file."""
+    junk: bytes = b"\xff"
+    """Fills the table's last sector."""
+    padding: int = 0
+    """Zeros behind the footer at the end."""
 
 
-def footer(spec: Spec) -> bytes:
+def footer(spec: Spec, data_offset: int = SECTOR) -> bytes:
     """The footer's 512 bytes."""
     raw = struct.pack(
         ">8sIIQI4sIIQQIII16sBB426x",
         b"conectix",
-        2,
+        spec.features,
         0x00010000,
-        2**64 - 1 if spec.kind == FIXED else SECTOR,
+        spec.fixed_data_offset if spec.kind == FIXED else data_offset,
         0,
         spec.creator,
         spec.creator_version,
         0x5769326B,
         spec.size,
         spec.size,
-        0,
+        spec.geometry,
         spec.kind,
         0,
         spec.uuid.bytes,
-        0,
+        spec.saved,
         spec.hidden,
     )
     return fix_checksum(raw, 64)
@@ -117,32 +131,48 @@ def sectors_of(spec: Spec, block: int) -> tuple[bytes, bytes]:
     return bytes(bitmap), bytes(data)
 
 
+def to_sectors(length: int) -> int:
+    """The length rounded up to whole sectors."""
+    return -(-length // SECTOR) * SECTOR
+
+
 def image(spec: Spec) -> bytes:
     """The file's bytes."""
-    tail = footer(spec)[: spec.tail]
     if spec.kind == FIXED:
         disk = bytearray(spec.size)
         for block in spec.blocks:
             disk[block * spec.block_size : (block + 1) * spec.block_size] = sectors_of(spec, block)[1]
-        return bytes(disk) + tail
+        return bytes(disk) + footer(spec)[: spec.tail] + bytes(spec.padding)
     entries = spec.max_bat if spec.max_bat is not None else -(-spec.size // spec.block_size)
-    table_size = -(-entries * 4 // SECTOR) * SECTOR
-    at = 3 * SECTOR + table_size
-    locators, blobs = b"", b""
-    for locator in spec.locators:
-        padded = locator.data.ljust(-(-len(locator.data) // SECTOR) * SECTOR, b"\0")
-        space = len(padded) if locator.space is None else locator.space
-        locators += struct.pack(">4sIIIQ", locator.code, space, len(locator.data), 0, at + len(blobs))
-        blobs += padded
-    bat, body = [UNUSED] * entries, b""
-    for block in spec.blocks:
-        bat[block] = (at + len(blobs) + len(body)) // SECTOR
-        body += b"".join(sectors_of(spec, block))
+    blobs = [x.data.ljust(to_sectors(len(x.data)), b"\0") for x in spec.locators]
+    bodies = [b"".join(sectors_of(spec, block)) for block in spec.blocks]
+    lengths = {
+        "header": 2 * SECTOR,
+        "table": to_sectors(entries * 4),
+        "locators": sum(map(len, blobs)),
+        "blocks": sum(map(len, bodies)),
+        "batmap": 2 * SECTOR,
+    }
+    at, where = SECTOR, {}
+    for part in spec.parts:
+        at += spec.gap * SECTOR
+        where[part] = at
+        at += lengths[part]
+    locators, place = b"", where["locators"]
+    for locator, blob in zip(spec.locators, blobs, strict=True):
+        space = len(blob) if locator.space is None else locator.space
+        locators += struct.pack(">4sIIIQ", locator.code, space, len(locator.data), 0, place)
+        place += len(blob)
+    bat, place = [UNUSED] * entries, where["blocks"]
+    order = list(zip(spec.blocks, bodies, strict=True))
+    for block, body in reversed(order) if spec.descending else order:
+        bat[block] = place // SECTOR
+        place += len(body)
     header = struct.pack(
         ">8sQQIIII16sII512s192s256x",
         b"cxsparse",
         2**64 - 1,
-        3 * SECTOR,
+        where["table"],
         0x00010000,
         entries,
         spec.block_size,
@@ -153,8 +183,16 @@ def image(spec: Spec) -> bytes:
         spec.parent_name.encode("utf-16-be"),
         locators,
     )
-    table = struct.pack(f">{entries}I", *bat).ljust(table_size, b"\xff")
-    return footer(spec) + fix_checksum(header, 36) + table + blobs + body + tail
+    content = {
+        "header": fix_checksum(header, 36),
+        "table": struct.pack(f">{entries}I", *bat).ljust(lengths["table"], spec.junk),
+        "locators": b"".join(blobs),
+        "blocks": b"".join(bodies[::-1] if spec.descending else bodies),
+        "batmap": bytes(2 * SECTOR),
+    }
+    foot = footer(spec, where["header"])
+    body = b"".join(bytes(spec.gap * SECTOR) + content[part] for part in spec.parts)
+    return foot + body + foot[: spec.tail] + bytes(spec.padding)
 
 
 def make(path: Path, spec: Spec) -> Path:

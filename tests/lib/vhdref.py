@@ -57,6 +57,8 @@ class Footer:
             raise VhdError("footer checksum")
         if f[11] not in (FIXED, DYNAMIC, DIFFERENCING):
             raise VhdError("disk type")
+        if not f[9] or f[9] % SECTOR:
+            raise VhdError("current size")
         return cls(
             data_offset=f[3],
             creator=f[5],
@@ -102,6 +104,8 @@ class Image:
                 found.append(Footer.parse(raw))
             except VhdError:
                 continue
+        if len({(f.kind, f.uuid, f.data_offset) for f in found}) == 1:
+            return found[-1]
         for footer in found:
             if footer.kind != FIXED:
                 return footer
@@ -126,12 +130,16 @@ class Image:
         for i in range(8):
             code, _space, length, _, offset = LOCATOR.unpack_from(h[10], i * LOCATOR.size)
             blob = self.data[offset : offset + length]
-            if code in (b"W2ru", b"W2ku"):
-                path = blob.decode("utf-16-le").replace("\\", "/")
-                self.locators.append(Locator(code, path[2:] if path[1:2] == ":" else path))
-            elif code == b"MacX":
-                url = blob.decode("utf-8").removeprefix("file://")
-                self.locators.append(Locator(code, url))
+            try:
+                if code in (b"W2ru", b"W2ku"):
+                    path = blob.decode("utf-16-le").split("\0")[0].replace("\\", "/")
+                    path = path.removeprefix("//?/")
+                    self.locators.append(Locator(code, path[2:] if path[1:2] == ":" else path))
+                elif code == b"MacX":
+                    url = blob.decode("utf-8").split("\0")[0].removeprefix("file://")
+                    self.locators.append(Locator(code, url))
+            except UnicodeDecodeError:
+                continue
 
     def bitmap_sectors(self) -> int:
         """Sectors before a block's data."""
@@ -168,6 +176,9 @@ class Image:
                     yield here / locator.path
         if self.parent_name:
             yield here / self.parent_name.replace("\\", "/").rpartition("/")[2]
+        for locator in self.locators:
+            if locator.path.startswith("/"):
+                yield here / locator.path.rpartition("/")[2]
 
 
 class Chain:
