@@ -28,6 +28,7 @@ struct job {
 	struct io_stream stream;
 	struct image *from, *to;
 	const char *from_name, *to_name;
+	uint64_t written;		/* sectors */
 };
 
 /* Zeroed before. The engine is the configured one, or where uring is forbidden posix. */
@@ -46,10 +47,11 @@ void job_close(struct job *job);
  * coalesce.c: what the VHD at path holds itself goes into its parent. The child
  * stays as it is, and so does what is read through it, at any moment; cut off
  * and run again it comes to the same. -EBUSY if the parent is in use or has
- * another child, -ENOSPC if it is smaller.
+ * another child, -ENOSPC if it is smaller. *sectors gets what was written.
  */
 int job_coalesce(const char *path, const struct config *cfg,
-		 const struct job_watch *watch, struct error *err);
+		 const struct job_watch *watch, uint64_t *sectors,
+		 struct error *err);
 
 /*
  * convert.c: a new image that reads as the source does, without a parent. Both are

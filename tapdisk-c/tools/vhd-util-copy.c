@@ -42,7 +42,7 @@ static int run(const struct vhd_util_command *self, int argc, char **argv)
 	const char *from = NULL, *to = NULL;
 	int opt;
 
-	while ((opt = getopt_long(argc, argv, "n:N:ph", longopts, NULL)) !=
+	while ((opt = getopt_long(argc, argv, "n:N:pk:Eh", longopts, NULL)) !=
 	       -1) {
 		switch (opt) {
 		case 'n':
@@ -58,6 +58,12 @@ static int run(const struct vhd_util_command *self, int argc, char **argv)
 			if (!vhd_util_progress_fd(&progress, optarg))
 				return EXIT_USAGE;
 			break;
+		case 'k':
+		case 'E':
+			fprintf(stderr,
+				"vhd-util: option -%c: encrypted images are not supported\n",
+				opt);
+			return EXIT_USAGE;
 		default:
 			return vhd_util_usage(self, opt);
 		}

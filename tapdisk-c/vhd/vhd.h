@@ -211,6 +211,18 @@ struct vhd_parent_args {
 int vhd_set_parent(const struct vhd_parent_args *args, const struct config *cfg,
 		   struct error *err);
 
+/* physical.c. Both are durable on return. */
+/*
+ * The footer at the end goes to where a file, or a volume that has grown or is to
+ * shrink, of size bytes ends. A file gets that size; no data may lie beyond.
+ */
+int vhd_set_physical_size(const char *path, uint64_t size, struct error *err);
+/*
+ * All that the image itself holds is gone: it reads as its parent does, or zeros. Not
+ * if it has children. Cut off, some of it may be gone; can be given again.
+ */
+int vhd_kill_data(const char *path, struct error *err);
+
 /* fill.c: all sectors into the leaf. Durable on return; can be given again. */
 int vhd_fill(const char *path, const struct config *cfg, struct error *err);
 

@@ -168,7 +168,7 @@ def test_raw_parent_with_half_a_sector_is_refused(tmp_path: Path) -> None:
 
 def test_depth_limit(tmp_path: Path) -> None:
     base = create(tmp_path / "a.vhd")
-    message = fails("snapshot", "-n", tmp_path / "b", "-p", base, "-l", 1)
+    message = fails("snapshot", "-n", tmp_path / "b", "-p", base, "-l", 1, status=28)
     assert "depth exceeded" in message
     assert not (tmp_path / "b").exists()
 
