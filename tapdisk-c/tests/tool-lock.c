@@ -28,7 +28,7 @@ int main(int argc, char **argv)
 		fprintf(stderr, "%s: %s\n", argv[2], strerror(errno));
 		return 1;
 	}
-	if (lock_take(fd, argv[2], mode, &err)) {
+	if (lock_take(fd, argv[2], mode, 0, &err)) {
 		fprintf(stderr, "%s\n", err.text);
 		return 1;
 	}

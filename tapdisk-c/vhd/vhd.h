@@ -158,6 +158,9 @@ int vhd_check_no_children(int fd, const char *path, struct error *err);
 int vhd_check_other_children(int fd, const char *path, const char *child,
 			     struct error *err);
 
+/* image.c: what the child at this path is known by in the locks of its parent. */
+int vhd_child_key(const char *path, uint64_t *key, struct error *err);
+
 /* create.c */
 struct vhd_create_args {
 	const char *path;
