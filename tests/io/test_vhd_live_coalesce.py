@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
@@ -168,6 +169,32 @@ def test_the_disk_can_be_opened_meanwhile(tmp_path: Path, chance: random.Random)
         job.finish()
     assert opened > 1
     assert "is valid" in ok("check", "-n", chain.leaf, "-p", "-b")
+
+
+def test_a_bat_that_is_read_half_changed_is_read_again(tmp_path: Path, chance: random.Random) -> None:
+    chain = Chain(tmp_path, chance)
+    image = vhdref.Image(chain.base)
+    block = next(i for i, at in enumerate(image.bat) if at != 0xFFFFFFFF)
+    entry = int.from_bytes(image.data[512 + 16 : 512 + 24], "big") + 4 * block  # behind the table offset
+
+    def set_entry(value: int) -> None:
+        with chain.base.open("r+b") as file:
+            file.seek(entry)
+            file.write(value.to_bytes(4, "big"))
+
+    set_entry(0x7F000000)
+    with pytest.raises(OSError, match="BAT"):
+        Disk(f"vhd:{chain.leaf}").close()
+    argv = [str(program("tests/tool-lock")), "coalesce", str(chain.base), str(chain.middle)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdin and holder.stdout and holder.stdout.readline() == b"locked\n"
+        with pytest.raises(OSError, match="changes it too fast"):
+            Disk(f"vhd:{chain.leaf}").close()
+        timer = Timer(0.3, set_entry, [image.bat[block]])
+        timer.start()
+        with Disk(f"vhd:{chain.leaf}") as disk:
+            chain.expected.check(disk)
+        timer.join()
 
 
 @pytest.mark.parametrize("raw", [False, True])
