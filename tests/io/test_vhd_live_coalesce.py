@@ -378,6 +378,29 @@ def test_a_block_device_as_the_parent(tmp_path: Path, chance: random.Random, raw
             assert run("check", "-n", device, "-b").returncode == 0
 
 
+def test_a_chain_of_devices_in_one_group(tmp_path: Path, chance: random.Random) -> None:
+    """As LVM links its volumes, /dev/GROUP/NAME: the parent is found and admitted beside its child."""
+    expected = Expected(8 * MIB // 512)
+    group = tmp_path / "group"
+    group.mkdir()
+    files = [tmp_path / "file0", tmp_path / "file1"]
+    for file in files:
+        file.write_bytes(bytes(12 * MIB))
+    with loop_device(files[0]) as first, loop_device(files[1]) as second:
+        base, leaf = group / "base", group / "leaf"
+        base.symlink_to(first)
+        leaf.symlink_to(second)
+        ok("create", "-n", base, "-s", 8)
+        with Disk(f"vhd:{base}") as disk:
+            expected.run(disk, random_batch(expected, chance, 10, "w"))
+        ok("snapshot", "-n", leaf, "-p", base)
+        assert ok("query", "-p", "-n", leaf) == f"{base}\n"
+        with Disk(f"vhd:{leaf}") as disk:
+            assert disk.depth == 2
+            expected.run(disk, random_batch(expected, chance, 10, "w"))
+            expected.check(disk)
+
+
 def test_a_coalesce_that_waits_long_is_named(tmp_path: Path, chance: random.Random) -> None:
     chain = Chain(tmp_path, chance)
     with Coalesce(tmp_path, chain.middle, late_ms=40) as job:
