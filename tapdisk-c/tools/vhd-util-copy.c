@@ -86,7 +86,7 @@ const struct vhd_util_command vhd_util_convert = {
 	.name = "convert",
 	.usage = "-n SOURCE -N TARGET [-p] [--progress=FD] [-h]\n"
 		 "  SOURCE  vhd:PATH, raw:PATH or an NBD URI\n"
-		 "  TARGET  vhd:PATH or raw:PATH, a new file\n"
+		 "  TARGET  vhd:PATH or raw:PATH, a new file, or an NBD URI, whose content is replaced\n"
 		 "  -p  progress, on a terminal; --progress: lines \"N/100\" to this descriptor",
 	.run = run,
 };
