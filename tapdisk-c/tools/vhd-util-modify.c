@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-only
+#include <errno.h>
 #include <getopt.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "tools/vhd-util.h"
 
@@ -68,7 +70,16 @@ static int run(const struct vhd_util_command *self, int argc, char **argv)
 	    (!m.parent.parent && !m.sized && !m.kill_data) ||
 	    (!m.parent.parent && (m.parent.raw || m.parent.force)))
 		return vhd_util_usage(self, 0);
-	return modify(&m, &err) ? vhd_util_failed(&err) : EXIT_OK;
+	if (!modify(&m, &err))
+		return EXIT_OK;
+	if (err.code == -EBUSY && err.holder) {
+		size_t n = strlen(err.text);
+
+		snprintf(err.text + n, sizeof(err.text) - n,
+			 "; if that serves a disk, pausing it is enough: tap-ctl pause -p %d -m MINOR",
+			 err.holder);
+	}
+	return vhd_util_failed(&err);
 }
 
 const struct vhd_util_command vhd_util_modify = {

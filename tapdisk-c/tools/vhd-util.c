@@ -45,6 +45,19 @@ int vhd_util_failed(const struct error *err)
 								 EXIT_FAILED;
 }
 
+const char *vhd_util_type(enum vhd_type type)
+{
+	switch (type) {
+	case VHD_FIXED:
+		return "fixed";
+	case VHD_DYNAMIC:
+		return "dynamic";
+	case VHD_DIFF:
+	default:
+		return "differencing";
+	}
+}
+
 bool vhd_util_number(const char *text, int opt, uint64_t max, uint64_t *n)
 {
 	char *end;

@@ -142,6 +142,8 @@ def test_reads_and_writes_go_on_and_the_chain_is_shortened(tmp_path: Path, chanc
         assert (chain.base.read_bytes() if raw else content(chain.base)) == middle
         # What was in memory before is still right, and what was not yet is read from what is there now.
         expected.check(disk)
+        message = fails("modify", "-n", chain.leaf, "-p", chain.base, *(["-m"] if raw else []))
+        assert f"pausing it is enough: tap-ctl pause -p {served.pid}" in message
         served.ok("pause")
         chain.relink()
         served.ok("unpause")
