@@ -26,10 +26,21 @@ static const struct vhd_util_command *const commands[] = {
 
 #define NR_COMMANDS (sizeof(commands) / sizeof(commands[0]))
 
+/* What the command was called with, for the message. */
+static int nr_args;
+static char **args;
+
 int vhd_util_usage(const struct vhd_util_command *self, int opt)
 {
 	FILE *out = opt == 'h' ? stdout : stderr;
 
+	if (!opt && optind < nr_args)
+		fprintf(out, "vhd-util %s: unexpected argument '%s'\n",
+			self->name, args[optind]);
+	else if (!opt)
+		fprintf(out,
+			"vhd-util %s: an option is missing, or two exclude each other\n",
+			self->name);
 	fprintf(out, "usage: vhd-util %s %s\n", self->name, self->usage);
 	if (out == stderr)
 		fprintf(out, "The manual is vhd-util(8).\n");
@@ -205,6 +216,8 @@ int main(int argc, char **argv)
 	/* What getopt's messages begin with. */
 	snprintf(name, sizeof(name), "vhd-util %s", command->name);
 	argv[1] = name;
+	nr_args = n;
+	args = argv + 1;
 	status = command->run(command, n, argv + 1);
 	if (fflush(stdout) || ferror(stdout)) {
 		fprintf(stderr, "vhd-util: standard output: %s\n",

@@ -202,3 +202,6 @@ def test_misspelt_verbs_and_help(base: Path) -> None:
     result = run("query", "--jsn", "-n", base)
     assert result.returncode == 2 and result.stderr.startswith(b"vhd-util query: unrecognized option '--jsn'\n")
     assert b"vhd-util(8)" in result.stderr
+    assert run("query", base).stderr.startswith(f"vhd-util query: unexpected argument '{base}'\n".encode())
+    assert run("create", "-n", base).stderr.startswith(b"vhd-util create: an option is missing")
+    assert run("query", "-n", base, "--help").stderr == b""
