@@ -16,7 +16,7 @@
 
 enum {
 	BYTE_OURS		= 300,
-	BYTE_COALESCES		= 301,
+	BYTE_MOVES		= 301,
 	BYTE_READS		= 100,
 	BYTE_WRITES		= 101,
 	BYTE_RESIZES		= 103,
@@ -56,6 +56,12 @@ static const struct lock_set {
 		.check = { BYTE_WRITES, BYTE_RESIZES, BYTE_FORBIDS_READ },
 	},
 	[LOCK_COALESCE] = {
+		.take = { BYTE_READS, BYTE_WRITES, BYTE_RESIZES,
+			  BYTE_FORBIDS_WRITE, BYTE_FORBIDS_RESIZE },
+		.check = { BYTE_READS, BYTE_WRITES, BYTE_RESIZES,
+			   BYTE_FORBIDS_READ },
+	},
+	[LOCK_GROW] = {
 		.take = { BYTE_READS, BYTE_WRITES, BYTE_RESIZES,
 			  BYTE_FORBIDS_WRITE, BYTE_FORBIDS_RESIZE },
 		.check = { BYTE_READS, BYTE_WRITES, BYTE_RESIZES,
@@ -124,9 +130,9 @@ static int test_byte(int fd, short byte)
 	return rc ? rc : fl.l_type == F_UNLCK ? 0 : -EBUSY;
 }
 
-bool lock_is_coalesced(int fd)
+bool lock_is_moving(int fd)
 {
-	return test_byte(fd, BYTE_COALESCES) == -EBUSY;
+	return test_byte(fd, BYTE_MOVES) == -EBUSY;
 }
 
 /* What the other one does who has this byte. */
@@ -160,8 +166,8 @@ static int lock_ours(int fd, short type, off_t start, off_t len,
 	if (fl.l_type == F_RDLCK)
 		c->use = start == BYTE_OURS ? "reads it" :
 					      "has it as a parent";
-	else if (lock_is_coalesced(fd))
-		c->use = "coalesces a child into it";
+	else if (lock_is_moving(fd))
+		c->use = "coalesces a child into it or makes it larger";
 	return rc;
 }
 
@@ -178,7 +184,7 @@ static int take_ours(int fd, enum lock_mode mode, off_t child,
 		return lock_ours(fd, F_RDLCK, BELOW + child, 1, c);
 	rc = lock_ours(fd, mode == LOCK_READER ? F_RDLCK : F_WRLCK, BYTE_OURS,
 		       1, c);
-	if (rc || mode == LOCK_READER)
+	if (rc || mode == LOCK_READER || mode == LOCK_GROW)
 		return rc;
 	if (mode == LOCK_WRITER)
 		return lock_ours(fd, F_WRLCK, BELOW, NR_BELOW, c);
@@ -198,10 +204,10 @@ static int test_foreign(int fd, enum lock_mode mode, short byte)
 	if (rc != -EBUSY || mode != LOCK_PARENT || byte == BYTE_FORBIDS_READ)
 		return rc;
 	/*
-	 * A coalesce has seen that it is the only one to write before it takes
-	 * this byte, and keeps QEMU out since. If it is gone already, so is its lock.
+	 * A coalesce or a grower has seen that it is the only one to write before it
+	 * takes this byte, and keeps QEMU out since. If it is gone already, so is its lock.
 	 */
-	return lock_is_coalesced(fd) ? 0 : test_byte(fd, byte);
+	return lock_is_moving(fd) ? 0 : test_byte(fd, byte);
 }
 
 static int lock_error(struct error *err, int rc, const char *path, int fd,
@@ -254,15 +260,15 @@ static int try_mode(int fd, enum lock_mode mode, off_t child,
 		if (rc)
 			goto out;
 	}
-	if (mode == LOCK_COALESCE) {
+	if (mode == LOCK_COALESCE || mode == LOCK_GROW) {
 		c->use = "locks it";
-		c->at = BYTE_COALESCES;
-		rc = lock_range(fd, F_WRLCK, BYTE_COALESCES, 1);
+		c->at = BYTE_MOVES;
+		rc = lock_range(fd, F_WRLCK, BYTE_MOVES, 1);
 	}
 out:
 	if (rc) {
 		(void)lock_range(fd, F_UNLCK, BYTE_READS,
-				 BYTE_COALESCES + 1 - BYTE_READS);
+				 BYTE_MOVES + 1 - BYTE_READS);
 		(void)lock_range(fd, F_UNLCK, BELOW, NR_BELOW);
 	}
 	return rc;

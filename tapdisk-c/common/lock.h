@@ -14,6 +14,7 @@ enum lock_mode {
 	LOCK_WRITER,		/* the only one */
 	LOCK_PARENT,		/* reads it as the parent of one child, and only what that lacks */
 	LOCK_COALESCE,		/* writes what that child has; only its LOCK_PARENTs are beside it */
+	LOCK_GROW,		/* adds what no child sees; all LOCK_PARENTs are beside it */
 };
 
 /* What a child is known by in its parent's lock. */
@@ -22,7 +23,7 @@ uint64_t lock_child(const struct stat *st, const uint8_t uuid[16]);
 /*
  * Takes the image lock on fd's open file description; it is released by
  * closing the last descriptor of it. fd must be open for reading, and for
- * writing if mode is LOCK_WRITER or LOCK_COALESCE. child: for LOCK_PARENT and
+ * writing if mode is another than LOCK_READER and LOCK_PARENT. child: for LOCK_PARENT and
  * LOCK_COALESCE. -EBUSY, with a message that names path and what the other holder
  * does, if somebody else's lock conflicts; nothing is then held. Waits up to a
  * second for a lock that no living process of this host has. A file system without
@@ -31,8 +32,8 @@ uint64_t lock_child(const struct stat *st, const uint8_t uuid[16]);
 int lock_take(int fd, const char *path, enum lock_mode mode, uint64_t child,
 	      struct error *err);
 
-/* Whether another one has the file with LOCK_COALESCE now. */
-bool lock_is_coalesced(int fd);
+/* Whether another one has the file with LOCK_COALESCE or LOCK_GROW now. */
+bool lock_is_moving(int fd);
 
 /*
  * A writer's lock becomes that of the parent of child. Never fails for another's

@@ -253,6 +253,15 @@ static void a_coalesce_is_beside_those_who_read_below_its_child(void **state)
 	take_of(LOCK_COALESCE, c, LOCK_WRITER, 0, -EBUSY, coalesces);
 	take_of(LOCK_COALESCE, c, LOCK_COALESCE, c, -EBUSY, coalesces);
 	take_of(LOCK_COALESCE, c, LOCK_COALESCE, d, -EBUSY, coalesces);
+	take_of(LOCK_PARENT, c, LOCK_GROW, 0, 0, "");
+	take_of(LOCK_GROW, 0, LOCK_PARENT, c, 0, "");
+	take_of(LOCK_GROW, 0, LOCK_GROW, 0, -EBUSY, "makes it larger");
+	take_of(LOCK_GROW, 0, LOCK_READER, 0, -EBUSY, "makes it larger");
+	take_of(LOCK_READER, 0, LOCK_GROW, 0, -EBUSY, "reads it");
+	take_of(LOCK_GROW, 0, LOCK_WRITER, 0, -EBUSY, "makes it larger");
+	take_of(LOCK_WRITER, 0, LOCK_GROW, 0, -EBUSY, writes);
+	take_of(LOCK_GROW, 0, LOCK_COALESCE, c, -EBUSY, "makes it larger");
+	take_of(LOCK_COALESCE, c, LOCK_GROW, 0, -EBUSY, coalesces);
 }
 
 static void readers_share_and_a_writer_is_alone(void **state)
@@ -299,6 +308,8 @@ static void foreign_permissions_are_respected(void **state)
 	foreign_byte(101, LOCK_COALESCE, "open for writing");
 	foreign_byte(103, LOCK_COALESCE, "open for writing");
 	foreign_byte(200, LOCK_COALESCE, "forbids all others to read");
+	foreign_byte(100, LOCK_GROW, "reads it");
+	foreign_byte(101, LOCK_GROW, "open for writing");
 	foreign_byte(100, LOCK_PARENT, NULL);
 	foreign_byte(101, LOCK_PARENT, "open for writing");
 	foreign_byte(103, LOCK_PARENT, "open for writing");

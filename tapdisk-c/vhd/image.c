@@ -325,7 +325,7 @@ static int open_once(struct vhd_image **out, const char *path,
 				 &image->file_size, err);
 	if (rc)
 		goto out;
-	*moving = below && lock_is_coalesced(image->fd);
+	*moving = below && lock_is_moving(image->fd);
 	image->is_blk = S_ISBLK(st.st_mode);
 	rc = read_footers(image, f, err);
 	if (rc)
@@ -367,7 +367,7 @@ static int open_once(struct vhd_image **out, const char *path,
 	rc = 0;
 out:
 	if (below && (*out || image->fd >= 0) && !*moving)
-		*moving = lock_is_coalesced(*out ? (*out)->fd : image->fd);
+		*moving = lock_is_moving(*out ? (*out)->fd : image->fd);
 	free(f);
 	vhd_close(image);
 	return rc;

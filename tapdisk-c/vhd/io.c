@@ -176,9 +176,13 @@ static int check_kind(const struct stat *st, const char *path,
 			 path, kind);
 }
 
-static int take_lock(int fd, const char *path, bool write,
+static int take_lock(int fd, const char *path, unsigned int flags,
 		     const uint64_t *child, struct error *err)
 {
+	bool write = flags & VHD_OPEN_WRITE;
+
+	if (flags & VHD_OPEN_GROW)
+		return lock_take(fd, path, LOCK_GROW, 0, err);
 	if (child)
 		return lock_take(fd, path,
 				 write ? LOCK_COALESCE : LOCK_PARENT, *child,
@@ -232,7 +236,7 @@ int vhd_file_open_below(int *fd, const char *path, unsigned int flags,
 		goto out;
 	}
 	if (!(flags & VHD_OPEN_NOLOCK)) {
-		rc = take_lock(f, path, write, child, err);
+		rc = take_lock(f, path, flags, child, err);
 		if (rc)
 			goto out;
 	}

@@ -31,6 +31,8 @@
 
 /* Beside VHD_OPEN_WRITE: accept a damaged footer copy at the start. */
 #define VHD_OPEN_REPAIR		0x10000u
+/* Beside VHD_OPEN_WRITE: to add what no child sees, while those are in use. */
+#define VHD_OPEN_GROW		0x20000u
 
 /* An image's extent of metadata, in bytes. */
 struct vhd_extent {
