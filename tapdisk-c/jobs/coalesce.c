@@ -105,8 +105,7 @@ static int coalesce(struct job *job, const struct vhd_image *child,
 }
 
 int job_coalesce(const char *path, const struct config *cfg,
-		 const struct job_watch *watch, uint64_t *sectors,
-		 struct error *err)
+		 const struct job_watch *watch, struct error *err)
 {
 	struct vhd_parent parent = { .raw_fd = -1 };
 	struct job job = { .engine = NULL };
@@ -125,7 +124,6 @@ int job_coalesce(const char *path, const struct config *cfg,
 		rc = job_open(&job, cfg, watch, err);
 	if (!rc)
 		rc = coalesce(&job, child, &parent, err);
-	*sectors = job.written;
 	job_close(&job);
 	free(parent.path);
 	vhd_close(child);

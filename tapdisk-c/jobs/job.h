@@ -19,6 +19,7 @@ struct job_watch {
 	const volatile sig_atomic_t *stop;
 	void (*progress)(void *priv, uint64_t done, uint64_t total);
 	void *priv;
+	uint64_t *written;		/* gets the sectors that were written added */
 };
 
 struct job {
@@ -28,7 +29,6 @@ struct job {
 	struct io_stream stream;
 	struct image *from, *to;
 	const char *from_name, *to_name;
-	uint64_t written;		/* sectors */
 };
 
 /* Zeroed before. The engine is the configured one, or where uring is forbidden posix. */
@@ -47,11 +47,10 @@ void job_close(struct job *job);
  * coalesce.c: what the VHD at path holds itself goes into its parent. The child
  * stays as it is, and so does what is read through it, at any moment; cut off
  * and run again it comes to the same. -EBUSY if the parent is in use or has
- * another child, -ENOSPC if it is smaller. *sectors gets what was written.
+ * another child, -ENOSPC if it is smaller.
  */
 int job_coalesce(const char *path, const struct config *cfg,
-		 const struct job_watch *watch, uint64_t *sectors,
-		 struct error *err);
+		 const struct job_watch *watch, struct error *err);
 
 /*
  * convert.c: a new image that reads as the source does, without a parent. Both are

@@ -14,9 +14,10 @@ static int coalesce(const char *path, bool json,
 	int rc;
 
 	vhd_util_progress_begin(progress);
+	progress->watch.written = &sectors;
 	rc = config_load(&cfg, NULL, &err);
 	if (!rc)
-		rc = job_coalesce(path, &cfg, &progress->watch, &sectors, &err);
+		rc = job_coalesce(path, &cfg, &progress->watch, &err);
 	config_dispose(&cfg);
 	vhd_util_progress_end(progress);
 	if (rc)
