@@ -153,7 +153,7 @@ static bool lies_inside(const char *path, const char *dir)
 
 	if (!strcmp(dir, "/"))
 		return true;
-	return !strncmp(path, dir, n) && path[n] == '/';
+	return !strncmp(path, dir, n) && (path[n] == '/' || !path[n]);
 }
 
 static bool dir_allows(const char *dir, const char *resolved)

@@ -25,8 +25,8 @@ int config_load(struct config *cfg, const char *path, struct error *err);
 void config_dispose(struct config *cfg);
 
 /*
- * 0 if path, symbolic links resolved, lies inside an allowed directory or
- * inside extra_dir (may be NULL); -EACCES with a message that names both if
+ * 0 if path, symbolic links resolved, is or lies inside an allowed directory or
+ * extra_dir (may be NULL); -EACCES with a message that names both if
  * not; -ENOENT and the like if it can't be resolved.
  */
 int config_allows(const struct config *cfg, const char *path,

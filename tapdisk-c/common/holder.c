@@ -23,8 +23,21 @@ static bool same_file(int dir, const char *name, const struct statx *file)
 	       stx.stx_dev_minor == file->stx_dev_minor;
 }
 
+/* "lock:\t1: OFDLCK  ADVISORY  READ -1 08:01:131 300 300"; the end may be EOF. */
+static bool covers(const char *line, off_t at)
+{
+	long long start, end;
+	int n;
+
+	if (strncmp(line, "lock:", 5) || !strstr(line, "OFDLCK"))
+		return false;
+	n = sscanf(line, "lock: %*s OFDLCK %*s %*s %*s %*s %lld %lld", &start,
+		   &end);
+	return n >= 1 && start <= at && (n == 1 || at <= end);
+}
+
 /* fdinfo lists the locks of that open file description, a line each. */
-static bool has_lock(int pid, const char *fd)
+static bool has_lock(int pid, const char *fd, off_t at)
 {
 	char path[64], line[256];
 	bool found = false;
@@ -33,13 +46,13 @@ static bool has_lock(int pid, const char *fd)
 	snprintf(path, sizeof(path), "/proc/%d/fdinfo/%.20s", pid, fd);
 	f = fopen(path, "re");
 	while (f && !found && fgets(line, sizeof(line), f))
-		found = !strncmp(line, "lock:", 5) && strstr(line, "OFDLCK");
+		found = covers(line, at);
 	if (f)
 		fclose(f);
 	return found;
 }
 
-static bool holds(int pid, const struct statx *file)
+static bool holds(int pid, const struct statx *file, off_t at)
 {
 	const struct dirent *entry;
 	bool found = false;
@@ -51,7 +64,7 @@ static bool holds(int pid, const struct statx *file)
 	while (dir && !found && (entry = readdir(dir)))
 		found = isdigit((unsigned char)*entry->d_name) &&
 			same_file(dirfd(dir), entry->d_name, file) &&
-			has_lock(pid, entry->d_name);
+			has_lock(pid, entry->d_name, at);
 	if (dir)
 		closedir(dir);
 	return found;
@@ -73,7 +86,7 @@ static void read_name(int pid, char *name, size_t size)
 }
 
 /* The first but except that has a lock, or 0. */
-static int find(int fd, int except)
+static int find(int fd, off_t at, int except)
 {
 	const struct dirent *entry;
 	struct statx file;
@@ -85,7 +98,7 @@ static int find(int fd, int except)
 	proc = opendir("/proc");
 	while (proc && !found && (entry = readdir(proc))) {
 		pid = atoi(entry->d_name);
-		if (pid > 0 && pid != except && holds(pid, &file))
+		if (pid > 0 && pid != except && holds(pid, &file, at))
 			found = pid;
 	}
 	if (proc)
@@ -93,16 +106,16 @@ static int find(int fd, int except)
 	return found;
 }
 
-int holder_find(int fd, char *name, size_t size)
+int holder_find(int fd, off_t at, char *name, size_t size)
 {
-	int found = find(fd, getpid());
+	int found = find(fd, at, getpid());
 
 	if (found)
 		read_name(found, name, size);
 	return found;
 }
 
-bool holder_lives(int fd)
+bool holder_lives(int fd, off_t at)
 {
-	return find(fd, 0);
+	return find(fd, at, 0);
 }

@@ -175,7 +175,7 @@ static int make_as(struct dirty *d, const char *name, struct error *err)
 	if (d->fd < 0)
 		return error_set(err, -errno, "%s: can't be made: %s", d->path,
 				 strerror(errno));
-	rc = lock_take(d->fd, name, LOCK_WRITER, err);
+	rc = lock_take(d->fd, name, LOCK_WRITER, 0, err);
 	if (rc)
 		return rc;
 	if (ftruncate(d->fd, 0) < 0)
@@ -217,7 +217,7 @@ static int open_there(struct dirty *d, struct error *err)
 	if (!S_ISREG(st.st_mode))
 		return error_set(err, -EINVAL, "%s: is no regular file",
 				 d->path);
-	rc = lock_take(d->fd, d->path, LOCK_WRITER, err);
+	rc = lock_take(d->fd, d->path, LOCK_WRITER, 0, err);
 	return rc ? rc : load(d, (uint64_t)st.st_size, err);
 }
 

@@ -76,8 +76,8 @@ static int raw_open(struct image **image, const struct image_open_args *args,
 {
 	const int direct = args->buffered ? 0 : O_DIRECT;
 	struct raw_image *raw;
+	uint64_t size, child = 0;
 	uint32_t block = 0;
-	uint64_t size;
 	int rc;
 
 	raw = calloc(1, sizeof(*raw));
@@ -108,8 +108,14 @@ static int raw_open(struct image **image, const struct image_open_args *args,
 			       strerror(errno));
 		goto out;
 	}
+	if (args->child) {
+		rc = vhd_child_key(args->child, &child, err);
+		if (rc)
+			goto out;
+	}
 	rc = lock_take(raw->fd, args->path,
-		       args->readonly ? LOCK_READER : LOCK_WRITER, err);
+		       args->readonly ? LOCK_READER :
+		       args->child ? LOCK_COALESCE : LOCK_WRITER, child, err);
 	if (rc)
 		goto out;
 	if (!args->readonly) {

@@ -182,10 +182,12 @@ static void take_over(struct image_snapshot *s)
 	struct vhd_image *leaf = s->old->leaf, *child = s->new->leaf;
 	struct vhd_disk *old = s->old;
 	struct error err;
+	uint64_t key;
 
 	if (vhd_leave(leaf, &err))
 		log_warn("%s", err.text);
-	if (lock_to_reader(leaf->fd))
+	if (vhd_child_key_of(child, &key, &err) ||
+	    lock_to_parent(leaf->fd, key))
 		log_warn("the lock of a parent is still a writer's path=%s",
 			 s->parent);
 	free(child->path);

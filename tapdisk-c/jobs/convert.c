@@ -9,8 +9,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "jobs/disk.h"
 #include "jobs/job.h"
 #include "vhd/vhd-internal.h"
+
+/* Zeroed at once, so that a stop is seen soon. */
+#define ZERO_STEP (64u << 20 >> SECTOR_SHIFT)
 
 /* The file to be, under the name it has until it is whole. */
 struct target {
@@ -28,9 +32,11 @@ static int check_target(struct target *t, const char *spec, struct error *err)
 	rc = image_parse(spec, &t->driver, &t->path, err);
 	if (rc)
 		return rc;
+	if (t->driver == &nbd_driver)
+		return 0;
 	if (t->driver != &raw_driver && t->driver != &vhd_driver)
 		return error_set(err, -EINVAL,
-				 "%s: a new image is raw:PATH or vhd:PATH",
+				 "%s: a new image is raw:PATH or vhd:PATH, or an NBD URI",
 				 spec);
 	if (!lstat(t->path, &st))
 		return error_set(err, -EEXIST,
@@ -98,6 +104,85 @@ static void dispose(struct target *t)
 	free(t->dir);
 }
 
+/* An extent of the target that may hold something, at most so long, to zeros. */
+static int zero(struct image *to, uint64_t sector, uint32_t count)
+{
+	struct image_request req = { .op = IMAGE_ZERO };
+	int rc = 0;
+
+	for (uint32_t n; count && !rc; sector += n, count -= n) {
+		n = count;
+		if (!(to->info.can & IMAGE_CAN_ZERO)) {
+			req.op = IMAGE_WRITE;
+			req.buf = image_zeros;
+			if (n > IMAGE_ZEROS >> SECTOR_SHIFT)
+				n = IMAGE_ZEROS >> SECTOR_SHIFT;
+		}
+		req.sector = sector;
+		req.count = n;
+		rc = image_call(to, &req);
+	}
+	return rc;
+}
+
+/* An export is there already, and may hold anything: a new image reads as zeros. */
+static int clear(struct job *job, struct error *err)
+{
+	struct image *to = job->to;
+	struct image_extent extent;
+	int rc = 0;
+
+	for (uint64_t at = 0; at < to->info.sectors; at += extent.count) {
+		uint64_t left = to->info.sectors - at;
+		struct image_request req = {
+			.op = IMAGE_STATUS, .sector = at,
+			.count = left < ZERO_STEP ? (uint32_t)left : ZERO_STEP,
+			.extents = &extent, .max_extents = 1,
+		};
+
+		if (job->watch->stop && *job->watch->stop)
+			return error_set(err, -ECANCELED,
+					 "%s: stopped by a signal",
+					 job->to_name);
+		extent = (struct image_extent){ .count = req.count };
+		if (to->info.can & IMAGE_CAN_STATUS)
+			rc = image_call(to, &req);
+		if (!rc && !extent.count)
+			rc = -EIO;
+		if (extent.count > req.count)
+			extent.count = req.count;
+		if (!rc && !extent.zero)
+			rc = zero(to, at, extent.count);
+		if (rc)
+			return error_set(err, rc, "%s: zeroing at sector %llu: %s",
+					 job->to_name, (unsigned long long)at,
+					 strerror(-rc));
+	}
+	return 0;
+}
+
+static int open_export(struct job *job, const struct target *t,
+		       struct error *err)
+{
+	int rc = job_image(job, &job->to, t->driver,
+			   (struct image_open_args){ .path = t->path }, err);
+
+	if (rc)
+		return rc;
+	if (job->to->info.sector_size != SECTOR_SIZE)
+		return error_set(err, -ENOTSUP,
+				 "%s: takes blocks of %u bytes, and no smaller ones",
+				 job->to_name, job->to->info.sector_size);
+	if (job->to->info.sectors < job->from->info.sectors)
+		return error_set(err, -ENOSPC,
+				 "%s: has %llu bytes; %s has %llu",
+				 job->to_name,
+				 (unsigned long long)job->to->info.sectors << SECTOR_SHIFT,
+				 job->from_name,
+				 (unsigned long long)job->from->info.sectors << SECTOR_SHIFT);
+	return clear(job, err);
+}
+
 int job_convert(const char *source, const char *target,
 		const struct config *cfg, const struct job_watch *watch,
 		struct error *err)
@@ -126,6 +211,12 @@ int job_convert(const char *source, const char *target,
 		       (struct image_open_args){
 			       .path = path, .readonly = true,
 		       }, err);
+	if (!rc && t.driver == &nbd_driver) {
+		rc = open_export(&job, &t, err);
+		if (!rc)
+			rc = job_copy(&job, true, err);
+		goto out;
+	}
 	if (!rc)
 		rc = create(&t, job.from->info.sectors, cfg, err);
 	if (rc)

@@ -54,6 +54,7 @@ int job_copy(struct job *job, bool skip_zeros, struct error *err)
 		.skip_zeros = skip_zeros,
 		.stop = job->watch->stop, .progress = job->watch->progress,
 		.priv = job->watch->priv,
+		.written = job->watch->written,
 	};
 	int rc = pump_run(&pump, err);
 

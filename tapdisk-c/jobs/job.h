@@ -19,6 +19,7 @@ struct job_watch {
 	const volatile sig_atomic_t *stop;
 	void (*progress)(void *priv, uint64_t done, uint64_t total);
 	void *priv;
+	uint64_t *written;		/* gets the sectors that were written added */
 };
 
 struct job {
@@ -54,7 +55,8 @@ int job_coalesce(const char *path, const struct config *cfg,
 /*
  * convert.c: a new image that reads as the source does, without a parent. Both are
  * TYPE:PATH (image_parse()); the target is raw: or vhd:, a file that does not
- * exist. It has its name only when it is whole and durable.
+ * exist. It has its name only when it is whole and durable. Or it is an NBD export, at
+ * least as large, whose content is replaced; after a failure that is anything.
  */
 int job_convert(const char *source, const char *target,
 		const struct config *cfg, const struct job_watch *watch,

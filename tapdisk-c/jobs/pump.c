@@ -251,6 +251,8 @@ static void ended(struct image_request *req, int err)
 	case STATE_WRITE:
 		if (err)
 			fail(c, c->args->to_name, "writing", req->sector, err);
+		else if (c->args->written)
+			*c->args->written += req->count;
 		s->from += req->count << SECTOR_SHIFT;
 		s->state = STATE_READ;
 		break;

@@ -22,6 +22,7 @@ struct pump {
 	/* NULL, or: bytes of the disk that are dealt with, of its size. Called now and then. */
 	void (*progress)(void *priv, uint64_t done, uint64_t total);
 	void *priv;
+	uint64_t *written;		/* NULL, or: gets what was written added, sectors */
 };
 
 /*

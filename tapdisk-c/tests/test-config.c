@@ -198,6 +198,10 @@ static void paths_are_allowed_inside_the_directories_only(void **state)
 	assert_int_equal(allowed(&cfg, "extra/c", "extra"), 0);
 	assert_int_equal(allowed(&cfg, "in2/b", "extra"), -EACCES);
 	assert_int_equal(allowed(&cfg, "in/none", NULL), -ENOENT);
+	/* Of a device it is asked where its link is. */
+	assert_int_equal(allowed(&cfg, "in", NULL), 0);
+	assert_int_equal(allowed(&cfg, "in2", NULL), -EACCES);
+	assert_int_equal(allowed(&cfg, "extra", "extra"), 0);
 
 	assert_int_equal(config_allows(&cfg, "in/out-link", "extra", &err), -EACCES);
 	assert_non_null(strstr(err.text, "in/out-link: resolves to"));

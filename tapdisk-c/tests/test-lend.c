@@ -153,14 +153,14 @@ static void what_is_lent_stays_and_holds_no_lock(void **state)
 
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
 	again = open(path, O_RDWR | O_CLOEXEC);
-	assert_int_equal(lock_take(fd, "image", LOCK_WRITER, &err), 0);
+	assert_int_equal(lock_take(fd, "image", LOCK_WRITER, 0, &err), 0);
 	engine_file_add(f->engine, fd, 0);
 	p = engine_lend(f->engine, fd, PAGE, PAGE, &lender);
 	assert_non_null(p);
 	engine_file_remove(f->engine, fd);
 	assert_int_equal(pread(fd, &byte, 1, PAGE + 9), 1);
 	close(fd);
-	assert_int_equal(lock_take(again, "image", LOCK_WRITER, &err), 0);
+	assert_int_equal(lock_take(again, "image", LOCK_WRITER, 0, &err), 0);
 	assert_int_equal(mappings(), 1);
 	assert_int_equal(p[9], byte);
 	engine_lend_end(lender);

@@ -7,6 +7,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/pages.h"
+#include "jobs/disk.h"
 #include "tools/vhd-util.h"
 #include "vhd/vhd-internal.h"
 
@@ -19,6 +21,7 @@ struct compare {
 	const char *path[2];
 	bool raw, strict, json;
 	struct vhd_chain *chain[2];
+	struct disk *disk[2];		/* instead, of an NBD export */
 	uint64_t sectors[2];
 	uint8_t *buf[2];
 	uint64_t offset;		/* of the first difference, bytes */
@@ -61,10 +64,16 @@ static int open_both(struct compare *c, const struct config *cfg,
 	int rc = 0;
 
 	for (unsigned int i = 0; i < 2 && !rc; i++) {
-		c->buf[i] = malloc((size_t)CHUNK_SECTORS * VHD_SECTOR);
+		c->buf[i] = pages_alloc((size_t)CHUNK_SECTORS * VHD_SECTOR);
 		if (!c->buf[i])
 			return error_set(err, -ENOMEM, "%s: out of memory",
 					 c->path[i]);
+		if (disk_is_nbd(c->path[i])) {
+			rc = disk_open(&c->disk[i], c->path[i], cfg, err);
+			if (!rc)
+				c->sectors[i] = disk_sectors(c->disk[i]);
+			continue;
+		}
 		if (i && c->raw) {
 			rc = open_raw(&c->chain[i], c->path[i], &c->sectors[i],
 				      err);
@@ -78,11 +87,32 @@ static int open_both(struct compare *c, const struct config *cfg,
 	return rc;
 }
 
+/* The run at sector, at most *n long, which gets its length. */
+static int locate(const struct compare *c, unsigned int i, uint64_t sector,
+		  uint32_t *n, bool *hole, struct error *err)
+{
+	struct image_extent extent;
+	struct vhd_place place;
+	int rc;
+
+	if (c->disk[i]) {
+		rc = disk_extent(c->disk[i], sector, *n, &extent, err);
+		*n = extent.count;
+		*hole = extent.zero;
+		return rc;
+	}
+	rc = vhd_chain_locate(c->chain[i], sector, *n, &place, err);
+	if (!rc) {
+		*n = place.count;
+		*hole = place.fd < 0;
+	}
+	return rc;
+}
+
 /* Past the end of the smaller one zeros are expected; *holes if both have nothing. */
 static int locate_both(const struct compare *c, uint64_t sector, uint32_t *n,
 		       bool *holes, struct error *err)
 {
-	struct vhd_place place;
 	int rc;
 
 	*holes = true;
@@ -90,15 +120,16 @@ static int locate_both(const struct compare *c, uint64_t sector, uint32_t *n,
 		uint64_t left = sector < c->sectors[i] ?
 				c->sectors[i] - sector : 0;
 
+		bool hole = false;
+
 		if (!left)
 			continue;
-		rc = vhd_chain_locate(c->chain[i], sector,
-				      left < *n ? (uint32_t)left : *n, &place,
-				      err);
+		if (left < *n)
+			*n = (uint32_t)left;
+		rc = locate(c, i, sector, n, &hole, err);
 		if (rc)
 			return rc;
-		*n = place.count;
-		*holes = *holes && place.fd < 0;
+		*holes = *holes && hole;
 	}
 	return 0;
 }
@@ -110,7 +141,9 @@ static int compare_chunk(struct compare *c, uint64_t sector, uint32_t n,
 	int rc = 0;
 
 	for (unsigned int k = 0; k < 2 && !rc; k++) {
-		if (sector < c->sectors[k])
+		if (sector < c->sectors[k] && c->disk[k])
+			rc = disk_read(c->disk[k], sector, n, c->buf[k], err);
+		else if (sector < c->sectors[k])
 			rc = vhd_chain_read(c->chain[k], sector, n, c->buf[k],
 					    err);
 		else
@@ -220,7 +253,8 @@ static int run(const struct vhd_util_command *self, int argc, char **argv)
 		print_result(&c);
 	for (unsigned int i = 0; i < 2; i++) {
 		vhd_chain_close(c.chain[i]);
-		free(c.buf[i]);
+		disk_close(c.disk[i]);
+		pages_free(c.buf[i], (size_t)CHUNK_SECTORS * VHD_SECTOR);
 	}
 	config_dispose(&cfg);
 	if (rc) {
@@ -233,6 +267,7 @@ static int run(const struct vhd_util_command *self, int argc, char **argv)
 const struct vhd_util_command vhd_util_compare = {
 	.name = "compare",
 	.usage = "-n NAME -N OTHER [-m] [-s] [--json] [-h]\n"
+		 "  NAME, OTHER  images, or NBD URIs\n"
 		 "  -m  the other one is raw\n"
 		 "  -s  images of different sizes differ, whatever they hold\n"
 		 "exit status: 0 the same, 1 different, 2 any failure",

@@ -42,7 +42,7 @@ static int run(const struct vhd_util_command *self, int argc, char **argv)
 	const char *from = NULL, *to = NULL;
 	int opt;
 
-	while ((opt = getopt_long(argc, argv, "n:N:ph", longopts, NULL)) !=
+	while ((opt = getopt_long(argc, argv, "n:N:pk:Eh", longopts, NULL)) !=
 	       -1) {
 		switch (opt) {
 		case 'n':
@@ -58,6 +58,12 @@ static int run(const struct vhd_util_command *self, int argc, char **argv)
 			if (!vhd_util_progress_fd(&progress, optarg))
 				return EXIT_USAGE;
 			break;
+		case 'k':
+		case 'E':
+			fprintf(stderr,
+				"vhd-util: option -%c: encrypted images are not supported\n",
+				opt);
+			return EXIT_USAGE;
 		default:
 			return vhd_util_usage(self, opt);
 		}
@@ -80,7 +86,7 @@ const struct vhd_util_command vhd_util_convert = {
 	.name = "convert",
 	.usage = "-n SOURCE -N TARGET [-p] [--progress=FD] [-h]\n"
 		 "  SOURCE  vhd:PATH, raw:PATH or an NBD URI\n"
-		 "  TARGET  vhd:PATH or raw:PATH, a new file\n"
+		 "  TARGET  vhd:PATH or raw:PATH, a new file, or an NBD URI, whose content is replaced\n"
 		 "  -p  progress, on a terminal; --progress: lines \"N/100\" to this descriptor",
 	.run = run,
 };

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-only
+#include <stdio.h>
 #include <unistd.h>
 
 #include "tools/vhd-util.h"
@@ -10,11 +11,19 @@ static int run(const struct vhd_util_command *self, int argc, char **argv)
 	struct error err = { 0 };
 	int opt, rc;
 
-	while ((opt = getopt(argc, argv, "n:h")) != -1) {
+	while ((opt = getopt(argc, argv, "n:f:t:bBh")) != -1) {
 		switch (opt) {
 		case 'n':
 			path = optarg;
 			break;
+		case 'b':
+		case 'f':
+		case 't':
+		case 'B':
+			fprintf(stderr,
+				"vhd-util: option -%c: not supported: blocks without their data would show what the storage held before; fill without it writes all of them\n",
+				opt);
+			return EXIT_USAGE;
 		default:
 			return vhd_util_usage(self, opt);
 		}

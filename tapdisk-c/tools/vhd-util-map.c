@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "jobs/disk.h"
 #include "tools/vhd-util.h"
 #include "vhd/vhd-internal.h"
 
@@ -23,7 +24,7 @@ struct extent {
 };
 
 struct map {
-	const struct vhd_chain *chain;
+	const struct vhd_chain *chain;	/* NULL: an NBD export, which tells no file */
 	struct extent last;
 	bool json, any;
 };
@@ -44,7 +45,7 @@ static void print_json(const struct map *m, const struct extent *e)
 	       e->state == HOLE ? "false" : "true",
 	       e->state == DATA ? "false" : "true",
 	       e->state == DATA ? "true" : "false");
-	if (e->state != HOLE) {
+	if (e->state != HOLE && m->chain) {
 		file = json_string(file_of(m, e));
 		printf(", \"offset\": %" PRIu64 ", \"file\": ", e->offset);
 		json_dumpf(file ? file : json_null(), stdout, JSON_ENCODE_ANY);
@@ -62,8 +63,9 @@ static void print_extent(struct map *m)
 		return;
 	if (m->json)
 		print_json(m, e);
-	else if (e->state == HOLE)
-		printf("%" PRIu64 " %" PRIu64 " hole\n", e->start, e->length);
+	else if (e->state == HOLE || !m->chain)
+		printf("%" PRIu64 " %" PRIu64 " %s\n", e->start, e->length,
+		       name[e->state]);
 	else
 		printf("%" PRIu64 " %" PRIu64 " %s %u %" PRIu64 " %s\n",
 		       e->start, e->length, name[e->state], e->level,
@@ -77,7 +79,7 @@ static void add(struct map *m, const struct extent *e)
 
 	if (last->length && last->state == e->state &&
 	    last->level == e->level &&
-	    (e->state == HOLE || last->offset + last->length == e->offset)) {
+	    (e->state == HOLE || !m->chain || last->offset + last->length == e->offset)) {
 		last->length += e->length;
 		return;
 	}
@@ -112,6 +114,41 @@ static void add_run(struct map *m, int fd, struct extent e)
 		e.start += n;
 		e.offset += n;
 	}
+}
+
+static int map_export(const char *uri, bool json, struct error *err)
+{
+	struct map m = { .json = json };
+	struct disk *disk = NULL;
+	struct config cfg = { 0 };
+	struct image_extent extent;
+	int rc;
+
+	rc = config_load(&cfg, NULL, err);
+	if (!rc)
+		rc = disk_open(&disk, uri, &cfg, err);
+	for (uint64_t at = 0; !rc && at < disk_sectors(disk);
+	     at += extent.count) {
+		uint64_t left = disk_sectors(disk) - at;
+
+		rc = disk_extent(disk, at, left < LIMIT_SECTORS ?
+				 (uint32_t)left : LIMIT_SECTORS, &extent, err);
+		if (!rc)
+			add(&m, &(struct extent){
+				.start = at * VHD_SECTOR,
+				.length = (uint64_t)extent.count * VHD_SECTOR,
+				.state = extent.hole ? HOLE :
+					 extent.zero ? ZERO : DATA,
+			});
+	}
+	if (!rc) {
+		print_extent(&m);
+		if (json)
+			printf("]\n");
+	}
+	disk_close(disk);
+	config_dispose(&cfg);
+	return rc;
 }
 
 static int map(const char *path, bool json, struct error *err)
@@ -184,6 +221,9 @@ static int run(const struct vhd_util_command *self, int argc, char **argv)
 	}
 	if (!path || optind != argc)
 		return vhd_util_usage(self, 0);
+	if (disk_is_nbd(path))
+		return map_export(path, json, &err) ? vhd_util_failed(&err) :
+						      EXIT_OK;
 	return map(path, json, &err) ? vhd_util_failed(&err) : EXIT_OK;
 }
 

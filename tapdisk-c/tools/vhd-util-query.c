@@ -89,19 +89,6 @@ static void print_lines(const struct query *q, const struct vhd_image *image,
 	free(stored);
 }
 
-static const char *type_name(enum vhd_type type)
-{
-	switch (type) {
-	case VHD_FIXED:
-		return "fixed";
-	case VHD_DYNAMIC:
-		return "dynamic";
-	case VHD_DIFF:
-	default:
-		return "differencing";
-	}
-}
-
 static int print_json(const struct query *q, const struct vhd_image *image,
 		      const struct vhd_chain *chain, struct error *err)
 {
@@ -119,7 +106,7 @@ static int print_json(const struct query *q, const struct vhd_image *image,
 			     image->footer.creator[i] : '?';
 	o = json_pack("{s:s, s:s, s:I, s:I, s:I, s:s, s:s, s:b, s:i}",
 		      "image", q->path,
-		      "type", type_name(image->footer.type),
+		      "type", vhd_util_type(image->footer.type),
 		      "virtual_size", (json_int_t)image->footer.current_size,
 		      "physical_size", (json_int_t)physical_size(image),
 		      "max_virtual_size", (json_int_t)max_size(image),

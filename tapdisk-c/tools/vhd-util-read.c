@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 #include <errno.h>
+#include <getopt.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,7 +18,7 @@ enum { SECTOR_AT, BAT_ENTRY, BITMAP, TEST_BIT, EXTENTS, TEST_BATMAP, DATA,
 
 struct request {
 	const char *path;
-	bool headers, bat_bits, batmap, hex;
+	bool headers, bat_bits, batmap, hex, json, other;
 	bool asked[NR_WHERE];
 	uint64_t where[NR_WHERE];
 	uint64_t count;
@@ -318,7 +319,7 @@ static int read_image(const struct request *q, struct error *err)
 	struct config cfg = { 0 };
 	int rc;
 
-	if (q->headers) {
+	if (q->headers && !q->json) {
 		rc = vhd_dump_headers(stdout, q->path, q->hex, err);
 		if (rc)
 			goto out;
@@ -326,6 +327,10 @@ static int read_image(const struct request *q, struct error *err)
 	rc = vhd_util_look(&s.image, q->path, err);
 	if (rc)
 		goto out;
+	if (q->json) {
+		rc = vhd_util_read_json(s.image, err);
+		goto out;
+	}
 	if (q->asked[READ_SECTORS] || q->asked[READ_BYTES]) {
 		rc = config_load(&cfg, NULL, err);
 		if (!rc)
@@ -361,13 +366,21 @@ static bool set_mode(struct request *q, int opt, const char *text)
 
 static int run(const struct vhd_util_command *self, int argc, char **argv)
 {
+	static const struct option longopts[] = {
+		{ "json", no_argument, NULL, 'J' },
+		{ NULL, 0, NULL, 0 },
+	};
 	struct request q = { .count = 1 };
 	struct error err = { 0 };
 	int opt;
 
-	while ((opt = getopt(argc, argv, "n:pt:b:Bm:i:e:aj:d:c:r:R:xCh")) !=
-	       -1) {
+	while ((opt = getopt_long(argc, argv, "n:pt:b:Bm:i:e:aj:d:c:r:R:xCh",
+				  longopts, NULL)) != -1) {
+		q.other = q.other || !strchr("npxCJ", opt);
 		switch (opt) {
+		case 'J':
+			q.json = true;
+			break;
 		case 'n':
 			q.path = optarg;
 			break;
@@ -405,7 +418,7 @@ static int run(const struct vhd_util_command *self, int argc, char **argv)
 			return vhd_util_usage(self, opt);
 		}
 	}
-	if (!q.path || optind != argc)
+	if (!q.path || optind != argc || (q.json && (q.other || !q.headers)))
 		return vhd_util_usage(self, 0);
 	return read_image(&q, &err) ? vhd_util_failed(&err) : EXIT_OK;
 }
@@ -413,7 +426,7 @@ static int run(const struct vhd_util_command *self, int argc, char **argv)
 const struct vhd_util_command vhd_util_read = {
 	.name = "read",
 	.usage = "-n NAME [OPTIONS]\n"
-		 "  -p       print VHD headers\n"
+		 "  -p       print VHD headers (--json: as JSON, and nothing else)\n"
 		 "  -t SEC   translate logical sector to VHD location\n"
 		 "  -b BLK   print BAT entry\n"
 		 "  -B       print entire BAT as a bitmap (bytes)\n"

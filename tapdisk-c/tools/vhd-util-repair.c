@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-only
+#include <errno.h>
 #include <stdio.h>
 #include <unistd.h>
 
@@ -10,12 +11,16 @@ static int run(const struct vhd_util_command *self, int argc, char **argv)
 	const char *path = NULL;
 	struct vhd_image *image;
 	struct error err = { 0 };
+	bool copy = false;
 	int opt, rc;
 
-	while ((opt = getopt(argc, argv, "n:h")) != -1) {
+	while ((opt = getopt(argc, argv, "n:bh")) != -1) {
 		switch (opt) {
 		case 'n':
 			path = optarg;
+			break;
+		case 'b':
+			copy = true;
 			break;
 		default:
 			return vhd_util_usage(self, opt);
@@ -27,14 +32,20 @@ static int run(const struct vhd_util_command *self, int argc, char **argv)
 	if (rc)
 		return vhd_util_failed(&err);
 	/* Both footers from the good one; unused space at the end is cut off. */
-	rc = vhd_write_trailer(image, &err);
+	if (copy && !image->front_ok)
+		rc = error_set(&err, -EUCLEAN,
+			       "%s: the footer copy at the start is damaged; repair without -b takes the footer at the end",
+			       path);
+	else
+		rc = vhd_write_trailer(image, &err);
 	vhd_close(image);
 	return rc ? vhd_util_failed(&err) : EXIT_OK;
 }
 
 const struct vhd_util_command vhd_util_repair = {
 	.name = "repair",
-	.usage = "-n NAME [-h]\n"
-		 "  writes both footers anew from the one that is good",
+	.usage = "-n NAME [-b] [-h]\n"
+		 "  writes both footers anew from the one that is good: the copy at the start if it is\n"
+		 "  -b  only from that copy",
 	.run = run,
 };

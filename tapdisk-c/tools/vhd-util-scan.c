@@ -6,11 +6,13 @@
 #include <glob.h>
 #include <inttypes.h>
 #include <jansson.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "tools/vhd-util-lvm.h"
 #include "tools/vhd-util.h"
 #include "vhd/vhd-internal.h"
 
@@ -29,11 +31,13 @@ struct found {
 	size_t up, child, next;		/* the tree, by number */
 	dev_t dev;
 	ino_t ino;			/* 0: not there */
+	const struct lvm_volume *lv;	/* NULL: a file */
 };
 
 struct scan {
 	bool fast, go_on, pretty, parents, verbose, marker, json;
 	const char *volume, *filter;
+	struct lvm_group group;		/* of volume */
 	struct found *list;
 	size_t nr, room, looked;
 	struct config cfg;
@@ -64,6 +68,17 @@ static bool add(struct scan *s, char *path, bool raw)
 	return true;
 }
 
+static bool add_volume(struct scan *s, const struct lvm_volume *lv, bool raw)
+{
+	char *path;
+
+	if (asprintf(&path, "/dev/%s/%s", s->volume, lv->name) < 0 ||
+	    !add(s, path, raw))
+		return false;
+	s->list[s->nr - 1].lv = lv;
+	return true;
+}
+
 static void fault(struct found *f, const struct error *err)
 {
 	f->code = err->code;
@@ -86,13 +101,16 @@ static void look_raw(struct found *f)
 }
 
 /* The first name that the child gives, whether or not there is such a file. */
-static void stored_parent(struct found *f, const struct vhd_image *image)
+static void stored_parent(const struct scan *s, struct found *f,
+			  const struct vhd_image *image)
 {
 	struct vhd_parent_name names[VHD_MAX_NAMES];
 	unsigned int n = vhd_parent_names(names, image->fd, &image->header);
-	char *dir = vhd_dir_of_file(f->path);
+	char *dir = s->volume ? NULL : vhd_dir_of_file(f->path);
 
-	if (n && names[0].path[0] == '/')
+	if (n && s->volume)
+		f->parent_path = lvm_name_of(&s->group, names[0].path);
+	else if (n && names[0].path[0] == '/')
 		f->parent_path = strdup(names[0].path);
 	else if (n && dir &&
 		 asprintf(&f->parent_path, "%s/%s", dir,
@@ -100,7 +118,8 @@ static void stored_parent(struct found *f, const struct vhd_image *image)
 							    names[0].path + 2) < 0)
 		f->parent_path = NULL;
 	if (n)
-		f->parent = strdup(names[0].path);
+		f->parent = strdup(s->volume && f->parent_path ?
+				   f->parent_path : names[0].path);
 	vhd_parent_names_free(names, n);
 	free(dir);
 }
@@ -112,13 +131,13 @@ static void find_parent(const struct scan *s, struct found *f,
 	struct error err = { 0 };
 	char *extra;
 
-	if (s->fast) {
-		stored_parent(f, image);
+	if (s->fast || s->volume) {
+		stored_parent(s, f, image);
 	} else {
 		extra = vhd_extra_dir(f->path);
 		if (vhd_parent_open(&parent, image, &s->cfg, extra,
 				    VHD_OPEN_NOLOCK, NULL, 0, &err)) {
-			stored_parent(f, image);
+			stored_parent(s, f, image);
 		} else {
 			f->parent = strdup(parent.path);
 			f->parent_path = parent.path;
@@ -142,7 +161,10 @@ static bool known(const struct scan *s, const char *path)
 {
 	struct stat st;
 
-	if (stat(path, &st))
+	for (size_t i = 0; i < s->nr && s->volume; i++)
+		if (!strcmp(s->list[i].lv->name, path))
+			return true;
+	if (s->volume || stat(path, &st))
 		st.st_ino = 0;
 	for (size_t i = 0; i < s->nr; i++)
 		if (!strcmp(s->list[i].path, path) ||
@@ -152,17 +174,59 @@ static bool known(const struct scan *s, const char *path)
 	return false;
 }
 
+/* Opens the image, of a volume without a device by a copy of its metadata. */
+static int look_image(struct vhd_image **image, const struct found *f,
+		      struct error *err)
+{
+	char copy[32];
+	size_t len;
+	int fd, rc;
+
+	if (!f->lv || f->lv->active)
+		return vhd_util_look(image, f->path, err);
+	rc = lvm_copy_metadata(&fd, f->lv, err);
+	if (rc)
+		return rc;
+	len = (size_t)snprintf(copy, sizeof(copy), "/proc/self/fd/%d", fd);
+	rc = vhd_util_look(image, copy, err);
+	close(fd);
+	if (rc && !strncmp(err->text, copy, len) &&
+	    !strncmp(err->text + len, ": ", 2)) {
+		len += 2;
+		memmove(err->text, err->text + len, strlen(err->text + len) + 1);
+		error_prefix(err, "%s", f->lv->name);
+	}
+	return rc;
+}
+
+static bool add_parent(struct scan *s, const char *parent, bool raw)
+{
+	const struct lvm_volume *lv;
+
+	if (known(s, parent))
+		return true;
+	if (!s->volume)
+		return add(s, strdup(parent), raw);
+	lv = lvm_find(&s->group, parent);
+	return !lv || add_volume(s, lv, raw);
+}
+
 static int look(struct scan *s, size_t i)
 {
 	struct vhd_image *image;
 	struct error err = { 0 };
 	bool raw;
 
+	if (s->list[i].raw && s->list[i].lv) {
+		s->list[i].capacity = s->list[i].size = s->list[i].lv->size;
+		s->list[i].hidden = 1;
+		return 0;
+	}
 	if (s->list[i].raw) {
 		look_raw(&s->list[i]);
 		return s->list[i].code;
 	}
-	if (vhd_util_look(&image, s->list[i].path, &err)) {
+	if (look_image(&image, &s->list[i], &err)) {
 		fault(&s->list[i], &err);
 		return err.code;
 	}
@@ -174,8 +238,7 @@ static int look(struct scan *s, size_t i)
 		find_parent(s, &s->list[i], image);
 		raw = uuid_is_null(image->header.parent_uuid);
 		if (s->parents && s->list[i].parent_path &&
-		    !known(s, s->list[i].parent_path) &&
-		    !add(s, strdup(s->list[i].parent_path), raw)) {
+		    !add_parent(s, s->list[i].parent_path, raw)) {
 			error_set(&err, -ENOMEM, "%s: out of memory",
 				  s->list[i].path);
 			fault(&s->list[i], &err);
@@ -188,31 +251,6 @@ static int look(struct scan *s, size_t i)
 static const char *short_name(const struct scan *s, const char *path)
 {
 	return s->verbose && !s->volume ? path : vhd_base_name(path);
-}
-
-/* A volume's name from that of its device: /dev/mapper/group-a--b is a-b. */
-static void print_parent(const struct scan *s, const struct found *f)
-{
-	const char *name = f->parent ? short_name(s, f->parent) : "none";
-	const char *split = NULL;
-
-	if (!s->volume || !f->parent ||
-	    strncmp(f->parent, "/dev/mapper/", 12)) {
-		printf("parent=%s", name);
-		return;
-	}
-	for (const char *p = name; *p; p++) {
-		if (*p == '-' && p[1] == '-')
-			p++;
-		else if (*p == '-' && !split)
-			split = p + 1;
-	}
-	printf("parent=");
-	for (const char *p = split ? split : name; *p; p++) {
-		if (*p == '-' && p[1] == '-')
-			p++;
-		putchar(*p);
-	}
 }
 
 static void print_line(const struct scan *s, struct found *f, size_t depth)
@@ -231,8 +269,8 @@ static void print_line(const struct scan *s, struct found *f, size_t depth)
 	       short_name(s, f->path), f->capacity, f->size, f->hidden);
 	if (s->marker)
 		printf("marker=%u keyhash= ", f->marker);
-	print_parent(s, f);
-	printf("%s\n", s->pretty && f->parent && f->up == NONE ?
+	printf("parent=%s%s\n",
+	       f->parent ? short_name(s, f->parent) : "none", s->pretty && f->parent && f->up == NONE ?
 	       " (not found in scan)" : "");
 }
 
@@ -261,9 +299,15 @@ static void print_pretty(struct scan *s)
 	/* From the last, so that each list of children is in order. */
 	for (size_t i = s->looked; i-- > 0;) {
 		struct found key = { .path = s->list[i].parent_path }, *up;
+		char volume[PATH_MAX];
 
 		if (!key.path)
 			continue;
+		if (s->volume) {
+			snprintf(volume, sizeof(volume), "/dev/%s/%s",
+				 s->volume, key.path);
+			key.path = volume;
+		}
 		up = bsearch(&key, s->list, s->looked, sizeof(*up), by_path);
 		if (!up)
 			continue;
@@ -334,23 +378,13 @@ static int find_files(struct scan *s, char **names, int n, struct error *err)
 	return rc;
 }
 
-/* Of the group's volumes that are active, those whose names match. */
+/* Of the group's volumes those whose names match. */
 static int find_volumes(struct scan *s, char **names, int n, struct error *err)
 {
-	glob_t g = { 0 };
-	char *pattern;
-	int rc = 0;
+	int rc = lvm_group_load(&s->group, s->volume, err);
 
-	if (strchr(s->volume, '/') ||
-	    asprintf(&pattern, "/dev/%s/*", s->volume) < 0)
-		return error_set(err, -EINVAL, "option -l: %s: is not the name of a volume group",
-				 s->volume);
-	if (glob(pattern, 0, NULL, &g))
-		rc = error_set(err, -ENOENT,
-			       "%s: no active volume; activate them with lvchange -ay %s",
-			       pattern, s->volume);
-	for (size_t i = 0; i < g.gl_pathc && !rc; i++) {
-		const char *name = vhd_base_name(g.gl_pathv[i]);
+	for (size_t i = 0; i < s->group.nr && !rc; i++) {
+		const char *name = s->group.volume[i].name;
 		bool wanted = s->filter &&
 			      !fnmatch(s->filter, name,
 				       FNM_PATHNAME | FNM_EXTMATCH);
@@ -358,11 +392,9 @@ static int find_volumes(struct scan *s, char **names, int n, struct error *err)
 		for (int j = 0; j < n; j++)
 			wanted = wanted || !fnmatch(names[j], name,
 						    FNM_PATHNAME | FNM_EXTMATCH);
-		if (wanted && !add(s, strdup(g.gl_pathv[i]), false))
+		if (wanted && !add_volume(s, &s->group.volume[i], false))
 			rc = error_set(err, -ENOMEM, "%s: out of memory", name);
 	}
-	globfree(&g);
-	free(pattern);
 	return rc;
 }
 
@@ -408,6 +440,7 @@ static int scan(struct scan *s, char **names, int n)
 		free(s->list[i].message);
 	}
 	free(s->list);
+	lvm_group_dispose(&s->group);
 	config_dispose(&s->cfg);
 	if (rc)
 		return vhd_util_failed(&err);
@@ -471,7 +504,7 @@ const struct vhd_util_command vhd_util_scan = {
 		 "  -m  files (with -l: volumes) that match\n"
 		 "  -f  fast: parents by their stored names, not looked for\n"
 		 "  -c  go on after a failure\n"
-		 "  -l  active volumes of an LVM group\n"
+		 "  -l  volumes of an LVM group, whether or not they are active\n"
 		 "  -p  as trees\n"
 		 "  -a  parents too\n"
 		 "  -v  whole paths\n"

@@ -12,6 +12,8 @@
 
 #define LOOK_TRIES 5
 #define RECENT_SECONDS 2
+#define MAX_VERB 16
+#define MAX_TYPOS 2
 
 static const struct vhd_util_command *const commands[] = {
 	&vhd_util_create, &vhd_util_snapshot, &vhd_util_query,
@@ -24,11 +26,24 @@ static const struct vhd_util_command *const commands[] = {
 
 #define NR_COMMANDS (sizeof(commands) / sizeof(commands[0]))
 
+/* What the command was called with, for the message. */
+static int nr_args;
+static char **args;
+
 int vhd_util_usage(const struct vhd_util_command *self, int opt)
 {
 	FILE *out = opt == 'h' ? stdout : stderr;
 
+	if (!opt && optind < nr_args)
+		fprintf(out, "vhd-util %s: unexpected argument '%s'\n",
+			self->name, args[optind]);
+	else if (!opt)
+		fprintf(out,
+			"vhd-util %s: an option is missing, or two exclude each other\n",
+			self->name);
 	fprintf(out, "usage: vhd-util %s %s\n", self->name, self->usage);
+	if (out == stderr)
+		fprintf(out, "The manual is vhd-util(8).\n");
 	return opt == 'h' ? EXIT_OK : EXIT_USAGE;
 }
 
@@ -36,7 +51,22 @@ int vhd_util_failed(const struct error *err)
 {
 	fflush(stdout);
 	fprintf(stderr, "vhd-util: %s\n", err->text);
-	return EXIT_FAILED;
+	/* What XenServer's storage manager tells apart, by errno as its vhd-util does. */
+	return err->code == -EIO ? EIO : err->code == -ENOSPC ? ENOSPC :
+								 EXIT_FAILED;
+}
+
+const char *vhd_util_type(enum vhd_type type)
+{
+	switch (type) {
+	case VHD_FIXED:
+		return "fixed";
+	case VHD_DYNAMIC:
+		return "dynamic";
+	case VHD_DIFF:
+	default:
+		return "differencing";
+	}
 }
 
 bool vhd_util_number(const char *text, int opt, uint64_t max, uint64_t *n)
@@ -107,8 +137,57 @@ static int help(FILE *out)
 	return out == stdout ? EXIT_OK : EXIT_USAGE;
 }
 
+/* How many letters must be put in, left out or changed; MAX_VERB at the most. */
+static unsigned int distance(const char *a, const char *b)
+{
+	unsigned int row[MAX_VERB + 1], up, left;
+
+	if (strlen(a) > MAX_VERB || strlen(b) > MAX_VERB)
+		return MAX_VERB;
+	for (unsigned int j = 0; j <= strlen(b); j++)
+		row[j] = j;
+	for (unsigned int i = 1; i <= strlen(a); i++) {
+		left = row[0];
+		row[0] = i;
+		for (unsigned int j = 1; j <= strlen(b); j++) {
+			up = row[j];
+			left += a[i - 1] != b[j - 1];
+			if (up + 1 < left)
+				left = up + 1;
+			if (row[j - 1] + 1 < left)
+				left = row[j - 1] + 1;
+			row[j] = left;
+			left = up;
+		}
+	}
+	return row[strlen(b)];
+}
+
+static int unknown(const char *verb)
+{
+	const char *near = NULL;
+	unsigned int best = MAX_TYPOS + 1, d;
+
+	for (size_t i = 0; i < NR_COMMANDS; i++) {
+		d = distance(verb, commands[i]->name);
+		if (d < best) {
+			best = d;
+			near = commands[i]->name;
+		}
+	}
+	if (near) {
+		fprintf(stderr,
+			"vhd-util: unknown command '%s'; did you mean '%s'?\n",
+			verb, near);
+		return EXIT_USAGE;
+	}
+	fprintf(stderr, "vhd-util: unknown command '%s'\n", verb);
+	return help(stderr);
+}
+
 int main(int argc, char **argv)
 {
+	char name[32];
 	const struct vhd_util_command *command = NULL;
 	int n = 0, status;
 
@@ -124,15 +203,21 @@ int main(int argc, char **argv)
 	for (size_t i = 0; i < NR_COMMANDS && !command; i++)
 		if (!strcmp(argv[1], commands[i]->name))
 			command = commands[i];
-	if (!command) {
-		fprintf(stderr, "vhd-util: unknown command '%s'\n", argv[1]);
-		return help(stderr);
-	}
+	if (!command)
+		return unknown(argv[1]);
 	/* XenServer's storage manager passes --debug everywhere. */
-	for (int i = 1; i < argc; i++)
+	for (int i = 1; i < argc; i++) {
+		if (!strcmp(argv[i], "--help"))
+			return vhd_util_usage(command, 'h');
 		if (strcmp(argv[i], "--debug"))
 			argv[++n] = argv[i];
+	}
 	argv[n + 1] = NULL;
+	/* What getopt's messages begin with. */
+	snprintf(name, sizeof(name), "vhd-util %s", command->name);
+	argv[1] = name;
+	nr_args = n;
+	args = argv + 1;
 	status = command->run(command, n, argv + 1);
 	if (fflush(stdout) || ferror(stdout)) {
 		fprintf(stderr, "vhd-util: standard output: %s\n",

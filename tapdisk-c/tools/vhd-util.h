@@ -42,8 +42,12 @@ void vhd_util_progress_end(const struct vhd_util_progress *progress);
 
 /* Prints the command's options; the exit status for a wrong or (-h) right call. */
 int vhd_util_usage(const struct vhd_util_command *self, int opt);
-/* Prints "vhd-util: TEXT" on stderr; EXIT_FAILED. */
+/* Prints "vhd-util: TEXT" on stderr; EXIT_FAILED, or EIO or ENOSPC for those. */
 int vhd_util_failed(const struct error *err);
+/* fixed, dynamic or differencing */
+const char *vhd_util_type(enum vhd_type type);
+/* vhd-util-read-json.c: the metadata, on stdout. */
+int vhd_util_read_json(const struct vhd_image *image, struct error *err);
 /* A whole non-negative decimal number, for option -opt; false with a message. */
 bool vhd_util_number(const char *text, int opt, uint64_t max, uint64_t *n);
 /* The same in MiB, as bytes. */

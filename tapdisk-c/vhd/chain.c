@@ -51,10 +51,10 @@ int vhd_parent_allowed(const struct config *cfg, const char *path,
 }
 
 static int try_raw(struct vhd_parent *parent, const char *path,
-		   unsigned int flags, struct error *err)
+		   unsigned int flags, uint64_t key, struct error *err)
 {
-	int rc = vhd_file_open(&parent->raw_fd, path, flags, &parent->st,
-			       &parent->raw_size, err);
+	int rc = vhd_file_open_below(&parent->raw_fd, path, flags, &key,
+				     &parent->st, &parent->raw_size, err);
 
 	if (rc)
 		return rc;
@@ -69,13 +69,14 @@ static int try_raw(struct vhd_parent *parent, const char *path,
 }
 
 static int try_vhd(struct vhd_parent *parent, const struct vhd_image *child,
-		   const char *path, unsigned int flags, struct error *err)
+		   const char *path, unsigned int flags, uint64_t key,
+		   struct error *err)
 {
 	struct vhd_image *image;
 	char want[37], have[37];
 	int rc;
 
-	rc = vhd_open(&image, path, flags, err);
+	rc = vhd_open_below(&image, path, flags, &key, err);
 	if (rc)
 		return rc;
 	if (uuid_compare(image->footer.uuid, child->header.parent_uuid)) {
@@ -97,6 +98,7 @@ static int try_path(struct vhd_parent *parent, const struct vhd_image *child,
 		    const struct stat *seen, unsigned int nr_seen,
 		    struct error *err)
 {
+	uint64_t key;
 	int rc;
 
 	if (stat(path, &parent->st))
@@ -111,9 +113,12 @@ static int try_path(struct vhd_parent *parent, const struct vhd_image *child,
 			return error_set(err, -ELOOP,
 					 "%s: is in the chain already: the images form a loop",
 					 path);
+	rc = vhd_child_key_of(child, &key, err);
+	if (rc)
+		return rc;
 	if (uuid_is_null(child->header.parent_uuid))
-		return try_raw(parent, path, flags, err);
-	return try_vhd(parent, child, path, flags, err);
+		return try_raw(parent, path, flags, key, err);
+	return try_vhd(parent, child, path, flags, key, err);
 }
 
 /* Directories that a relative name starts from: the child's real one, then that of its name. */
@@ -266,14 +271,19 @@ static int open_chain(struct vhd_chain **out, const char *path,
 	struct vhd_chain *chain;
 	struct vhd_parent parent;
 	struct vhd_image *last;
-	int rc;
+	uint64_t key;
+	int rc = 0;
 
 	*out = NULL;
+	if (child)
+		rc = vhd_child_key(child, &key, err);
+	if (rc)
+		return rc;
 	chain = calloc(1, sizeof(*chain));
 	if (!chain)
 		return error_set(err, -ENOMEM, "%s: out of memory", path);
 	chain->raw_fd = -1;
-	rc = vhd_open(&last, path, flags, err);
+	rc = vhd_open_below(&last, path, flags, child ? &key : NULL, err);
 	if (rc)
 		goto out;
 	chain->image[0] = last;

@@ -3,10 +3,15 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "common/pages.h"
 #include "vhd/vhd-internal.h"
+
+/* One second in all. */
+#define OPEN_TRIES	100
+#define OPEN_WAIT_NS	10000000
 
 struct footers {
 	uint64_t tail_offset;		/* 0: the file is too short or odd for one */
@@ -317,9 +322,12 @@ static int load_dynamic(struct vhd_image *image, uint64_t limit,
 	return 0;
 }
 
-int vhd_open(struct vhd_image **out, const char *path, unsigned int flags,
-	     struct error *err)
+/* *moving: it is being written meanwhile, by a coalesce of that child. */
+static int open_once(struct vhd_image **out, const char *path,
+		     unsigned int flags, const uint64_t *child, bool *moving,
+		     struct error *err)
 {
+	bool below = child && !(flags & VHD_OPEN_WRITE);
 	struct vhd_image *image;
 	struct footers *f = NULL;
 	struct stat st;
@@ -327,6 +335,7 @@ int vhd_open(struct vhd_image **out, const char *path, unsigned int flags,
 	int rc;
 
 	*out = NULL;
+	*moving = false;
 	image = calloc(1, sizeof(*image));
 	if (!image)
 		return error_set(err, -ENOMEM, "%s: out of memory", path);
@@ -338,10 +347,11 @@ int vhd_open(struct vhd_image **out, const char *path, unsigned int flags,
 		rc = error_set(err, -ENOMEM, "%s: out of memory", path);
 		goto out;
 	}
-	rc = vhd_file_open(&image->fd, path, flags, &st, &image->file_size,
-			   err);
+	rc = vhd_file_open_below(&image->fd, path, flags, child, &st,
+				 &image->file_size, err);
 	if (rc)
 		goto out;
+	*moving = below && lock_is_moving(image->fd);
 	image->is_blk = S_ISBLK(st.st_mode);
 	rc = read_footers(image, f, err);
 	if (rc)
@@ -390,8 +400,87 @@ int vhd_open(struct vhd_image **out, const char *path, unsigned int flags,
 	image = NULL;
 	rc = 0;
 out:
+	if (below && (*out || image->fd >= 0) && !*moving)
+		*moving = lock_is_moving(*out ? (*out)->fd : image->fd);
 	free(f);
 	vhd_close(image);
+	return rc;
+}
+
+/*
+ * A coalesce only adds blocks: entries that have been there twice are whole, and one that
+ * was not yet there is of no use to those who read below the child.
+ */
+static bool confirmed(const struct vhd_image *image,
+		      const struct vhd_image *again)
+{
+	if (uuid_compare(image->footer.uuid, again->footer.uuid) ||
+	    image->bat_entries != again->bat_entries)
+		return false;
+	for (uint32_t i = 0; i < image->bat_entries; i++)
+		if (image->bat_not[i] && image->bat_not[i] != again->bat_not[i])
+			return false;
+	return true;
+}
+
+int vhd_open_below(struct vhd_image **out, const char *path,
+		   unsigned int flags, const uint64_t *child, struct error *err)
+{
+	const struct timespec wait = { .tv_nsec = OPEN_WAIT_NS };
+	struct vhd_image *image, *again;
+	bool moving, same = false, dummy;
+	int rc;
+
+	*out = NULL;
+	for (int i = 0; i < OPEN_TRIES; i++) {
+		rc = open_once(&image, path, flags, child, &moving, err);
+		if (!moving || (rc && rc != -EUCLEAN)) {
+			*out = image;
+			return rc;
+		}
+		if (!rc && !open_once(&again, path, flags | VHD_OPEN_NOLOCK,
+				      child, &dummy, err)) {
+			same = confirmed(image, again);
+			vhd_close(again);
+		}
+		if (same) {
+			*out = image;
+			return 0;
+		}
+		vhd_close(image);
+		nanosleep(&wait, NULL);
+	}
+	return error_set(err, -EBUSY,
+			 "%s: a coalesce into it changes it too fast to be read; try again",
+			 path);
+}
+
+int vhd_open(struct vhd_image **out, const char *path, unsigned int flags,
+	     struct error *err)
+{
+	return vhd_open_below(out, path, flags, NULL, err);
+}
+
+int vhd_child_key_of(const struct vhd_image *child, uint64_t *key,
+		     struct error *err)
+{
+	struct stat st;
+
+	if (fstat(child->fd, &st))
+		return vhd_fail(child->path, -errno, "stat", err);
+	*key = lock_child(&st, child->footer.uuid);
+	return 0;
+}
+
+int vhd_child_key(const char *path, uint64_t *key, struct error *err)
+{
+	struct vhd_image *child;
+	int rc = vhd_open(&child, path, VHD_OPEN_NOLOCK, err);
+
+	if (rc)
+		return rc;
+	rc = vhd_child_key_of(child, key, err);
+	vhd_close(child);
 	return rc;
 }
 

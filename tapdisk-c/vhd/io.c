@@ -176,8 +176,23 @@ static int check_kind(const struct stat *st, const char *path,
 			 path, kind);
 }
 
-int vhd_file_open(int *fd, const char *path, unsigned int flags,
-		  struct stat *st, uint64_t *size, struct error *err)
+static int take_lock(int fd, const char *path, unsigned int flags,
+		     const uint64_t *child, struct error *err)
+{
+	bool write = flags & VHD_OPEN_WRITE;
+
+	if (flags & VHD_OPEN_GROW)
+		return lock_take(fd, path, LOCK_GROW, 0, err);
+	if (child)
+		return lock_take(fd, path,
+				 write ? LOCK_COALESCE : LOCK_PARENT, *child,
+				 err);
+	return lock_take(fd, path, write ? LOCK_WRITER : LOCK_READER, 0, err);
+}
+
+int vhd_file_open_below(int *fd, const char *path, unsigned int flags,
+			const uint64_t *child, struct stat *st, uint64_t *size,
+			struct error *err)
 {
 	bool write = flags & VHD_OPEN_WRITE;
 	/* O_NONBLOCK: should the file become a FIFO now, we still don't hang. */
@@ -221,7 +236,7 @@ int vhd_file_open(int *fd, const char *path, unsigned int flags,
 		goto out;
 	}
 	if (!(flags & VHD_OPEN_NOLOCK)) {
-		rc = lock_take(f, path, write ? LOCK_WRITER : LOCK_READER, err);
+		rc = take_lock(f, path, flags, child, err);
 		if (rc)
 			goto out;
 	}
@@ -243,4 +258,10 @@ out:
 		close(f);
 	*fd = -1;
 	return rc;
+}
+
+int vhd_file_open(int *fd, const char *path, unsigned int flags,
+		  struct stat *st, uint64_t *size, struct error *err)
+{
+	return vhd_file_open_below(fd, path, flags, NULL, st, size, err);
 }

@@ -86,6 +86,33 @@ static int zero_behind_end(struct vhd_image *image, struct error *err)
 	return rc ? vhd_fail(image->path, rc, "last block", err) : 0;
 }
 
+/* To a size for which the tables have room: nothing is moved. */
+static bool grows_in_place(const struct vhd_image *image, uint64_t size)
+{
+	uint64_t entries = size / image->header.block_size +
+			   (size % image->header.block_size != 0);
+
+	return size > image->footer.current_size &&
+	       entries <= image->header.max_bat_size &&
+	       (!image->has_batmap ||
+		(uint64_t)image->batmap_sectors * VHD_SECTOR >=
+			round_up_u64(entries / 8, VHD_SECTOR));
+}
+
+/* Below disks that are served it may grow in place; all else has it alone. */
+static int open_to_resize(struct vhd_image **image,
+			  const struct vhd_resize_args *args, struct error *err)
+{
+	int rc = vhd_open(image, args->path, VHD_OPEN_WRITE | VHD_OPEN_GROW,
+			  err);
+
+	if (rc || ((*image)->footer.type != VHD_FIXED &&
+		   (args->in_place || grows_in_place(*image, args->size))))
+		return rc;
+	vhd_close(*image);
+	return vhd_open(image, args->path, VHD_OPEN_WRITE, err);
+}
+
 static int grow(struct vhd_image *image, uint64_t size, bool in_place,
 		struct error *err)
 {
@@ -345,7 +372,7 @@ int vhd_resize(const struct vhd_resize_args *args, const struct config *cfg,
 	if (rc)
 		return rc;
 	/* Children may read from it: to grow changes nothing for them. */
-	rc = vhd_open(&image, args->path, VHD_OPEN_WRITE, err);
+	rc = open_to_resize(&image, args, err);
 	if (rc)
 		return rc;
 	old = image->footer.current_size;

@@ -31,6 +31,8 @@
 
 /* Beside VHD_OPEN_WRITE: accept a damaged footer copy at the start, and a cut block. */
 #define VHD_OPEN_REPAIR		0x10000u
+/* Beside VHD_OPEN_WRITE: to add what no child sees, while those are in use. */
+#define VHD_OPEN_GROW		0x20000u
 
 /* An image's extent of metadata, in bytes. */
 struct vhd_extent {
@@ -50,6 +52,10 @@ int vhd_write_at(int fd, const void *buf, size_t len, uint64_t offset);
  */
 int vhd_file_open(int *fd, const char *path, unsigned int flags,
 		  struct stat *st, uint64_t *size, struct error *err);
+/* As the parent of the child with this key (vhd_child_key()), unless that is NULL. */
+int vhd_file_open_below(int *fd, const char *path, unsigned int flags,
+			const uint64_t *child, struct stat *st, uint64_t *size,
+			struct error *err);
 bool vhd_same_file(const struct stat *a, const struct stat *b);
 
 /*
@@ -98,6 +104,17 @@ int vhd_utf16_encode(uint8_t *out, size_t out_size, size_t *out_bytes,
 		     const char *in, bool big_endian);
 
 /* image.c */
+/*
+ * vhd_open() of the parent of the child with this key. While that child is coalesced
+ * into it, it is read as it was a moment ago or is now: for what the child lacks
+ * that is the same.
+ */
+int vhd_open_below(struct vhd_image **image, const char *path,
+		   unsigned int flags, const uint64_t *child,
+		   struct error *err);
+/* What an opened child is known by in the locks of its parent. */
+int vhd_child_key_of(const struct vhd_image *child, uint64_t *key,
+		     struct error *err);
 /* "PATH: WHAT: " and the text of rc, which is returned. */
 int vhd_fail(const char *path, int rc, const char *what, struct error *err);
 /* All metadata, none of it on top of another, and where it ends. */

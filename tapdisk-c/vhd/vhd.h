@@ -163,6 +163,9 @@ int vhd_check_no_children(int fd, const char *path, struct error *err);
 int vhd_check_other_children(int fd, const char *path, const char *child,
 			     struct error *err);
 
+/* image.c: what the child at this path is known by in the locks of its parent. */
+int vhd_child_key(const char *path, uint64_t *key, struct error *err);
+
 /* create.c */
 struct vhd_create_args {
 	const char *path;
@@ -215,6 +218,18 @@ struct vhd_parent_args {
  */
 int vhd_set_parent(const struct vhd_parent_args *args, const struct config *cfg,
 		   struct error *err);
+
+/* physical.c. Both are durable on return. */
+/*
+ * The footer at the end goes to where a file, or a volume that has grown or is to
+ * shrink, of size bytes ends. A file gets that size; no data may lie beyond.
+ */
+int vhd_set_physical_size(const char *path, uint64_t size, struct error *err);
+/*
+ * All that the image itself holds is gone: it reads as its parent does, or zeros. Not
+ * if it has children. Cut off, some of it may be gone; can be given again.
+ */
+int vhd_kill_data(const char *path, struct error *err);
 
 /* fill.c: all sectors into the leaf. Durable on return; can be given again. */
 int vhd_fill(const char *path, const struct config *cfg, struct error *err);

@@ -155,7 +155,7 @@ def test_an_image_opens_at_once_after_its_process_was_killed(image: Path) -> Non
 
 @pytest.mark.parametrize(
     ("theirs", "use"),
-    [("writer", "has it open for writing"), ("reader", "reads it or has it as a parent")],
+    [("writer", "has it open for writing"), ("reader", "reads it")],
 )
 def test_the_refusal_names_the_process_that_holds_the_lock(image: Path, theirs: str, use: str) -> None:
     """And no other that only has the file open."""

@@ -168,7 +168,7 @@ def test_raw_parent_with_half_a_sector_is_refused(tmp_path: Path) -> None:
 
 def test_depth_limit(tmp_path: Path) -> None:
     base = create(tmp_path / "a.vhd")
-    message = fails("snapshot", "-n", tmp_path / "b", "-p", base, "-l", 1)
+    message = fails("snapshot", "-n", tmp_path / "b", "-p", base, "-l", 1, status=28)
     assert "depth exceeded" in message
     assert not (tmp_path / "b").exists()
 
@@ -261,6 +261,27 @@ def test_read_dumps_what_people_look_at(tmp_path: Path) -> None:
     headers = ok("read", "-n", base, "-p")
     assert "Current disk size   : 6 MB (6291456 Bytes)" in headers
     assert headers.count("(Good!)") == 3  # footer, header, batmap
+
+
+def test_read_dumps_json(tmp_path: Path) -> None:
+    base = create(tmp_path / "base.vhd")
+    leaf = snapshot(tmp_path / "leaf.vhd", base, "-e")
+    image = vhdref.Image(leaf)
+    got = json.loads(ok("read", "-n", leaf, "-p", "--json"))
+    assert got["footer"]["type"] == "differencing" and got["footer"]["current_size"] == 20 * MIB
+    assert got["footer"]["creator"] == "tap" and got["footer_good"] and got["footer_copy_good"]
+    assert abs(got["footer"]["timestamp"] - leaf.stat().st_mtime) < 100
+    assert got["header"]["parent_name"] == "base.vhd" and got["header"]["max_bat_size"] == 10
+    assert got["header"]["parent_uuid"] == str(image.parent_uuid)
+    assert [(x["code"], x["path"]) for x in got["header"]["locators"]][1:] == [
+        ("W2ku", "./base.vhd"),
+        ("W2ru", "./base.vhd"),
+    ]
+    assert got["batmap"]["checksum_good"] and got["batmap"]["marker"] == 0
+    got = json.loads(ok("read", "-p", "--json", "-n", create(tmp_path / "fixed.vhd", 4, "-r")))
+    assert got["header"] is None and got["batmap"] is None and got["footer"]["data_offset"] is None
+    assert run("read", "-n", leaf, "--json").returncode == 2
+    assert run("read", "-n", leaf, "-p", "--json", "-B").returncode == 2
 
 
 def test_read_dumps_headers_of_a_broken_image_and_says_so(tmp_path: Path) -> None:

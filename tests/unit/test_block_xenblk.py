@@ -505,7 +505,7 @@ def test_an_image_that_another_guests_tapdisk_has_is_refused_with_that_guests_na
     for key, value in {"tapdisk-pid": "4711", "dev": "xvda", "params": "vhd:/srv/child.vhd"}.items():
         dom0.store.write(f"{other}/{key}", value)
     dom0.store.write("/local/domain/9/name", "other")
-    why = f"{image}: in use: tapdisk (pid 4711) reads it or has it as a parent; end that use first"
+    why = f"{image}: in use: tapdisk (pid 4711) reads it; end that use first"
     dom0.set("held", f"tap-ctl: {why}\nholder=4711\n")
     dom0.vbd(f"vhd:{image}")
     assert dom0.run("add") != 0

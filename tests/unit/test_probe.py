@@ -69,7 +69,7 @@ def test_an_image_in_use_is_told_from_a_bad_one_by_its_holder(image: Path) -> No
         done = tap_ctl(image.parent, "probe", "-a", f"vhd:{image}")
     assert (done.returncode, done.stdout) == (1, f"holder={pid}\n")
     assert done.stderr == (
-        f"tap-ctl: {image}: in use: tool-lock (pid {pid}) reads it or has it as a parent; end that use first\n"
+        f"tap-ctl: {image}: in use: tool-lock (pid {pid}) reads it; end that use first\n"
     )
 
 
