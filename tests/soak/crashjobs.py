@@ -23,7 +23,7 @@ def _record(bed: Bed, operation: str, *argv: str | Path | int, changes: Sequence
     before = bed.before()
     env = {**os.environ, **recording(bed.log, bed.work)}
     command = [str(program("vhd-util", RECORDED)), *map(str, argv)]
-    result = subprocess.run(command, env=env, capture_output=True, timeout=60, check=False)
+    result = subprocess.run(command, env=env, capture_output=True, timeout=300, check=False)
     if result.returncode or result.stderr:
         raise Loss(f"{operation} fails: {result.stderr.decode(errors='replace')}")
     cuts = Cuts(read_whole(bed.log), before, bed.chance)
