@@ -84,7 +84,8 @@ def _resize(bed: Bed, operation: str, megabytes: int, name: str = "a.vhd") -> Jo
     new = _cut(old, megabytes * MIB_SECTORS)
     cuts = _record(bed, operation, "resize", "-n", bed.path(name), "-s", megabytes, "--force", changes=(name,))
     again = ("resize", f"{{}}/{name}", str(megabytes << 20))
-    return Job(operation, bed, cuts, {name: (old, new)}, again, {name: new}, usable=(name,))
+    grown = max(len(old), len(new)) // 4 * 512 + (2 << 20)
+    return Job(operation, bed, cuts, {name: (old, new)}, again, {name: new}, usable=(name,), grown=grown)
 
 
 def grow(bed: Bed) -> Job:
