@@ -92,7 +92,9 @@ class Expected:
         for sector in place if new else ():
             if answer == "ok" and command[0] != "d":
                 self.now[sector] = new
-                self._acknowledged.add(sector)
+                # What reads as zeros already is not written by a zero.
+                if command[0] == "w":
+                    self._acknowledged.add(sector)
             else:
                 self.now[sector] |= new
 

@@ -103,7 +103,8 @@ class _Reader:
             if seen.path == Path():
                 seen.path = Path(os.fsdecode(payload))
                 # It may have been cut between its opening and the first request.
-                seen.changes.insert(0, Change(SIZE, result, 0, b"", moment, moment))
+                if not seen.changes:
+                    seen.changes.append(Change(SIZE, result, 0, b"", moment, moment))
         elif kind == CREATE:
             self._files.pop(file, None)
             created = self._file(file)

@@ -5,6 +5,7 @@ opened again and held against what docs/architecture.md promises."""
 import argparse
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -74,7 +75,7 @@ def _run_one(name: str, seed: int, states: int, directory: Path, tool: StateTool
     bed = Bed(directory, tool, seed)
     try:
         scenario = OPERATIONS[name](bed)
-    except (Loss, ToolError, AssertionError, OSError) as error:
+    except (Loss, ToolError, ToolDied, AssertionError, OSError, subprocess.SubprocessError) as error:
         return counts, [f"{name}: before any state: {error!r}; {repeat}"]
     seen: set[int] = set()
     losses: list[str] = []

@@ -273,6 +273,8 @@ class Job(Scenario):
     """The image that it makes: it is not there, or all of it is."""
     usable: Sequence[str] = ()
     """Those that can be written to."""
+    grown: int = 0
+    """Bytes that the one image is given after it, of which the new ones are zeros; 0: it is not."""
 
     def judge(self, state: State) -> None:
         """As above."""
@@ -302,7 +304,11 @@ class Job(Scenario):
                 raise Loss(f"{name}: is not what was answered")
 
     def _again(self, look: Look, state: State) -> None:
-        if not self.new or self.new not in state.files:
+        done = bool(self.new) and self.new in state.files
+        if self.grown and self.bed.chance.random() < 0.5:
+            # Of the new size already: not again.
+            done = all(look.read(name) == want for name, want in self.after.items())
+        if not done:
             for name in self.cuts.changed() & set(state.files):
                 self._writable(look, name)
             look.tool.ask(*(word.format(look.directory) for word in self.again))
@@ -310,9 +316,18 @@ class Job(Scenario):
             look.opens(name)
             if look.read(name) != want:
                 raise Loss(f"{name}: done again it comes to something else")
-        if self.usable and self.bed.chance.random() < 0.3:
+        if self.grown and self.bed.chance.random() < 0.5:
+            self._grow(look)
+        elif self.usable and self.bed.chance.random() < 0.3:
             name = self.bed.chance.choice(self.usable)
             look.use(name, look.read(name))
+
+    def _grow(self, look: Look) -> None:
+        [(name, want)] = self.after.items()
+        look.tool.ask("resize", look.path(name), self.grown)
+        look.opens(name)
+        if look.read(name) != want.ljust(4 * self.grown // SECTOR, b"\0"):
+            raise Loss(f"{name}: made larger again it has more than zeros at its end")
 
     def _writable(self, look: Look, name: str) -> None:
         """A damaged footer copy must be repaired before an image is written to."""

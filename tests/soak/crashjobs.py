@@ -23,7 +23,7 @@ def _record(bed: Bed, operation: str, *argv: str | Path | int, changes: Sequence
     before = bed.before()
     env = {**os.environ, **recording(bed.log, bed.work)}
     command = [str(program("vhd-util", RECORDED)), *map(str, argv)]
-    result = subprocess.run(command, env=env, capture_output=True, timeout=60, check=False)
+    result = subprocess.run(command, env=env, capture_output=True, timeout=300, check=False)
     if result.returncode or result.stderr:
         raise Loss(f"{operation} fails: {result.stderr.decode(errors='replace')}")
     cuts = Cuts(read_whole(bed.log), before, bed.chance)
@@ -84,7 +84,8 @@ def _resize(bed: Bed, operation: str, megabytes: int, name: str = "a.vhd") -> Jo
     new = _cut(old, megabytes * MIB_SECTORS)
     cuts = _record(bed, operation, "resize", "-n", bed.path(name), "-s", megabytes, "--force", changes=(name,))
     again = ("resize", f"{{}}/{name}", str(megabytes << 20))
-    return Job(operation, bed, cuts, {name: (old, new)}, again, {name: new}, usable=(name,))
+    grown = max(len(old), len(new)) // 4 * 512 + (2 << 20)
+    return Job(operation, bed, cuts, {name: (old, new)}, again, {name: new}, usable=(name,), grown=grown)
 
 
 def grow(bed: Bed) -> Job:
