@@ -211,3 +211,13 @@ def test_what_a_killed_tapdisk_leaves_is_removed(tmp_path: Path, image: Path, ru
             assert time.monotonic() < end
         served.clean()
         assert not left & {entry.name for entry in served.directory.iterdir()}
+
+
+def test_a_client_that_was_idle_is_no_hindrance_to_detaching(tmp_path: Path, image: Path) -> None:
+    """That it has gone is the first that is heard from it for 2 s, after the socket was closed."""
+    with Served(tmp_path, f"aio:{image}") as served, NbdDisk(served.socket) as disk:
+        assert disk.batch(["r 0 1"]) == ["0"]
+        time.sleep(2.5)
+        served.ok("close", "-f")
+        served.ok("detach")
+        assert served.process.wait(timeout=60) == 0, served.log()
