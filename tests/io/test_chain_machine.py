@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import hypothesis.core
+import pytest
 from hypothesis import Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
@@ -23,10 +24,11 @@ from tests.lib import opinions
 from tests.lib.chainfiles import CREATORS, RAW, ChainFiles, created, foreign
 from tests.lib.guestbytes import SECTOR, GuestBytes, Op
 from tests.lib.nbdguest import Guest, Request
+from tests.lib.recordlog import MAGIC, SIZE, read_log
 from tests.lib.tapctl import Served
 from tests.lib.vhdmake import MIB
 
-EXAMPLES = int(os.environ.get("XENBLK_MODEL_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("XENBLK_MODEL_EXAMPLES", "50"))
 STEPS = int(os.environ.get("XENBLK_MODEL_STEPS", "40"))
 SHRINK = os.environ.get("XENBLK_MODEL_SHRINK", "1") != "0"
 MOST_IMAGES = 6
@@ -73,7 +75,9 @@ def drafts(kinds: str) -> st.SearchStrategy[Draft]:
 
 USE = "write write write write zero trim read read flush"
 LOADS = st.lists(drafts(USE), min_size=1, max_size=10)
-ENGINES = st.sampled_from(["uring", "posix"])
+ENGINES = st.sampled_from(["uring", "uring", "posix", "posix", "record"])
+LOG_MOST = 64 * MIB
+"""A longer log of the record engine is not read any more: each time takes all of it."""
 ENDS = st.sampled_from(["pause", "pause", "close", "kill"])
 """How a disk comes to be closed, for what is done to its files."""
 
@@ -86,6 +90,7 @@ class ChainMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.directory = Path(tempfile.mkdtemp(prefix="xenblk-model-"))
+        self.log = self.directory / "log"
         self.writes = 1
         self.served: Served | None = None
         self.guest: Guest | None = None
@@ -122,7 +127,9 @@ class ChainMachine(RuleBasedStateMachine):
 
     def serve(self, engine: str) -> None:
         """By a new tapdisk."""
-        self.served = Served(self.directory, self.files.leaf.spec, engine=engine)
+        self.log.unlink(missing_ok=True)
+        name = f"record:{self.log}:uring" if engine == "record" else engine
+        self.served = Served(self.directory, self.files.leaf.spec, engine=name)
         self.connect()
 
     def connect(self) -> None:
@@ -150,6 +157,21 @@ class ChainMachine(RuleBasedStateMachine):
         leaf = self.files.leaf
         number = self.writes
         return [draft.op(self.model.sectors, leaf.block_sectors, number + i) for i, draft in enumerate(load)]
+
+    def logged(self) -> int:
+        """Bytes of the record engine's log; 0 if there is none, or it is too long."""
+        size = self.log.stat().st_size if self.log.exists() else 0
+        return size if size < LOG_MOST else 0
+
+    def judge_durable(self, since: int) -> None:
+        """All that tapdisk has done to files since the log had so many bytes is on the medium."""
+        if not (since and self.logged()):
+            return
+        before = {file.path: len(file.changes) for file in read_log(self.log, since)}
+        for file in read_log(self.log):
+            for change in file.changes[before.get(file.path, 1) :]:
+                assert change.kind == SIZE or file.durable(change), f"{file.path}: {change.offset} was not synced"
+        opinions.consulted["log"] += 1
 
     def apply(self, requests: Sequence[Request]) -> None:
         """Judges and notes what has become of requests that were under way together."""
@@ -190,8 +212,12 @@ class ChainMachine(RuleBasedStateMachine):
     @rule(load=LOADS)
     def one_by_one(self, load: list[Draft]) -> None:
         """Requests that follow each other."""
+        begun = min(self.logged(), len(MAGIC))
         for op in self.ops(load):
+            since = self.logged() if op.fua else begun
             [request] = self.disk[1].run([op])
+            if op.fua or op.kind == "flush":
+                self.judge_durable(since)
             if op.kind == "read":
                 self.model.judge(op.start, request.data(), "a read")
             else:
@@ -368,6 +394,7 @@ class ChainMachine(RuleBasedStateMachine):
             shutil.rmtree(self.directory)
 
 
+@pytest.mark.slow
 def test_a_disk_holds_what_its_model_does() -> None:
     number = hypothesis.core.global_force_seed
     if number is None:
@@ -389,5 +416,5 @@ def test_a_disk_holds_what_its_model_does() -> None:
     machine: Callable[[], RuleBasedStateMachine] = seed(number)(ChainMachine)
     run_state_machine_as_test(machine, settings=how)  # type: ignore[no-untyped-call]
     print(dict(opinions.consulted))
-    for who in ("check", "vhdref", "map", "compare", "libvhdi"):
+    for who in ("check", "vhdref", "map", "compare", "libvhdi", "log"):
         assert opinions.consulted[who], f"{who} was never asked"
