@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -38,6 +39,16 @@ int fsync(int fd)
 		return (int)syscall(SYS_fsync, fd);
 	errno = number;
 	return -1;
+}
+
+/* The same for a socket's: $LISTEN_LATE, microseconds, is what goes before it. */
+int listen(int fd, int backlog)
+{
+	const char *late = getenv("LISTEN_LATE");
+
+	if (late)
+		usleep((useconds_t)atoi(late));
+	return (int)syscall(SYS_listen, fd, backlog);
 }
 
 static int ring_start(struct transport *t, const struct image_info *info,
