@@ -29,6 +29,8 @@ from tests.lib.tapctl import Served
 from tests.lib.vhdmake import MIB
 
 EXAMPLES = int(os.environ.get("XENBLK_MODEL_EXAMPLES", "50"))
+ENOUGH = 40
+"""Of so many runs some ask each of the other readers."""
 STEPS = int(os.environ.get("XENBLK_MODEL_STEPS", "40"))
 SHRINK = os.environ.get("XENBLK_MODEL_SHRINK", "1") != "0"
 MOST_IMAGES = 6
@@ -416,5 +418,5 @@ def test_a_disk_holds_what_its_model_does() -> None:
     machine: Callable[[], RuleBasedStateMachine] = seed(number)(ChainMachine)
     run_state_machine_as_test(machine, settings=how)  # type: ignore[no-untyped-call]
     print(dict(opinions.consulted))
-    for who in ("check", "vhdref", "map", "compare", "libvhdi", "log"):
+    for who in () if EXAMPLES < ENOUGH else ("check", "vhdref", "map", "compare", "libvhdi", "log"):
         assert opinions.consulted[who], f"{who} was never asked"
