@@ -16,7 +16,7 @@ from pathlib import Path
 
 import hypothesis.core
 import pytest
-from hypothesis import Phase, seed, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
@@ -406,8 +406,9 @@ def test_a_disk_holds_what_its_model_does() -> None:
     how = settings(
         max_examples=EXAMPLES,
         stateful_step_count=STEPS,
-        # How long a step takes says nothing on a busy machine.
+        # How long a step, or drawing it, takes says nothing on a busy machine.
         deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
         print_blob=True,
         derandomize=False,
         # Examples of another tree's bugs.
