@@ -178,7 +178,9 @@ class ChainFiles:
         member, parent = self.members[number : number + 2]
         if number:
             child = self.members[number - 1]
-            ok("modify", "-n", child.path, "-p", parent.path, *_raw_flag(parent))
+            # Made as large as its child was, it may have been rounded up to a block.
+            force = ["--force"] if parent.holds.sectors > child.holds.sectors else []
+            ok("modify", "-n", child.path, "-p", parent.path, *_raw_flag(parent), *force)
             member.path.unlink()
         else:
             parent.path.rename(member.path)
