@@ -28,8 +28,8 @@ from tests.lib.recordlog import MAGIC, SIZE, read_log
 from tests.lib.tapctl import Served
 from tests.lib.vhdmake import MIB
 
-EXAMPLES = int(os.environ.get("XENBLK_MODEL_EXAMPLES", "50"))
-ENOUGH = 40
+EXAMPLES = int(os.environ.get("XENBLK_MODEL_EXAMPLES", "30"))
+ENOUGH = 30
 """Of so many runs some ask each of the other readers."""
 STEPS = int(os.environ.get("XENBLK_MODEL_STEPS", "40"))
 SHRINK = os.environ.get("XENBLK_MODEL_SHRINK", "1") != "0"
