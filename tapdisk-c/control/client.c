@@ -238,7 +238,8 @@ static void remove_if_stale(int dir, const char *name)
 	char c;
 
 	if (sscanf(name, "stats%d.%d%c", &pid, &minor, &c) != 2 &&
-	    sscanf(name, "nbd%d.%d.%d%c", &pid, &minor, &pid, &c) != 3)
+	    sscanf(name, "nbd%d.%d.%d%c", &pid, &minor, &pid, &c) != 3 &&
+	    sscanf(name, "ctl%d.%d%c", &pid, &pid, &c) != 2)
 		pid = 0;
 	if (sscanf(name, "nospace.%d%c", &minor, &c) == 1) {
 		fd = openat(dir, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW |

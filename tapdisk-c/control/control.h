@@ -25,5 +25,7 @@ const char *control_dir(void);
 
 /* control_dir()/ctl<pid>; -ENAMETOOLONG if a socket address can't hold it. */
 int control_socket_path(char *path, size_t size, int pid, struct error *err);
+/* The name of that socket before it listens. */
+int control_early_path(char *path, size_t size, int pid, struct error *err);
 
 #endif

@@ -267,24 +267,38 @@ static int make_dir(const char *dir, struct error *err)
 	return 0;
 }
 
+/*
+ * Who waits for the name may connect as soon as it is there. So the socket has
+ * another one until it listens.
+ */
 static int listen_at(struct control_server *control, struct error *err)
 {
 	const char *path = control->address.sun_path;
+	struct sockaddr_un early = { .sun_family = AF_UNIX };
+	int rc;
 
+	rc = control_early_path(early.sun_path, sizeof(early.sun_path),
+				getpid(), err);
+	if (rc)
+		return rc;
 	control->fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC |
 			     SOCK_NONBLOCK, 0);
 	if (control->fd < 0)
 		return error_set(err, -errno, "control socket: %s",
 				 strerror(errno));
-	/* The name carries our pid, so what has it is a dead process's. */
-	if (unlink(path) && errno != ENOENT)
-		return error_set(err, -errno, "%s: %s", path, strerror(errno));
+	/* The names carry our pid, so what has them is a dead process's. */
+	if (unlink(early.sun_path) && errno != ENOENT)
+		return error_set(err, -errno, "%s: %s", early.sun_path,
+				 strerror(errno));
 	if (fchmod(control->fd, 0600) ||
-	    bind(control->fd, (struct sockaddr *)&control->address,
-		 sizeof(control->address)) ||
-	    listen(control->fd, MAX_CLIENTS))
-		return error_set(err, -errno, "%s: %s", path, strerror(errno));
-	return 0;
+	    bind(control->fd, (struct sockaddr *)&early, sizeof(early)))
+		return error_set(err, -errno, "%s: %s", early.sun_path,
+				 strerror(errno));
+	if (!listen(control->fd, MAX_CLIENTS) && !rename(early.sun_path, path))
+		return 0;
+	rc = error_set(err, -errno, "%s: %s", path, strerror(errno));
+	unlink(early.sun_path);
+	return rc;
 }
 
 int control_server_open(struct control_server **control, struct server *server,

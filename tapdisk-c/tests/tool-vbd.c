@@ -9,6 +9,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -40,6 +41,16 @@ int fsync(int fd)
 		return ((int (*)(int))(uintptr_t)dlsym(RTLD_NEXT, "fsync"))(fd);
 	errno = number;
 	return -1;
+}
+
+/* The same for a socket's: $LISTEN_LATE, microseconds, is what goes before it. */
+int listen(int fd, int backlog)
+{
+	const char *late = getenv("LISTEN_LATE");
+
+	if (late)
+		usleep((useconds_t)atoi(late));
+	return (int)syscall(SYS_listen, fd, backlog);
 }
 
 static int ring_start(struct transport *t, const struct image_info *info,

@@ -355,6 +355,8 @@ static void nbd_close(struct transport *transport)
 	struct nbd *nbd = nbd_of(transport);
 
 	socket_close(nbd);
+	/* Clients that left after the socket was closed may have set it again. */
+	engine_timer_cancel(nbd->engine, &nbd->tick);
 	/* The process ends, with a disk that is paused: the engine still has their requests. */
 	list_for_each(pos, &nbd->conns)
 		engine_timer_cancel(nbd->engine,

@@ -202,7 +202,9 @@ def test_what_a_killed_tapdisk_leaves_is_removed(tmp_path: Path, image: Path, ru
         served.kill()
         early = f"nbd{served.pid}.{MINOR}.{served.pid}"
         (served.directory / early).touch()
-        left = {f"stats{served.pid}.{MINOR}", f"nospace.{MINOR}", f"nbd{served.pid}.{MINOR}", early}
+        unheard = f"ctl{served.pid}.{served.pid}"
+        (served.directory / unheard).touch()
+        left = {f"stats{served.pid}.{MINOR}", f"nospace.{MINOR}", f"nbd{served.pid}.{MINOR}", early, unheard}
         assert left <= {entry.name for entry in served.directory.iterdir()}
         # io_uring holds the control socket a moment longer than the process lives.
         end = time.monotonic() + 20
@@ -211,3 +213,21 @@ def test_what_a_killed_tapdisk_leaves_is_removed(tmp_path: Path, image: Path, ru
             assert time.monotonic() < end
         served.clean()
         assert not left & {entry.name for entry in served.directory.iterdir()}
+
+
+def test_a_client_that_was_idle_is_no_hindrance_to_detaching(tmp_path: Path, image: Path) -> None:
+    """That it has gone is the first that is heard from it for 2 s, after the socket was closed."""
+    with Served(tmp_path, f"aio:{image}") as served, NbdDisk(served.socket) as disk:
+        assert disk.batch(["r 0 1"]) == ["0"]
+        time.sleep(2.5)
+        served.ok("close", "-f")
+        served.ok("detach")
+        assert served.process.wait(timeout=60) == 0, served.log()
+
+
+def test_a_tapdisk_answers_as_soon_as_its_control_socket_is_there(
+    tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LISTEN_LATE", "200000")
+    with Served(tmp_path, f"aio:{image}"):
+        pass

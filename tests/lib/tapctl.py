@@ -50,6 +50,15 @@ class Served:
         self.process = subprocess.Popen([program("tests/tool-vbd", mode)], env=self._env, stderr=self._errors)
         self.pid = self.process.pid
         self.socket = self.directory / f"nbd{self.pid}.{MINOR}"
+        try:
+            self._open(spec, *options)
+        except AssertionError:
+            self.kill()
+            print(self.log())
+            self._errors.close()
+            raise
+
+    def _open(self, spec: str, *options: str) -> None:
         end = time.monotonic() + START_SECONDS
         while not (self.directory / f"ctl{self.pid}").exists():
             assert self.process.poll() is None and time.monotonic() < end, self.log()
