@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-only */
 #include "jobs/job.h"
 
+#include <errno.h>
 #include <string.h>
 
 #include "jobs/pump.h"
@@ -24,10 +25,20 @@ int job_image(struct job *job, struct image **image,
 	      const struct image_driver *driver, struct image_open_args args,
 	      struct error *err)
 {
+	int rc;
+
 	args.engine = job->engine;
 	args.stream = &job->stream;
 	args.config = job->cfg;
 	args.max_requests = PUMP_SLOTS;
+	/*
+	 * What a guest's disk holds is not in the page cache, and need not go
+	 * there. Where a file system has no direct I/O the open says so.
+	 */
+	args.buffered = !args.readonly;
+	rc = driver->open(image, &args, err);
+	if (rc != -EINVAL || args.buffered)
+		return rc;
 	args.buffered = true;
 	return driver->open(image, &args, err);
 }

@@ -33,7 +33,10 @@ struct job {
 /* Zeroed before. The engine is the configured one, or where uring is forbidden posix. */
 int job_open(struct job *job, const struct config *cfg,
 	     const struct job_watch *watch, struct error *err);
-/* args has what is special: path, readonly, alone, child, any_sector. All are buffered. */
+/*
+ * args has what is special: path, readonly, alone, child, any_sector. What is written
+ * is buffered, what is read is if it can't be direct.
+ */
 int job_image(struct job *job, struct image **image,
 	      const struct image_driver *driver, struct image_open_args args,
 	      struct error *err);

@@ -19,6 +19,11 @@
 #define MAX_EXTENTS	32u
 /* Zeros that are left out: less is not worth a second write. */
 #define ZERO_UNIT	(64u << 10)
+/*
+ * What is written goes to the medium meanwhile, so that the last flush has little
+ * left; not too often, since a file system makes others wait for it.
+ */
+#define FLUSH_BYTES	(256u << 20)
 /* How long a stop may wait to be seen while no I/O ends. */
 #define LOOK_MS		200
 
@@ -45,7 +50,10 @@ struct copy {
 	uint64_t next, sectors;
 	uint32_t stretch;
 	uint64_t done;
-	unsigned int busy;		/* slots */
+	unsigned int busy;		/* slots, and the flush */
+	struct image_request flush;
+	bool flushing;
+	uint64_t unflushed;		/* bytes written since one began */
 	uint16_t buffer;
 	int rc;
 	struct error *err;
@@ -80,6 +88,26 @@ static void submit(struct slot *s, struct image *image, enum image_op op,
 	s->req.max_extents = MAX_EXTENTS;
 	s->req.done = ended;
 	image->driver->submit(image, &s->req);
+}
+
+static void flushed(struct image_request *req, int err)
+{
+	struct copy *c = container_of(req, struct copy, flush);
+
+	c->flushing = false;
+	c->busy--;
+	if (err && !c->rc)
+		c->rc = error_set(c->err, err, "%s: flush: %s",
+				  c->args->to_name, strerror(-err));
+}
+
+static void flush(struct copy *c)
+{
+	c->flush = (struct image_request){ .op = IMAGE_FLUSH, .done = flushed };
+	c->flushing = true;
+	c->busy++;
+	c->unflushed = 0;
+	c->args->to->driver->submit(c->args->to, &c->flush);
 }
 
 /* The next stretch; false: there is none. */
@@ -253,6 +281,9 @@ static void ended(struct image_request *req, int err)
 			fail(c, c->args->to_name, "writing", req->sector, err);
 		s->from += req->count << SECTOR_SHIFT;
 		s->state = STATE_READ;
+		c->unflushed += (uint64_t)req->count << SECTOR_SHIFT;
+		if (c->unflushed >= FLUSH_BYTES && !c->flushing && !c->rc)
+			flush(c);
 		break;
 	case STATE_NEXT:
 		break;
@@ -279,26 +310,6 @@ static int wait_all(struct copy *c)
 		tell(c);
 	}
 	return rc;
-}
-
-static void flushed(struct image_request *req, int err)
-{
-	struct slot *s = container_of(req, struct slot, req);
-
-	s->copy->busy--;
-	if (err && !s->copy->rc)
-		s->copy->rc = error_set(s->copy->err, err, "%s: flush: %s",
-					s->copy->args->to_name, strerror(-err));
-}
-
-static int flush(struct copy *c)
-{
-	struct slot *s = &c->slot[0];
-
-	s->req = (struct image_request){ .op = IMAGE_FLUSH, .done = flushed };
-	c->busy = 1;
-	c->args->to->driver->submit(c->args->to, &s->req);
-	return wait_all(c);
 }
 
 int pump_run(const struct pump *pump, struct error *err)
@@ -335,8 +346,10 @@ int pump_run(const struct pump *pump, struct error *err)
 		run(&c->slot[i]);
 	}
 	rc = wait_all(c);
-	if (!rc && !c->rc)
-		rc = flush(c);
+	if (!rc && !c->rc) {
+		flush(c);
+		rc = wait_all(c);
+	}
 	if (rc)
 		error_set(err, rc, "%s: the I/O engine: %s", pump->to_name,
 			  strerror(-rc));

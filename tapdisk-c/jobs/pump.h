@@ -11,7 +11,7 @@
 #include "drivers/image.h"
 
 /* Transfers under way at once, each of at most PUMP_BYTES. */
-#define PUMP_SLOTS	16u
+#define PUMP_SLOTS	32u
 #define PUMP_BYTES	(1u << 20)
 
 struct pump {
@@ -26,7 +26,7 @@ struct pump {
 
 /*
  * Writes to sectors of to what from says it holds, and nothing where it has
- * holes; then flushes. The order of the writes is not that of the sectors. Runs
+ * holes; then flushes, and now and then before. The order of the writes is not that of the sectors. Runs
  * the engine itself; nothing is in flight on return. -ENOSPC, before anything is
  * written, if to is smaller; -ECANCELED if it was stopped; else the first error,
  * with the side and the place in the message.

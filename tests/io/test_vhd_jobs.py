@@ -336,6 +336,15 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a.raw"]
 
 
+def test_a_file_that_cannot_be_as_large_as_the_disk_grows_by_what_it_needs(tmp_path: Path) -> None:
+    write_raw(tmp_path / "a.raw", 2048 * MIB // 512, {7: 1, 300_000: 2})
+    argv = ["prlimit", f"--fsize={200 * MIB}", str(program("vhd-util")), "convert"]
+    argv += ["-n", f"raw:{tmp_path}/a.raw", "-N", f"vhd:{tmp_path}/new"]
+    result = subprocess.run(argv, env=ENV, capture_output=True, check=False)
+    assert (result.returncode, result.stderr) == (0, b"")
+    qemu_equal(tmp_path / "a.raw", "raw", tmp_path / "new", "vpc")
+
+
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_it_and_leaves_nothing(tmp_path: Path, sig: signal.Signals) -> None:
     with (tmp_path / "a.raw").open("wb") as f:
