@@ -19,6 +19,9 @@
 #define MAX_EXTENTS	32u
 /* Zeros that are left out: less is not worth a second write. */
 #define ZERO_UNIT	(64u << 10)
+#define ZERO_SECTORS	(ZERO_UNIT >> SECTOR_SHIFT)
+/* To write a part of a file system's block costs more than the whole of it. */
+#define UNIT_SECTORS	8u
 /*
  * What is written goes to the medium meanwhile, so that the last flush has little
  * left; not too often, since a file system makes others wait for it.
@@ -143,11 +146,55 @@ static void advance(struct slot *s, uint32_t count)
 {
 	s->at += count;
 	s->copy->done += count;
-	if (s->extent < s->req.nr_extents) {
-		s->extents[s->extent].count -= count;
-		if (!s->extents[s->extent].count)
+	while (count && s->extent < s->req.nr_extents) {
+		struct image_extent *e = &s->extents[s->extent];
+		uint32_t n = e->count < count ? e->count : count;
+
+		count -= n;
+		e->count -= n;
+		if (!e->count)
 			s->extent++;
 	}
+}
+
+static bool has_data(const struct slot *s, const struct image_extent *e)
+{
+	return !e->hole && !(e->zero && s->copy->args->skip_zeros);
+}
+
+/*
+ * How many sectors from at on are moved together, or if !*data passed over. Where
+ * the target reads as zeros a run has whole units, and small holes in it.
+ */
+static uint32_t next_run(const struct slot *s, bool *data)
+{
+	const uint64_t left = s->end - s->at;
+	uint64_t pos = 0, end = 0, skip;
+
+	*data = has_data(s, &s->extents[s->extent]);
+	if (!s->copy->args->skip_zeros) {
+		end = s->extents[s->extent].count;
+		return (uint32_t)(end < left ? end : left);
+	}
+	for (uint32_t i = s->extent; i < s->req.nr_extents && pos < left; i++) {
+		uint32_t n = s->extents[i].count;
+
+		if (has_data(s, &s->extents[i])) {
+			end = pos + n;
+		} else if (!end) {
+			skip = (s->at + pos + n) / UNIT_SECTORS * UNIT_SECTORS;
+			if (skip > s->at)
+				return (uint32_t)(skip - s->at < left ?
+						  skip - s->at : left);
+		} else if (n >= ZERO_SECTORS) {
+			break;
+		}
+		pos += n;
+	}
+	*data = end;
+	if (end)
+		pos = round_up_u64(s->at + end, UNIT_SECTORS) - s->at;
+	return (uint32_t)(pos < left ? pos : left);
 }
 
 /* The next run in the buffer that must be written; false: nothing is left. */
@@ -177,12 +224,10 @@ static bool next_data(struct slot *s)
 	struct copy *c = s->copy;
 
 	while (s->at < s->end && s->extent < s->req.nr_extents) {
-		const struct image_extent *e = &s->extents[s->extent];
-		uint32_t n = e->count;
+		bool data;
+		uint32_t n = next_run(s, &data);
 
-		if (n > s->end - s->at)
-			n = (uint32_t)(s->end - s->at);
-		if (!e->hole && !(e->zero && c->args->skip_zeros)) {
+		if (data) {
 			give_back(s);
 			if (n > s->end - s->at)
 				n = (uint32_t)(s->end - s->at);

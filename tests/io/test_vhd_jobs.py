@@ -16,6 +16,7 @@ from tests.lib import vhdmake, vhdref
 from tests.lib.disk import Disk, pattern, write_raw
 from tests.lib.nbdserver import serve
 from tests.lib.programs import program
+from tests.lib.recordlog import WRITE, read_log
 from tests.lib.vhdmake import MIB, Spec
 from tests.lib.vhdutil import FOUND, fails, ok, run
 
@@ -256,6 +257,21 @@ def test_copy_reads_as_the_chain_and_has_no_parent(tmp_path: Path, seed: int, ra
     assert hashlib.sha256(data).hexdigest() == disk_of(leaf)
     qemu_equal(new, "vpc", tmp_path / "new.raw", "raw")
     assert sorted(os.listdir(tmp_path)) == ["base", "leaf.vhd", "middle.vhd", "new.raw", "new.vhd"]
+
+
+def test_a_raw_copy_is_written_in_whole_units_and_over_small_holes(tmp_path: Path) -> None:
+    ok("create", "-n", tmp_path / "base.vhd", "-s", 16)
+    child = tmp_path / "child.vhd"
+    ok("snapshot", "-n", child, "-p", tmp_path / "base.vhd", "-e")
+    written = {3: 1, 9: 2, 30: 3, 31: 4, 157: 5, 300: 6, 5000: 7, SECTORS - 1: 8}
+    with Disk(f"vhd:{child}") as disk:
+        assert set(disk.batch([f"w {sector} 1 {seed}" for sector, seed in written.items()])) == {"ok"}
+    log = tmp_path / "log"
+    argv = [str(program("vhd-util")), "convert", "-n", f"vhd:{child}", "-N", f"raw:{tmp_path}/new"]
+    subprocess.run(argv, env={**ENV, "XENBLK_ENGINE": f"record:{log}:uring"}, check=True)
+    writes = [(c.offset // 512, c.length // 512) for f in read_log(log) for c in f.changes if c.kind == WRITE]
+    assert sorted(writes) == [(0, 160), (296, 8), (5000, 8), (SECTORS - 8, 8)]
+    assert hashlib.sha256((tmp_path / "new").read_bytes()).hexdigest() == disk_of(child)
 
 
 def test_size_is_the_sources_to_the_sector(tmp_path: Path) -> None:
