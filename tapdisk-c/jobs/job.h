@@ -6,20 +6,13 @@
 #ifndef XENBLK_JOB_H
 #define XENBLK_JOB_H
 
-#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 
 #include "common/config.h"
 #include "common/error.h"
+#include "common/watch.h"
 #include "drivers/image.h"
-
-/* What a job tells and heeds; all may be 0. As in struct pump. */
-struct job_watch {
-	const volatile sig_atomic_t *stop;
-	void (*progress)(void *priv, uint64_t done, uint64_t total);
-	void *priv;
-};
 
 struct job {
 	const struct config *cfg;

@@ -191,12 +191,18 @@ static int check_blocks(const struct vhd_image *image,
 			fetch_bitmap(image, ahead);
 			fetched++;
 		}
-		rc = check_bitmap(image, i, bitmap, r, err);
+		job_tell(options->watch, i, image->bat_entries);
+		rc = vhd_stopped(image->path, options->watch, err);
+		if (!rc)
+			rc = check_bitmap(image, i, bitmap, r, err);
 		fetched--;
 	}
 	free(bitmap);
 	if (rc)
 		return rc;
+	if (options->bitmaps)
+		job_tell(options->watch, image->bat_entries,
+			 image->bat_entries);
 	if (image->has_batmap && !image->batmap_ok)
 		warn(r, "batmap: checksum is wrong; it counts as empty");
 	if (!image->is_blk && image->file_size > image->data_end + tail) {
