@@ -7,6 +7,11 @@
 #include "jobs/pump.h"
 
 #define ENGINE_DEPTH 256u
+/*
+ * What is written goes to the medium meanwhile, so that the last flush has little
+ * left; not too often, since a file system makes others wait for it.
+ */
+#define FLUSH_BYTES (256u << 20)
 
 int job_open(struct job *job, const struct config *cfg,
 	     const struct job_watch *watch, struct error *err)
@@ -64,7 +69,7 @@ int job_copy(struct job *job, bool skip_zeros, struct error *err)
 	struct pump pump = {
 		.from = job->from, .to = job->to,
 		.from_name = job->from_name, .to_name = job->to_name,
-		.skip_zeros = skip_zeros,
+		.skip_zeros = skip_zeros, .flush_bytes = FLUSH_BYTES,
 		.stop = job->watch->stop, .progress = job->watch->progress,
 		.priv = job->watch->priv,
 	};

@@ -22,11 +22,6 @@
 #define ZERO_SECTORS	(ZERO_UNIT >> SECTOR_SHIFT)
 /* To write a part of a file system's block costs more than the whole of it. */
 #define UNIT_SECTORS	8u
-/*
- * What is written goes to the medium meanwhile, so that the last flush has little
- * left; not too often, since a file system makes others wait for it.
- */
-#define FLUSH_BYTES	(256u << 20)
 /* How long a stop may wait to be seen while no I/O ends. */
 #define LOOK_MS		200
 
@@ -327,7 +322,9 @@ static void ended(struct image_request *req, int err)
 		s->from += req->count << SECTOR_SHIFT;
 		s->state = STATE_READ;
 		c->unflushed += (uint64_t)req->count << SECTOR_SHIFT;
-		if (c->unflushed >= FLUSH_BYTES && !c->flushing && !c->rc)
+		if (c->args->flush_bytes &&
+		    c->unflushed >= c->args->flush_bytes && !c->flushing &&
+		    !c->rc)
 			flush(c);
 		break;
 	case STATE_NEXT:
