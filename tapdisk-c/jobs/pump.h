@@ -27,7 +27,7 @@ struct pump {
 
 /*
  * Writes to sectors of to what from says it holds, and nothing where it has
- * holes; then flushes. The order of the writes is not that of the sectors. Runs
+ * holes, but with skip_zeros zeros into small ones; then flushes. The order of the writes is not that of the sectors. Runs
  * the engine itself; nothing is in flight on return. -ENOSPC, before anything is
  * written, if to is smaller; -ECANCELED if it was stopped; else the first error,
  * with the side and the place in the message.
