@@ -38,11 +38,12 @@ int job_image(struct job *job, struct image **image,
 	args.max_requests = PUMP_SLOTS;
 	/*
 	 * What a guest's disk holds is not in the page cache, and need not go
-	 * there. Nor what goes into a new raw image in large pieces; small ones and
-	 * the metadata of a VHD cost less that way. Where a file system has no direct
+	 * there. Nor what goes into a new raw image in large pieces, or where the file
+	 * has space; in small pieces new space costs less that way. Where a file system has no direct
 	 * I/O the open says so.
 	 */
-	args.buffered = !args.readonly && (driver != &raw_driver || args.child);
+	args.buffered = !args.readonly && !job->in_place &&
+			(driver != &raw_driver || args.child);
 	rc = driver->open(image, &args, err);
 	if (rc != -EINVAL || args.buffered)
 		return rc;

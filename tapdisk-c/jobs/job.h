@@ -20,6 +20,7 @@ struct job {
 	struct engine *engine;
 	struct io_stream stream;
 	struct image *from, *to;
+	bool in_place;			/* set before to is opened: its file has space for nearly all that comes */
 	const char *from_name, *to_name;
 };
 
@@ -28,7 +29,7 @@ int job_open(struct job *job, const struct config *cfg,
 	     const struct job_watch *watch, struct error *err);
 /*
  * args has what is special: path, readonly, alone, child, any_sector. What is written
- * is buffered, what is read is if it can't be direct.
+ * is mostly buffered, all else is if it can't be direct.
  */
 int job_image(struct job *job, struct image **image,
 	      const struct image_driver *driver, struct image_open_args args,

@@ -102,6 +102,25 @@ def test_parent_reads_as_the_child_does_and_the_child_is_untouched(tmp_path: Pat
         ok("check", "-n", child, "-p", "-b")
 
 
+@pytest.mark.parametrize("raw", [False, True])
+def test_parent_with_space_for_all_is_written_in_place(tmp_path: Path, raw: bool) -> None:
+    rng = random.Random(3)
+    base = root(tmp_path / "base", rng, raw=raw)
+    if not raw:
+        ok("fill", "-n", base)
+    # without holes
+    data = base.read_bytes()
+    base.write_bytes(data)
+    child = child_of(base, tmp_path / "child.vhd", rng, 1000, raw=raw)
+    before, bytes_before, space = expected_parent(child), child.read_bytes(), base.stat().st_blocks
+    ok("coalesce", "-n", child)
+    assert child.read_bytes() == bytes_before
+    assert (base.read_bytes() if raw else expected_parent(base)) == before
+    assert base.stat().st_blocks == space
+    if not raw:
+        ok("check", "-n", child, "-p", "-b")
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_only_the_childs_own_sectors_go_into_the_middle_of_a_chain(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
