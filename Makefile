@@ -5,7 +5,7 @@
 #   make demo        on a bare Debian 12: xl create of a guest on a VHD chain, shown step by step
 #   make test        on a bare Debian 12: all tests
 #   make soak        crash states and fuzz executions by the million; can be stopped, goes on: docs/testing.md
-#   make bench       our NBD server against others; QUICK=1 in three minutes; see docs/performance.md
+#   make bench       our NBD server and vhd-util against others; QUICK=1 in four minutes; see docs/performance.md
 #   make install     DESTDIR= prefix= sysconfdir=
 #   make uninstall
 

@@ -42,10 +42,12 @@
 
 /*
  * How far a file is extended at a time, at first and at most: a hole, cut off at
- * close. Each step is twice the one before.
+ * close. Each step is twice the one before. Through the page cache the sync of a
+ * step has to wait for all that is written, so there is one for nearly all sizes.
  */
 #define VHD_GROW_BYTES	   (64ull << 20)
 #define VHD_GROW_MAX_BYTES (1ull << 30)
+#define VHD_GROW_BUFFERED_BYTES (64ull << 30)
 
 /* What one request may have in flight where it need not be quick. */
 #define VHD_MAX_PENDING	16u

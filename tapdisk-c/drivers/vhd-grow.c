@@ -32,6 +32,7 @@ static void grown(struct io_req *io, int err)
 {
 	struct vhd_grower *grow = container_of(io, struct vhd_grower, io);
 	struct vhd_disk *disk = container_of(grow, struct vhd_disk, grow);
+	bool again = false;
 	struct list waiting;
 
 	if (!err && io->op == IO_WRITE && io->offset == grow->target &&
@@ -48,7 +49,10 @@ static void grown(struct io_req *io, int err)
 		image_queue(&disk->image, io);
 		return;
 	}
-	if (err)
+	/* A file so large can't be, or not yet: in smaller steps it may do. */
+	if (err && io->op == IO_WRITE && grow->step > VHD_GROW_MAX_BYTES)
+		again = true;
+	if (err && !again)
 		log_error("cannot extend the image path=%s err=%d",
 			  disk->leaf->path, -err);
 	/* The kernel tells once of the writes that it could not do. */
@@ -61,7 +65,7 @@ static void grown(struct io_req *io, int err)
 	grow->busy = false;
 	list_init(&waiting);
 	list_splice(&grow->waiting, &waiting);
-	vhd_wake(disk, &waiting, err);
+	vhd_wake(disk, &waiting, again ? 0 : err);
 }
 
 /*
@@ -163,7 +167,7 @@ int vhd_grow_init(struct vhd_disk *disk)
 		return -ENOMEM;
 	memset(grow->buf, 0, IMAGE_ALIGN);
 	vhd_footer_encode(grow->buf, &leaf->footer);
-	grow->step = VHD_GROW_BYTES;
+	grow->step = disk->buffered ? VHD_GROW_BUFFERED_BYTES : VHD_GROW_BYTES;
 	grow->most = round_up_u64(leaf->data_end + (uint64_t)leaf->bat_entries *
 				  round_up_u64(vhd_block_bytes(leaf), IMAGE_ALIGN),
 				  VHD_GROW_BYTES);

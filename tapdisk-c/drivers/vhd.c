@@ -241,6 +241,7 @@ int vhd_disk_new(struct vhd_disk **out, struct vhd_chain *chain,
 	disk->chain = chain;
 	disk->leaf = disk->chain->image[0];
 	disk->unsynced_dir = -1;
+	disk->buffered = args->buffered;
 	disk->image.driver = &vhd_driver;
 	disk->image.engine = args->engine;
 	disk->image.stream = args->stream;
@@ -308,7 +309,6 @@ static int vhd_image_open(struct image **image,
 	}
 	if (!args->readonly && !disk->leaf->is_blk)
 		vhd_name_open(disk);
-	disk->buffered = args->buffered;
 	vhd_files_add(disk);
 	*image = &disk->image;
 	return 0;

@@ -147,7 +147,7 @@ static int change(enum what what, uint64_t size, bool flag, struct error *err)
 	case RESIZE_IN_PLACE:
 		return vhd_resize(&resize, fuzz_config(), err);
 	case FILL:
-		return vhd_fill(memory_path(0), fuzz_config(), err);
+		return vhd_fill(memory_path(0), fuzz_config(), NULL, err);
 	case SET_PARENT:
 	case NR_WHAT:
 		break;

@@ -12,8 +12,34 @@
 #include "jobs/job.h"
 #include "vhd/vhd-internal.h"
 
+/*
+ * Whether the parent's file has few holes, and all blocks that the child has:
+ * nearly every write goes to where there is space already.
+ */
+static bool has_space(const struct vhd_parent *parent,
+		      const struct vhd_image *child)
+{
+	const struct vhd_image *image = parent->vhd;
+	uint64_t size = (uint64_t)parent->st.st_size;
+
+	if (S_ISREG(parent->st.st_mode) &&
+	    (uint64_t)parent->st.st_blocks * 512 < size - size / 16)
+		return false;
+	if (!image || image->footer.type == VHD_FIXED)
+		return true;
+	if (image->spb != child->spb)
+		return false;
+	for (uint32_t i = 0; i < child->bat_entries; i++)
+		if (vhd_bat(child, i) != VHD_BAT_UNUSED &&
+		    (i >= image->bat_entries ||
+		     vhd_bat(image, i) == VHD_BAT_UNUSED))
+			return false;
+	return true;
+}
+
 static int find_parent(struct vhd_parent *parent, const struct vhd_image *child,
-		       const struct config *cfg, struct error *err)
+		       const struct config *cfg, bool *in_place,
+		       struct error *err)
 {
 	char *extra = vhd_extra_dir(child->path);
 	struct stat seen;
@@ -26,6 +52,7 @@ static int find_parent(struct vhd_parent *parent, const struct vhd_image *child,
 		rc = vhd_parent_open(parent, child, cfg, extra, 0, &seen, 1,
 				     err);
 	free(extra);
+	*in_place = !rc && has_space(parent, child);
 	/* It is locked for reading; the job needs it for writing. */
 	if (!rc && parent->vhd)
 		vhd_close(parent->vhd);
@@ -119,7 +146,7 @@ int job_coalesce(const char *path, const struct config *cfg,
 		rc = error_set(err, -EINVAL,
 			       "%s: has no parent to coalesce into", path);
 	else
-		rc = find_parent(&parent, child, cfg, err);
+		rc = find_parent(&parent, child, cfg, &job.in_place, err);
 	if (!rc)
 		rc = job_open(&job, cfg, watch, err);
 	if (!rc)

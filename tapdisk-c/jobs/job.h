@@ -6,21 +6,13 @@
 #ifndef XENBLK_JOB_H
 #define XENBLK_JOB_H
 
-#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 
 #include "common/config.h"
 #include "common/error.h"
+#include "common/watch.h"
 #include "drivers/image.h"
-
-/* What a job tells and heeds; all may be 0. As in struct pump. */
-struct job_watch {
-	const volatile sig_atomic_t *stop;
-	void (*progress)(void *priv, uint64_t done, uint64_t total);
-	void *priv;
-	uint64_t *written;		/* gets the sectors that were written added */
-};
 
 struct job {
 	const struct config *cfg;
@@ -28,13 +20,17 @@ struct job {
 	struct engine *engine;
 	struct io_stream stream;
 	struct image *from, *to;
+	bool in_place;			/* set before to is opened: its file has space for nearly all that comes */
 	const char *from_name, *to_name;
 };
 
 /* Zeroed before. The engine is the configured one, or where uring is forbidden posix. */
 int job_open(struct job *job, const struct config *cfg,
 	     const struct job_watch *watch, struct error *err);
-/* args has what is special: path, readonly, alone, child, any_sector. All are buffered. */
+/*
+ * args has what is special: path, readonly, alone, child, any_sector. What is written
+ * is mostly buffered, all else is if it can't be direct.
+ */
 int job_image(struct job *job, struct image **image,
 	      const struct image_driver *driver, struct image_open_args args,
 	      struct error *err);

@@ -19,6 +19,9 @@
 #define MAX_EXTENTS	32u
 /* Zeros that are left out: less is not worth a second write. */
 #define ZERO_UNIT	(64u << 10)
+#define ZERO_SECTORS	(ZERO_UNIT >> SECTOR_SHIFT)
+/* To write a part of a file system's block costs more than the whole of it. */
+#define UNIT_SECTORS	8u
 /* How long a stop may wait to be seen while no I/O ends. */
 #define LOOK_MS		200
 
@@ -45,7 +48,10 @@ struct copy {
 	uint64_t next, sectors;
 	uint32_t stretch;
 	uint64_t done;
-	unsigned int busy;		/* slots */
+	unsigned int busy;		/* slots, and the flush */
+	struct image_request flush;
+	bool flushing;
+	uint64_t unflushed;		/* bytes written since one began */
 	uint16_t buffer;
 	int rc;
 	struct error *err;
@@ -82,6 +88,26 @@ static void submit(struct slot *s, struct image *image, enum image_op op,
 	image->driver->submit(image, &s->req);
 }
 
+static void flushed(struct image_request *req, int err)
+{
+	struct copy *c = container_of(req, struct copy, flush);
+
+	c->flushing = false;
+	c->busy--;
+	if (err && !c->rc)
+		c->rc = error_set(c->err, err, "%s: flush: %s",
+				  c->args->to_name, strerror(-err));
+}
+
+static void flush(struct copy *c)
+{
+	c->flush = (struct image_request){ .op = IMAGE_FLUSH, .done = flushed };
+	c->flushing = true;
+	c->busy++;
+	c->unflushed = 0;
+	c->args->to->driver->submit(c->args->to, &c->flush);
+}
+
 /* The next stretch; false: there is none. */
 static bool take(struct slot *s)
 {
@@ -115,11 +141,55 @@ static void advance(struct slot *s, uint32_t count)
 {
 	s->at += count;
 	s->copy->done += count;
-	if (s->extent < s->req.nr_extents) {
-		s->extents[s->extent].count -= count;
-		if (!s->extents[s->extent].count)
+	while (count && s->extent < s->req.nr_extents) {
+		struct image_extent *e = &s->extents[s->extent];
+		uint32_t n = e->count < count ? e->count : count;
+
+		count -= n;
+		e->count -= n;
+		if (!e->count)
 			s->extent++;
 	}
+}
+
+static bool has_data(const struct slot *s, const struct image_extent *e)
+{
+	return !e->hole && !(e->zero && s->copy->args->skip_zeros);
+}
+
+/*
+ * How many sectors from at on are moved together, or if !*data passed over. Where
+ * the target reads as zeros a run has whole units, and small holes in it.
+ */
+static uint32_t next_run(const struct slot *s, bool *data)
+{
+	const uint64_t left = s->end - s->at;
+	uint64_t pos = 0, end = 0, skip;
+
+	*data = has_data(s, &s->extents[s->extent]);
+	if (!s->copy->args->skip_zeros) {
+		end = s->extents[s->extent].count;
+		return (uint32_t)(end < left ? end : left);
+	}
+	for (uint32_t i = s->extent; i < s->req.nr_extents && pos < left; i++) {
+		uint32_t n = s->extents[i].count;
+
+		if (has_data(s, &s->extents[i])) {
+			end = pos + n;
+		} else if (!end) {
+			skip = (s->at + pos + n) / UNIT_SECTORS * UNIT_SECTORS;
+			if (skip > s->at)
+				return (uint32_t)(skip - s->at < left ?
+						  skip - s->at : left);
+		} else if (n >= ZERO_SECTORS) {
+			break;
+		}
+		pos += n;
+	}
+	*data = end;
+	if (end)
+		pos = round_up_u64(s->at + end, UNIT_SECTORS) - s->at;
+	return (uint32_t)(pos < left ? pos : left);
 }
 
 /* The next run in the buffer that must be written; false: nothing is left. */
@@ -149,12 +219,10 @@ static bool next_data(struct slot *s)
 	struct copy *c = s->copy;
 
 	while (s->at < s->end && s->extent < s->req.nr_extents) {
-		const struct image_extent *e = &s->extents[s->extent];
-		uint32_t n = e->count;
+		bool data;
+		uint32_t n = next_run(s, &data);
 
-		if (n > s->end - s->at)
-			n = (uint32_t)(s->end - s->at);
-		if (!e->hole && !(e->zero && c->args->skip_zeros)) {
+		if (data) {
 			give_back(s);
 			if (n > s->end - s->at)
 				n = (uint32_t)(s->end - s->at);
@@ -255,6 +323,11 @@ static void ended(struct image_request *req, int err)
 			*c->args->written += req->count;
 		s->from += req->count << SECTOR_SHIFT;
 		s->state = STATE_READ;
+		c->unflushed += (uint64_t)req->count << SECTOR_SHIFT;
+		if (c->args->flush_bytes &&
+		    c->unflushed >= c->args->flush_bytes && !c->flushing &&
+		    !c->rc)
+			flush(c);
 		break;
 	case STATE_NEXT:
 		break;
@@ -281,26 +354,6 @@ static int wait_all(struct copy *c)
 		tell(c);
 	}
 	return rc;
-}
-
-static void flushed(struct image_request *req, int err)
-{
-	struct slot *s = container_of(req, struct slot, req);
-
-	s->copy->busy--;
-	if (err && !s->copy->rc)
-		s->copy->rc = error_set(s->copy->err, err, "%s: flush: %s",
-					s->copy->args->to_name, strerror(-err));
-}
-
-static int flush(struct copy *c)
-{
-	struct slot *s = &c->slot[0];
-
-	s->req = (struct image_request){ .op = IMAGE_FLUSH, .done = flushed };
-	c->busy = 1;
-	c->args->to->driver->submit(c->args->to, &s->req);
-	return wait_all(c);
 }
 
 int pump_run(const struct pump *pump, struct error *err)
@@ -337,8 +390,10 @@ int pump_run(const struct pump *pump, struct error *err)
 		run(&c->slot[i]);
 	}
 	rc = wait_all(c);
-	if (!rc && !c->rc)
-		rc = flush(c);
+	if (!rc && !c->rc) {
+		flush(c);
+		rc = wait_all(c);
+	}
 	if (rc)
 		error_set(err, rc, "%s: the I/O engine: %s", pump->to_name,
 			  strerror(-rc));

@@ -72,6 +72,14 @@ static inline int real_open(const char *path, int flags, mode_t mode)
 	return f(path, flags, mode);
 }
 
+static inline int real_listen(int fd, int backlog)
+{
+	static int (*f)(int, int);
+
+	REAL(f, "listen");
+	return f(fd, backlog);
+}
+
 static inline void *real_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t offset)
 {
 	static void *(*f)(void *, size_t, int, int, int, off_t);

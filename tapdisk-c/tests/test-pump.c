@@ -329,13 +329,51 @@ static void a_stop_ends_it_when_what_is_under_way_is_done(void **state)
 	raw_end(&b);
 }
 
-static unsigned int syncs;
+static unsigned int syncs, far_writes;
 
+static int first_sync_fails(struct engine *e, const struct io_req *req,
+			    bool *reached)
+{
+	(void)e;
+	*reached = false;
+	return req->op == IO_SYNC && ++syncs == 1 ? -EIO : 0;
+}
+
+/* The flushes before the last one: what they tell is not told again. */
+static void a_flush_on_the_way_that_fails_is_told(void **state)
+{
+	struct pump pump = { .flush_bytes = 512 << 10 };
+	struct raw_bed b;
+
+	(void)state;
+	for (uint64_t seed = 1; seed <= 10; seed++) {
+		struct error err = { 0 };
+
+		raw_begin(&b, SECTORS, seed);
+		hold(&b, 0, SECTORS);
+		syncs = 0;
+		b.engine.script = first_sync_fails;
+		assert_int_equal(go(&b, pump, &err), -EIO);
+		assert_non_null(strstr(err.text, "target: flush"));
+		raw_end(&b);
+	}
+	for (uint64_t seed = 1; seed <= 10; seed++) {
+		raw_begin(&b, SECTORS, seed);
+		hold(&b, 0, SECTORS);
+		assert_int_equal(go(&b, pump, NULL), 0);
+		check_target(&b);
+		raw_end(&b);
+	}
+}
+
+/* The growth for the whole disk fails, so that it grows in steps. */
 static int second_sync_fails(struct engine *e, const struct io_req *req,
 			     bool *reached)
 {
 	(void)e;
 	*reached = false;
+	if (req->op == IO_WRITE && req->offset >= 128u << 20 && !far_writes++)
+		return -EFBIG;
 	return req->op == IO_SYNC && ++syncs == 2 ? -EIO : 0;
 }
 
@@ -363,7 +401,7 @@ static void a_buffered_write_that_is_lost_is_told(void **state)
 			put(fd, data, sizeof(data), i * SECTOR_SIZE);
 		close(fd);
 		make_image("leaf.vhd", &spec);
-		syncs = 0;
+		syncs = far_writes = 0;
 		fe_open(&engine, in_dir("leaf.vhd"), seed);
 		engine.script = second_sync_fails;
 		pump.from = open_image(&engine, &cfg, &raw_driver,
@@ -378,6 +416,7 @@ static void a_buffered_write_that_is_lost_is_told(void **state)
 					     .buffered = true,
 				     });
 		assert_int_equal(pump_run(&pump, &err), -EIO);
+		assert_true(far_writes);
 		while (image_busy(pump.to))
 			assert_int_equal(engine_run(&engine, -1), 0);
 		vhd_driver.close(pump.to, NULL);
@@ -527,6 +566,7 @@ int main(void)
 		cmocka_unit_test(source_that_became_shorter_is_an_error),
 		cmocka_unit_test(smaller_target_is_not_touched),
 		cmocka_unit_test(a_stop_ends_it_when_what_is_under_way_is_done),
+		cmocka_unit_test(a_flush_on_the_way_that_fails_is_told),
 		cmocka_unit_test(a_buffered_write_that_is_lost_is_told),
 		cmocka_unit_test(a_coalesce_cut_off_anywhere_shows_nothing_and_goes_on),
 	};

@@ -340,7 +340,7 @@ static int resize(char **w, struct error *err)
 
 static int fill(char **w, struct error *err)
 {
-	return vhd_fill(w[1], &cfg, err);
+	return vhd_fill(w[1], &cfg, NULL, err);
 }
 
 static int modify(char **w, struct error *err)

@@ -17,6 +17,7 @@
 #include "control/control.h"
 #include "server.h"
 #include "signals.h"
+#include "tests/real.h"
 #include "transport/blktap.h"
 
 /*
@@ -50,7 +51,7 @@ int listen(int fd, int backlog)
 
 	if (late)
 		usleep((useconds_t)atoi(late));
-	return (int)syscall(SYS_listen, fd, backlog);
+	return real_listen(fd, backlog);
 }
 
 static int ring_start(struct transport *t, const struct image_info *info,

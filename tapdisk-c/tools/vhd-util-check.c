@@ -21,6 +21,7 @@ struct check {
 	struct vhd_check_options options;
 	const char *path;
 	bool parents, ignore_uuid, stats, json;
+	struct vhd_util_progress progress;
 	json_t *images;			/* what --json prints */
 };
 
@@ -182,6 +183,9 @@ static int check(struct check *c)
 
 	if (c->json)
 		c->images = json_array();
+	if (c->options.bitmaps)
+		vhd_util_progress_begin(&c->progress);
+	c->options.watch = &c->progress.watch;
 	rc = config_load(&cfg, NULL, &err);
 	if (!rc)
 		rc = check_chain(c, &cfg, &err);
@@ -198,9 +202,10 @@ static int run(const struct vhd_util_command *self, int argc, char **argv)
 {
 	static const struct option longopts[] = {
 		{ "json", no_argument, NULL, 'J' },
+		{ "progress", required_argument, NULL, 'P' },
 		{ NULL, 0, NULL, 0 },
 	};
-	struct check c = { 0 };
+	struct check c = { .progress.fd = -1 };
 	int opt;
 
 	while ((opt = getopt_long(argc, argv, "n:iItpbBsh", longopts, NULL)) !=
@@ -230,6 +235,10 @@ static int run(const struct vhd_util_command *self, int argc, char **argv)
 			c.stats = true;
 			c.options.bitmaps = true;
 			break;
+		case 'P':
+			if (!vhd_util_progress_fd(&c.progress, optarg))
+				return CHECK_FAILED;
+			break;
 		case 'J':
 			c.json = true;
 			break;
@@ -249,7 +258,8 @@ static int run(const struct vhd_util_command *self, int argc, char **argv)
 
 const struct vhd_util_command vhd_util_check = {
 	.name = "check",
-	.usage = "-n NAME [-p] [-b] [-s] [-i] [-I] [-t] [-B] [--json] [-h]\n"
+	.usage = "-n NAME [-p] [-b] [-s] [-i] [-I] [-t] [-B] [--json]\n"
+		 "      [--progress=FD] [-h]\n"
 		 "  -p  check parents too\n"
 		 "  -b  check bitmaps\n"
 		 "  -s  statistics\n"

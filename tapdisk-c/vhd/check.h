@@ -11,6 +11,7 @@ struct vhd_check_options {
 	bool bitmaps;			/* read all of them */
 	bool ignore_footer;		/* a missing footer at the end is no news */
 	bool ignore_timestamps;
+	const struct job_watch *watch;	/* of blocks whose bitmaps are read; NULL: nobody does */
 };
 
 struct vhd_check_result {

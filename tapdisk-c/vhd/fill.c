@@ -15,6 +15,7 @@
 struct fill {
 	struct vhd_chain *chain;
 	struct vhd_image *leaf;
+	const struct job_watch *watch;
 	uint8_t *data;			/* of a block */
 	uint8_t *bitmap, *full;
 	uint32_t *block, *place;	/* of the batch; place: sector, or unused for an old block */
@@ -136,6 +137,10 @@ static int fill_all(struct fill *f, struct error *err)
 	/* What is too much is cut off at the end. */
 	rc = vhd_extend(leaf, end, err);
 	for (uint32_t i = 0; i < leaf->bat_entries && !rc; i++) {
+		job_tell(f->watch, i, leaf->bat_entries);
+		rc = vhd_stopped(leaf->path, f->watch, err);
+		if (rc)
+			break;
 		rc = vhd_bat(leaf, i) == VHD_BAT_UNUSED ? add_new(f, i, err) :
 							   add_old(f, i, err);
 		if (!rc && f->nr == f->max)
@@ -146,9 +151,10 @@ static int fill_all(struct fill *f, struct error *err)
 	return rc;
 }
 
-int vhd_fill(const char *path, const struct config *cfg, struct error *err)
+int vhd_fill(const char *path, const struct config *cfg,
+	     const struct job_watch *watch, struct error *err)
 {
-	struct fill f = { 0 };
+	struct fill f = { .watch = watch };
 	size_t bitmap;
 	int rc;
 
@@ -176,6 +182,8 @@ int vhd_fill(const char *path, const struct config *cfg, struct error *err)
 	else if (!vhd_find_data_end(f.leaf, NULL))
 		vhd_write_trailer(f.leaf, NULL);	/* without what was reserved */
 out:
+	if (!rc)
+		job_tell(watch, 1, 1);
 	free(f.data);
 	free(f.bitmap);
 	free(f.full);

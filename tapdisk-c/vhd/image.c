@@ -145,6 +145,14 @@ int vhd_fail(const char *path, int rc, const char *what, struct error *err)
 	return error_set(err, rc, "%s: %s: %s", path, what, strerror(-rc));
 }
 
+int vhd_stopped(const char *path, const struct job_watch *watch,
+		struct error *err)
+{
+	if (!job_stopped(watch))
+		return 0;
+	return error_set(err, -ECANCELED, "%s: stopped by a signal", path);
+}
+
 int vhd_collect_extents(const struct vhd_image *image,
 			struct vhd_extent extent[VHD_MAX_EXTENTS],
 			unsigned int *nr, uint64_t *end, uint64_t limit,

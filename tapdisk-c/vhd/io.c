@@ -23,9 +23,11 @@ int vhd_read_at(int fd, void *buf, size_t len, uint64_t offset)
 
 	if (!add_u64(offset, len, &end) || end > INT64_MAX - BOUNCE_BYTES)
 		return -ENODATA;
-	window = (size_t)round_up_u64((uint64_t)len + VHD_ALIGN, VHD_ALIGN);
-	if (window > BOUNCE_BYTES)
-		window = BOUNCE_BYTES;
+	/* No more than the pages that hold it: others may have to be waited for. */
+	window = BOUNCE_BYTES;
+	if (len < BOUNCE_BYTES - VHD_ALIGN)
+		window = (size_t)(round_up_u64(end, VHD_ALIGN) -
+				  offset / VHD_ALIGN * VHD_ALIGN);
 	if (posix_memalign((void **)&bounce, VHD_ALIGN, window))
 		return -ENOMEM;
 	while (offset < end) {

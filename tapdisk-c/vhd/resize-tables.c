@@ -20,6 +20,7 @@
 
 struct tables {
 	struct vhd_image *image;
+	const struct job_watch *watch;
 	uint32_t capacity;		/* of the new BAT, entries */
 	uint32_t map_sectors;		/* 0: no batmap */
 	uint64_t start, bytes;		/* in the file */
@@ -192,12 +193,19 @@ static int move_blocks(struct tables *t, struct error *err)
 	buf = malloc(CHUNK_BYTES);
 	if (!buf)
 		return vhd_fail(image->path, -ENOMEM, "block", err);
-	for (uint32_t i = 0; i < t->nr && !rc; i++)
+	for (uint32_t i = 0; i < t->nr && !rc; i++) {
+		job_tell(t->watch, i, t->nr);
+		rc = vhd_stopped(image->path, t->watch, err);
+		if (rc)
+			break;
 		rc = copy_block(image, vhd_bat(image, t->block[i]), t->to[i],
 				buf);
+		if (rc)
+			vhd_fail(image->path, rc, "moving a block", err);
+	}
 	free(buf);
 	if (rc)
-		return vhd_fail(image->path, rc, "moving a block", err);
+		return rc;
 	rc = sync_image(image, err);
 	if (!rc)
 		image->data_end = t->data_end;
@@ -252,9 +260,9 @@ static void adopt(struct tables *t)
 }
 
 int vhd_grow_tables(struct vhd_image *image, uint32_t entries,
-		    struct error *err)
+		    const struct job_watch *watch, struct error *err)
 {
-	struct tables t = { .image = image };
+	struct tables t = { .image = image, .watch = watch };
 	bool begun = false;
 	int rc;
 

@@ -113,8 +113,8 @@ static int open_to_resize(struct vhd_image **image,
 	return vhd_open(image, args->path, VHD_OPEN_WRITE, err);
 }
 
-static int grow(struct vhd_image *image, uint64_t size, bool in_place,
-		struct error *err)
+static int grow(struct vhd_image *image, uint64_t size,
+		const struct vhd_resize_args *args, struct error *err)
 {
 	const struct vhd_header *h = &image->header;
 	uint64_t entries = size / h->block_size, covered;
@@ -144,13 +144,14 @@ static int grow(struct vhd_image *image, uint64_t size, bool in_place,
 	small_map = image->has_batmap &&
 		    (uint64_t)image->batmap_sectors * VHD_SECTOR < covered;
 	if (entries > h->max_bat_size || small_map) {
-		if (in_place)
+		if (args->in_place)
 			return error_set(err, -ENOSPC,
 					 "%s: its BAT has room for %llu MiB only; leave out -f to make room for more",
 					 image->path,
 					 (unsigned long long)((uint64_t)h->max_bat_size *
 							      h->block_size / MIB));
-		rc = vhd_grow_tables(image, (uint32_t)entries, err);
+		rc = vhd_grow_tables(image, (uint32_t)entries, args->watch,
+				     err);
 	} else {
 		/* A block that lay there once must not come back. */
 		rc = vhd_bat_write(image, image->bat_entries,
@@ -389,11 +390,13 @@ int vhd_resize(const struct vhd_resize_args *args, const struct config *cfg,
 		if (!rc && args->size > old)
 			rc = vhd_check_behind(image, size, cfg, err);
 		if (!rc && args->size > old)
-			rc = grow(image, size, args->in_place, err);
+			rc = grow(image, size, args, err);
 	}
 	if (!rc && size == old && args->drop_data)
 		rc = drop_rest(image, err);
 	vhd_close(image);
+	if (!rc && size >= old)
+		job_tell(args->watch, 1, 1);
 	/* A last block that is used in part leaves no way between. */
 	if (rc || size >= old)
 		return rc;
@@ -406,5 +409,7 @@ int vhd_resize(const struct vhd_resize_args *args, const struct config *cfg,
 	if (!rc && size < chain->image[0]->footer.current_size)
 		rc = shrink(chain, size, args->drop_data, err);
 	vhd_chain_close(chain);
+	if (!rc)
+		job_tell(args->watch, 1, 1);
 	return rc;
 }

@@ -16,10 +16,11 @@ int vhd_check_behind(const struct vhd_image *image, uint64_t size,
 		     const struct config *cfg, struct error *err);
 /*
  * resize-tables.c: a BAT of at least entries, and a batmap where there is one,
- * in place of those that are too small. The disk's size stays.
+ * in place of those that are too small. The disk's size stays. watch: NULL, or
+ * told of blocks that move.
  */
 int vhd_grow_tables(struct vhd_image *image, uint32_t entries,
-		    struct error *err);
+		    const struct job_watch *watch, struct error *err);
 /* The map in memory gets at least covered bytes, zeros. */
 int vhd_batmap_extend(struct vhd_image *image, uint32_t covered,
 		      struct error *err);

@@ -117,6 +117,9 @@ int vhd_child_key_of(const struct vhd_image *child, uint64_t *key,
 		     struct error *err);
 /* "PATH: WHAT: " and the text of rc, which is returned. */
 int vhd_fail(const char *path, int rc, const char *what, struct error *err);
+/* 0, or -ECANCELED with a message if the watch says so. */
+int vhd_stopped(const char *path, const struct job_watch *watch,
+		struct error *err);
 /* All metadata, none of it on top of another, and where it ends. */
 int vhd_collect_extents(const struct vhd_image *image,
 			struct vhd_extent extent[VHD_MAX_EXTENTS],

@@ -21,6 +21,7 @@
 #include "common/config.h"
 #include "common/error.h"
 #include "common/lock.h"
+#include "common/watch.h"
 
 #define VHD_SECTOR		512u
 #define VHD_BAT_UNUSED		UINT32_MAX
@@ -197,6 +198,7 @@ struct vhd_resize_args {
 	uint64_t size;		/* bytes; of a dynamic image rounded up to a block */
 	bool in_place;		/* only if the BAT has room, and never smaller */
 	bool drop_data;		/* smaller even if data are lost */
+	const struct job_watch *watch;	/* of blocks that move; NULL: nobody does */
 };
 /*
  * Durable on return; whole, and of the old or the new size, at any time before.
@@ -231,8 +233,12 @@ int vhd_set_physical_size(const char *path, uint64_t size, struct error *err);
  */
 int vhd_kill_data(const char *path, struct error *err);
 
-/* fill.c: all sectors into the leaf. Durable on return; can be given again. */
-int vhd_fill(const char *path, const struct config *cfg, struct error *err);
+/*
+ * fill.c: all sectors into the leaf. Durable on return; can be given again, after
+ * a stop too. watch: NULL, or told of blocks.
+ */
+int vhd_fill(const char *path, const struct config *cfg,
+	     const struct job_watch *watch, struct error *err);
 
 /* Writes batmap, both footers, truncates a file to its end, syncs. For a clean close. */
 int vhd_write_trailer(struct vhd_image *image, struct error *err);

@@ -16,6 +16,7 @@ from tests.lib import vhdmake, vhdref
 from tests.lib.disk import Disk, pattern, write_raw
 from tests.lib.nbdserver import serve
 from tests.lib.programs import program
+from tests.lib.recordlog import WRITE, read_log
 from tests.lib.vhdmake import MIB, Spec
 from tests.lib.vhdutil import FOUND, fails, ok, run
 
@@ -98,6 +99,25 @@ def test_parent_reads_as_the_child_does_and_the_child_is_untouched(tmp_path: Pat
         assert base.read_bytes() == before
     else:
         assert expected_parent(base) == before
+        ok("check", "-n", child, "-p", "-b")
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_parent_with_space_for_all_is_written_in_place(tmp_path: Path, raw: bool) -> None:
+    rng = random.Random(3)
+    base = root(tmp_path / "base", rng, raw=raw)
+    if not raw:
+        ok("fill", "-n", base)
+    # without holes
+    data = base.read_bytes()
+    base.write_bytes(data)
+    child = child_of(base, tmp_path / "child.vhd", rng, 1000, raw=raw)
+    before, bytes_before, space = expected_parent(child), child.read_bytes(), base.stat().st_blocks
+    ok("coalesce", "-n", child)
+    assert child.read_bytes() == bytes_before
+    assert (base.read_bytes() if raw else expected_parent(base)) == before
+    assert base.stat().st_blocks == space
+    if not raw:
         ok("check", "-n", child, "-p", "-b")
 
 
@@ -255,6 +275,21 @@ def test_copy_reads_as_the_chain_and_has_no_parent(tmp_path: Path, seed: int, ra
     assert sorted(os.listdir(tmp_path)) == ["base", "leaf.vhd", "middle.vhd", "new.raw", "new.vhd"]
 
 
+def test_a_raw_copy_is_written_in_whole_units_and_over_small_holes(tmp_path: Path) -> None:
+    ok("create", "-n", tmp_path / "base.vhd", "-s", 16)
+    child = tmp_path / "child.vhd"
+    ok("snapshot", "-n", child, "-p", tmp_path / "base.vhd", "-e")
+    written = {3: 1, 9: 2, 30: 3, 31: 4, 157: 5, 300: 6, 5000: 7, SECTORS - 1: 8}
+    with Disk(f"vhd:{child}") as disk:
+        assert set(disk.batch([f"w {sector} 1 {seed}" for sector, seed in written.items()])) == {"ok"}
+    log = tmp_path / "log"
+    argv = [str(program("vhd-util")), "convert", "-n", f"vhd:{child}", "-N", f"raw:{tmp_path}/new"]
+    subprocess.run(argv, env={**ENV, "XENBLK_ENGINE": f"record:{log}:uring"}, check=True)
+    writes = [(c.offset // 512, c.length // 512) for f in read_log(log) for c in f.changes if c.kind == WRITE]
+    assert sorted(writes) == [(0, 160), (296, 8), (5000, 8), (SECTORS - 8, 8)]
+    assert hashlib.sha256((tmp_path / "new").read_bytes()).hexdigest() == disk_of(child)
+
+
 def test_size_is_the_sources_to_the_sector(tmp_path: Path) -> None:
     odd = 3 * MIB + 512 * 9
     (tmp_path / "a.raw").write_bytes(bytes(odd - 512) + pattern(1, 1))
@@ -331,6 +366,15 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     assert result.returncode == 1, result.stderr
     assert b"writing at sector" in result.stderr
     assert os.listdir(tmp_path) == ["a.raw"]
+
+
+def test_a_file_that_cannot_be_as_large_as_the_disk_grows_by_what_it_needs(tmp_path: Path) -> None:
+    write_raw(tmp_path / "a.raw", 2048 * MIB // 512, {7: 1, 300_000: 2})
+    argv = ["prlimit", f"--fsize={200 * MIB}", str(program("vhd-util")), "convert"]
+    argv += ["-n", f"raw:{tmp_path}/a.raw", "-N", f"vhd:{tmp_path}/new"]
+    result = subprocess.run(argv, env=ENV, capture_output=True, check=False)
+    assert (result.returncode, result.stderr) == (0, b"")
+    qemu_equal(tmp_path / "a.raw", "raw", tmp_path / "new", "vpc")
 
 
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])

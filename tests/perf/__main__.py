@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from tests.lib.programs import ROOT
 from tests.perf import cells as cell_module
-from tests.perf import checks, machine, report, results, verdict
+from tests.perf import checks, jobs, machine, report, results, verdict
 from tests.perf.bench import Bench, Settings, say
 from tests.perf.cells import Cell
 from tests.perf.images import GIB, MIB, Images, PrepareError, has_direct_io
@@ -22,12 +22,16 @@ from tests.perf.media import RamDisk, scratch
 from tests.perf.servers import Server, TemplateError, parse_template, peers, tapdisk
 
 OUTPUT = ROOT / "build" / "bench"
+PARTS = ("servers", "jobs")
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = argparse.ArgumentParser("python3 -m tests.perf", description="Measure NBD servers side by side.")
-    result.add_argument("--quick", action="store_true", help="the main cells in three minutes; wide bounds")
+    result = argparse.ArgumentParser("python3 -m tests.perf", description="Measure NBD servers, and work on image files, side by side.")
+    result.add_argument("--quick", action="store_true", help="the main cells in four minutes; wide bounds")
+    result.add_argument(
+        "--part", choices=PARTS, action="append", help="only the servers' cells, or only the work on image files"
+    )
     result.add_argument("--rounds", type=int, metavar="N", help="rounds (default 7, quick 3)")
     result.add_argument("--milliseconds", type=int, metavar="MS", help="length of a run (default 1200, quick 500)")
     result.add_argument("--size", type=int, default=512, metavar="MIB", help="of a written disk (default 512)")
@@ -48,6 +52,12 @@ def parser() -> argparse.ArgumentParser:
         "--counts", action=argparse.BooleanOptionalAction, default=True, help="system calls and mallocs"
     )
     result.add_argument("--checks", action=argparse.BooleanOptionalAction, default=True, help="space and memory")
+    result.add_argument(
+        "--job", choices=jobs.WORKS, action="append", default=[], help="only this work on image files (repeats)"
+    )
+    result.add_argument(
+        "--job-size", type=int, metavar="GIB", help="of the disk that is copied and checked (default 10, quick 1)"
+    )
     result.add_argument("--output", type=Path, metavar="FILE.json", help="default: build/bench/DATE.json")
     result.add_argument(
         "--show", type=Path, metavar="FILE.json", help="print and draw earlier results; measures nothing"
@@ -117,8 +127,43 @@ def chosen(args: argparse.Namespace, media: Sequence[str]) -> list[Cell]:
     return cell_module.cells(media, args.quick)
 
 
+def parts(args: argparse.Namespace) -> list[str]:
+    """What is measured: what was asked for, or what the other options are about."""
+    if args.part:
+        return [part for part in PARTS if part in args.part]
+    if args.job:
+        return ["jobs"]
+    return ["servers"] if args.cell or args.medium or args.only or args.server else list(PARTS)
+
+
 def measure(args: argparse.Namespace, found: results.Results, path: Path) -> None:
     """Everything, into found."""
+    describe(args, found)
+    try:
+        if "servers" in parts(args):
+            measure_servers(args, found)
+        if "jobs" in parts(args):
+            measure_jobs(args, found)
+    finally:
+        if found.runs or found.jobs:
+            results.save(found, path, verdict.summary(found))
+
+
+def measure_jobs(args: argparse.Namespace, found: results.Results) -> None:
+    """Work on image files."""
+    disk = Path(os.environ.get("BENCH_DIR") or OUTPUT)
+    disk.mkdir(parents=True, exist_ok=True)
+    directory = scratch(disk)
+    try:
+        found.machine.setdefault("file_systems", {})["jobs"] = machine.file_system(directory)
+        size = (args.job_size or (1 if args.quick else 10)) * GIB
+        jobs.measure(found, directory, args.job or jobs.WORKS, size, settings(args).rounds)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def measure_servers(args: argparse.Namespace, found: results.Results) -> None:
+    """The cells of the NBD servers."""
     size, fresh = args.size * MIB, args.fresh_size * MIB
     disk = Path(os.environ.get("BENCH_DIR") or OUTPUT)
     # a raw and two full images, four chains of twice their size, what fresh images grow to
@@ -143,7 +188,7 @@ def measure(args: argparse.Namespace, found: results.Results, path: Path) -> Non
             cells = chosen(args, list(places))
             if not cells:
                 fail("nothing to measure: " + "; ".join(found.notes))
-            describe(args, found, servers, places)
+            describe_servers(found, servers, places)
             bench = Bench(found, settings(args), servers, images, Path(work))
             say("making images")
             bench.prepare(cells)
@@ -158,8 +203,6 @@ def measure(args: argparse.Namespace, found: results.Results, path: Path) -> Non
         finally:
             for each in images.values():
                 each.remove()
-            if found.runs:
-                results.save(found, path, verdict.summary(found))
 
 
 def settings(args: argparse.Namespace) -> Settings:
@@ -173,16 +216,19 @@ def settings(args: argparse.Namespace) -> Settings:
     )
 
 
-def describe(
-    args: argparse.Namespace, found: results.Results, servers: Sequence[Server], places: dict[str, Path]
-) -> None:
-    """What is measured, and on what."""
-    chosen_settings = settings(args)
+def describe_servers(found: results.Results, servers: Sequence[Server], places: dict[str, Path]) -> None:
+    """The servers, and where their images lie."""
     found.machine = machine.describe(places)
-    found.versions = machine.versions()
     found.servers = {
         server.name: server.public_argv() + (f"  ({server.note})" if server.note else "") for server in servers
     }
+
+
+def describe(args: argparse.Namespace, found: results.Results) -> None:
+    """The machine and the settings."""
+    chosen_settings = settings(args)
+    found.machine = machine.describe({})
+    found.versions = machine.versions()
     found.settings = {
         "quick": args.quick,
         "rounds": chosen_settings.rounds,

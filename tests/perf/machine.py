@@ -25,7 +25,7 @@ def versions() -> dict[str, str]:
     """Of the client and of the servers of the packages."""
     found = {
         name: first_line([name, "--version"])
-        for name in ("fio", "qemu-nbd", "qemu-storage-daemon", "nbdkit", "strace", "perf")
+        for name in ("fio", "qemu-nbd", "qemu-storage-daemon", "qemu-img", "nbdkit", "cp", "strace", "perf")
     }
     return {name: line for name, line in found.items() if line}
 

@@ -19,8 +19,9 @@ COLOURS = {
     verdict.MISSED: "#c62828",
     verdict.OPEN: "#b8860b",
     verdict.ABSENT: "#777777",
+    verdict.NOTED: "#555555",
 }
-MARKS = {verdict.REACHED: "✓", verdict.MISSED: "✗", verdict.OPEN: "?", verdict.ABSENT: "-"}
+MARKS = {verdict.REACHED: "✓", verdict.MISSED: "✗", verdict.OPEN: "?", verdict.ABSENT: "-", verdict.NOTED: ""}
 SHORT = {"raw": "raw", "full": "VHD full", "fresh": "VHD fresh", "chain5": "chain 5", "chain30": "chain 30"}
 assert SHORT.keys() == KINDS.keys()
 

@@ -4,7 +4,7 @@
 from collections.abc import Iterator
 from statistics import median
 
-from tests.perf import verdict
+from tests.perf import stats, verdict
 from tests.perf.cells import KINDS
 from tests.perf.cells import cell as cell_of
 from tests.perf.results import Results
@@ -79,9 +79,37 @@ def check_lines(results: Results) -> Iterator[str]:
     yield from table(rows, 2)
 
 
+def job_lines(results: Results) -> Iterator[str]:
+    """The works on image files."""
+    if not results.jobs:
+        return
+    yield ""
+    yield "Work on image files, seconds: medians with bounds; synced: until what was written is on the medium"
+    rows = [["work", "program", "time", "synced", "CPU", "rounds"]]
+    for work in results.works():
+        for entry in results.job_entries(work):
+            series = {name: list(results.job_series(work, entry, name).values()) for name in JOB_FIGURES}
+            rows.append(
+                [
+                    work,
+                    entry,
+                    verdict.show(stats.interval(series["seconds"]), 3),
+                    f"{median(series['synced']):.3f}",
+                    f"{median(series['cpu_seconds']):.3f}",
+                    str(len(series["seconds"])),
+                ]
+            )
+    yield from table(rows, 2)
+
+
+JOB_FIGURES = ("seconds", "synced", "cpu_seconds")
+
+
 def ratio_lines(results: Results) -> Iterator[str]:
     """Ours against the best other."""
     found = verdict.ratios(results)
+    if not found and not results.runs:
+        return
     if not found:
         yield ""
         yield f"No ratios: {results.judged} has no runs beside another server's."
@@ -131,6 +159,7 @@ def lines(results: Results) -> Iterator[str]:
         yield from cell_lines(results, cell)
     yield from count_lines(results)
     yield from check_lines(results)
+    yield from job_lines(results)
     yield from ratio_lines(results)
     yield from target_lines(results)
     busy = [run.others_cpu for run in results.runs if not run.entry.startswith("no-server")]

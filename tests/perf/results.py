@@ -67,6 +67,18 @@ class Check:
     text: str = ""
 
 
+@dataclass(frozen=True)
+class JobRun:
+    """One program in one work on image files in one round. synced: until what it wrote was on the medium, too."""
+
+    round: int
+    work: str
+    entry: str
+    seconds: float
+    synced: float
+    cpu_seconds: float
+
+
 @dataclass
 class Results:
     """All of a bench."""
@@ -82,6 +94,7 @@ class Results:
     runs: list[Run] = field(default_factory=list)
     counts: list[Count] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
+    jobs: list[JobRun] = field(default_factory=list)
 
     def cells(self) -> list[str]:
         """The cells that have runs, in the order of the first round."""
@@ -99,6 +112,19 @@ class Results:
     def of(self, cell: str, entry: str) -> list[Run]:
         """The runs of an entry in a cell."""
         return [run for run in self.runs if run.cell == cell and run.entry == entry]
+
+    def works(self) -> list[str]:
+        """The works that have runs."""
+        return list(dict.fromkeys(job.work for job in self.jobs))
+
+    def job_entries(self, work: str) -> list[str]:
+        """The programs of a work; ours first."""
+        names = sorted({job.entry for job in self.jobs if job.work == work})
+        return sorted(names, key=lambda name: not name.startswith("vhd-util "))
+
+    def job_series(self, work: str, entry: str, name: str = "seconds") -> dict[int, float]:
+        """One figure of a program in a work by round."""
+        return {job.round: float(getattr(job, name)) for job in self.jobs if (job.work, job.entry) == (work, entry)}
 
     def series(self, cell: str, entry: str, name: str) -> dict[int, float]:
         """One figure by round."""
@@ -120,4 +146,5 @@ def load(path: Path) -> Results:
     document["runs"] = [Run(**run) for run in document["runs"]]
     document["counts"] = [Count(**count) for count in document["counts"]]
     document["checks"] = [Check(**check) for check in document["checks"]]
+    document["jobs"] = [JobRun(**job) for job in document.get("jobs", [])]
     return Results(**document)

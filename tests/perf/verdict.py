@@ -17,8 +17,8 @@ from tests.perf.stats import Interval
 BOUND = 0.85
 """Above this share of its one CPU a client, or a server, is what limits a cell."""
 
-REACHED, MISSED, OPEN, ABSENT = "reached", "MISSED", "open", "not measured"
-"""OPEN: the bounds hold the target between them: more rounds, or a quieter machine, would tell."""
+REACHED, MISSED, OPEN, ABSENT, NOTED = "reached", "MISSED", "open", "not measured", ""
+"""OPEN: the bounds hold the target between them: more rounds, or a quieter machine, would tell. NOTED: no target."""
 
 
 @dataclass(frozen=True)
@@ -210,9 +210,56 @@ def checked(results: Results) -> list[Target]:
     return rows
 
 
+JOB_RATIOS = (
+    ("coalesce-empty", "vhd-util coalesce", "qemu-img commit", 1.0),
+    ("coalesce-allocated", "vhd-util coalesce", "qemu-img commit", 1.0),
+    ("copy", "vhd-util copy", "cp", 1.2),
+    ("copy", "vhd-util convert raw", "cp", 1.2),
+)
+"""Work, ours, the program it is compared with (its quickest way), how many times as long ours may take."""
+JOB_SECONDS = (
+    ("check", "vhd-util check -b", 0.5),
+    ("create", "vhd-util create", 0.02),
+    ("snapshot", "vhd-util snapshot", 0.02),
+    ("query", "vhd-util query", 0.02),
+)
+
+
+def job_ratio(results: Results, work: str, mine: str, other: str, limit: float) -> Iterator[Target]:
+    """Ours against a program that need not sync what it wrote; then against the same with its sync."""
+    others = {
+        name: results.job_series(work, name)
+        for name in results.job_entries(work)
+        if name.startswith(other) and results.job_series(work, name)
+    }
+    ours = results.job_series(work, mine)
+    if not ours or not others:
+        return
+    quickest = min(others, key=lambda name: median(others[name].values()))
+    if not ours.keys() & others[quickest].keys():
+        return
+    found = stats.paired(ours, others[quickest])
+    yield Target(
+        f"{work}: time of {mine} / {quickest}", show(found), f"at most {limit}", at_most(found, limit)
+    )
+    synced = stats.paired(results.job_series(work, mine, "synced"), results.job_series(work, quickest, "synced"))
+    yield Target(f"{work}: time of {mine} / {quickest}, both synced", show(synced), "", NOTED)
+
+
+def jobs(results: Results) -> list[Target]:
+    """Targets of the works on image files."""
+    rows = [row for each in JOB_RATIOS for row in job_ratio(results, *each)]
+    for work, mine, limit in JOB_SECONDS:
+        seconds = results.job_series(work, mine)
+        if seconds:
+            found = stats.interval(list(seconds.values()))
+            rows.append(Target(f"{mine}, seconds", show(found, 3), f"at most {limit}", at_most(found, limit)))
+    return rows
+
+
 def targets(results: Results) -> list[Target]:
     """All targets but those of the cells."""
-    return [*counted(results), *compared(results), *checked(results)]
+    return [*counted(results), *compared(results), *checked(results), *jobs(results)]
 
 
 def summary(results: Results) -> list[dict[str, Any]]:

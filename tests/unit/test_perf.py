@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-only
 """The bench's pure parts: statistics, what fio, perf and strace print, templates of servers, what is concluded."""
 
+import argparse
 import json
 import os
 import random
@@ -10,9 +11,24 @@ from typing import Any
 
 import pytest
 
-from tests.perf import cells, counting, fio, images, machine, media, proc, report, results, servers, stats, verdict
+from tests.perf import __main__ as bench_main
+from tests.perf import (
+    cells,
+    counting,
+    fio,
+    images,
+    jobs,
+    machine,
+    media,
+    proc,
+    report,
+    results,
+    servers,
+    stats,
+    verdict,
+)
 from tests.perf.fio import PATTERNS
-from tests.perf.results import Check, Count, Results, Run
+from tests.perf.results import Check, Count, JobRun, Results, Run
 from tests.perf.servers import Server, TemplateError
 
 # Statistics
@@ -350,14 +366,127 @@ def test_a_stall_is_told_with_what_the_machine_alone_does() -> None:
     assert "(6.0 ms without snapshots)" in row.name and row.verdict == verdict.MISSED
 
 
+# Work on image files
+
+
+def work(name: str, times: dict[str, float | tuple[float, float]]) -> Results:
+    found = Results(date="2026-01-01T0000Z")
+    for number in range(7):
+        drift = 1 + number / 10
+        for entry, each in times.items():
+            seconds, synced = each if isinstance(each, tuple) else (each, each)
+            found.jobs.append(JobRun(number, name, entry, seconds * drift, synced * drift, 0.01))
+    return found
+
+
+def test_a_coalesce_is_held_against_the_quickest_way_of_a_commit() -> None:
+    ways = {"qemu-img commit -t none": 3.0, "qemu-img commit -t writeback": 2.0, "cp": 0.1}
+    first, second = verdict.targets(work("coalesce-empty", {"vhd-util coalesce": 2.5, **ways}))
+    assert first.name == "coalesce-empty: time of vhd-util coalesce / qemu-img commit -t writeback"
+    assert (first.value, first.verdict) == ("1.25 [1.25, 1.25]", verdict.MISSED)
+    assert second.name.endswith("both synced") and second.verdict == verdict.NOTED
+    (first, _) = verdict.targets(work("coalesce-empty", {"vhd-util coalesce": 1.9, **ways}))
+    assert first.verdict == verdict.REACHED
+
+
+def test_a_copy_is_judged_against_a_cp_that_does_not_sync_and_told_beside_one_that_does() -> None:
+    found = work("copy", {"vhd-util copy": 2.0, "vhd-util convert raw": 2.6, "cp --sparse=always": (2.0, 4.0)})
+    rows = verdict.targets(found)
+    assert [(row.value, row.verdict) for row in rows] == [
+        ("1.00 [1.00, 1.00]", verdict.REACHED),
+        ("0.50 [0.50, 0.50]", verdict.NOTED),
+        ("1.30 [1.30, 1.30]", verdict.MISSED),
+        ("0.65 [0.65, 0.65]", verdict.NOTED),
+    ]
+    assert len({row.name for row in rows}) == 4
+
+
+def test_what_must_be_quick_is_judged_in_seconds_by_the_worse_bound() -> None:
+    (row,) = verdict.targets(work("check", {"vhd-util check -b": 0.2, "qemu-img check": 0.1}))
+    assert (row.verdict, row.value) == (verdict.REACHED, "0.260 [0.200, 0.320]")
+    assert targets_of(work("create", {"vhd-util create": 0.015})) == {"vhd-util create, seconds": verdict.OPEN}
+    assert targets_of(work("query", {"vhd-util query": 0.03})) == {"vhd-util query, seconds": verdict.MISSED}
+
+
+@pytest.mark.parametrize("name", ["coalesce-empty", "copy"])
+def test_a_work_with_one_side_has_no_target(name: str) -> None:
+    assert verdict.targets(work(name, {"vhd-util coalesce": 1.0, "vhd-util copy": 1.0})) == []
+    assert verdict.targets(work(name, {"qemu-img commit": 1.0, "cp": 1.0})) == []
+
+
+def test_the_report_shows_works_with_and_without_their_sync() -> None:
+    found = work("copy", {"vhd-util copy": 2.0, "cp": (1.0, 3.0)})
+    lines = report.lines(found)
+    rows = [line.split() for line in lines if line.startswith("  copy ")]
+    assert rows == [
+        ["copy", "vhd-util", "copy", "2.600", "[2.000,", "3.200]", "2.600", "0.010", "7"],
+        ["copy", "cp", "1.300", "[1.000,", "1.600]", "3.900", "0.010", "7"],
+    ]
+    assert not any("No ratios" in line for line in report.lines(found))
+
+
+def test_a_childs_pieces_are_100_mb_wherever_they_fit() -> None:
+    placed = jobs.pieces(jobs.VIRTUAL)
+    assert placed == jobs.pieces(jobs.VIRTUAL) and len(placed) == len(set(placed)) == 1525
+    assert all(offset % images.PIECE == 0 and offset < jobs.VIRTUAL for offset in placed)
+    assert len(jobs.pieces(images.PIECE * 400)) == 100
+
+
+def test_every_work_is_planned_and_judged() -> None:
+    assert set(jobs.PLANS) == set(jobs.WORKS) > set(jobs.COLD)
+    assert {row[0] for row in (*verdict.JOB_RATIOS, *verdict.JOB_SECONDS)} == set(jobs.WORKS)
+
+
+def test_time_ends_with_the_program_and_then_with_its_sync(tmp_path: Path) -> None:
+    seconds, synced, cpu = jobs.timed(["sh", "-c", f"echo x > {tmp_path}/f; sleep 0.05"], tmp_path / "f")
+    assert 0.05 <= seconds <= synced and cpu < seconds
+    with pytest.raises(images.PrepareError, match="status 3: why"):
+        jobs.timed(["sh", "-c", "echo why >&2; exit 3"], None)
+
+
+def test_no_work_is_measured_in_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = Results()
+    monkeypatch.setattr(machine, "file_system", lambda _directory: "tmpfs")
+    jobs.measure(found, tmp_path, jobs.WORKS, images.GIB, 1)
+    assert "BENCH_DIR" in found.notes[0] and not found.jobs
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ([], ["servers", "jobs"]),
+        (["--part", "jobs"], ["jobs"]),
+        (["--job", "check"], ["jobs"]),
+        (["--cell", "ram/raw/rr1"], ["servers"]),
+        (["--cell", "ram/raw/rr1", "--part", "jobs", "--part", "servers"], ["servers", "jobs"]),
+    ],
+)
+def test_options_of_a_part_choose_that_part(argv: list[str], expected: list[str]) -> None:
+    args: argparse.Namespace = bench_main.parser().parse_args(argv)
+    assert bench_main.parts(args) == expected
+
+
+# JSON and the report
+
+
 def test_results_survive_their_json(tmp_path: Path) -> None:
     found = two_sides(100e3, 50e3, of_mine={}, of_other={})
     found.counts.append(Count("ram/raw/rr32", "tapdisk raw", 0.5, None, {"sendmsg": 0.25}))
     found.checks.append(Check("rss", "tapdisk vpc", 4.5, "MB"))
+    found.jobs.append(JobRun(0, "copy", "cp", 1.0, 2.0, 0.5))
     path = tmp_path / "r.json"
     results.save(found, path, verdict.summary(found))
     assert results.load(path) == found
     assert json.loads(path.read_text())["summary"][0]["verdict"] == verdict.REACHED
+
+
+def test_json_of_before_there_were_works_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    results.save(Results(date="2026-01-01T0000Z"), path, [])
+    document = json.loads(path.read_text())
+    del document["jobs"]
+    path.write_text(json.dumps(document))
+    assert results.load(path) == Results(date="2026-01-01T0000Z")
 
 
 def test_other_json_is_refused(tmp_path: Path) -> None:
