@@ -365,6 +365,11 @@ void vbd_submit(struct vbd *vbd, struct vbd_request *req)
 		vbd_retry_hold(vbd, req);
 }
 
+struct image *vbd_image(struct vbd *vbd)
+{
+	return vbd->image;
+}
+
 int vbd_minor(const struct vbd *vbd)
 {
 	return vbd->minor;

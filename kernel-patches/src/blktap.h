@@ -157,7 +157,7 @@ struct blktap_remove {
  * lies inside one extent by itself, on the request's own pages, at that extent's
  * file and offset. All others go to the server, and so do those whose extent
  * failed them (BLKTAP_RQ_DIRECT_FAILED), or whose pages don't fit the file's
- * direct I/O. Extents are a cache: the kernel may forget one at any time.
+ * direct I/O (BLKTAP_RQ_UNFIT). Extents are a cache: the kernel may forget one at any time.
  * Files and extents are the server's: they go when it closes the ring, and the
  * file with the last I/O on it. So a lock that belongs to the open file holds
  * until then, and RESUME_DEVICE waits for that I/O.
@@ -219,7 +219,7 @@ struct blktap_extents {
  * Extents, or parts of them, in a range of sectors: no new I/O on them once it
  * returns. It is drained when the I/O that was running has ended: running says
  * how many there were of this and earlier withdrawals, and poll() reports
- * EPOLLPRI while there are none.
+ * EPOLLOUT while there are none (EPOLLPRI would be lost on io_uring).
  */
 struct blktap_withdraw {
 	__u32 size;
@@ -254,6 +254,7 @@ struct blktap_ring {
 #define BLKTAP_RQ_FUA		(1u << 0)
 #define BLKTAP_RQ_NOUNMAP	(1u << 1)
 #define BLKTAP_RQ_DIRECT_FAILED	(1u << 2)	/* the kernel tried it in a file: an error, or less than all */
+#define BLKTAP_RQ_UNFIT		(1u << 3)	/* an extent has it, but the file can't take its pages */
 
 struct blktap_sqe {
 	__u64 id;		/* never reused while the module is loaded */

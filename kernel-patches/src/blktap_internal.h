@@ -48,7 +48,7 @@ enum blktap_state {
 /* A request's own data (blk-mq pdu). */
 struct blktap_rq {
 	struct list_head node;	/* in pending, issued or direct */
-	bool direct_failed;	/* the kernel's own I/O for it */
+	u8 flags;		/* BLKTAP_RQ_DIRECT_FAILED, BLKTAP_RQ_UNFIT */
 	u8 epoch;		/* in which that is counted */
 	u16 nr_bvecs;
 	struct kiocb iocb;

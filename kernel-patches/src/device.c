@@ -55,7 +55,7 @@ static blk_status_t blktap_queue_rq(struct blk_mq_hw_ctx *hctx,
 	if (!blktap_op_allowed(tap, rq, &why))
 		return why;
 	blk_mq_start_request(rq);
-	blktap_rq(rq)->direct_failed = false;
+	blktap_rq(rq)->flags = 0;
 	spin_lock_irqsave(&tap->rq_lock, flags);
 	failing = tap->failing;
 	was_empty = list_empty(&tap->pending);

@@ -63,9 +63,13 @@ bool blktap_direct_try(struct blktap *tap, struct request *rq)
 
 	if (req_op(rq) != REQ_OP_READ && req_op(rq) != REQ_OP_WRITE)
 		return false;
-	return blktap_extent_find(tap, blk_rq_pos(rq), blk_rq_sectors(rq),
-				  op_is_write(req_op(rq)), &place) &&
-	       blktap_take(tap, rq, &place);
+	if (!blktap_extent_find(tap, blk_rq_pos(rq), blk_rq_sectors(rq),
+				op_is_write(req_op(rq)), &place))
+		return false;
+	if (blktap_take(tap, rq, &place))
+		return true;
+	blktap_rq(rq)->flags |= BLKTAP_RQ_UNFIT;
+	return false;
 }
 
 void blktap_direct_kick(struct blktap *tap)
@@ -76,7 +80,7 @@ void blktap_direct_kick(struct blktap *tap)
 /* To the server, as one that the kernel could not serve. rq_lock is held. */
 static void blktap_direct_give(struct blktap *tap, struct blktap_rq *brq)
 {
-	brq->direct_failed = true;
+	brq->flags |= BLKTAP_RQ_DIRECT_FAILED;
 	list_add_tail(&brq->node, &tap->pending);
 	blktap_wake(tap);
 }

@@ -193,8 +193,7 @@ static void blktap_fill_sqe(struct blktap *tap, struct request *rq, u64 id,
 		sqe->buf_offset = (u64)rq->tag * tap->max_io_bytes;
 	if (rq->cmd_flags & REQ_FUA)
 		sqe->flags |= BLKTAP_RQ_FUA;
-	if (blktap_rq(rq)->direct_failed)
-		sqe->flags |= BLKTAP_RQ_DIRECT_FAILED;
+	sqe->flags |= blktap_rq(rq)->flags;
 	if (sqe->op == BLKTAP_OP_WRITE_ZEROES && (rq->cmd_flags & REQ_NOUNMAP))
 		sqe->flags |= BLKTAP_RQ_NOUNMAP;
 }

@@ -240,7 +240,7 @@ void blktap_running_end(struct blktap *tap, struct blktap_rq *brq)
 		return;
 	blktap_epoch_turn(tap);
 	if (ep->drained == ep->wanted)
-		wake_up_poll(&tap->wait, EPOLLPRI);
+		wake_up_poll(&tap->wait, EPOLLOUT);
 }
 
 bool blktap_drained(struct blktap *tap)

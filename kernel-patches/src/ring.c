@@ -370,7 +370,7 @@ static __poll_t blktap_ring_poll(struct file *file, poll_table *table)
 	if (!ring)
 		return EPOLLERR;
 	if (blktap_drained(tap))
-		mask |= EPOLLPRI;
+		mask |= EPOLLOUT;
 	if (READ_ONCE(tap->state) != BLKTAP_LIVE ||
 	    list_empty_careful(&tap->pending))
 		return mask;

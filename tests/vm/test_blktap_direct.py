@@ -3,35 +3,16 @@
 
 import random
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
+from tests.lib.nulldisk import null_disk
 from tests.lib.toytap import EIO, SERVER, Tap
-from tests.lib.vm import Bed
 
 # Debian 12 has Linux 6.1, 13 has 6.12
 ON_BOTH_KERNELS = pytest.mark.parametrize(
     "release", [12, pytest.param(13, marks=pytest.mark.slow)], ids="debian{}".format, scope="session"
 )
-
-
-@contextmanager
-def null_disk(bed: Bed, **settings: int | str) -> Iterator[str]:
-    """A disk in the bed's memory that is slow, or bad, or has another block size."""
-    directory = "/sys/kernel/config/nullb/direct"
-    values: dict[str, int | str] = {"memory_backed": 1, "size": 400, "irqmode": 0, **settings}
-    writes = "; ".join(f"echo {value} > {directory}/{name}" for name, value in values.items() if name != "badblocks")
-    bed.run("modprobe null_blk nr_devices=0; mount -t configfs none /sys/kernel/config 2>/dev/null; true")
-    bed.run(f"set -e; mkdir {directory}; {writes}; echo 1 > {directory}/power")
-    if "badblocks" in values:
-        bed.run(f"echo {values['badblocks']} > {directory}/badblocks")
-    name = bed.run("ls /sys/block | grep -x 'nullb.*\\|direct'").stdout.split()[0]
-    try:
-        yield f"/dev/{name}"
-    finally:
-        bed.run(f"rmdir {directory}")
 
 
 def direct(tap: Tap) -> tuple[int, int, int]:
