@@ -27,6 +27,7 @@ struct blktap {
 	struct vbd *vbd;
 	struct engine *engine;
 	int minor;
+	uint64_t features;		/* that are asked for */
 	int fd;
 	struct io_watch watch;
 	bool fetching;
@@ -98,7 +99,8 @@ static int ring_open(struct blktap *tap, struct error *err)
 }
 
 int blktap_open(struct transport **transport, struct vbd *vbd,
-		struct engine *engine, int minor, struct error *err)
+		struct engine *engine, int minor, bool kernel_io,
+		struct error *err)
 {
 	struct blktap *t = calloc(1, sizeof(*t));
 	int rc;
@@ -110,6 +112,7 @@ int blktap_open(struct transport **transport, struct vbd *vbd,
 	t->vbd = vbd;
 	t->engine = engine;
 	t->minor = minor;
+	t->features = BLKTAP_F_COPY | (kernel_io ? BLKTAP_F_REMAP : 0);
 	direct_init(&t->direct, minor);
 	rc = ring_open(t, err);
 	if (rc) {
@@ -202,7 +205,7 @@ static int ring_map(struct blktap *tap, struct error *err)
 	struct blktap_setup setup = {
 		.size		= sizeof(setup),
 		.version	= BLKTAP_ABI_VERSION,
-		.features	= BLKTAP_F_COPY | BLKTAP_F_REMAP,
+		.features	= tap->features,
 		.nr_queues	= 1,
 		.entries	= BLKTAP_ENTRIES,
 		.max_io_bytes	= BLKTAP_MAX_IO_BYTES,
