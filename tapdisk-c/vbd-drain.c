@@ -380,6 +380,15 @@ static bool flush_image(struct vbd *vbd)
 	return vbd->flushed && !vbd->flushing;
 }
 
+static bool transports_busy(const struct vbd *vbd)
+{
+	bool busy = false;
+
+	for_each_transport(t, vbd)
+		busy |= t->ops->busy && t->ops->busy(t);
+	return busy;
+}
+
 void vbd_drain_step(struct vbd *vbd)
 {
 	/* So that the flush that requests wait for has little to do. */
@@ -391,7 +400,8 @@ void vbd_drain_step(struct vbd *vbd)
 		vbd->hold_ns = now_ns();
 		vbd_hold_all(vbd);
 	}
-	if (vbd->inflight != vbd->nr_waiting || !flush_image(vbd) ||
+	if (transports_busy(vbd) || vbd->inflight != vbd->nr_waiting ||
+	    !flush_image(vbd) ||
 	    (vbd->image && image_busy(vbd->image)))
 		return;
 	if (vbd->drain == DRAIN_SNAPSHOT)

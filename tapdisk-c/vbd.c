@@ -60,7 +60,10 @@ int vbd_attach(struct vbd **vbd, struct server *server, int minor,
 	v = vbd_new(server, minor);
 	if (!v)
 		return error_set(err, -ENOMEM, "minor %d: out of memory", minor);
-	rc = blktap_open(&tap, v, server_engine(server), minor, err);
+	/* What stands for the kernel in a test must see all I/O. */
+	rc = blktap_open(&tap, v, v->engine, minor,
+			 server_config(server)->kernel_io &&
+			 !engine_wrapped(v->engine), err);
 	if (rc) {
 		vbd_free(v);
 		return rc;
@@ -363,6 +366,11 @@ void vbd_submit(struct vbd *vbd, struct vbd_request *req)
 		vbd->image->driver->submit(vbd->image, image);
 	else
 		vbd_retry_hold(vbd, req);
+}
+
+struct image *vbd_image(struct vbd *vbd)
+{
+	return vbd->image;
 }
 
 int vbd_minor(const struct vbd *vbd)

@@ -103,6 +103,8 @@ bool vbd_idle(const struct vbd *vbd);
 /* A pause or a close is under way. */
 bool vbd_draining(const struct vbd *vbd);
 
+/* For transports: the image that is open, or NULL. */
+struct image *vbd_image(struct vbd *vbd);
 int vbd_minor(const struct vbd *vbd);
 unsigned int vbd_state(const struct vbd *vbd);
 void vbd_fill_view(const struct vbd *vbd, struct vbd_view *view);

@@ -28,6 +28,7 @@ class Config:
     version: int = VERSION
     image_dirs: tuple[str, ...] = ("/var/lib/xen/images", "/srv")
     engine: str = "uring"
+    kernel_io: bool = True
     retry_errors: str = "transient"
     retry_interval: int = 1
     retry_for: int = 600
@@ -70,6 +71,7 @@ def flat(config: Config) -> str:
     lines += [f"image_dir={path}" for path in config.image_dirs]
     keys = ("engine", "retry_errors", "retry_interval", "retry_for", "retry_then", "no_space")
     lines += [f"{key}={getattr(config, key)}" for key in keys]
+    lines.append(f"kernel_io={'yes' if config.kernel_io else 'no'}")
     return "\n".join(lines) + "\n"
 
 

@@ -30,6 +30,7 @@ def parse(data: bytes, path: str) -> Config:
         "version": _version,
         "image_dirs": _image_dirs,
         "engine": partial(_choice, ENGINES),
+        "kernel_io": _yes_or_no,
         "retry_errors": partial(_choice, RETRY_ERRORS),
         "retry_interval": partial(_seconds, 1, 3600),
         "retry_for": partial(_seconds, 0, 365 * 86400),
@@ -103,6 +104,13 @@ def _choice(choices: tuple[str, ...], node: yaml.Node) -> str:
     if choice not in choices:
         raise _Wrong(node, f"{choice} isn't known; write {' or '.join(choices)}")
     return choice
+
+
+def _yes_or_no(node: yaml.Node) -> bool:
+    wanted = "yes or no"
+    if not isinstance(node, yaml.ScalarNode) or node.tag != "tag:yaml.org,2002:bool":
+        raise _Wrong(node, f"{wanted} is wanted")
+    return bool(yaml.SafeLoader.bool_values[node.value.lower()])
 
 
 def _seconds(low: int, high: int, node: yaml.Node) -> int:

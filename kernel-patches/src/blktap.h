@@ -65,7 +65,7 @@ struct blktap_free {
 
 /* features: asked for in SETUP, the granted ones are returned */
 #define BLKTAP_F_COPY		(1ull << 0)	/* data copied to and from the registered buffer */
-#define BLKTAP_F_REMAP		(1ull << 1)	/* completions may name a registered file */
+#define BLKTAP_F_REMAP		(1ull << 1)	/* files and extents: the kernel does the I/O */
 
 /*
  * -EPROTONOSUPPORT: another version. -EOPNOTSUPP: no data mode both sides know.
@@ -151,7 +151,89 @@ struct blktap_remove {
 #define BLKTAP_IOC_REMOVE_DEVICE _IOW('t', 0x53, struct blktap_remove)
 #define BLKTAP_IOC_ENTER	 _IOWR('t', 0x54, struct blktap_enter)
 #define BLKTAP_IOC_SET_DEVICE	 _IOW('t', 0x55, struct blktap_device_params)
-/* 0x60 to 0x6f: registered files and extents */
+
+/*
+ * Files and extents, with BLKTAP_F_REMAP: the kernel serves a read or write that
+ * lies inside one extent by itself, on the request's own pages, at that extent's
+ * file and offset. All others go to the server, and so do those whose extent
+ * failed them (BLKTAP_RQ_DIRECT_FAILED), or whose pages don't fit the file's
+ * direct I/O (BLKTAP_RQ_UNFIT). Extents are a cache: the kernel may forget one at any time.
+ * Files and extents are the server's: they go when it closes the ring, and the
+ * file with the last I/O on it. So a lock that belongs to the open file holds
+ * until then, and RESUME_DEVICE waits for that I/O.
+ *
+ * Whoever changes what an extent stands for withdraws it before, and waits until
+ * it is drained if its place in the file gets another use.
+ */
+#define BLKTAP_MAX_FILES	64
+#define BLKTAP_MAX_EXTENTS	(1u << 18)	/* of a minor */
+#define BLKTAP_EXTENT_BATCH	1024		/* of one ADD_EXTENTS */
+
+#define BLKTAP_FILE_WRITE	(1u << 0)
+
+/*
+ * -EBADF: not open for what flags ask for. -EINVAL: not O_DIRECT, or O_APPEND, or
+ * neither a regular file nor a block device, or on the minor's own disk.
+ * -EOPNOTSUPP: no local disk is under it. -ETXTBSY: a swap file. -EEXIST: the
+ * number is taken.
+ */
+struct blktap_file {
+	__u32 size;
+	__s32 fd;
+	__u32 flags;		/* BLKTAP_FILE_* */
+	__u32 number;		/* below BLKTAP_MAX_FILES: extents name it by that */
+};
+
+/* Withdraws its extents. I/O on them may still run: see WITHDRAW. -ENOENT. */
+struct blktap_unfile {
+	__u32 size;
+	__u32 number;
+};
+
+#define BLKTAP_EXTENT_WRITE	(1u << 0)	/* writes too */
+
+struct blktap_extent {
+	__u64 sector;
+	__u64 offset;		/* in the file: bytes, a multiple of 512 */
+	__u32 nr_sectors;
+	__u16 file;
+	__u16 flags;		/* BLKTAP_EXTENT_* */
+};
+
+/*
+ * Adds them in their order up to the first that can't be. -EEXIST: it overlaps
+ * another. -ENOENT: no such file. -EBADF: the file is not for writing.
+ * -ENOSPC: there are too many.
+ */
+struct blktap_extents {
+	__u32 size;
+	__u32 nr;		/* up to BLKTAP_EXTENT_BATCH */
+	__u64 addr;		/* of struct blktap_extent[nr] */
+	__u32 added;		/* out, after an error too */
+	__u32 reserved;
+};
+
+#define BLKTAP_WITHDRAW_WAIT	(1u << 0)	/* until it is drained; -EINTR if killed */
+
+/*
+ * Extents, or parts of them, in a range of sectors: no new I/O on them once it
+ * returns. It is drained when the I/O that was running has ended: running says
+ * how many there were of this and earlier withdrawals, and poll() reports
+ * EPOLLOUT while there are none (EPOLLPRI would be lost on io_uring).
+ */
+struct blktap_withdraw {
+	__u32 size;
+	__u32 flags;		/* BLKTAP_WITHDRAW_* */
+	__u64 sector;
+	__u64 nr_sectors;	/* what is beyond the device is ignored */
+	__u32 running;		/* out */
+	__u32 reserved;
+};
+
+#define BLKTAP_IOC_ADD_FILE	 _IOW('t', 0x60, struct blktap_file)
+#define BLKTAP_IOC_REMOVE_FILE	 _IOW('t', 0x61, struct blktap_unfile)
+#define BLKTAP_IOC_ADD_EXTENTS	 _IOWR('t', 0x62, struct blktap_extents)
+#define BLKTAP_IOC_WITHDRAW	 _IOWR('t', 0x63, struct blktap_withdraw)
 
 /* The start of a queue's ring memory. Counters are free-running. */
 struct blktap_ring {
@@ -171,6 +253,8 @@ struct blktap_ring {
 
 #define BLKTAP_RQ_FUA		(1u << 0)
 #define BLKTAP_RQ_NOUNMAP	(1u << 1)
+#define BLKTAP_RQ_DIRECT_FAILED	(1u << 2)	/* the kernel tried it in a file: an error, or less than all */
+#define BLKTAP_RQ_UNFIT		(1u << 3)	/* an extent has it, but the file can't take its pages */
 
 struct blktap_sqe {
 	__u64 id;		/* never reused while the module is loaded */
@@ -186,7 +270,7 @@ struct blktap_sqe {
 };
 
 #define BLKTAP_CQE_DONE		0	/* result is 0 or -errno */
-#define BLKTAP_CQE_REMAP	1	/* with BLKTAP_F_REMAP */
+#define BLKTAP_CQE_REMAP	1	/* with BLKTAP_F_REMAP, result 0: do it in file at offset */
 #define BLKTAP_CQE_REQUEUE	2	/* result 0: give it to me again later, with a new id */
 
 struct blktap_cqe {
@@ -195,7 +279,10 @@ struct blktap_cqe {
 	__u16 tag;
 	__u8 code;
 	__u8 reserved0;
-	__u64 reserved1[6];	/* REMAP: file, generation, offset */
+	__u64 offset;		/* REMAP: bytes, a multiple of 512; else 0 */
+	__u32 file;		/* REMAP: its number; else 0 */
+	__u32 reserved1;
+	__u64 reserved2[4];
 };
 
 #endif

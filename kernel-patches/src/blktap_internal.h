@@ -5,10 +5,14 @@
  *   minors (xarray) --> struct blktap --> gendisk --> blk-mq queue
  *                           |  ^                         | queue_rq
  *                           |  +-------- pending <-------+
+ *                           |                            |
+ *                           |  extents, files <-- direct-+
  *                           +--> struct blktap_queue: rings, issued requests
  *
- * A request is on one list: pending (nobody has it) or issued (the server has
- * it). A dead server's issued requests go back to the head of pending.
+ * A request is on one list: pending (nobody has it), issued (the server has
+ * it), or direct (the kernel's worker is to have it), or the kernel's own I/O for
+ * it runs. A dead server's issued requests go back to the head of pending; the
+ * kernel's own I/O goes on, and only what fails comes to pending.
  *
  * Lock order: blktap.lock, then disk->open_mutex (tried only), then
  * blktap.rq_lock. mmap(), poll() and sysfs take none of them: mmap() runs
@@ -21,11 +25,14 @@
 #include <linux/blk-mq.h>
 #include <linux/cdev.h>
 #include <linux/device.h>
+#include <linux/fs.h>
 #include <linux/list.h>
 #include <linux/mutex.h>
 #include <linux/poll.h>
+#include <linux/rbtree.h>
 #include <linux/spinlock.h>
 #include <linux/wait.h>
+#include <linux/workqueue.h>
 
 #include "proto.h"
 
@@ -40,7 +47,34 @@ enum blktap_state {
 
 /* A request's own data (blk-mq pdu). */
 struct blktap_rq {
-	struct list_head node;	/* in pending or issued */
+	struct list_head node;	/* in pending, issued or direct */
+	u8 flags;		/* BLKTAP_RQ_DIRECT_FAILED, BLKTAP_RQ_UNFIT */
+	u8 epoch;		/* in which that is counted */
+	u16 nr_bvecs;
+	struct kiocb iocb;
+	struct bio_vec bvec[];	/* max_bvecs */
+};
+
+/* A registered file. */
+struct blktap_target {
+	struct file *file;	/* NULL: the number is free */
+	u32 align;		/* a mask: offsets and lengths of direct I/O */
+	bool write;
+};
+
+/* Where an extent has a request. */
+struct blktap_place {
+	u64 offset;		/* bytes */
+	u32 file;
+};
+
+/* The count of I/O that the kernel runs, by what may have started it. */
+struct blktap_epochs {
+	u32 running[2];
+	u8 now;			/* new I/O is counted here */
+	u64 wanted;		/* withdrawals so far */
+	u64 turned;		/* those that the old epoch is waited for */
+	u64 drained;		/* those whose I/O has ended */
 };
 
 /* The ring of one queue. Under blktap.lock, but see mmap() and poll(). */
@@ -64,6 +98,10 @@ struct blktap_counters {
 	u64 faults;		/* requests failed by the server's buffer */
 	u64 requeued;		/* given back by the server */
 	u64 recovered;		/* given again after a server's death */
+	/* the kernel's own I/O, under rq_lock */
+	u64 direct_reads;
+	u64 direct_writes;
+	u64 direct_failed;
 };
 
 struct blktap {
@@ -90,11 +128,21 @@ struct blktap {
 	struct blktap_device_params params;	/* flags: queue_rq reads them */
 	u32 dev_entries;
 	u32 dev_max_io_bytes;
+	u32 max_bvecs;
 
-	spinlock_t rq_lock;	/* pending, failing */
+	spinlock_t rq_lock;	/* all below, with interrupts off */
 	struct list_head pending;
 	bool failing;		/* the device goes away: fail every request */
-	wait_queue_head_t wait;
+	/* changed under lock too */
+	struct blktap_target targets[BLKTAP_MAX_FILES];
+	struct rb_root extents;
+	u32 nr_extents;
+	struct blktap_epochs epochs;
+	struct list_head direct;
+
+	wait_queue_head_t wait;	/* the server's, and who waits for a drain */
+	struct workqueue_struct *workqueue;	/* made with the first file */
+	struct work_struct direct_work;
 
 	struct blktap_counters count;	/* written under lock */
 };
@@ -141,6 +189,39 @@ int blktap_device_remove(struct blktap *tap, bool force);
  */
 int blktap_copy_to_server(struct blktap *tap, struct request *rq);
 int blktap_copy_from_server(struct blktap *tap, struct request *rq);
+
+/* file.c; lock is held. */
+int blktap_file_add(struct blktap *tap, int fd, u32 number, bool write);
+int blktap_file_remove(struct blktap *tap, u32 number);
+/* The extents too. I/O on them may still run. */
+void blktap_files_drop(struct blktap *tap);
+
+/* extent.c; lock is held but where rq_lock is said. */
+/* Checks each; added says how many there are after an error too. */
+int blktap_extents_add(struct blktap *tap, const struct blktap_extent *extent,
+		       u32 nr, u32 *added);
+/*
+ * Forgets what there is in a range, of one file, or of all for -1. Returns how
+ * much I/O runs on what was forgotten now and before.
+ */
+u32 blktap_extents_withdraw(struct blktap *tap, u64 sector, u64 nr_sectors, int file);
+/* None of it runs any more; without a lock. */
+bool blktap_drained(struct blktap *tap);
+/* Waits for that; -EINTR if killed. */
+int blktap_drain_wait(struct blktap *tap);
+/* rq_lock is held: the one extent that has all of a request's sectors. */
+bool blktap_extent_find(struct blktap *tap, u64 sector, u32 nr_sectors,
+			bool write, struct blktap_place *place);
+void blktap_running_begin(struct blktap *tap, struct blktap_rq *brq);
+void blktap_running_end(struct blktap *tap, struct blktap_rq *brq);
+
+/* direct.c */
+/* rq_lock is held. True if the kernel does the request's I/O: then kick. */
+bool blktap_direct_try(struct blktap *tap, struct request *rq);
+void blktap_direct_kick(struct blktap *tap);
+/* The server says where the request's data is. It gets back what can't be done there. */
+void blktap_direct_remap(struct blktap *tap, struct request *rq, u32 file, u64 offset);
+void blktap_direct_work(struct work_struct *work);
 
 /* sysfs.c */
 extern const struct attribute_group *blktap_groups[];

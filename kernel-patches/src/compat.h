@@ -7,6 +7,7 @@
 #include <linux/blkdev.h>
 #include <linux/cdev.h>
 #include <linux/device.h>
+#include <linux/fs.h>
 #include <linux/mm.h>
 #include <linux/version.h>
 
@@ -43,6 +44,30 @@ static inline void blktap_vm_flags_set(struct vm_area_struct *vma,
 #else
 	vma->vm_flags |= flags;
 #endif
+}
+
+/*
+ * A frozen file system must not be written to. The end may come in another
+ * context, which lockdep has to be told.
+ */
+static inline void blktap_begin_write(struct kiocb *iocb)
+{
+	struct inode *inode = file_inode(iocb->ki_filp);
+
+	if (S_ISREG(inode->i_mode)) {
+		sb_start_write(inode->i_sb);
+		__sb_writers_release(inode->i_sb, SB_FREEZE_WRITE);
+	}
+}
+
+static inline void blktap_end_write(struct kiocb *iocb)
+{
+	struct inode *inode = file_inode(iocb->ki_filp);
+
+	if (S_ISREG(inode->i_mode)) {
+		__sb_writers_acquired(inode->i_sb, SB_FREEZE_WRITE);
+		sb_end_write(inode->i_sb);
+	}
 }
 
 /* What a device asks of the block layer, in bytes unless said. */

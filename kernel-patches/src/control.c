@@ -37,6 +37,9 @@ static struct blktap *blktap_new(int minor)
 	spin_lock_init(&tap->rq_lock);
 	INIT_LIST_HEAD(&tap->pending);
 	INIT_LIST_HEAD(&tap->queue.issued);
+	INIT_LIST_HEAD(&tap->direct);
+	INIT_WORK(&tap->direct_work, blktap_direct_work);
+	tap->extents = RB_ROOT;
 	init_waitqueue_head(&tap->wait);
 	device_initialize(&tap->dev);
 	tap->dev.class = blktap_class;
@@ -122,6 +125,10 @@ static int blktap_drop(s32 minor)
 		if (tap->disk)
 			blktap_device_remove(tap, true);
 		blktap_set_state(tap, BLKTAP_DEAD);
+		/* its device is gone, and so is all I/O */
+		if (tap->workqueue)
+			destroy_workqueue(tap->workqueue);
+		tap->workqueue = NULL;
 	}
 	mutex_unlock(&tap->lock);
 	if (ret)

@@ -40,27 +40,35 @@ static bool blktap_op_allowed(struct blktap *tap, struct request *rq,
 
 /*
  * Only queues: the submitter's context must not touch the server's memory, and
- * the server, which copies the data, must find it at once.
+ * the server, which copies the data, must find it at once. Nor may it wait, as a
+ * file system may.
  */
 static blk_status_t blktap_queue_rq(struct blk_mq_hw_ctx *hctx,
 				    const struct blk_mq_queue_data *bd)
 {
 	struct blktap *tap = hctx->queue->queuedata;
 	struct request *rq = bd->rq;
-	bool failing, was_empty;
+	bool failing, was_empty, direct;
+	unsigned long flags;
 	blk_status_t why;
 
 	if (!blktap_op_allowed(tap, rq, &why))
 		return why;
 	blk_mq_start_request(rq);
-	spin_lock(&tap->rq_lock);
+	blktap_rq(rq)->flags = 0;
+	spin_lock_irqsave(&tap->rq_lock, flags);
 	failing = tap->failing;
 	was_empty = list_empty(&tap->pending);
-	if (!failing)
+	direct = !failing && blktap_direct_try(tap, rq);
+	if (!failing && !direct)
 		list_add_tail(&blktap_rq(rq)->node, &tap->pending);
-	spin_unlock(&tap->rq_lock);
+	spin_unlock_irqrestore(&tap->rq_lock, flags);
 	if (failing)
 		return BLK_STS_IOERR;
+	if (direct) {
+		blktap_direct_kick(tap);
+		return BLK_STS_OK;
+	}
 	/* a list with something in it has woken the server already */
 	if (was_empty)
 		blktap_wake(tap);
@@ -120,7 +128,7 @@ static int blktap_alloc_tags(struct blktap *tap)
 	set->nr_hw_queues = 1;
 	set->queue_depth = tap->queue.entries;
 	set->numa_node = NUMA_NO_NODE;
-	set->cmd_size = sizeof(struct blktap_rq);
+	set->cmd_size = struct_size_t(struct blktap_rq, bvec, tap->max_bvecs);
 	/* the guest and the image's own disk schedule already */
 	set->flags = BLK_MQ_F_SHOULD_MERGE | BLK_MQ_F_NO_SCHED_BY_DEFAULT;
 	return blk_mq_alloc_tag_set(set);
@@ -174,6 +182,7 @@ int blktap_device_create(struct blktap *tap,
 	ret = blktap_check_params(params, tap->max_io_bytes);
 	if (ret)
 		return ret;
+	tap->max_bvecs = tap->max_io_bytes / PAGE_SIZE + 1;
 	ret = blktap_alloc_tags(tap);
 	if (ret)
 		return ret;
@@ -239,6 +248,9 @@ int blktap_device_resume(struct blktap *tap,
 	if (tap->state != BLKTAP_QUIESCED)
 		return -EINVAL;
 	ret = blktap_device_change(tap, params, false);
+	/* what the kernel still does by the last server's word */
+	if (!ret)
+		ret = blktap_drain_wait(tap);
 	if (ret)
 		return ret;
 	blktap_set_state(tap, BLKTAP_LIVE);
@@ -257,9 +269,9 @@ int blktap_device_set(struct blktap *tap,
 
 static void blktap_set_failing(struct blktap *tap)
 {
-	spin_lock(&tap->rq_lock);
+	spin_lock_irq(&tap->rq_lock);
 	WRITE_ONCE(tap->failing, true);
-	spin_unlock(&tap->rq_lock);
+	spin_unlock_irq(&tap->rq_lock);
 }
 
 /* After this the queue drains by itself: removal waits for no server. */
@@ -268,10 +280,10 @@ static void blktap_fail_requests(struct blktap *tap)
 	struct blktap_rq *brq, *next;
 	LIST_HEAD(failed);
 
-	spin_lock(&tap->rq_lock);
+	spin_lock_irq(&tap->rq_lock);
 	list_splice_init(&tap->queue.issued, &failed);
 	list_splice_tail_init(&tap->pending, &failed);
-	spin_unlock(&tap->rq_lock);
+	spin_unlock_irq(&tap->rq_lock);
 	memset(tap->queue.held, 0, sizeof(tap->queue.held));
 	memset(tap->queue.held_ids, 0, sizeof(tap->queue.held_ids));
 	list_for_each_entry_safe(brq, next, &failed, node) {
@@ -312,6 +324,7 @@ int blktap_device_remove(struct blktap *tap, bool force)
 			return ret;
 	}
 	blktap_fail_requests(tap);
+	blktap_extents_withdraw(tap, 0, U64_MAX, -1);
 	del_gendisk(tap->disk);
 	blk_mq_free_tag_set(&tap->tag_set);
 	put_disk(tap->disk);	/* openers keep it; blktap_free_disk() is last */

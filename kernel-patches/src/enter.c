@@ -51,9 +51,9 @@ void blktap_hold_issued(struct blktap *tap)
 		tap->count.recovered++;
 	memset(q->held, 0, sizeof(q->held));
 	memset(q->held_ids, 0, sizeof(q->held_ids));
-	spin_lock(&tap->rq_lock);
+	spin_lock_irq(&tap->rq_lock);
 	list_splice_init(&q->issued, &tap->pending);
-	spin_unlock(&tap->rq_lock);
+	spin_unlock_irq(&tap->rq_lock);
 }
 
 /* The server can change the entry while it is read: each word once. */
@@ -76,7 +76,12 @@ static void blktap_fault(struct blktap *tap, const char *what)
 			    tap->task, what);
 }
 
-/* Ends or requeues the request; -EINTR leaves everything as it was. */
+static bool blktap_has_data(struct request *rq)
+{
+	return req_op(rq) == REQ_OP_READ || req_op(rq) == REQ_OP_WRITE;
+}
+
+/* Ends, requeues or remaps the request; -EINTR leaves everything as it was. */
 static int blktap_complete(struct blktap *tap, const struct blktap_cqe *cqe)
 {
 	struct blktap_queue *q = &tap->queue;
@@ -90,6 +95,11 @@ static int blktap_complete(struct blktap *tap, const struct blktap_cqe *cqe)
 		blk_mq_requeue_request(rq, false);
 		blk_mq_delay_kick_requeue_list(tap->disk->queue,
 					       BLKTAP_REQUEUE_MS);
+		return 0;
+	}
+	if (cqe->code == BLKTAP_CQE_REMAP) {
+		blktap_unhold(q, rq);
+		blktap_direct_remap(tap, rq, cqe->file, cqe->offset);
 		return 0;
 	}
 	if (status == BLK_STS_OK && req_op(rq) == REQ_OP_READ) {
@@ -125,7 +135,11 @@ static int blktap_consume(struct blktap *tap, struct blktap_enter *enter)
 	}
 	for (; left > 0; left--) {
 		blktap_snapshot(&q->cqes[q->cq_head & (q->entries - 1)], &cqe);
-		why = blktap_check_cqe(&cqe, q->held_ids, q->entries);
+		why = blktap_check_cqe(&cqe, q->held_ids, q->entries,
+				       tap->features);
+		if (why == BLKTAP_CQE_GOOD && cqe.code == BLKTAP_CQE_REMAP &&
+		    !blktap_has_data(q->held[cqe.tag]))
+			why = BLKTAP_CQE_BAD_CODE;
 		if (why == BLKTAP_CQE_GOOD) {
 			ret = blktap_complete(tap, &cqe);
 			if (ret)
@@ -179,6 +193,7 @@ static void blktap_fill_sqe(struct blktap *tap, struct request *rq, u64 id,
 		sqe->buf_offset = (u64)rq->tag * tap->max_io_bytes;
 	if (rq->cmd_flags & REQ_FUA)
 		sqe->flags |= BLKTAP_RQ_FUA;
+	sqe->flags |= blktap_rq(rq)->flags;
 	if (sqe->op == BLKTAP_OP_WRITE_ZEROES && (rq->cmd_flags & REQ_NOUNMAP))
 		sqe->flags |= BLKTAP_RQ_NOUNMAP;
 }
@@ -187,19 +202,19 @@ static struct request *blktap_take_pending(struct blktap *tap)
 {
 	struct blktap_rq *brq;
 
-	spin_lock(&tap->rq_lock);
+	spin_lock_irq(&tap->rq_lock);
 	brq = list_first_entry_or_null(&tap->pending, struct blktap_rq, node);
 	if (brq)
 		list_del(&brq->node);
-	spin_unlock(&tap->rq_lock);
+	spin_unlock_irq(&tap->rq_lock);
 	return brq ? blktap_request(brq) : NULL;
 }
 
 static void blktap_put_pending(struct blktap *tap, struct request *rq)
 {
-	spin_lock(&tap->rq_lock);
+	spin_lock_irq(&tap->rq_lock);
 	list_add(&blktap_rq(rq)->node, &tap->pending);
-	spin_unlock(&tap->rq_lock);
+	spin_unlock_irq(&tap->rq_lock);
 }
 
 /* Gives one request to the server. Ends it if its buffer is not there. */

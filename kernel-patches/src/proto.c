@@ -4,6 +4,7 @@
 
 #define MAX_ERRNO_RESULT	4095
 #define MAX_SECTORS		(1ull << 54)	/* 2^63 bytes: loff_t holds them */
+#define MAX_FILE_BYTES		0x7fffffffffffffffull	/* loff_t */
 #define MAX_PHYSICAL_BLOCK	(1u << 20)
 #define ALL_DEV_FLAGS		(BLKTAP_DEV_RDONLY | BLKTAP_DEV_FLUSH | \
 				 BLKTAP_DEV_FUA | BLKTAP_DEV_DISCARD | \
@@ -34,6 +35,8 @@ const char *blktap_refusal_text(enum blktap_refusal why)
 		return "code unknown or not granted";
 	case BLKTAP_CQE_BAD_RESULT:
 		return "result out of range";
+	case BLKTAP_CQE_BAD_PLACE:
+		return "file or offset out of range";
 	case BLKTAP_CQE_BAD_RESERVED:
 		return "reserved field not zero";
 	}
@@ -50,9 +53,12 @@ void blktap_ring_layout(__u32 entries, struct blktap_layout *layout)
 			(__u64)entries * sizeof(struct blktap_cqe);
 }
 
+/* What an extent can't serve is copied, so COPY is always among them. */
 __u64 blktap_grant(__u64 wanted)
 {
-	return wanted & BLKTAP_F_COPY;
+	if (!(wanted & BLKTAP_F_COPY))
+		return 0;
+	return wanted & (BLKTAP_F_COPY | BLKTAP_F_REMAP);
 }
 
 int blktap_check_setup(struct blktap_setup *setup, __u32 page_size)
@@ -130,9 +136,31 @@ int blktap_check_change(const struct blktap_device_params *old,
 	return 0;
 }
 
-enum blktap_refusal blktap_check_cqe(const struct blktap_cqe *cqe,
-				     const __u64 *held_ids, __u32 entries)
+/* The bytes of the largest request fit behind it, whatever is added. */
+static bool good_offset(__u64 offset, __u64 bytes)
 {
+	return offset % 512 == 0 && offset <= MAX_FILE_BYTES - bytes;
+}
+
+int blktap_check_extent(const struct blktap_extent *extent, __u64 sectors)
+{
+	if (extent->flags & ~BLKTAP_EXTENT_WRITE)
+		return -EINVAL;
+	if (extent->nr_sectors == 0 || extent->sector >= sectors ||
+	    extent->nr_sectors > sectors - extent->sector)
+		return -EINVAL;
+	if (extent->file >= BLKTAP_MAX_FILES ||
+	    !good_offset(extent->offset,
+			 (__u64)extent->nr_sectors << BLKTAP_SECTOR_SHIFT))
+		return -EINVAL;
+	return 0;
+}
+
+enum blktap_refusal blktap_check_cqe(const struct blktap_cqe *cqe,
+				     const __u64 *held_ids, __u32 entries,
+				     __u64 features)
+{
+	bool remap = cqe->code == BLKTAP_CQE_REMAP;
 	unsigned int i;
 
 	if (cqe->tag >= entries)
@@ -141,16 +169,21 @@ enum blktap_refusal blktap_check_cqe(const struct blktap_cqe *cqe,
 		return BLKTAP_CQE_NOT_HELD;
 	if (held_ids[cqe->tag] != cqe->id)
 		return BLKTAP_CQE_BAD_ID;
-	if (cqe->code != BLKTAP_CQE_DONE && cqe->code != BLKTAP_CQE_REQUEUE)
+	if (cqe->code > BLKTAP_CQE_REQUEUE ||
+	    (remap && !(features & BLKTAP_F_REMAP)))
 		return BLKTAP_CQE_BAD_CODE;
 	if (cqe->result > 0 || cqe->result < -MAX_ERRNO_RESULT)
 		return BLKTAP_CQE_BAD_RESULT;
-	if (cqe->code == BLKTAP_CQE_REQUEUE && cqe->result != 0)
+	if (cqe->code != BLKTAP_CQE_DONE && cqe->result != 0)
 		return BLKTAP_CQE_BAD_RESULT;
-	if (cqe->reserved0)
+	if (remap ? cqe->file >= BLKTAP_MAX_FILES ||
+		    !good_offset(cqe->offset, BLKTAP_MAX_IO_BYTES) :
+		    cqe->file || cqe->offset)
+		return BLKTAP_CQE_BAD_PLACE;
+	if (cqe->reserved0 || cqe->reserved1)
 		return BLKTAP_CQE_BAD_RESERVED;
-	for (i = 0; i < sizeof(cqe->reserved1) / sizeof(cqe->reserved1[0]); i++)
-		if (cqe->reserved1[i])
+	for (i = 0; i < sizeof(cqe->reserved2) / sizeof(cqe->reserved2[0]); i++)
+		if (cqe->reserved2[i])
 			return BLKTAP_CQE_BAD_RESERVED;
 	return BLKTAP_CQE_GOOD;
 }

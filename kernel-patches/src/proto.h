@@ -26,6 +26,10 @@
 #define BLKTAP_PARAMS_SIZE_V3	40u
 #define BLKTAP_ENTER_SIZE_V3	24u
 #define BLKTAP_REMOVE_SIZE_V3	8u
+#define BLKTAP_FILE_SIZE_V3	16u
+#define BLKTAP_UNFILE_SIZE_V3	8u
+#define BLKTAP_EXTENTS_SIZE_V3	24u
+#define BLKTAP_WITHDRAW_SIZE_V3	32u
 
 /* Where the parts of one queue's ring memory lie, in bytes from its start. */
 struct blktap_layout {
@@ -41,7 +45,8 @@ enum blktap_refusal {
 	BLKTAP_CQE_NOT_HELD,	/* no request with this tag: a double, or invented */
 	BLKTAP_CQE_BAD_ID,	/* the tag is held by another request */
 	BLKTAP_CQE_BAD_CODE,	/* unknown, or of a feature that was not granted */
-	BLKTAP_CQE_BAD_RESULT,	/* outside [-4095, 0], or not 0 with REQUEUE */
+	BLKTAP_CQE_BAD_RESULT,	/* outside [-4095, 0], or not 0 with REQUEUE and REMAP */
+	BLKTAP_CQE_BAD_PLACE,	/* file or offset */
 	BLKTAP_CQE_BAD_RESERVED,
 };
 
@@ -86,9 +91,13 @@ int blktap_check_change(const struct blktap_device_params *old,
 /*
  * Checks a snapshot of a completion, never the shared memory itself.
  * held_ids: the id of the request held under each tag, 0 for none;
- * entries of them.
+ * entries of them. features: those granted.
  */
 enum blktap_refusal blktap_check_cqe(const struct blktap_cqe *cqe,
-				     const __u64 *held_ids, __u32 entries);
+				     const __u64 *held_ids, __u32 entries,
+				     __u64 features);
+
+/* A snapshot of an extent, against a device of so many sectors. */
+int blktap_check_extent(const struct blktap_extent *extent, __u64 sectors);
 
 #endif

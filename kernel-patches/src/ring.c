@@ -6,6 +6,8 @@
 #include <linux/module.h>
 #include <linux/poll.h>
 #include <linux/sched/mm.h>
+#include <linux/slab.h>
+#include <linux/string.h>
 #include <linux/uaccess.h>
 #include <linux/vmalloc.h>
 
@@ -47,6 +49,7 @@ static int blktap_ring_release(struct inode *inode, struct file *file)
 		dev_info(&tap->dev, "task %d is gone: requests are held\n",
 			 tap->task);
 	}
+	blktap_files_drop(tap);
 	if (tap->set_up) {
 		mmdrop(tap->mm);
 		tap->mm = NULL;
@@ -205,6 +208,106 @@ static int blktap_ioc_enter(struct blktap *tap, void __user *argp)
 	return ret ?: blktap_put_arg(&arg, sizeof(arg), argp);
 }
 
+/* The lock, if the server has files and extents. */
+static int blktap_lock_remap(struct blktap *tap)
+{
+	int ret = mutex_lock_killable(&tap->lock);
+
+	if (ret)
+		return ret;
+	if (tap->set_up && tap->features & BLKTAP_F_REMAP)
+		return 0;
+	mutex_unlock(&tap->lock);
+	return -EINVAL;
+}
+
+static int blktap_ioc_add_file(struct blktap *tap, void __user *argp)
+{
+	struct blktap_file arg;
+	int ret;
+
+	ret = blktap_get_arg(&arg, sizeof(arg), BLKTAP_FILE_SIZE_V3, argp);
+	if (ret)
+		return ret;
+	if (arg.flags & ~BLKTAP_FILE_WRITE)
+		return -EINVAL;
+	ret = blktap_lock_remap(tap);
+	if (ret)
+		return ret;
+	if (!tap->workqueue)
+		tap->workqueue = alloc_workqueue("blktap%d", WQ_UNBOUND | WQ_MEM_RECLAIM,
+						 1, tap->minor);
+	ret = tap->workqueue ? blktap_file_add(tap, arg.fd, arg.number,
+					       arg.flags & BLKTAP_FILE_WRITE) :
+			       -ENOMEM;
+	mutex_unlock(&tap->lock);
+	return ret;
+}
+
+static int blktap_ioc_remove_file(struct blktap *tap, void __user *argp)
+{
+	struct blktap_unfile arg;
+	int ret;
+
+	ret = blktap_get_arg(&arg, sizeof(arg), BLKTAP_UNFILE_SIZE_V3, argp);
+	if (ret)
+		return ret;
+	ret = blktap_lock_remap(tap);
+	if (ret)
+		return ret;
+	ret = blktap_file_remove(tap, arg.number);
+	mutex_unlock(&tap->lock);
+	return ret;
+}
+
+static int blktap_ioc_add_extents(struct blktap *tap, void __user *argp)
+{
+	struct blktap_extent *extent;
+	struct blktap_extents arg;
+	int ret;
+
+	ret = blktap_get_arg(&arg, sizeof(arg), BLKTAP_EXTENTS_SIZE_V3, argp);
+	if (ret)
+		return ret;
+	if (arg.nr > BLKTAP_EXTENT_BATCH || arg.reserved)
+		return -EINVAL;
+	extent = memdup_user(u64_to_user_ptr(arg.addr),
+			     (size_t)arg.nr * sizeof(*extent));
+	if (IS_ERR(extent))
+		return PTR_ERR(extent);
+	ret = blktap_lock_remap(tap);
+	if (ret)
+		goto out;
+	ret = blktap_extents_add(tap, extent, arg.nr, &arg.added);
+	mutex_unlock(&tap->lock);
+	ret = blktap_put_arg(&arg, sizeof(arg), argp) ?: ret;
+out:
+	kfree(extent);
+	return ret;
+}
+
+static int blktap_ioc_withdraw(struct blktap *tap, void __user *argp)
+{
+	struct blktap_withdraw arg;
+	int ret;
+
+	ret = blktap_get_arg(&arg, sizeof(arg), BLKTAP_WITHDRAW_SIZE_V3, argp);
+	if (ret)
+		return ret;
+	if (arg.flags & ~BLKTAP_WITHDRAW_WAIT || arg.reserved)
+		return -EINVAL;
+	ret = blktap_lock_remap(tap);
+	if (ret)
+		return ret;
+	arg.running = blktap_extents_withdraw(tap, arg.sector, arg.nr_sectors, -1);
+	mutex_unlock(&tap->lock);
+	if (arg.flags & BLKTAP_WITHDRAW_WAIT) {
+		ret = blktap_drain_wait(tap);
+		arg.running = 0;
+	}
+	return ret ?: blktap_put_arg(&arg, sizeof(arg), argp);
+}
+
 /* By number alone: the struct's size is in the struct. */
 static long blktap_ring_ioctl(struct file *file, unsigned int cmd,
 			      unsigned long arg)
@@ -227,6 +330,14 @@ static long blktap_ring_ioctl(struct file *file, unsigned int cmd,
 		return blktap_ioc_remove(tap, argp);
 	case _IOC_NR(BLKTAP_IOC_ENTER):
 		return blktap_ioc_enter(tap, argp);
+	case _IOC_NR(BLKTAP_IOC_ADD_FILE):
+		return blktap_ioc_add_file(tap, argp);
+	case _IOC_NR(BLKTAP_IOC_REMOVE_FILE):
+		return blktap_ioc_remove_file(tap, argp);
+	case _IOC_NR(BLKTAP_IOC_ADD_EXTENTS):
+		return blktap_ioc_add_extents(tap, argp);
+	case _IOC_NR(BLKTAP_IOC_WITHDRAW):
+		return blktap_ioc_withdraw(tap, argp);
 	default:
 		return -ENOTTY;
 	}
@@ -252,16 +363,21 @@ static __poll_t blktap_ring_poll(struct file *file, poll_table *table)
 	struct blktap_queue *q = &tap->queue;
 	/* pairs with SETUP's release */
 	struct blktap_ring *ring = smp_load_acquire(&q->ring);
+	__poll_t mask = 0;
 	u32 used;
 
 	poll_wait(file, &tap->wait, table);
 	if (!ring)
 		return EPOLLERR;
+	if (blktap_drained(tap))
+		mask |= EPOLLOUT;
 	if (READ_ONCE(tap->state) != BLKTAP_LIVE ||
 	    list_empty_careful(&tap->pending))
-		return 0;
+		return mask;
 	used = READ_ONCE(q->sq_tail) - READ_ONCE(ring->sq_head);
-	return used < q->entries ? EPOLLIN | EPOLLRDNORM : 0;
+	if (used < q->entries)
+		mask |= EPOLLIN | EPOLLRDNORM;
+	return mask;
 }
 
 const struct file_operations blktap_ring_fops = {

@@ -33,9 +33,19 @@ static ssize_t task_show(struct device *dev, struct device_attribute *attr,
 }
 static DEVICE_ATTR_RO(task);
 
+static ssize_t extents_show(struct device *dev, struct device_attribute *attr,
+			    char *buf)
+{
+	struct blktap *tap = container_of(dev, struct blktap, dev);
+
+	return sysfs_emit(buf, "%u\n", READ_ONCE(tap->nr_extents));
+}
+static DEVICE_ATTR_RO(extents);
+
 static struct attribute *blktap_attrs[] = {
 	&dev_attr_state.attr,
 	&dev_attr_task.attr,
+	&dev_attr_extents.attr,
 	NULL
 };
 
@@ -59,6 +69,9 @@ BLKTAP_COUNTER(refused);
 BLKTAP_COUNTER(faults);
 BLKTAP_COUNTER(requeued);
 BLKTAP_COUNTER(recovered);
+BLKTAP_COUNTER(direct_reads);
+BLKTAP_COUNTER(direct_writes);
+BLKTAP_COUNTER(direct_failed);
 
 static struct attribute *blktap_counter_attrs[] = {
 	&dev_attr_submitted.attr,
@@ -67,6 +80,9 @@ static struct attribute *blktap_counter_attrs[] = {
 	&dev_attr_faults.attr,
 	&dev_attr_requeued.attr,
 	&dev_attr_recovered.attr,
+	&dev_attr_direct_reads.attr,
+	&dev_attr_direct_writes.attr,
+	&dev_attr_direct_failed.attr,
 	NULL
 };
 

@@ -48,12 +48,12 @@ static void the_parts_of_a_ring_do_not_overlap(void **state)
 	}
 }
 
-static void only_copy_is_granted(void **state)
+static void remap_is_granted_beside_copy_alone(void **state)
 {
 	(void)state;
-	assert_int_equal(blktap_grant(BLKTAP_F_COPY | BLKTAP_F_REMAP), BLKTAP_F_COPY);
+	assert_int_equal(blktap_grant(BLKTAP_F_COPY), BLKTAP_F_COPY);
 	assert_int_equal(blktap_grant(BLKTAP_F_REMAP), 0);
-	assert_int_equal(blktap_grant(~0ull), BLKTAP_F_COPY);
+	assert_int_equal(blktap_grant(~0ull), BLKTAP_F_COPY | BLKTAP_F_REMAP);
 }
 
 static struct blktap_setup good_setup(void)
@@ -204,11 +204,12 @@ static void rdonly_changes_only_where_it_may(void **state)
 }
 
 /* Tag 3 is held under id 77, tag 4 under 78. */
+static const __u64 held[ENTRIES] = { [3] = 77, [4] = 78 };
+
 static enum blktap_refusal judge(const struct blktap_cqe *cqe)
 {
-	static const __u64 held[ENTRIES] = { [3] = 77, [4] = 78 };
-
-	return blktap_check_cqe(cqe, held, ENTRIES);
+	return blktap_check_cqe(cqe, held, ENTRIES,
+				BLKTAP_F_COPY | BLKTAP_F_REMAP);
 }
 
 static void an_answer_to_a_held_request_is_good(void **state)
@@ -224,6 +225,49 @@ static void an_answer_to_a_held_request_is_good(void **state)
 	c.result = 0;
 	c.code = BLKTAP_CQE_REQUEUE;
 	assert_int_equal(judge(&c), BLKTAP_CQE_GOOD);
+	c.code = BLKTAP_CQE_REMAP;
+	c.file = BLKTAP_MAX_FILES - 1;
+	c.offset = 512;
+	assert_int_equal(judge(&c), BLKTAP_CQE_GOOD);
+	c.offset = (1ull << 63) - BLKTAP_MAX_IO_BYTES - 512;
+	assert_int_equal(judge(&c), BLKTAP_CQE_GOOD);
+}
+
+static void a_place_is_refused_of_a_server_that_has_no_files(void **state)
+{
+	struct blktap_cqe c = { .id = 77, .tag = 3, .code = BLKTAP_CQE_REMAP };
+
+	(void)state;
+	assert_int_equal(blktap_check_cqe(&c, held, ENTRIES, BLKTAP_F_COPY),
+			 BLKTAP_CQE_BAD_CODE);
+}
+
+#define EXTENT_IS(expected, ...)					\
+	do {								\
+		struct blktap_extent e_ = {				\
+			.sector = 8, .offset = 512, .nr_sectors = 92,	\
+			.file = BLKTAP_MAX_FILES - 1,			\
+			.flags = BLKTAP_EXTENT_WRITE,			\
+		};							\
+		__VA_ARGS__						\
+		assert_int_equal(blktap_check_extent(&e_, 100), expected); \
+	} while (0)
+
+static void an_extent_lies_on_the_disk_and_in_a_file(void **state)
+{
+	(void)state;
+	EXTENT_IS(0,);
+	EXTENT_IS(0, e_.offset = INT64_MAX - 511 - 92 * 512;);
+	EXTENT_IS(-EINVAL, e_.offset = INT64_MAX - 511 - 91 * 512;);
+	EXTENT_IS(-EINVAL, e_.offset = UINT64_MAX - 511;);
+	EXTENT_IS(-EINVAL, e_.offset = 513;);
+	EXTENT_IS(-EINVAL, e_.nr_sectors = 0;);
+	EXTENT_IS(-EINVAL, e_.nr_sectors = 93;);
+	EXTENT_IS(-EINVAL, e_.nr_sectors = UINT32_MAX;);
+	EXTENT_IS(-EINVAL, e_.sector = 100;);
+	EXTENT_IS(-EINVAL, e_.sector = UINT64_MAX;);
+	EXTENT_IS(-EINVAL, e_.file = BLKTAP_MAX_FILES;);
+	EXTENT_IS(-EINVAL, e_.flags = 2;);
 }
 
 #define JUDGED(expected, ...)						\
@@ -245,16 +289,23 @@ static void a_wrong_answer_is_refused_with_its_reason(void **state)
 	JUDGED(BLKTAP_CQE_NOT_HELD, c_.tag = 2; c_.id = 0;);
 	JUDGED(BLKTAP_CQE_BAD_ID, c_.tag = 4;);
 	JUDGED(BLKTAP_CQE_BAD_ID, c_.id = 0;);
-	JUDGED(BLKTAP_CQE_BAD_CODE, c_.code = BLKTAP_CQE_REMAP;);
+	JUDGED(BLKTAP_CQE_BAD_CODE, c_.code = BLKTAP_CQE_REQUEUE + 1;);
 	JUDGED(BLKTAP_CQE_BAD_CODE, c_.code = 255;);
 	JUDGED(BLKTAP_CQE_BAD_RESULT, c_.result = 1;);
 	JUDGED(BLKTAP_CQE_BAD_RESULT, c_.result = INT32_MAX;);
 	JUDGED(BLKTAP_CQE_BAD_RESULT, c_.result = -4096;);
 	JUDGED(BLKTAP_CQE_BAD_RESULT, c_.result = INT32_MIN;);
 	JUDGED(BLKTAP_CQE_BAD_RESULT, c_.code = BLKTAP_CQE_REQUEUE; c_.result = -5;);
+	JUDGED(BLKTAP_CQE_BAD_RESULT, c_.code = BLKTAP_CQE_REMAP; c_.result = -5;);
+	JUDGED(BLKTAP_CQE_BAD_PLACE, c_.file = 1;);
+	JUDGED(BLKTAP_CQE_BAD_PLACE, c_.offset = 512;);
+	JUDGED(BLKTAP_CQE_BAD_PLACE, c_.code = BLKTAP_CQE_REMAP; c_.file = BLKTAP_MAX_FILES;);
+	JUDGED(BLKTAP_CQE_BAD_PLACE, c_.code = BLKTAP_CQE_REMAP; c_.offset = 511;);
+	JUDGED(BLKTAP_CQE_BAD_PLACE, c_.code = BLKTAP_CQE_REMAP; c_.offset = (1ull << 63) - 512;);
 	JUDGED(BLKTAP_CQE_BAD_RESERVED, c_.reserved0 = 1;);
-	for (i = 0; i < 6; i++)
-		JUDGED(BLKTAP_CQE_BAD_RESERVED, c_.reserved1[i] = 1ull << 63;);
+	JUDGED(BLKTAP_CQE_BAD_RESERVED, c_.reserved1 = 1;);
+	for (i = 0; i < 4; i++)
+		JUDGED(BLKTAP_CQE_BAD_RESERVED, c_.reserved2[i] = 1ull << 63;);
 }
 
 static void every_refusal_has_its_own_text(void **state)
@@ -274,7 +325,7 @@ int main(void)
 		cmocka_unit_test(used_entries_are_counted_across_the_wrap),
 		cmocka_unit_test(an_index_beyond_the_ring_is_refused),
 		cmocka_unit_test(the_parts_of_a_ring_do_not_overlap),
-		cmocka_unit_test(only_copy_is_granted),
+		cmocka_unit_test(remap_is_granted_beside_copy_alone),
 		cmocka_unit_test(a_setup_gets_one_queue),
 		cmocka_unit_test(a_setup_out_of_range_is_refused),
 		cmocka_unit_test(good_parameters_are_accepted),
@@ -283,6 +334,8 @@ int main(void)
 		cmocka_unit_test(a_device_may_grow_but_lose_nothing),
 		cmocka_unit_test(rdonly_changes_only_where_it_may),
 		cmocka_unit_test(an_answer_to_a_held_request_is_good),
+		cmocka_unit_test(a_place_is_refused_of_a_server_that_has_no_files),
+		cmocka_unit_test(an_extent_lies_on_the_disk_and_in_a_file),
 		cmocka_unit_test(a_wrong_answer_is_refused_with_its_reason),
 		cmocka_unit_test(every_refusal_has_its_own_text),
 	};

@@ -9,7 +9,11 @@
  * Options: resume=1, delay=MS (answers all it holds after that time), hold=1
  * (never answers), entries=N, maxio=BYTES, block=BYTES, ro=1, flush=0, fua=1,
  * zeroes=1, discard=1, ioopt=BYTES, evil=MODE (one wrong answer to the first
- * read, then as it should be). SIGTERM removes the device and exits (says "busy" and goes on
+ * read, then as it should be), extents=1 (the kernel serves the disk from the file),
+ * extents=2 (reads alone), remap=1 (answers reads and writes with their place in
+ * the file), place=PATH (the file for these, if not FILE), bad=1 (first prints how
+ * wrong files and extents are refused). SIGUSR2 withdraws all extents, waits
+ * until they are drained, and adds them again the next time. SIGTERM removes the device and exits (says "busy" and goes on
  * if it is open), SIGUSR1 does so by force, SIGHUP takes over the file's size.
  * Prints "ready" when the device is there. Exit status 1 and a line on stderr
  * on a failed call.
@@ -33,11 +37,12 @@
 #include <unistd.h>
 
 #include "blktap.h"
+#include "toy-direct.h"
 
 struct options {
-	bool resume, hold, ro, flush, fua, zeroes, discard;
-	unsigned int delay, entries, maxio, block, ioopt;
-	const char *evil;
+	bool resume, hold, ro, flush, fua, zeroes, discard, remap, bad;
+	unsigned int delay, entries, maxio, block, ioopt, extents;
+	const char *evil, *place;
 };
 
 struct server {
@@ -49,6 +54,7 @@ struct server {
 	struct blktap_cqe *cqes;
 	uint32_t entries;
 	uint64_t sectors;
+	bool withdrawn;
 };
 
 static void say(const char *text)
@@ -140,7 +146,7 @@ static void set_up(struct server *s, int minor)
 	if (ioctl(s->ring_fd, BLKTAP_IOC_SETUP, &setup) < 0)
 		err(1, "SETUP (entries %u, max_io_bytes %u)", setup.entries,
 		    setup.max_io_bytes);
-	if (setup.features != BLKTAP_F_COPY)
+	if (setup.features != (BLKTAP_F_COPY | BLKTAP_F_REMAP))
 		errx(1, "SETUP granted features %llx", setup.features);
 	mem = mmap(NULL, setup.ring_bytes, PROT_READ | PROT_WRITE, MAP_SHARED,
 		   s->ring_fd, 0);
@@ -153,6 +159,12 @@ static void set_up(struct server *s, int minor)
 	if (ioctl(s->ring_fd, s->opt.resume ? BLKTAP_IOC_RESUME_DEVICE :
 		  BLKTAP_IOC_CREATE_DEVICE, &p) < 0)
 		err(1, s->opt.resume ? "RESUME_DEVICE" : "CREATE_DEVICE");
+	if (s->opt.remap || s->opt.extents || s->opt.bad)
+		toy_add_file(s->ring_fd, s->opt.place, true);
+	if (s->opt.bad)
+		toy_bad_extents(s->ring_fd, s->opt.place, s->sectors);
+	if (s->opt.extents)
+		toy_add_extents(s->ring_fd, s->sectors, s->opt.extents == 1);
 }
 
 static int enter(struct server *s, struct blktap_enter *arg)
@@ -236,13 +248,30 @@ static bool be_evil(struct server *s, const struct blktap_sqe *e)
 	else if (!strcmp(mode, "othertag"))
 		cqe.tag ^= 1;
 	else if (!strcmp(mode, "code"))
+		cqe.code = BLKTAP_CQE_REQUEUE + 1;
+	else if (!strcmp(mode, "file"))
+		cqe.file = 1;
+	else if (!strcmp(mode, "remapfile"))
+		cqe = (struct blktap_cqe) {
+			.id = e->id, .tag = e->tag, .code = BLKTAP_CQE_REMAP,
+			.file = BLKTAP_MAX_FILES,
+		};
+	else if (!strcmp(mode, "remapoffset"))
+		cqe = (struct blktap_cqe) {
+			.id = e->id, .tag = e->tag, .code = BLKTAP_CQE_REMAP,
+			.offset = 511,
+		};
+	else if (!strcmp(mode, "remapnone")) {
+		/* no such file: comes back as one that failed */
 		cqe.code = BLKTAP_CQE_REMAP;
-	else if (!strcmp(mode, "positive"))
+		cqe.file = 9;
+		answered = true;
+	} else if (!strcmp(mode, "positive"))
 		cqe.result = 512;
 	else if (!strcmp(mode, "toolow"))
 		cqe.result = -4096;
 	else if (!strcmp(mode, "reserved"))
-		cqe.reserved1[5] = 1;
+		cqe.reserved2[3] = 1;
 	else if (!strcmp(mode, "double")) {
 		cqe.result = do_io(s, e);
 		post(s, &cqe);
@@ -294,6 +323,21 @@ static bool be_evil(struct server *s, const struct blktap_sqe *e)
 	return answered;
 }
 
+static void answer(struct server *s, const struct blktap_sqe *e)
+{
+	struct blktap_cqe cqe = { .id = e->id, .tag = e->tag };
+
+	if (s->opt.remap && e->op <= BLKTAP_OP_WRITE &&
+	    !(e->flags & BLKTAP_RQ_DIRECT_FAILED)) {
+		cqe.code = BLKTAP_CQE_REMAP;
+		cqe.file = TOY_FILE;
+		cqe.offset = e->sector << BLKTAP_SECTOR_SHIFT;
+	} else {
+		cqe.result = do_io(s, e);
+	}
+	post(s, &cqe);
+}
+
 static void serve_ring(struct server *s)
 {
 	struct blktap_enter arg = { .flags = 0 };
@@ -315,9 +359,7 @@ static void serve_ring(struct server *s)
 				continue;
 			if (s->opt.evil && e.op == BLKTAP_OP_READ && be_evil(s, &e))
 				continue;
-			post(s, &(struct blktap_cqe) {
-				.id = e.id, .tag = e.tag, .result = do_io(s, &e),
-			});
+			answer(s, &e);
 		}
 	} while (arg.submitted && !s->opt.hold);
 }
@@ -336,6 +378,15 @@ static bool on_signal(struct server *s, int signo)
 		else
 			say("resized");
 		fflush(stdout);
+		return false;
+	}
+	if (signo == SIGUSR2) {
+		if (s->withdrawn)
+			toy_add_extents(s->ring_fd, s->sectors, s->opt.extents == 1);
+		else
+			toy_withdraw(s->ring_fd);
+		s->withdrawn = !s->withdrawn;
+		say(s->withdrawn ? "withdrawn" : "added");
 		return false;
 	}
 	rm.flags = signo == SIGUSR1 ? BLKTAP_REMOVE_FORCE : 0;
@@ -360,11 +411,14 @@ static int do_serve(int minor, const char *path, const struct options *opt)
 	sigaddset(&set, SIGTERM);
 	sigaddset(&set, SIGHUP);
 	sigaddset(&set, SIGUSR1);
+	sigaddset(&set, SIGUSR2);
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	s.file = open(path, O_RDWR | O_CLOEXEC);
 	if (s.file < 0)
 		err(1, "%s", path);
 	s.sectors = file_sectors(s.file);
+	if (!s.opt.place)
+		s.opt.place = path;
 	set_up(&s, minor);
 	say("ready");
 
@@ -421,6 +475,14 @@ static void parse_option(struct options *o, const char *arg)
 		o->block = v;
 	else if (IS("ioopt"))
 		o->ioopt = v;
+	else if (IS("extents"))
+		o->extents = v;
+	else if (IS("remap"))
+		o->remap = v;
+	else if (IS("bad"))
+		o->bad = v;
+	else if (IS("place"))
+		o->place = eq + 1;
 	else if (IS("evil"))
 		o->evil = eq + 1;
 	else

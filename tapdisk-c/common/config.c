@@ -57,6 +57,11 @@ static int set_key(struct config *cfg, const char *key, const char *value,
 		return add_dir(cfg, value, err);
 	} else if (!strcmp(key, "engine")) {
 		return set_engine(cfg, value, err);
+	} else if (!strcmp(key, "kernel_io")) {
+		if (strcmp(value, "yes") && strcmp(value, "no"))
+			return error_set(err, -EINVAL,
+					 "kernel_io=%s: must be yes or no", value);
+		cfg->kernel_io = !strcmp(value, "yes");
 	} else {
 		int rc = retry_set(&cfg->retry, key, value, err);
 
@@ -98,6 +103,7 @@ int config_load(struct config *cfg, const char *path, struct error *err)
 
 	memset(cfg, 0, sizeof(*cfg));
 	snprintf(cfg->engine, sizeof(cfg->engine), "uring");
+	cfg->kernel_io = true;
 	cfg->retry = retry_defaults;
 
 	if (!path)

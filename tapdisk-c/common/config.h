@@ -3,6 +3,8 @@
 #ifndef XENBLK_CONFIG_H
 #define XENBLK_CONFIG_H
 
+#include <stdbool.h>
+
 #include "common/error.h"
 #include "common/retry.h"
 
@@ -13,6 +15,7 @@ struct config {
 	char *image_dir[CONFIG_MAX_DIRS];	/* absolute, as configured */
 	unsigned int nr_image_dirs;
 	char engine[1024];			/* as engine_open() takes it */
+	bool kernel_io;				/* the driver may serve what lies in a file in one piece */
 	struct retry_policy retry;		/* of a disk that says nothing else */
 };
 

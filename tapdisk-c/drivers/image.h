@@ -81,8 +81,25 @@ struct image_info {
 #define IMAGE_CAN_ZERO		2u
 #define IMAGE_CAN_STATUS	4u
 
+/* Sectors whose data lies in one file, one after the other. */
+struct image_run {
+	uint64_t sector;
+	uint64_t count;			/* sectors */
+	int fd;				/* open for direct I/O */
+	uint64_t offset;		/* of the first, bytes */
+	bool write;			/* they may be written there, with no more to do */
+};
+
+/* Who has been told of runs. */
+struct image_watcher {
+	/* What run() said of these sectors is true no more. Called before a write that caused it is done. */
+	void (*moved)(struct image_watcher *watcher, uint64_t sector,
+		      uint64_t count);
+};
+
 struct image {
 	const struct image_driver *driver;
+	struct image_watcher *watcher;	/* NULL: none */
 	struct engine *engine;
 	struct io_stream *stream;
 	struct image_info info;
@@ -168,6 +185,13 @@ struct image_driver {
 	 * close() only when it is false.
 	 */
 	bool (*busy)(const struct image *image);
+
+	/*
+	 * Optional. The run that has the sector, if that is known without I/O and
+	 * a file has it. It is true until the watcher hears otherwise, or the image
+	 * is closed or has a snapshot.
+	 */
+	bool (*run)(struct image *image, uint64_t sector, struct image_run *run);
 
 	/*
 	 * Optional, all three or none: a snapshot of an image that is open,

@@ -327,11 +327,23 @@ static const char *raw_chain_path(const struct image *image, unsigned int i)
 	return i == 0 ? raw->path : NULL;
 }
 
+static bool raw_run(struct image *image, uint64_t sector, struct image_run *run)
+{
+	(void)sector;
+	*run = (struct image_run) {
+		.count = image->info.sectors,
+		.fd = raw_of(image)->fd,
+		.write = !image->readonly,
+	};
+	return true;
+}
+
 const struct image_driver raw_driver = {
 	.type		= "aio",
 	.alias		= "raw",
 	.open		= raw_open,
 	.close		= raw_close,
 	.submit		= raw_submit,
+	.run		= raw_run,
 	.chain_path	= raw_chain_path,
 };

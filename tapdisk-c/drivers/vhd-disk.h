@@ -14,6 +14,7 @@
  *   vhd-cache.c the leaf's bitmaps in memory
  *   vhd-snapshot.c a new leaf on top of what is open
  *   vhd-name.c  whether the leaf's name is durable
+ *   vhd-run.c   what lies in a file in one piece
  *
  * A write completes when data, bitmap and BAT entry have reached the kernel,
  * in this order:
@@ -272,6 +273,9 @@ int vhd_snapshot_commit(struct image_snapshot *snapshot, struct image **image,
 			struct error *err);
 void vhd_snapshot_end(struct image_snapshot *snapshot);
 
+/* vhd-run.c */
+bool vhd_run(struct image *image, uint64_t sector, struct image_run *run);
+
 /* vhd-name.c */
 /* Of a leaf in a file, opened for writing. Waits for an fsync. */
 void vhd_name_open(struct vhd_disk *disk);
@@ -295,6 +299,9 @@ unsigned int vhd_map_find(struct vhd_disk *disk, uint64_t sector,
  */
 uint64_t vhd_map_place(const struct vhd_disk *disk, unsigned int level,
 		       uint64_t sector, uint32_t *count);
+/* The code of the sector and the run around it within the block; CODE_NONE: not known. */
+unsigned int vhd_map_peek(const struct vhd_disk *disk, uint64_t sector,
+			  uint64_t *first, uint32_t *count);
 /* The leaf holds these sectors of its block now. */
 void vhd_map_set(struct vhd_disk *disk, uint32_t block, uint32_t first,
 		 uint32_t count);

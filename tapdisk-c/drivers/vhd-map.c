@@ -141,6 +141,17 @@ static bool cuts_group(const struct vhd_mixed *m, uint32_t at)
 	       m->codes[at >> m->shift] != CODE_LEAF;
 }
 
+static void moved(struct vhd_disk *disk, uint32_t block, uint32_t first,
+		  uint32_t count)
+{
+	struct image_watcher *watcher = disk->image.watcher;
+
+	if (watcher)
+		watcher->moved(watcher,
+			       ((uint64_t)block << disk->map.shift) + first,
+			       count);
+}
+
 void vhd_map_set(struct vhd_disk *disk, uint32_t block, uint32_t first,
 		 uint32_t count)
 {
@@ -152,7 +163,11 @@ void vhd_map_set(struct vhd_disk *disk, uint32_t block, uint32_t first,
 	/* Bits beyond the end of the disk are of no interest. */
 	if (end > nr)
 		end = nr;
-	if (*unit == CODE_NONE || *unit == CODE_LEAF || first >= end)
+	if (*unit == CODE_LEAF || first >= end)
+		return;
+	/* Known or not: it may have been once. */
+	moved(disk, block, first, end - first);
+	if (*unit == CODE_NONE)
 		return;
 	if (*unit >= CODE_BUILDING && *unit < CODE_MIXED) {
 		vhd_build_set(disk, *unit - CODE_BUILDING, first, end - first);
@@ -185,6 +200,7 @@ void vhd_map_forget(struct vhd_disk *disk, uint32_t block)
 	struct vhd_map *map = &disk->map;
 	uint16_t unit = map->unit[block];
 
+	moved(disk, block, 0, vhd_map_sectors(disk, block));
 	if (unit >= CODE_BUILDING && unit < CODE_MIXED) {
 		vhd_build_spoil(disk, unit - CODE_BUILDING);
 		return;
@@ -229,6 +245,34 @@ unsigned int vhd_map_find(struct vhd_disk *disk, uint64_t sector,
 	m->used = true;
 	*count = mixed_run(m, first, *count);
 	return m->codes[first >> m->shift];
+}
+
+unsigned int vhd_map_peek(const struct vhd_disk *disk, uint64_t sector,
+			  uint64_t *first, uint32_t *count)
+{
+	const struct vhd_map *map = &disk->map;
+	uint32_t block = (uint32_t)(sector >> map->shift);
+	uint32_t at = (uint32_t)(sector - ((uint64_t)block << map->shift));
+	uint32_t nr = vhd_map_sectors(disk, block), i, start, end;
+	const struct vhd_mixed *m;
+
+	*first = (uint64_t)block << map->shift;
+	*count = nr;
+	if (map->unit[block] >= CODE_BUILDING && map->unit[block] < CODE_MIXED)
+		return CODE_NONE;
+	if (map->unit[block] < CODE_MIXED)
+		return map->unit[block];
+	m = &map->mixed[map->unit[block] - CODE_MIXED];
+	i = start = at >> m->shift;
+	end = (nr + (1u << m->shift) - 1) >> m->shift;
+	while (start && m->codes[start - 1] == m->codes[i])
+		start--;
+	at = i;
+	while (i + 1 < end && m->codes[i + 1] == m->codes[at])
+		i++;
+	*first += start << m->shift;
+	*count = (i + 1 == end ? nr : (i + 1) << m->shift) - (start << m->shift);
+	return m->codes[at];
 }
 
 uint64_t vhd_map_place(const struct vhd_disk *disk, unsigned int level,

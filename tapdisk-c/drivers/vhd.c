@@ -356,6 +356,7 @@ const struct image_driver vhd_driver = {
 	.close		= vhd_image_close,
 	.busy		= vhd_busy,
 	.submit		= vhd_submit,
+	.run		= vhd_run,
 	.chain_path	= vhd_chain_path,
 	.snapshot_prepare = vhd_snapshot_prepare,
 	.snapshot_commit = vhd_snapshot_commit,

@@ -99,6 +99,11 @@ void engine_close(struct engine *engine)
 	wrap_close(wrap);
 }
 
+bool engine_wrapped(const struct engine *engine)
+{
+	return engine->wrap;
+}
+
 const char *engine_name(const struct engine *engine)
 {
 	return engine->ops->name;

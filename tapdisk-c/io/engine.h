@@ -101,6 +101,8 @@ int engine_open(struct engine **engine, const char *name, unsigned int depth,
 void engine_close(struct engine *engine);
 
 const char *engine_name(const struct engine *engine);
+/* For tests: something is between its users and the kernel, and must see all I/O. */
+bool engine_wrapped(const struct engine *engine);
 
 /* Never fails: an error comes through done(). */
 void engine_queue(struct engine *engine, struct io_req *req);

@@ -102,13 +102,15 @@ static const struct transport_ops ring_ops = {
 };
 
 int blktap_open(struct transport **transport, struct vbd *vbd,
-		struct engine *engine, int minor, struct error *err)
+		struct engine *engine, int minor, bool kernel_io,
+		struct error *err)
 {
 	struct transport *t = calloc(1, sizeof(*t));
 
 	(void)vbd;
 	(void)engine;
 	(void)minor;
+	(void)kernel_io;
 	if (!t)
 		return error_set(err, -ENOMEM, "out of memory");
 	t->ops = &ring_ops;

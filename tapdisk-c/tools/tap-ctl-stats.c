@@ -77,6 +77,37 @@ static int from_tapdisk(const struct options *opt, json_t **vbd,
 	return 0;
 }
 
+/* What the kernel has done without tapdisk. */
+static const char *const kernel_counters[] = { "reads", "writes", "failed" };
+
+/* NULL: the driver has no such minor, or counts no such thing. */
+static json_t *kernel_stats(int minor)
+{
+	json_t *kernel = json_object();
+
+	for (size_t i = 0; i < sizeof(kernel_counters) / sizeof(kernel_counters[0]); i++) {
+		unsigned long long n = 0;
+		char path[96];
+		FILE *f;
+		int got;
+
+		snprintf(path, sizeof(path),
+			 "/sys/class/blktap2/blktap%d/counters/direct_%s", minor,
+			 kernel_counters[i]);
+		f = fopen(path, "re");
+		got = f ? fscanf(f, "%llu", &n) : 0;
+		if (f)
+			fclose(f);
+		if (got != 1) {
+			json_decref(kernel);
+			return NULL;
+		}
+		json_object_set_new(kernel, kernel_counters[i],
+				    json_integer((json_int_t)n));
+	}
+	return kernel;
+}
+
 /* VBD and STATS of proto.h */
 static int get(const struct options *opt, json_t **vbd, struct error *err)
 {
@@ -106,6 +137,7 @@ static void print_table(const json_t *all)
 {
 	const char *type = json_string_value(json_object_get(all, "type"));
 	const char *path = json_string_value(json_object_get(all, "path"));
+	const json_t *kernel = json_object_get(all, "kernel");
 
 	printf("%s%s%s: %lld in flight, %lld waiting, %lld merged\n",
 	       type ? type : "no image", type ? ":" : "", path ? path : "",
@@ -125,13 +157,17 @@ static void print_table(const json_t *all)
 		       us(number(op, "p50_ns")), us(number(op, "p99_ns")),
 		       us(number(op, "max_ns")));
 	}
+	if (kernel)
+		printf("by the kernel: %lld reads, %lld writes; %lld failed and came to tapdisk\n",
+		       number(kernel, "reads"), number(kernel, "writes"),
+		       number(kernel, "failed"));
 }
 
 int cmd_stats(const struct options *opt, struct error *err)
 {
 	static const char *const more[] = { "chain", "inflight", "waiting",
 					    "merged" };
-	json_t *vbd, *out;
+	json_t *vbd, *out, *kernel;
 	int rc = get(opt, &vbd, err);
 
 	if (rc)
@@ -142,6 +178,9 @@ int cmd_stats(const struct options *opt, struct error *err)
 	for (size_t i = 0; i < STATS_OPS; i++)
 		json_object_set(out, control_stats_ops[i],
 				json_object_get(vbd, control_stats_ops[i]));
+	kernel = kernel_stats(opt->minor);
+	if (kernel)
+		json_object_set_new(out, "kernel", kernel);
 	/* XenServer's prints JSON, which scripts read. */
 	if (opt->json || !isatty(STDOUT_FILENO)) {
 		json_dumpf(out, stdout, JSON_INDENT(2));

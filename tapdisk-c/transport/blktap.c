@@ -13,11 +13,13 @@
 #include <unistd.h>
 
 #include "common/log.h"
+#include "transport/blktap-direct.h"
 
 struct slot {
 	struct vbd_request req;
 	struct blktap *tap;
 	uint64_t id;
+	uint32_t flags;			/* BLKTAP_RQ_* */
 };
 
 struct blktap {
@@ -25,6 +27,7 @@ struct blktap {
 	struct vbd *vbd;
 	struct engine *engine;
 	int minor;
+	uint64_t features;		/* that are asked for */
 	int fd;
 	struct io_watch watch;
 	bool fetching;
@@ -39,6 +42,7 @@ struct blktap {
 	uint32_t cq_tail;
 	uint8_t *buf;
 	size_t buf_bytes;
+	struct blktap_direct direct;
 	struct slot slots[BLKTAP_ENTRIES];
 };
 
@@ -53,16 +57,22 @@ static void ring_ready(struct io_watch *watch, short revents)
 {
 	struct blktap *tap = container_of(watch, struct blktap, watch);
 
-	(void)revents;
+	/* At rest nothing else is asked for. */
+	if (revents & POLLOUT && !tap->fetching) {
+		tap->direct.draining = false;
+		engine_unwatch(tap->engine, &tap->watch);
+		return;
+	}
 	tap->kick = true;
 }
 
-static int watch_on(struct blktap *tap, struct error *err)
+static int watch_on(struct blktap *tap, short events, struct error *err)
 {
 	int rc;
 
+	engine_unwatch(tap->engine, &tap->watch);
 	tap->watch.fd = tap->fd;
-	tap->watch.events = POLLIN;
+	tap->watch.events = events;
 	tap->watch.ready = ring_ready;
 	rc = engine_watch(tap->engine, &tap->watch);
 	if (rc)
@@ -89,7 +99,8 @@ static int ring_open(struct blktap *tap, struct error *err)
 }
 
 int blktap_open(struct transport **transport, struct vbd *vbd,
-		struct engine *engine, int minor, struct error *err)
+		struct engine *engine, int minor, bool kernel_io,
+		struct error *err)
 {
 	struct blktap *t = calloc(1, sizeof(*t));
 	int rc;
@@ -101,6 +112,8 @@ int blktap_open(struct transport **transport, struct vbd *vbd,
 	t->vbd = vbd;
 	t->engine = engine;
 	t->minor = minor;
+	t->features = BLKTAP_F_COPY | (kernel_io ? BLKTAP_F_REMAP : 0);
+	direct_init(&t->direct, minor);
 	rc = ring_open(t, err);
 	if (rc) {
 		free(t);
@@ -116,11 +129,22 @@ static void blktap_hold(struct transport *transport)
 
 	tap->fetching = false;
 	engine_unwatch(tap->engine, &tap->watch);
+	direct_rest(&tap->direct);
+	/* Without the watch it would never be known: the ring's end drains, too. */
+	if (tap->direct.draining && watch_on(tap, POLLOUT, NULL))
+		tap->direct.draining = false;
+}
+
+static bool blktap_busy(const struct transport *transport)
+{
+	return container_of_const(transport, struct blktap, transport)->direct.draining;
 }
 
 static void ring_unmap(struct blktap *tap)
 {
 	blktap_hold(&tap->transport);
+	engine_unwatch(tap->engine, &tap->watch);
+	direct_off(&tap->direct);
 	tap->kick = false;
 	if (tap->ring)
 		munmap(tap->ring, tap->ring_bytes);
@@ -181,7 +205,7 @@ static int ring_map(struct blktap *tap, struct error *err)
 	struct blktap_setup setup = {
 		.size		= sizeof(setup),
 		.version	= BLKTAP_ABI_VERSION,
-		.features	= BLKTAP_F_COPY,
+		.features	= tap->features,
 		.nr_queues	= 1,
 		.entries	= BLKTAP_ENTRIES,
 		.max_io_bytes	= BLKTAP_MAX_IO_BYTES,
@@ -213,6 +237,8 @@ static int ring_map(struct blktap *tap, struct error *err)
 	tap->sq = (void *)((uint8_t *)p + setup.sq_off);
 	tap->cq = (void *)((uint8_t *)p + setup.cq_off);
 	tap->cq_tail = tap->ring->cq_tail;
+	if (setup.features & BLKTAP_F_REMAP)
+		direct_on(&tap->direct, tap->fd);
 	return 0;
 }
 
@@ -247,6 +273,7 @@ static struct blktap_device_params device_params(const struct image_info *info,
 
 static void fetch_on(struct blktap *tap)
 {
+	direct_start(&tap->direct, vbd_image(tap->vbd));
 	tap->fetching = true;
 	tap->kick = true;
 }
@@ -267,7 +294,7 @@ static int blktap_start(struct transport *transport,
 		return rc;
 	rc = ring_map(tap, err);
 	if (!rc)
-		rc = watch_on(tap, err);
+		rc = watch_on(tap, POLLIN, err);
 	if (rc)
 		goto out;
 	if (ioctl(tap->fd, BLKTAP_IOC_CREATE_DEVICE, &params) < 0)
@@ -321,8 +348,9 @@ static int blktap_release(struct transport *transport,
 	struct blktap *tap = blktap_of(transport);
 	struct blktap_device_params params = device_params(info, readonly,
 							   true);
-	int rc = watch_on(tap, err);
+	int rc = watch_on(tap, POLLIN, err);
 
+	tap->direct.draining = false;
 	if (rc)
 		return rc;
 	if (ioctl(tap->fd, BLKTAP_IOC_SET_DEVICE, &params) < 0) {
@@ -348,6 +376,9 @@ static void request_done(struct vbd_request *req, int err)
 	cqe->result = err;
 	tap->cq_tail++;
 	tap->kick = true;
+	if (!err && !slot->flags && (req->op == IMAGE_READ || req->op == IMAGE_WRITE))
+		direct_learn(&tap->direct, req->image.sector, req->image.count,
+			     req->op == IMAGE_WRITE);
 }
 
 /* The kernel's entries are trusted to be well-formed, not to fit our limits. */
@@ -365,6 +396,9 @@ static void take(struct blktap *tap, const struct blktap_sqe *sqe)
 	slot = &tap->slots[sqe->tag];
 	slot->tap = tap;
 	slot->id = sqe->id;
+	slot->flags = sqe->flags & (BLKTAP_RQ_DIRECT_FAILED | BLKTAP_RQ_UNFIT);
+	if (sqe->flags & BLKTAP_RQ_DIRECT_FAILED)
+		direct_refuse(&tap->direct, sqe->sector, sqe->nr_sectors);
 	if (sqe->buf_offset > tap->buf_bytes ||
 	    (sqe->op <= BLKTAP_OP_WRITE &&
 	     len > tap->buf_bytes - sqe->buf_offset)) {
@@ -414,6 +448,7 @@ static bool blktap_round(struct transport *transport)
 		return false;
 	tap->kick = false;
 	__atomic_store_n(&tap->ring->cq_tail, tap->cq_tail, __ATOMIC_RELEASE);
+	direct_push(&tap->direct);
 	if (!tap->fetching)
 		enter.flags = BLKTAP_ENTER_NOFETCH;
 	if (ioctl(tap->fd, BLKTAP_IOC_ENTER, &enter) < 0) {
@@ -444,6 +479,7 @@ static const struct transport_ops blktap_ops = {
 	.reset		= blktap_reset,
 	.hold		= blktap_hold,
 	.release	= blktap_release,
+	.busy		= blktap_busy,
 	.round		= blktap_round,
 	.close		= blktap_close,
 };

@@ -17,9 +17,10 @@
  * makes the gendisk, or takes over one that a dead tapdisk has left; stop
  * removes it, -EBUSY while it is open; release tells the driver the new size.
  * Each round is one system call for all completions and new requests, none if
- * there is nothing to do.
+ * there is nothing to do. kernel_io: the driver may serve requests by itself.
  */
 int blktap_open(struct transport **transport, struct vbd *vbd,
-		struct engine *engine, int minor, struct error *err);
+		struct engine *engine, int minor, bool kernel_io,
+		struct error *err);
 
 #endif

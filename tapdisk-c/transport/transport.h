@@ -49,6 +49,13 @@ struct transport_ops {
 		       struct error *err);
 
 	/*
+	 * Optional. After hold: true while something else still does I/O in the
+	 * image's files by the transport's word. The image is neither flushed nor
+	 * closed before.
+	 */
+	bool (*busy)(const struct transport *transport);
+
+	/*
 	 * Required. After each round of the engine: hands completions over and
 	 * takes new requests. True if some were answered at once and another
 	 * round is due before the next wait.

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The kernel's own I/O for requests inside an extent: on the pages of the
+ * request, at the extent's file and offset. Nothing is copied, and the server
+ * hears of it only when it fails.
+ */
+#include <linux/bio.h>
+#include <linux/blk-mq.h>
+#include <linux/blkdev.h>
+#include <linux/file.h>
+#include <linux/fs.h>
+#include <linux/sched/mm.h>
+#include <linux/uio.h>
+
+#include "blktap_internal.h"
+#include "compat.h"
+
+/*
+ * The request's pages as they are, one page to an entry at most: entries of
+ * foreign pages must not be merged by page number. False: more than there is
+ * room for, or not as the file's direct I/O wants them.
+ */
+static bool blktap_gather(struct blktap *tap, struct request *rq, u32 align)
+{
+	struct blktap_rq *brq = blktap_rq(rq);
+	struct req_iterator it;
+	struct bio_vec bv;
+	u32 n = 0;
+
+	rq_for_each_segment(bv, rq, it) {
+		if (n == tap->max_bvecs || (bv.bv_offset | bv.bv_len) & align)
+			return false;
+		brq->bvec[n++] = bv;
+	}
+	brq->nr_bvecs = n;
+	return true;
+}
+
+/*
+ * rq_lock is held. From here on the I/O is counted, and has the file.
+ */
+static bool blktap_take(struct blktap *tap, struct request *rq,
+			const struct blktap_place *place)
+{
+	const struct blktap_target *target = &tap->targets[place->file];
+	struct blktap_rq *brq = blktap_rq(rq);
+
+	if (!target->file || (op_is_write(req_op(rq)) && !target->write) ||
+	    (place->offset | blk_rq_bytes(rq)) & target->align ||
+	    !blktap_gather(tap, rq, target->align))
+		return false;
+	init_sync_kiocb(&brq->iocb, target->file);
+	get_file(target->file);
+	brq->iocb.ki_pos = place->offset;
+	blktap_running_begin(tap, brq);
+	list_add_tail(&brq->node, &tap->direct);
+	return true;
+}
+
+bool blktap_direct_try(struct blktap *tap, struct request *rq)
+{
+	struct blktap_place place;
+
+	if (req_op(rq) != REQ_OP_READ && req_op(rq) != REQ_OP_WRITE)
+		return false;
+	if (!blktap_extent_find(tap, blk_rq_pos(rq), blk_rq_sectors(rq),
+				op_is_write(req_op(rq)), &place))
+		return false;
+	if (blktap_take(tap, rq, &place))
+		return true;
+	blktap_rq(rq)->flags |= BLKTAP_RQ_UNFIT;
+	return false;
+}
+
+void blktap_direct_kick(struct blktap *tap)
+{
+	queue_work(tap->workqueue, &tap->direct_work);
+}
+
+/* To the server, as one that the kernel could not serve. rq_lock is held. */
+static void blktap_direct_give(struct blktap *tap, struct blktap_rq *brq)
+{
+	brq->flags |= BLKTAP_RQ_DIRECT_FAILED;
+	list_add_tail(&brq->node, &tap->pending);
+	blktap_wake(tap);
+}
+
+void blktap_direct_remap(struct blktap *tap, struct request *rq, u32 file,
+			 u64 offset)
+{
+	struct blktap_place place = { .offset = offset, .file = file };
+	unsigned long flags;
+	bool taken;
+
+	spin_lock_irqsave(&tap->rq_lock, flags);
+	taken = blktap_take(tap, rq, &place);
+	if (!taken)
+		blktap_direct_give(tap, blktap_rq(rq));
+	spin_unlock_irqrestore(&tap->rq_lock, flags);
+	if (taken)
+		blktap_direct_kick(tap);
+}
+
+/* In any context. */
+static void blktap_direct_done(struct kiocb *iocb, long ret)
+{
+	struct blktap_rq *brq = container_of(iocb, struct blktap_rq, iocb);
+	struct request *rq = blktap_request(brq);
+	struct blktap *tap = rq->q->queuedata;
+	struct file *file = iocb->ki_filp;
+	bool good = ret >= 0 && (unsigned long)ret == blk_rq_bytes(rq);
+	bool failing, write = op_is_write(req_op(rq));
+	unsigned long flags;
+
+	if (write)
+		blktap_end_write(iocb);
+	spin_lock_irqsave(&tap->rq_lock, flags);
+	failing = tap->failing;
+	if (good) {
+		if (write)
+			tap->count.direct_writes++;
+		else
+			tap->count.direct_reads++;
+	} else {
+		tap->count.direct_failed++;
+		/* the server has its own ways to retry */
+		if (!failing)
+			blktap_direct_give(tap, brq);
+	}
+	blktap_running_end(tap, brq);
+	spin_unlock_irqrestore(&tap->rq_lock, flags);
+	fput(file);
+	if (good || failing)
+		blk_mq_end_request(rq, good ? BLK_STS_OK : BLK_STS_IOERR);
+}
+
+static void blktap_direct_start(struct blktap_rq *brq)
+{
+	struct request *rq = blktap_request(brq);
+	struct file *file = brq->iocb.ki_filp;
+	bool write = op_is_write(req_op(rq));
+	struct iov_iter iter;
+	ssize_t ret;
+
+	iov_iter_bvec(&iter, write ? WRITE : READ, brq->bvec, brq->nr_bvecs,
+		      blk_rq_bytes(rq));
+	brq->iocb.ki_complete = blktap_direct_done;
+	brq->iocb.ki_ioprio = req_get_ioprio(rq);
+	if (rq->cmd_flags & REQ_FUA)
+		brq->iocb.ki_flags |= IOCB_DSYNC;
+	if (write) {
+		blktap_begin_write(&brq->iocb);
+		ret = file->f_op->write_iter(&brq->iocb, &iter);
+	} else {
+		ret = file->f_op->read_iter(&brq->iocb, &iter);
+	}
+	if (ret != -EIOCBQUEUED)
+		blktap_direct_done(&brq->iocb, ret);
+}
+
+/*
+ * A file system may wait for memory and for other I/O, which must not need
+ * this disk: so not from queue_rq, and with neither writeback nor a limit on
+ * dirty pages in the way.
+ */
+void blktap_direct_work(struct work_struct *work)
+{
+	struct blktap *tap = container_of(work, struct blktap, direct_work);
+	unsigned int was = current->flags & (PF_LOCAL_THROTTLE | PF_MEMALLOC_NOIO);
+	struct blktap_rq *brq, *next;
+	struct blk_plug plug;
+	LIST_HEAD(list);
+
+	current->flags |= PF_LOCAL_THROTTLE | PF_MEMALLOC_NOIO;
+	for (;;) {
+		spin_lock_irq(&tap->rq_lock);
+		list_splice_init(&tap->direct, &list);
+		spin_unlock_irq(&tap->rq_lock);
+		if (list_empty(&list))
+			break;
+		blk_start_plug(&plug);
+		list_for_each_entry_safe(brq, next, &list, node) {
+			list_del(&brq->node);
+			blktap_direct_start(brq);
+		}
+		blk_finish_plug(&plug);
+		cond_resched();
+	}
+	current->flags &= ~(PF_LOCAL_THROTTLE | PF_MEMALLOC_NOIO) | was;
+}

@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* The toy server's files and extents. */
+#ifndef TOY_DIRECT_H
+#define TOY_DIRECT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define TOY_FILE	3	/* the number the file has */
+#define TOY_EXTENT	4096u	/* sectors */
+
+/* Registers the file at path. Ends the process on an error, as all here do. */
+void toy_add_file(int ring_fd, const char *path, bool write);
+
+/* The file's sectors at their own places, up to sectors. */
+void toy_add_extents(int ring_fd, uint64_t sectors, bool write);
+
+/* All of them, and waits until they are drained. */
+void toy_withdraw(int ring_fd);
+
+/* What must be refused, each thing alone; prints one line for each: its name and the error. */
+void toy_bad_extents(int ring_fd, const char *path, uint64_t sectors);
+
+#endif

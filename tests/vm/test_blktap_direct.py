@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""The kernel driver's own I/O: requests inside extents are served in files, the others by the server."""
+
+import random
+import time
+
+import pytest
+
+from tests.lib.nulldisk import null_disk
+from tests.lib.toytap import EIO, SERVER, Tap
+
+# Debian 12 has Linux 6.1, 13 has 6.12
+ON_BOTH_KERNELS = pytest.mark.parametrize(
+    "release", [12, pytest.param(13, marks=pytest.mark.slow)], ids="debian{}".format, scope="session"
+)
+
+
+def direct(tap: Tap) -> tuple[int, int, int]:
+    """How much the kernel has read, written, and failed."""
+    return tap.count("direct_reads"), tap.count("direct_writes"), tap.count("direct_failed")
+
+
+@ON_BOTH_KERNELS
+@pytest.mark.parametrize("how", ["extents", "remap"])
+def test_what_the_kernel_writes_it_reads_back(tap: Tap, how: str) -> None:
+    tap.start(**{how: 1}, maxio=1 << 20)
+    for size, count in (("512", 64), ("4k", 512), ("44k", 93), ("1M", 16)):
+        tap.bed.run(f"dd if=/root/random of={tap.device} bs={size} count={count} oflag=direct status=none")
+        tap.bed.run(f"dd if={tap.device} of=/root/got bs={size} count={count} iflag=direct status=none")
+        tap.bed.run("cmp -n $(stat -c %s /root/got) /root/got /root/random")
+    tap.bed.run(f"cmp -n 16777216 /root/random {tap.file}")
+    reads, writes, failed = direct(tap)
+    # one of 44 KiB lies in two extents
+    assert reads >= 684 and writes >= 684 and failed == 0
+    if how == "extents":
+        assert tap.count("submitted") < 50, "the server hears of nothing but flushes and of what crosses extents"
+
+
+@ON_BOTH_KERNELS
+@pytest.mark.parametrize("mkfs", ["mkfs.ext4 -q -b 1024", "mkfs.ext4 -q -b 4096", "mkfs.xfs -q -f"])
+def test_a_file_system_keeps_its_files(tap: Tap, mkfs: str) -> None:
+    """XFS writes from slab pages, ext4 with 1 KiB blocks from parts of pages."""
+    tap.start(extents=1, fua=1)
+    tap.bed.run(f"{mkfs} {tap.device} && mount {tap.device} /mnt")
+    tap.bed.run("cp /root/random /mnt/copied; dd if=/root/random of=/mnt/synced bs=64k conv=fsync status=none")
+    tap.bed.run(f"umount /mnt; echo 3 > /proc/sys/vm/drop_caches; mount {tap.device} /mnt")
+    tap.bed.run("cmp /root/random /mnt/copied; cmp /root/random /mnt/synced; umount /mnt")
+    check = f"xfs_repair -n {tap.device}" if "xfs" in mkfs else f"e2fsck -fn {tap.device}"
+    tap.bed.run(check)
+    reads, writes, failed = direct(tap)
+    assert reads and writes and failed == 0
+
+
+def test_a_write_to_an_extent_for_reads_goes_to_the_server(tap: Tap) -> None:
+    tap.start(extents=2)
+    tap.bed.run(f"dd if=/root/random of={tap.device} bs=64k oflag=direct status=none")
+    tap.bed.run(f"dd if={tap.device} of=/root/got bs=64k count=256 iflag=direct status=none; cmp /root/got /root/random")
+    reads, writes, failed = direct(tap)
+    assert (writes, failed) == (0, 0)
+    assert reads >= 256
+
+
+def test_discard_flush_and_zeroes_go_to_the_server(tap: Tap) -> None:
+    tap.start(extents=1, discard=1, zeroes=1)
+    tap.bed.run(f"dd if=/root/random of={tap.device} bs=1M oflag=direct conv=fsync status=none")
+    before = tap.count("submitted")
+    tap.bed.run(f"blkdiscard -o 1M -l 1M {tap.device} && blkdiscard -z -o 8M -l 64k {tap.device}")
+    assert tap.count("submitted") >= before + 2
+    tap.bed.run(f"cmp -i 1M:0 -n 1048576 {tap.device} /dev/zero; cmp -i 8M:0 -n 65536 {tap.device} /dev/zero")
+
+
+@ON_BOTH_KERNELS
+def test_nothing_is_lost_while_extents_come_and_go(tap: Tap) -> None:
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    tap.start(extents=1)
+    fio = tap.bed.popen(
+        f"fio --name=load --filename={tap.device} --rw=randwrite --bsrange=4k-256k --size=256M --direct=1"
+        f" --iodepth=16 --ioengine=libaio --verify=crc32c --do_verify=1 --verify_fatal=1 --randseed={seed} --minimal"
+    )
+    for _ in range(10):
+        time.sleep(rng.uniform(0, 0.5))
+        tap.signal("USR2")
+    fio.wait(timeout=300)
+    tap.bed.run(f"cmp -n 16777216 {tap.device} {tap.file}")
+    _, writes, failed = direct(tap)
+    assert writes > 0 and failed == 0
+    assert tap.count("submitted") > 0
+
+
+@ON_BOTH_KERNELS
+@pytest.mark.parametrize("how", ["extents", "remap"])
+def test_nothing_is_lost_when_servers_are_killed_under_load(tap: Tap, how: str) -> None:
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    tap.start(**{how: 1})
+    fio = tap.bed.popen(
+        f"fio --name=load --filename={tap.device} --rw=randwrite --bsrange=4k-256k --size=256M --direct=1"
+        f" --iodepth=16 --ioengine=libaio --verify=crc32c --do_verify=1 --verify_fatal=1 --randseed={seed} --minimal"
+    )
+    for _ in range(6):
+        time.sleep(rng.uniform(0.1, 0.8))
+        tap.kill()
+        assert tap.attribute("extents") == "0"
+        time.sleep(rng.uniform(0, 0.2))
+        tap.resume(**{how: rng.choice((0, 1, 1))})
+    fio.wait(timeout=300)
+    _, writes, failed = direct(tap)
+    assert writes > 0 and failed == 0
+    assert tap.count("refused") == 0
+
+
+def test_a_withdrawal_waits_for_what_runs(tap: Tap) -> None:
+    """Otherwise a late write would land where something else is by then."""
+    with null_disk(tap.bed, irqmode=2, completion_nsec=2_000_000_000) as slow:
+        tap.start(extents=1, place=slow)
+        write = tap.bed.popen(f"dd if=/root/random of={tap.device} bs=4k count=1 oflag=direct status=none; cat /proc/uptime")
+        tap.bed.wait_for(f"grep -q ' 1$' /sys/block/{slow[5:]}/inflight", 30, 0.05)
+        tap.signal("USR2")
+        tap.expect("withdrawn\n")
+        assert tap.bed.run(f"awk '{{ print $1 + $2 }}' /sys/block/{slow[5:]}/inflight").stdout == "0\n"
+        assert tap.attribute("extents") == "0"
+        write.wait()
+        assert direct(tap) == (0, 1, 0)
+        tap.remove()
+
+
+def test_the_next_server_waits_for_what_the_kernel_does_for_the_last(tap: Tap) -> None:
+    with null_disk(tap.bed, irqmode=2, completion_nsec=3_000_000_000) as slow:
+        tap.start(extents=1, place=slow)
+        write = tap.bed.popen(f"dd if=/root/random of={tap.device} bs=4k count=1 oflag=direct status=none")
+        tap.bed.wait_for(f"grep -q ' 1$' /sys/block/{slow[5:]}/inflight", 30, 0.05)
+        tap.kill()
+        tap.resume()
+        assert tap.bed.run(f"awk '{{ print $1 + $2 }}' /sys/block/{slow[5:]}/inflight").stdout == "0\n"
+        write.wait()
+        assert direct(tap) == (0, 1, 0)
+        assert tap.count("recovered") == 0, "what the kernel runs is never given to a server"
+        tap.remove()
+
+
+def test_a_disk_is_freed_when_what_runs_has_ended(tap: Tap) -> None:
+    with null_disk(tap.bed, irqmode=2, completion_nsec=2_000_000_000) as slow:
+        tap.start(extents=1, place=slow)
+        read = tap.bed.popen(f"dd if={tap.device} of=/dev/null bs=4k count=1 iflag=direct")
+        tap.bed.wait_for(f"grep -q '[1-9]' /sys/block/{slow[5:]}/inflight", 30, 0.05)
+        tap.kill()
+        tap.bed.run(f"{SERVER} free {tap.minor}", timeout=30)
+        read.wait(check=False)
+    tap.bed.wait_for("modprobe -r blktap", 30, 0.2)
+
+
+@ON_BOTH_KERNELS
+def test_the_server_gets_what_an_extent_fails(tap: Tap) -> None:
+    tap.bed.run(f"cp /root/random {tap.file} && truncate -s 400M {tap.file}")
+    with null_disk(tap.bed, badblocks="+0-7") as bad:
+        tap.start(extents=1, place=bad)
+        tap.bed.run(f"dd if={tap.device} of=/root/got bs=4k count=1 iflag=direct status=none")
+        tap.bed.run("cmp -n 4096 /root/got /root/random")
+        assert direct(tap) == (0, 0, 1)
+        assert tap.count("completed") == 1
+        tap.bed.run(f"dd if={tap.device} of=/root/got bs=4k skip=1 count=1 iflag=direct status=none")
+        tap.bed.run("cmp -n 4096 /root/got /dev/zero")
+        tap.remove()
+
+
+def test_a_file_that_is_too_short_is_left_to_the_server(tap: Tap) -> None:
+    tap.bed.run(f"cp /root/random {tap.file}; cp {tap.file} /srv/short; truncate -s 5000 /srv/short")
+    tap.bed.run(f"truncate -s 400M {tap.file}")
+    tap.start(extents=2, place="/srv/short")
+    tap.bed.run(f"dd if={tap.device} of=/root/got bs=64k count=2 iflag=direct status=none; cmp -n 131072 /root/got /root/random")
+    assert tap.count("direct_failed") == 2
+
+
+def test_requests_that_a_disk_cannot_take_are_copied(tap: Tap) -> None:
+    """A guest may send sectors of 512 bytes where the image's disk has 4096."""
+    tap.bed.run(f"cp /root/random {tap.file} && truncate -s 400M {tap.file}")
+    with null_disk(tap.bed, blocksize=4096) as disk:
+        tap.start(extents=1, place=disk)
+        tap.bed.run(f"dd if={tap.device} of=/root/got bs=512 count=3 iflag=direct status=none")
+        tap.bed.run("cmp -n 1536 /root/got /root/random")
+        assert direct(tap) == (0, 0, 0)
+        tap.bed.run(f"dd if={tap.device} of=/root/got bs=4k count=3 iflag=direct status=none")
+        tap.bed.run("cmp -n 12288 /root/got /dev/zero")
+        assert direct(tap) == (3, 0, 0)
+        tap.remove()
+
+
+def test_a_place_that_is_not_there_comes_back_to_the_server(tap: Tap) -> None:
+    tap.bed.run(f"cp /root/random {tap.file} && truncate -s 400M {tap.file}")
+    tap.start(evil="remapnone")
+    tap.bed.run(f"cmp -n 1048576 {tap.device} /root/random", timeout=60)
+    tap.expect("evil remapnone ret=0")
+    assert tap.count("refused") == 0
+
+
+@ON_BOTH_KERNELS
+def test_wrong_files_and_extents_are_refused(tap: Tap) -> None:
+    tap.start(bad=1)
+    assert tap.server is not None
+    said = dict(line.split(": ", 1) for line in tap.server.output().splitlines() if ": " in line)
+    invalid = "Invalid argument"
+    assert said == {
+        "not open": "Bad file descriptor",
+        "buffered": invalid,
+        "appending": invalid,
+        "read-only to write": "Bad file descriptor",
+        "write-only": "Bad file descriptor",
+        "directory": invalid,
+        "character device": invalid,
+        "not on a disk": invalid,
+        "unknown flags": invalid,
+        "number": invalid,
+        "number taken": "File exists",
+        "flags": invalid,
+        "no sectors": invalid,
+        "behind the disk": invalid,
+        "over the end of the disk": invalid,
+        "wraps": invalid,
+        "file number": invalid,
+        "no such file": "No such file or directory",
+        "offset odd": invalid,
+        "offset too large": invalid,
+        "file not for writing": "Bad file descriptor",
+        "good": "Success",
+        "overlaps": "File exists",
+        "withdraw flags": invalid,
+        "remove no file": "No such file or directory",
+        "too many": invalid,
+        "bad address": "Bad address",
+    }
+    assert tap.attribute("extents") == "0"
+    tap.bed.run(f"cmp -n 65536 {tap.device} /dev/zero")
+
+
+def test_a_disk_is_not_under_itself(tap: Tap) -> None:
+    result = tap.bed.run(f"{SERVER} serve {tap.minor} {tap.file} extents=1 place={tap.device}", check=False)
+    assert "ADD_FILE" in result.stderr and "Invalid argument" in result.stderr
+    assert EIO not in result.stderr

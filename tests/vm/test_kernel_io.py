@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""tapdisk lets the kernel serve what lies in a file in one piece: the data is right whoever serves it."""
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lib import tapdisks
+from tests.lib.beds import Beds
+from tests.lib.nulldisk import null_disk
+from tests.lib.vm import Bed
+
+
+@pytest.fixture
+def bed(beds: Beds) -> Iterator[Bed]:
+    """A bed with nothing of tapdisk in it, before and after."""
+    with tapdisks.clean(beds(xen=False)) as bed:
+        bed.run("modprobe blktap; mkdir -p /srv/k")
+        yield bed
+        bed.run("rm -rf /srv/k")
+
+
+def count(bed: Bed, name: str) -> int:
+    """A counter of minor 0."""
+    return int(bed.run(f"cat /sys/class/blktap2/blktap0/counters/{name}").stdout)
+
+
+def sum_of(bed: Bed, path: str) -> str:
+    """SHA-256 of all that a disk or file holds, past the page cache."""
+    return bed.run(f"dd if={path} bs=256k iflag=direct 2>/dev/null | sha256sum").stdout.split()[0]
+
+
+def load(device: str, seed: int, **options: object) -> str:
+    """A fio command that writes at random and checks what it has written."""
+    words = {"rw": "randwrite", "bsrange": "4k-64k", "size": "64M", "io_size": "24M", "iodepth": 16, **options}
+    more = " ".join(f"--{name}={value}" for name, value in words.items())
+    return (
+        f"fio --name=x --filename={device} --direct=1 --ioengine=libaio --verify=crc32c --do_verify=1 --verify_fatal=1"
+        f" --randseed={seed} --output=/root/fio.log {more}"
+    )
+
+
+def test_a_raw_image_is_served_by_the_kernel(bed: Bed) -> None:
+    bed.run("dd if=/dev/urandom of=/srv/k/a.img bs=1M count=64 status=none")
+    device = tapdisks.create(bed, "aio:/srv/k/a.img")
+    try:
+        assert sum_of(bed, device) == sum_of(bed, "/srv/k/a.img")
+        bed.run(load(device, random.randrange(1 << 31)))
+        assert sum_of(bed, device) == sum_of(bed, "/srv/k/a.img")
+        assert count(bed, "submitted") < 20
+        assert count(bed, "direct_writes") > 300 and count(bed, "direct_failed") == 0
+    finally:
+        tapdisks.destroy(bed, device)
+
+
+def test_each_image_of_a_chain_is_read_by_the_kernel(bed: Bed) -> None:
+    leaf = tapdisks.make_chain(bed, "/srv/k", 4, 64)[0]
+    device = tapdisks.create(bed, f"vhd:{leaf}")
+    try:
+        first = sum_of(bed, device)
+        before = count(bed, "direct_reads")
+        assert sum_of(bed, device) == first
+        assert count(bed, "direct_reads") > before
+        assert bed.run(f"vhd-util read -n {leaf} -r 0 -c 131072 | sha256sum").stdout.split()[0] == first
+        assert count(bed, "direct_failed") == 0
+    finally:
+        tapdisks.destroy(bed, device)
+
+
+def test_what_is_written_over_a_parent_is_read_at_once(bed: Bed) -> None:
+    """The kernel was told that the parent has it: it must forget that before the write is answered."""
+    seed = random.randrange(1 << 31)
+    print(f"seed {seed}")
+    leaf = tapdisks.make_chain(bed, "/srv/k", 3, 64)[0]
+    base = tapdisks.create(bed, f"vhd:{leaf}")
+    bed.run(f"dd if=/dev/urandom of={base} bs=1M count=64 oflag=direct 2>/dev/null")
+    tapdisks.destroy(bed, base)
+    bed.run(f"vhd-util snapshot -n /srv/k/top.vhd -p {leaf}")
+    device = tapdisks.create(bed, "vhd:/srv/k/top.vhd")
+    try:
+        sum_of(bed, device)
+        sum_of(bed, device)
+        reads = count(bed, "direct_reads")
+        bed.run(load(device, seed, rw="randrw", verify_backlog=16, numjobs=1))
+        assert count(bed, "direct_reads") > reads and count(bed, "direct_failed") == 0
+        shown = sum_of(bed, device)
+    finally:
+        tapdisks.destroy(bed, device)
+    assert bed.run("vhd-util read -n /srv/k/top.vhd -r 0 -c 131072 | sha256sum").stdout.split()[0] == shown
+    bed.run("vhd-util check -n /srv/k/top.vhd -p -b")
+
+
+def test_nothing_reaches_an_image_once_it_is_a_parent(bed: Bed) -> None:
+    """Live snapshots under load, while the kernel writes to the leaf: the old leaf does not change any more."""
+    seed = random.randrange(1 << 31)
+    print(f"seed {seed}")
+    bed.run("vhd-util create -n /srv/k/a.vhd -s 64")
+    device = tapdisks.create(bed, "vhd:/srv/k/a.vhd")
+    bed.run(f"dd if=/dev/urandom of={device} bs=1M count=64 oflag=direct 2>/dev/null")
+    [disk] = tapdisks.served(bed)
+    sums = {}
+    writer = bed.popen(load(device, seed, io_size="48M", rate_iops=400))
+    try:
+        bed.wait_for("test $(cat /sys/class/blktap2/blktap0/counters/direct_writes) -gt 20", 60, 0.2)
+        for turn in range(4):
+            bed.run(f"tap-ctl snapshot -p {disk.pid} -m {disk.minor} -n /srv/k/p{turn}.vhd")
+            sums[f"/srv/k/p{turn}.vhd"] = sum_of(bed, f"/srv/k/p{turn}.vhd")
+            assert not writer.ended, "the load ended before the last snapshot"
+        writer.wait(240)
+        assert "err= 0" in bed.run("cat /root/fio.log").stdout
+        assert count(bed, "direct_failed") == 0
+    finally:
+        tapdisks.destroy(bed, device)
+    assert {path: sum_of(bed, path) for path in sums} == sums
+    bed.run("vhd-util check -n /srv/k/a.vhd -p -b")
+
+
+def test_a_pause_waits_for_what_the_kernel_writes(bed: Bed) -> None:
+    with null_disk(bed, irqmode=2, completion_nsec=1_500_000_000) as slow:
+        device = tapdisks.create(bed, f"aio:{slow}")
+        [disk] = tapdisks.served(bed)
+        try:
+            write = f"dd if=/dev/urandom of={device} bs=4k count=1 oflag=direct 2>/dev/null"
+            bed.run(write)
+            writer = bed.popen(write)
+            bed.wait_for(f"grep -q ' 1$' /sys/block/{slow[5:]}/inflight", 30, 0.05)
+            bed.run(f"tap-ctl pause -p {disk.pid} -m {disk.minor}")
+            assert bed.run(f"awk '{{ print $1 + $2 }}' /sys/block/{slow[5:]}/inflight").stdout == "0\n"
+            assert bed.run(f"ls -l /proc/{disk.pid}/fd | grep -c {slow}$", check=False).stdout == "0\n"
+            assert count(bed, "direct_writes") == 1
+            bed.run(f"tap-ctl unpause -p {disk.pid} -m {disk.minor}")
+            writer.wait()
+        finally:
+            tapdisks.destroy(bed, device)
+
+
+def test_a_killed_tapdisks_lock_holds_until_the_kernel_has_written(bed: Bed) -> None:
+    """Otherwise who gets the image next would find late writes in it."""
+    with null_disk(bed, irqmode=2, completion_nsec=3_000_000_000) as slow:
+        device = tapdisks.create(bed, f"aio:{slow}")
+        [disk] = tapdisks.served(bed)
+        write = f"dd if=/dev/urandom of={device} bs=4k count=1 oflag=direct 2>/dev/null"
+        bed.run(write)
+        writer = bed.popen(write)
+        bed.wait_for(f"grep -q ' 1$' /sys/block/{slow[5:]}/inflight", 30, 0.05)
+        bed.run(f"kill -9 {disk.pid}; while kill -0 {disk.pid}; do sleep 0.05; done 2>/dev/null")
+        inflight = f"awk '{{ print $1 + $2 }}' /sys/block/{slow[5:]}/inflight"
+        other = bed.run(f"{inflight}; /usr/libexec/tapdisk --nbd=/run/k.sock aio:{slow} & sleep 0.3; kill $!; wait $!; true")
+        assert other.stdout.startswith("1\n")
+        assert "in use" in other.stderr or "lock" in other.stderr
+        pid = bed.run("tap-ctl spawn").stdout.strip()
+        bed.wait_for(f"test $({inflight}) = 0", 30, 0.2)
+        bed.run(f"tap-ctl attach -p {pid} -m 0 && tap-ctl open -p {pid} -m 0 -a aio:{slow}")
+        writer.wait()
+        assert count(bed, "recovered") == 0
+        tapdisks.destroy(bed, device)
