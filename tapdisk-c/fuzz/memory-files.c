@@ -141,7 +141,7 @@ static void zero_part(struct file *f, uint64_t at, uint64_t len)
 	struct page *p = find(f, at / MEMORY_PAGE);
 
 	if (p)
-		memset(p->bytes + at % MEMORY_PAGE, 0, len);
+		memset(p->bytes + at % MEMORY_PAGE, 0, (size_t)len);
 }
 
 static void clear_bytes(struct file *f, uint64_t at, uint64_t end)

@@ -221,7 +221,7 @@ static int read_all(char **w, struct error *err)
 	if (rc)
 		return rc;
 	sectors = image->info.sectors;
-	seeds = malloc(sectors * sizeof(*seeds) + 1);
+	seeds = malloc((size_t)sectors * sizeof(*seeds) + 1);
 	for (uint64_t at = 0; at < sectors && !rc; at += n) {
 		n = BUF_BYTES / SECTOR_SIZE;
 		if (n > sectors - at)
@@ -234,7 +234,7 @@ static int read_all(char **w, struct error *err)
 	image_close(image, &other);
 	if (!rc) {
 		printf("ok %llu\n", (unsigned long long)sectors);
-		fwrite(seeds, sizeof(*seeds), sectors, stdout);
+		fwrite(seeds, sizeof(*seeds), (size_t)sectors, stdout);
 	}
 	free(seeds);
 	return rc;

@@ -45,12 +45,14 @@ def total(files: Iterable[Covered]) -> Covered:
 
 def _counted(programs: Programs) -> tuple[Covered, ...]:
     # The notes of all: what was not run at all has no data, and counts.
-    data = sorted((OUT / "vhd").glob("*.gcno"))
-    status, out = programs.run(["gcov", "--json-format", "--stdout", *data])
-    if status:
-        raise SoakError(f"{out[-2000:]}\ngcov failed; its output is above")
-    # Warnings come on lines of their own.
-    return tuple(from_gcov("\n".join(line for line in out.splitlines() if line.startswith("{")), "vhd"))
+    text = []
+    for data in sorted((OUT / "vhd").glob("*.gcno")):
+        # One by one: its warnings would be in the middle of another's line.
+        status, out = programs.run(["gcov", "--json-format", "--stdout", data])
+        if status:
+            raise SoakError(f"{out[-2000:]}\ngcov failed; its output is above")
+        text += [line for line in out.splitlines() if line.startswith("{")]
+    return tuple(from_gcov("\n".join(text), "vhd"))
 
 
 def _reset() -> None:
