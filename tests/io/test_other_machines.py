@@ -67,9 +67,12 @@ def test_a_chain_is_the_same_whoever_made_it(machine: Machine, tmp_path: Path) -
     for maker in (NATIVE, machine):
         make_chain(maker, work)
         work.rename(tmp_path / str(maker))
+    bases = [tmp_path / str(maker) / "base.vhd" for maker in (NATIVE, machine)]
+    assert len({Chain(base).read(0, 16 << 20) for base in bases}) == 1
     for name in IMAGES:
         ours, theirs = (comparable(tmp_path / str(maker) / name) for maker in (NATIVE, machine))
-        starts = range(0, max(len(ours), len(theirs)), SECTOR)
+        # where a converted image has its blocks is a matter of who was first
+        starts = range(0, 3 * SECTOR if name == "base.vhd" else max(len(ours), len(theirs)), SECTOR)
         differ = [i for i in starts if ours[i : i + SECTOR] != theirs[i : i + SECTOR]]
         assert not differ, f"{name}: differ at {differ[:10]}"
 
