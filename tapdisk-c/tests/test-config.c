@@ -82,9 +82,9 @@ static void keys_are_read_and_unknown_ones_ignored(void **state)
 	(void)state;
 	assert_int_equal(load(&cfg, "# by xenblk\nversion=1\n\nnew.key=1=2\n"
 			      "image_dir=/a b/c=d\nimage_dir=/e\nengine=posix\n"
-			      "kernel_io=no\n",
+			      "kernel_io=yes\n",
 			      NULL), 0);
-	assert_false(cfg.kernel_io);
+	assert_true(cfg.kernel_io);
 	assert_string_equal(cfg.engine, "posix");
 	assert_int_equal(cfg.nr_image_dirs, 2);
 	assert_string_equal(cfg.image_dir[0], "/a b/c=d");
