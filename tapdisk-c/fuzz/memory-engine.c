@@ -7,6 +7,7 @@
 
 #include "fuzz/fuzz.h"
 #include "fuzz/memory-files.h"
+#include "tests/engine-parts.h"
 
 /* More for one batch is a livelock. */
 #define STEPS_MAX 1000000u
@@ -44,41 +45,6 @@ void engine_file_add(struct engine *e, int fd, uint32_t block)
 	(void)e;
 	(void)fd;
 	(void)block;
-}
-
-void engine_file_remove(struct engine *e, int fd)
-{
-	(void)e;
-	(void)fd;
-}
-
-const void *engine_lend(struct engine *e, int fd, uint64_t offset, size_t len,
-			struct io_map **lender)
-{
-	(void)e;
-	(void)fd;
-	(void)offset;
-	(void)len;
-	(void)lender;
-	return NULL;
-}
-
-void engine_timer_set(struct engine *e, struct io_timer *timer,
-		      uint64_t deadline_ns)
-{
-	if (timer->armed)
-		list_del(&timer->link);
-	timer->deadline_ns = deadline_ns;
-	timer->armed = true;
-	list_add_tail(&timer->link, &e->timers);
-}
-
-void engine_plug(struct engine *e, struct io_plug *plug)
-{
-	if (plug->armed)
-		return;
-	plug->armed = true;
-	list_add_tail(&plug->link, &e->plugs);
 }
 
 static int transfer(const struct io_req *req)

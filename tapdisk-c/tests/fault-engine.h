@@ -70,6 +70,8 @@ struct engine {
 	bool (*survives)(const struct fe_change *c);
 };
 
+#include "tests/engine-parts.h"
+
 static struct engine *fe_active;
 
 /* FAULT_TRACE in the environment: what happens, on stderr. */
@@ -289,42 +291,6 @@ void engine_file_add(struct engine *e, int fd, uint32_t block)
 	(void)block;
 	/* The page cache is quicker, and the engine says what is durable. */
 	fcntl(fd, F_SETFL, 0);
-}
-
-void engine_file_remove(struct engine *e, int fd)
-{
-	(void)e;
-	(void)fd;
-}
-
-const void *engine_lend(struct engine *e, int fd, uint64_t offset, size_t len,
-			struct io_map **lender)
-{
-	(void)e;
-	(void)fd;
-	(void)offset;
-	(void)len;
-	(void)lender;
-	return NULL;
-}
-
-/* A timer may expire at the next step already: no deadline is far. */
-void engine_timer_set(struct engine *e, struct io_timer *timer,
-		      uint64_t deadline_ns)
-{
-	if (timer->armed)
-		list_del(&timer->link);
-	timer->deadline_ns = deadline_ns;
-	timer->armed = true;
-	list_add_tail(&timer->link, &e->timers);
-}
-
-void engine_plug(struct engine *e, struct io_plug *plug)
-{
-	if (plug->armed)
-		return;
-	plug->armed = true;
-	list_add_tail(&plug->link, &e->plugs);
 }
 
 static inline void fe_unplug(struct engine *e)

@@ -48,10 +48,8 @@ static int run(const struct vhd_util_command *self, int argc, char **argv)
 			path = optarg;
 			break;
 		case 'p':
-			progress.bar = true;
-			break;
 		case 'P':
-			if (!vhd_util_progress_fd(&progress, optarg))
+			if (!vhd_util_progress_option(&progress, opt))
 				return EXIT_USAGE;
 			break;
 		case 's':	/* space that is not written is a hole anyway */

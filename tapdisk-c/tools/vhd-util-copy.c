@@ -52,10 +52,8 @@ static int run(const struct vhd_util_command *self, int argc, char **argv)
 			to = optarg;
 			break;
 		case 'p':
-			progress.bar = true;
-			break;
 		case 'P':
-			if (!vhd_util_progress_fd(&progress, optarg))
+			if (!vhd_util_progress_option(&progress, opt))
 				return EXIT_USAGE;
 			break;
 		case 'k':

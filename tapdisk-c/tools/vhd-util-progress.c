@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 /* How far a long command is, and how it is stopped. */
 #include <fcntl.h>
+#include <getopt.h>
 #include <limits.h>
 #include <signal.h>
 #include <stdio.h>
@@ -56,6 +57,14 @@ bool vhd_util_progress_fd(struct vhd_util_progress *p, const char *text)
 		"vhd-util: option --progress: '%s' is not the number of an open descriptor\n",
 		text);
 	return false;
+}
+
+bool vhd_util_progress_option(struct vhd_util_progress *p, int opt)
+{
+	if (opt == 'P')
+		return vhd_util_progress_fd(p, optarg);
+	p->bar = true;
+	return true;
 }
 
 void vhd_util_progress_begin(struct vhd_util_progress *p)

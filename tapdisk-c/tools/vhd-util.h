@@ -32,6 +32,8 @@ struct vhd_util_progress {
 
 /* --progress; false with a message. */
 bool vhd_util_progress_fd(struct vhd_util_progress *progress, const char *text);
+/* What getopt said is -p or --progress ('P'), with its optarg; false with a message. */
+bool vhd_util_progress_option(struct vhd_util_progress *progress, int opt);
 /*
  * From now on SIGINT, SIGTERM and SIGHUP stop the job, the second one the
  * program; SIGUSR1 prints how far it is.

@@ -7,7 +7,7 @@ import random
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,10 +24,8 @@ SIZE = 20 * MIB
 
 
 @contextmanager
-def qemu_nbd(image: Path, kind: str = "qcow2", *options: str) -> Iterator[str]:
-    """The URI of its export."""
-    socket = image.with_suffix(".sock")
-    argv = ["qemu-nbd", "-f", kind, "-k", str(socket), "-t", *options, str(image)]
+def serving(argv: list[str], socket: Path) -> Iterator[str]:
+    """The URI of what a server exports at the socket that its command names."""
     with subprocess.Popen(argv) as process:
         while not socket.exists():
             assert process.poll() is None
@@ -38,6 +36,11 @@ def qemu_nbd(image: Path, kind: str = "qcow2", *options: str) -> Iterator[str]:
             process.terminate()
             process.wait(20)
             socket.unlink(missing_ok=True)
+
+
+def qemu_nbd(image: Path, kind: str = "qcow2", *options: str) -> AbstractContextManager[str]:
+    socket = image.with_suffix(".sock")
+    return serving(["qemu-nbd", "-f", kind, "-k", str(socket), "-t", *options, str(image)], socket)
 
 
 def qcow2(path: Path, size: int = SIZE, *, stale: bool = False) -> Path:
@@ -94,18 +97,9 @@ def test_what_is_larger_ends_with_zeros(tmp_path: Path, leaf: Path) -> None:
         assert (result.returncode, result.stdout) == (1, b"Image size mismatch!\n")
 
 
-@contextmanager
-def nbdkit(raw: Path, *options: str) -> Iterator[str]:
+def nbdkit(raw: Path, *options: str) -> AbstractContextManager[str]:
     socket = raw.with_suffix(".sock")
-    with subprocess.Popen(["nbdkit", "-f", "-U", str(socket), *options]) as process:
-        while not socket.exists():
-            assert process.poll() is None
-            time.sleep(0.02)
-        try:
-            yield f"nbd+unix:///?socket={socket}"
-        finally:
-            process.terminate()
-            process.wait(20)
+    return serving(["nbdkit", "-f", "-U", str(socket), *options], socket)
 
 
 def test_a_server_without_zeroes_and_extents(tmp_path: Path, leaf: Path) -> None:
@@ -116,7 +110,6 @@ def test_a_server_without_zeroes_and_extents(tmp_path: Path, leaf: Path) -> None
         ok("convert", "-n", f"vhd:{leaf}", "-N", uri)
     chain = vhdref.Chain(leaf)
     assert raw.read_bytes() == chain.read(0, SIZE) + bytes(MIB + 4096)
-    raw.with_suffix(".sock").unlink()
     with nbdkit(raw, "--filter=blocksize-policy", "file", str(raw), "blocksize-minimum=4096") as uri:
         assert "blocks of 4096 bytes" in fails("convert", "-n", f"vhd:{leaf}", "-N", uri)
 

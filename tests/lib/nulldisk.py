@@ -7,6 +7,19 @@ from contextlib import contextmanager
 from tests.lib.vm import Bed
 
 
+IN_FLIGHT = "awk '{{ print $1 + $2 }}' /sys/block/{}/inflight"
+
+
+def in_flight(bed: Bed, disk: str) -> int:
+    """How many requests a disk has, of reads and writes."""
+    return int(bed.run(IN_FLIGHT.format(disk.removeprefix("/dev/"))).stdout)
+
+
+def wait_for_write(bed: Bed, disk: str) -> None:
+    """Wait until a disk has one write."""
+    bed.wait_for(f"grep -q ' 1$' /sys/block/{disk.removeprefix('/dev/')}/inflight", 30, 0.05)
+
+
 @contextmanager
 def null_disk(bed: Bed, **settings: int | str) -> Iterator[str]:
     """Its path. settings: attributes of null_blk; irqmode=2 with completion_nsec makes it slow, badblocks fails reads."""

@@ -58,6 +58,22 @@ class Tap:
         self.server.wait(check=False)
         assert self.attribute("task") == "0"
 
+    def load(self, seed: int) -> Process:
+        """Start to write at random, and to check it when all is written."""
+        return self.bed.popen(
+            f"fio --name=load --filename={self.device} --rw=randwrite --bsrange=4k-256k --size=256M --direct=1"
+            f" --iodepth=16 --ioengine=libaio --verify=crc32c --do_verify=1 --verify_fatal=1 --randseed={seed} --minimal"
+        )
+
+    def keep_files(self, mkfs: str) -> None:
+        """Make a file system, write files, and find them after it was mounted anew."""
+        bed = self.bed
+        bed.run(f"{mkfs} {self.device} && mount {self.device} /mnt")
+        bed.run("cp /root/random /mnt/copied; dd if=/root/random of=/mnt/synced bs=64k conv=fsync status=none")
+        bed.run(f"umount /mnt; echo 3 > /proc/sys/vm/drop_caches; mount {self.device} /mnt")
+        bed.run("cmp /root/random /mnt/copied; cmp /root/random /mnt/synced; umount /mnt")
+        bed.run(f"xfs_repair -n {self.device}" if "xfs" in mkfs else f"e2fsck -fn {self.device}")
+
     def remove(self) -> None:
         """Have the server remove the device. udev may have it open for a moment: try again."""
         deadline = time.monotonic() + START_SECONDS

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.lib.nulldisk import null_disk
+from tests.lib.nulldisk import in_flight, null_disk, wait_for_write
 from tests.lib.toytap import EIO, SERVER, Tap
 
 # Debian 12 has Linux 6.1, 13 has 6.12
@@ -41,12 +41,7 @@ def test_what_the_kernel_writes_it_reads_back(tap: Tap, how: str) -> None:
 def test_a_file_system_keeps_its_files(tap: Tap, mkfs: str) -> None:
     """XFS writes from slab pages, ext4 with 1 KiB blocks from parts of pages."""
     tap.start(extents=1, fua=1)
-    tap.bed.run(f"{mkfs} {tap.device} && mount {tap.device} /mnt")
-    tap.bed.run("cp /root/random /mnt/copied; dd if=/root/random of=/mnt/synced bs=64k conv=fsync status=none")
-    tap.bed.run(f"umount /mnt; echo 3 > /proc/sys/vm/drop_caches; mount {tap.device} /mnt")
-    tap.bed.run("cmp /root/random /mnt/copied; cmp /root/random /mnt/synced; umount /mnt")
-    check = f"xfs_repair -n {tap.device}" if "xfs" in mkfs else f"e2fsck -fn {tap.device}"
-    tap.bed.run(check)
+    tap.keep_files(mkfs)
     reads, writes, failed = direct(tap)
     assert reads and writes and failed == 0
 
@@ -75,10 +70,7 @@ def test_nothing_is_lost_while_extents_come_and_go(tap: Tap) -> None:
     print(f"seed {seed}")
     rng = random.Random(seed)
     tap.start(extents=1)
-    fio = tap.bed.popen(
-        f"fio --name=load --filename={tap.device} --rw=randwrite --bsrange=4k-256k --size=256M --direct=1"
-        f" --iodepth=16 --ioengine=libaio --verify=crc32c --do_verify=1 --verify_fatal=1 --randseed={seed} --minimal"
-    )
+    fio = tap.load(seed)
     for _ in range(10):
         time.sleep(rng.uniform(0, 0.5))
         tap.signal("USR2")
@@ -96,10 +88,7 @@ def test_nothing_is_lost_when_servers_are_killed_under_load(tap: Tap, how: str) 
     print(f"seed {seed}")
     rng = random.Random(seed)
     tap.start(**{how: 1})
-    fio = tap.bed.popen(
-        f"fio --name=load --filename={tap.device} --rw=randwrite --bsrange=4k-256k --size=256M --direct=1"
-        f" --iodepth=16 --ioengine=libaio --verify=crc32c --do_verify=1 --verify_fatal=1 --randseed={seed} --minimal"
-    )
+    fio = tap.load(seed)
     for _ in range(6):
         time.sleep(rng.uniform(0.1, 0.8))
         tap.kill()
@@ -116,11 +105,11 @@ def test_a_withdrawal_waits_for_what_runs(tap: Tap) -> None:
     """Otherwise a late write would land where something else is by then."""
     with null_disk(tap.bed, irqmode=2, completion_nsec=2_000_000_000) as slow:
         tap.start(extents=1, place=slow)
-        write = tap.bed.popen(f"dd if=/root/random of={tap.device} bs=4k count=1 oflag=direct status=none; cat /proc/uptime")
-        tap.bed.wait_for(f"grep -q ' 1$' /sys/block/{slow[5:]}/inflight", 30, 0.05)
+        write = tap.bed.popen(f"dd if=/root/random of={tap.device} bs=4k count=1 oflag=direct status=none")
+        wait_for_write(tap.bed, slow)
         tap.signal("USR2")
         tap.expect("withdrawn\n")
-        assert tap.bed.run(f"awk '{{ print $1 + $2 }}' /sys/block/{slow[5:]}/inflight").stdout == "0\n"
+        assert in_flight(tap.bed, slow) == 0
         assert tap.attribute("extents") == "0"
         write.wait()
         assert direct(tap) == (0, 1, 0)
@@ -131,10 +120,10 @@ def test_the_next_server_waits_for_what_the_kernel_does_for_the_last(tap: Tap) -
     with null_disk(tap.bed, irqmode=2, completion_nsec=3_000_000_000) as slow:
         tap.start(extents=1, place=slow)
         write = tap.bed.popen(f"dd if=/root/random of={tap.device} bs=4k count=1 oflag=direct status=none")
-        tap.bed.wait_for(f"grep -q ' 1$' /sys/block/{slow[5:]}/inflight", 30, 0.05)
+        wait_for_write(tap.bed, slow)
         tap.kill()
         tap.resume()
-        assert tap.bed.run(f"awk '{{ print $1 + $2 }}' /sys/block/{slow[5:]}/inflight").stdout == "0\n"
+        assert in_flight(tap.bed, slow) == 0
         write.wait()
         assert direct(tap) == (0, 1, 0)
         assert tap.count("recovered") == 0, "what the kernel runs is never given to a server"

@@ -48,12 +48,7 @@ def test_buffered_writes_reach_the_image_by_fsync(tap: Tap) -> None:
 def test_a_file_system_keeps_its_files(tap: Tap, mkfs: str) -> None:
     """XFS writes from slab pages, ext4 with 1 KiB blocks from parts of pages."""
     tap.start(maxio=1 << 20, entries=256)
-    tap.bed.run(f"{mkfs} {tap.device} && mount {tap.device} /mnt")
-    tap.bed.run("cp /root/random /mnt/copied; dd if=/root/random of=/mnt/synced bs=64k conv=fsync status=none")
-    tap.bed.run(f"umount /mnt; echo 3 > /proc/sys/vm/drop_caches; mount {tap.device} /mnt")
-    tap.bed.run("cmp /root/random /mnt/copied; cmp /root/random /mnt/synced; umount /mnt")
-    check = f"xfs_repair -n {tap.device}" if "xfs" in mkfs else f"e2fsck -fn {tap.device}"
-    tap.bed.run(check)
+    tap.keep_files(mkfs)
 
 
 @ON_BOTH_KERNELS
@@ -161,10 +156,7 @@ def test_nothing_is_lost_when_servers_are_killed_under_load(tap: Tap, scheduler:
     rng = random.Random(seed)
     tap.start(delay=40, evil="requeue")
     tap.bed.run(f"echo {scheduler} > /sys/block/tapdev{tap.minor}/queue/scheduler")
-    fio = tap.bed.popen(
-        f"fio --name=load --filename={tap.device} --rw=randwrite --bsrange=4k-256k --size=256M --direct=1"
-        f" --iodepth=16 --ioengine=libaio --verify=crc32c --do_verify=1 --verify_fatal=1 --randseed={seed} --minimal"
-    )
+    fio = tap.load(seed)
     for _ in range(8):
         time.sleep(rng.uniform(0.1, 0.8))
         tap.kill()

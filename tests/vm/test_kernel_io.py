@@ -8,7 +8,7 @@ import pytest
 
 from tests.lib import tapdisks
 from tests.lib.beds import Beds
-from tests.lib.nulldisk import null_disk
+from tests.lib.nulldisk import IN_FLIGHT, in_flight, null_disk, wait_for_write
 from tests.lib.vm import Bed
 
 
@@ -124,9 +124,9 @@ def test_a_pause_waits_for_what_the_kernel_writes(bed: Bed) -> None:
             write = f"dd if=/dev/urandom of={device} bs=4k count=1 oflag=direct 2>/dev/null"
             bed.run(write)
             writer = bed.popen(write)
-            bed.wait_for(f"grep -q ' 1$' /sys/block/{slow[5:]}/inflight", 30, 0.05)
+            wait_for_write(bed, slow)
             bed.run(f"tap-ctl pause -p {disk.pid} -m {disk.minor}")
-            assert bed.run(f"awk '{{ print $1 + $2 }}' /sys/block/{slow[5:]}/inflight").stdout == "0\n"
+            assert in_flight(bed, slow) == 0
             assert bed.run(f"ls -l /proc/{disk.pid}/fd | grep -c {slow}$", check=False).stdout == "0\n"
             assert count(bed, "direct_writes") == 1
             bed.run(f"tap-ctl unpause -p {disk.pid} -m {disk.minor}")
@@ -143,14 +143,13 @@ def test_a_killed_tapdisks_lock_holds_until_the_kernel_has_written(bed: Bed) -> 
         write = f"dd if=/dev/urandom of={device} bs=4k count=1 oflag=direct 2>/dev/null"
         bed.run(write)
         writer = bed.popen(write)
-        bed.wait_for(f"grep -q ' 1$' /sys/block/{slow[5:]}/inflight", 30, 0.05)
+        wait_for_write(bed, slow)
         bed.run(f"kill -9 {disk.pid}; while kill -0 {disk.pid}; do sleep 0.05; done 2>/dev/null")
-        inflight = f"awk '{{ print $1 + $2 }}' /sys/block/{slow[5:]}/inflight"
-        other = bed.run(f"{inflight}; /usr/libexec/tapdisk --nbd=/run/k.sock aio:{slow} & sleep 0.3; kill $!; wait $!; true")
+        other = bed.run(f"{IN_FLIGHT.format(slow[5:])}; /usr/libexec/tapdisk --nbd=/run/k.sock aio:{slow} & sleep 0.3; kill $!; wait $!; true")
         assert other.stdout.startswith("1\n")
         assert "in use" in other.stderr or "lock" in other.stderr
         pid = bed.run("tap-ctl spawn").stdout.strip()
-        bed.wait_for(f"test $({inflight}) = 0", 30, 0.2)
+        bed.wait_for(f"test $({IN_FLIGHT.format(slow[5:])}) = 0", 30, 0.2)
         bed.run(f"tap-ctl attach -p {pid} -m 0 && tap-ctl open -p {pid} -m 0 -a aio:{slow}")
         writer.wait()
         assert count(bed, "recovered") == 0
