@@ -29,6 +29,7 @@ class Config:
     image_dirs: tuple[str, ...] = ("/var/lib/xen/images", "/srv")
     engine: str = "uring"
     kernel_io: bool = False
+    claim_vhd: bool = False
     retry_errors: str = "transient"
     retry_interval: int = 1
     retry_for: int = 600

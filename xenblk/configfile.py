@@ -31,6 +31,7 @@ def parse(data: bytes, path: str) -> Config:
         "image_dirs": _image_dirs,
         "engine": partial(_choice, ENGINES),
         "kernel_io": _yes_or_no,
+        "claim_vhd": _yes_or_no,
         "retry_errors": partial(_choice, RETRY_ERRORS),
         "retry_interval": partial(_seconds, 1, 3600),
         "retry_for": partial(_seconds, 0, 365 * 86400),

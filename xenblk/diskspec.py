@@ -2,7 +2,8 @@
 """Disk specs (xl-disk-configuration(5)): which ones are tapdisk's, and the form in which libxl can carry them.
 
 libxl throws the prefixes tap:, tap2: and tapdisk: away and hands the image to QEMU, whose vpc driver reads a
-differencing VHD as empty and writes into it. So a disk with such a prefix becomes a disk with a block script, which
+differencing VHD as empty and writes into it. backendtype=tap it refuses (up to 4.18), or waits for a daemon of that
+name. So such a disk, and any VHD if xenblk.yaml says so, becomes a disk with a block script, which
 every libxl since 4.7 takes: `format=raw,script=block-xenblk,vdev=...,access=...,...,target=vhd:/path`.
 """
 
@@ -12,7 +13,7 @@ import stat
 from dataclasses import dataclass
 from typing import Any
 
-from xenblk import libxl
+from xenblk import config, libxl
 from xenblk.errors import UserError
 
 SCRIPT = "block-xenblk"
@@ -20,6 +21,17 @@ TAP_PREFIXES = frozenset({"tap", "tap2", "tapdisk"})
 # Prefixes that mean nothing beside tap:, or name its driver; any other one contradicts it
 DRIVER_PREFIXES = frozenset({"aio", "raw", "vhd", "qcow", "qcow2"})
 DRIVERS = {"raw": "aio", "vhd": "vhd"}
+# Prefixes that say nothing of who serves a VHD
+VHD_PREFIXES = frozenset({"vhd", "raw", "aio", "file"})
+
+# What the first blktap2 had, and is a file name or a script for xl today
+_GONE = {
+    "ram": "what is in tapdisk's memory is lost whenever the guest reboots; put a file on a tmpfs and name it with "
+    "tap2:aio:",
+    "nbd": "the image lock doesn't reach an NBD server, so another host could write there too; start it with "
+    "tap-ctl create -a nbd:... and give the guest phy:/dev/xen/blktap-2/tapdev<minor>",
+    "|": "images can't be put before others with |; name the image itself, with tap2:vhd:",
+}
 
 # The scanner's rules that matter in a valid spec, from tools/libs/util/libxlu_disk_l.l of Xen: the longest match wins,
 # then the first; group 1 is what is eaten, the rest is trailing context. In a valid spec a flag ends where a positional
@@ -98,13 +110,23 @@ def read(*parts: str) -> Disk:
     """
     spec = " ".join(parts)
     fields = libxl.parse_disk(*parts)
-    used = [prefix for part in parts for prefix in prefixes(part)]
-    if not TAP_PREFIXES.intersection(used):
+    used = frozenset(prefix for part in parts for prefix in prefixes(part))
+    if not TAP_PREFIXES & used and not _taken(fields, used):
         return _foreign_disk(spec, fields)
     try:
         return _tap_disk(spec, fields, used)
     except UserError as error:
         raise UserError(f"disk '{spec}': {error}") from None
+
+
+def _taken(fields: dict[str, Any], used: frozenset[str]) -> bool:
+    """A disk without tap: that is tapdisk's nevertheless."""
+    if fields.get("script"):
+        return False
+    if fields.get("backend") == "tap":
+        return True
+    vhd = fields.get("format") == "vhd" and "backend" not in fields and not fields.get("is_cdrom")
+    return vhd and used <= VHD_PREFIXES and config.load().claim_vhd
 
 
 def _foreign_disk(spec: str, fields: dict[str, Any]) -> Disk:
@@ -117,21 +139,23 @@ def _foreign_disk(spec: str, fields: dict[str, Any]) -> Disk:
     )
 
 
-def _tap_disk(spec: str, fields: dict[str, Any], used: list[str]) -> Disk:
-    for prefix in used:
-        if prefix not in TAP_PREFIXES | DRIVER_PREFIXES:
+def _tap_disk(spec: str, fields: dict[str, Any], used: frozenset[str]) -> Disk:
+    if used & TAP_PREFIXES:
+        if "nbd" in used:
+            raise UserError(_GONE["nbd"])
+        for prefix in sorted(used - TAP_PREFIXES - DRIVER_PREFIXES):
             raise UserError(f"{prefix}: and tap: name two backends; leave one of them out")
     if fields.get("script"):
         raise UserError(f"script={fields['script']} and tap: name two backends; leave one of them out")
     if fields.get("backend", "tap") != "tap":
         raise UserError(f"backendtype={fields['backend']} and tap: name two backends; leave one of them out")
     if fields.get("is_cdrom"):
-        raise UserError("tapdisk has no CD-ROM drives; leave the tap: out, and QEMU serves it")
+        raise UserError("tapdisk has no CD-ROM drives; leave the tap out, and QEMU serves it")
     image_format = fields.get("format", "raw")
     driver = DRIVERS.get(image_format)
     if driver is None:
         raise UserError(
-            f"tapdisk can't serve {image_format}; for QEMU write it without tap:, "
+            f"tapdisk can't serve {image_format}; for QEMU write it without tap, "
             f"with format={image_format},backendtype=qdisk"
         )
     path = fields.get("pdev_path", "")
@@ -146,6 +170,10 @@ def _tap_disk(spec: str, fields: dict[str, Any], used: list[str]) -> Disk:
 def _check_path(path: str, local: bool) -> None:
     """What can be seen without opening the image. An image in a driver domain can't be seen at all."""
     driver = re.match(r"[a-z][a-z0-9]*(?=:)", path)
+    if driver and "|" in path:
+        raise UserError(_GONE["|"])
+    if driver and driver[0] in _GONE:
+        raise UserError(_GONE[driver[0]])
     if driver and driver[0] in DRIVERS.values():
         raise UserError(f"the path {path} must start with /; begin the disk with tap2:{driver[0]}: instead")
     if driver:

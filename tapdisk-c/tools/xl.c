@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-only
 /*
- * xl: stands before Xen's xl and becomes it at once. Only a call that brings a disk of tapdisk becomes xenblk, which
+ * xl: stands before Xen's xl and becomes it at once. Only a call that brings a disk of tapdisk, or a VHD, becomes xenblk, which
  * rewrites the disk and comes back here; and one that gives an image which a tapdisk has to somebody else, who wouldn't
  * ask: xenblk refuses it.
  *
@@ -61,7 +61,8 @@ static const struct command commands[] = {
 	{ "migrate", 7, "C:s:", 'C', 0, PLACE_NONE },
 };
 
-static const char *const marks[] = { "tap:", "tap2:", "tapdisk:" };
+/* vhd: those that are tapdisk's if xenblk.yaml says so, which xenblk reads */
+static const char *const marks[] = { "tap:", "tap2:", "tapdisk:", "backendtype=tap", "vhd:", "format=vhd" };
 
 static char config[MAX_CONFIG];
 
@@ -76,13 +77,30 @@ static const struct command *find_command(const char *word)
 	return NULL;
 }
 
+/* /a,vhd,xvda: a word of the spec by itself, and no part of a path. */
+static bool has_vhd_word(const char *text, size_t len)
+{
+	const char *p = text, *end = text + len;
+
+	while ((p = memmem(p, (size_t)(end - p), "vhd", 3))) {
+		const char *before = p;
+
+		while (before > text && strchr(" \t\n", before[-1]))
+			before--;
+		p += 3;
+		if (before > text && before[-1] == ',' && (p == end || strchr(", \t\n'\"", *p)))
+			return true;
+	}
+	return false;
+}
+
 static bool has_mark(const char *text, size_t len)
 {
 	for (size_t i = 0; i < sizeof(marks) / sizeof(marks[0]); i++) {
 		if (memmem(text, len, marks[i], strlen(marks[i])))
 			return true;
 	}
-	return false;
+	return has_vhd_word(text, len);
 }
 
 /* A file with the image lock, as /proc/locks has it. */

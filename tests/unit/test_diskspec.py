@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-only
-"""Disk specs: what is rewritten, what is refused, and that nothing else changes. libxlutil is the judge."""
+"""Disk specs: what is rewritten or refused, and that nothing else changes. Each libxlutil is the judge of its release."""
 
 import re
 from collections.abc import Iterator
@@ -7,10 +7,13 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xenblk import diskspec, libxl
+from tests.lib import builder
+from tests.lib.diskoracle import oracle
+from tests.lib.release import RELEASES
+from xenblk import config, diskspec, libxl
 from xenblk.errors import UserError
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("libxl_binding")]
@@ -18,10 +21,33 @@ pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("libxl_binding")]
 REPLACED = {"pdev_path", "format", "script", "backend"}
 
 
+@pytest.fixture(autouse=True, scope="module", params=sorted(RELEASES), ids=lambda number: f"debian{number}")
+def grammar(request: pytest.FixtureRequest, libxl_binding: None) -> Iterator[int]:
+    """The release whose libxlutil reads the specs; its number."""
+    number: int = request.param
+    if not builder.foreign(number):
+        yield number
+        return
+    with mock.patch.object(libxl, "parse_disk", oracle(number).parse_disk):
+        yield number
+
+
 @pytest.fixture(autouse=True, scope="module")
 def images_exist() -> Iterator[None]:
     """Every path is an image, but for the tests that make their own."""
     with mock.patch.object(diskspec, "_file_mode", return_value=0o100600):
+        yield
+
+
+def configured(**values: Any) -> Any:
+    """xenblk.yaml has these settings."""
+    return mock.patch.object(config, "load", return_value=config.Config(**values))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def defaults() -> Iterator[None]:
+    """There is no xenblk.yaml, but for the tests that have settings of their own."""
+    with configured():
         yield
 
 
@@ -53,6 +79,11 @@ def kept(spec: str) -> dict[str, Any]:
         ("tap2:vhd:/'\"\\.vhd,xvda,w", "vhd:/'\"\\.vhd"),
         ("tap2:vhd:/ü\udcff.vhd,xvda,w", "vhd:/ü\udcff.vhd"),
         ("tap:vhd:/a.vhd,xvda,w,backendtype=tap", "vhd:/a.vhd"),
+        ("/a.vhd,vhd,xvda,w,backendtype=tap", "vhd:/a.vhd"),
+        ("backendtype=tap,format=vhd,vdev=xvda,target=/a.vhd", "vhd:/a.vhd"),
+        ("backendtype=tap,vdev=xvda,access=r,target=/a=b,c", "aio:/a=b,c"),
+        ("file:/a.img,xvda,w,backendtype=tap", "aio:/a.img"),
+        ("phy:/dev/a,xvda,w,backendtype=tap", "aio:/dev/a"),
         ("tap2:vhd:/a.vhd,xvda,w,discard,direct-io-safe,backend=dd,specification=xen", "vhd:/a.vhd"),
         ("tap2:vhd:/a.vhd,xvda,w,no-discard,colo,colo-host=h,colo-port=4,colo-export=e", "vhd:/a.vhd"),
         ("tap2:vhd:/a.vhd,xvda,w,active-disk=/x,hidden-disk=/y,no-colo", "vhd:/a.vhd"),
@@ -85,7 +116,9 @@ def test_the_form_is_the_one_in_the_manual() -> None:
         "vdev=xvda,target=tap2:vhd:/a",
         "script=block-tap,vdev=xvda,target=tap:vhd:/a.vhd",
         "format=raw,script=block-xenblk,vdev=xvda,access=w,target=vhd:/a.vhd",
-        "backendtype=tap,format=vhd,vdev=xvda,target=/a.vhd",
+        "backendtype=tap,script=block-tap,vdev=xvda,target=vhd:/a.vhd",
+        "backendtype=tap,nbd:/a,xvda",
+        "backendtype=qdisk,format=vhd,vdev=xvda,target=/a.vhd",
         ",,hdc:cdrom",
         "script=tap:x,vdev=xvda,target=/a",
     ],
@@ -98,24 +131,29 @@ def test_other_disks_are_left_alone(spec: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        ("tap:qcow:/a,xvda,w", "tapdisk can't serve qcow; for QEMU write it without tap:, with format=qcow,"),
+        ("tap:qcow:/a,xvda,w", "tapdisk can't serve qcow; for QEMU write it without tap, with format=qcow,"),
         ("tap2:qcow2:/a,xvda,w", "tapdisk can't serve qcow2"),
         ("tap:/a,xvda,w,format=qed", "tapdisk can't serve qed"),
         ("tap:ioemu:/a,xvda,w", "ioemu: and tap: name two backends"),
         ("tap:phy:/dev/a,xvda,w", "phy: and tap: name two backends"),
-        ("tap:nbd:/a,xvda,w", "nbd: and tap: name two backends"),
+        ("tap:iscsi:/a,xvda,w", "iscsi: and tap: name two backends"),
+        ("tap2:nbd:host:10809,xvda,w", "the image lock doesn't reach an NBD server, so another host"),
+        ("/a,qcow2,xvda,w,backendtype=tap", "tapdisk can't serve qcow2"),
+        ("backendtype=tap,cdrom,vdev=hdc,target=/a", "tapdisk has no CD-ROM drives"),
+        ("a.vhd,vhd,xvda,w,backendtype=tap", "the path a.vhd must start with /"),
         ("tap:vhd:/a,xvda,w,script=block-x", "script=block-x and tap: name two backends"),
         ("tap:vhd:/a,xvda,w,backendtype=qdisk", "backendtype=qdisk and tap: name two backends"),
         ("tap:aio:/a,xvda,w,backendtype=phy", "backendtype=phy and tap: name two backends"),
         ("tap:aio:/a,hdc:cdrom,r", "tapdisk has no CD-ROM drives"),
         ("tap:,hdc,r,cdrom", "tapdisk has no CD-ROM drives"),
         ("tap2:vhd:a.vhd,xvda,w", "the path a.vhd must start with /"),
-        ("tap2:ram:64,xvda,w", "a guest's disk can't have driver ram; it can have aio and vhd"),
+        ("tap2:ram:64,xvda,w", "what is in tapdisk's memory is lost whenever the guest reboots; put a file on a tmpfs"),
+        ("tap2:null:64,xvda,w", "a guest's disk can't have driver null; it can have aio and vhd"),
         (
             "tap2:vdev=xvda,target=vhd:/srv/a.vhd",
             "the path vhd:/srv/a.vhd must start with /; begin the disk with tap2:vhd:",
         ),
-        ("tap2:remus:h:9000|vhd:/a.vhd,xvda,w", "a guest's disk can't have driver remus"),
+        ("tap2:remus:h:9000|vhd:/a.vhd,xvda,w", "images can't be put before others with |; name the image itself"),
         ("tap2:vdev=xvda,/a\nb.vhd,w", "the path has a line break"),
     ],
 )
@@ -131,6 +169,35 @@ def test_what_tapdisk_cannot_do_is_refused_with_the_reason(spec: str, reason: st
 def test_what_libxlutil_refuses_stays_refused(spec: str) -> None:
     with pytest.raises(libxl.GrammarError):
         diskspec.read(spec)
+
+
+CLAIMED = ["vhd:/a.vhd,xvda,w", "/a.vhd,vhd,xvda,r", "format=vhd,vdev=xvda,target=/a,b", "file:vhd:/a.vhd,xvda,w"]
+
+
+@pytest.mark.parametrize("spec", CLAIMED)
+def test_a_vhd_is_tapdisks_where_the_configuration_says_so(spec: str) -> None:
+    assert diskspec.read(spec).driver is None
+    with configured(claim_vhd=True):
+        disk = diskspec.read(spec)
+    assert (disk.driver, disk.path) == ("vhd", libxl.parse_disk(spec)["pdev_path"])
+    assert kept(disk.rewritten) == kept(spec)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "/a.img,raw,xvda,w",
+        "phy:/dev/a,xvda,w",
+        "ioemu:vhd:/a.vhd,xvda,w",
+        "vhd:/a.vhd,xvda,w,backendtype=qdisk",
+        "vhd:/a.vhd,xvda,w,script=block-x",
+        "vhd:/a.vhd,hdc:cdrom,r",
+    ],
+)
+def test_nothing_else_is_taken_for_a_vhd_of_tapdisks(spec: str) -> None:
+    with configured(claim_vhd=True):
+        disk = diskspec.read(spec)
+    assert (disk.rewritten, disk.driver) == (spec, None)
 
 
 def test_a_missing_image_is_named() -> None:
@@ -183,7 +250,7 @@ OPTIONS = st.lists(
 def test_any_tap_disk_keeps_its_fields(stack: list[str], vhd: bool, vdev: str, options: list[str], path: str) -> None:
     spec = "".join(stack) + ("vhd:" if vhd else "") + ",".join([f"vdev={vdev}", *options]) + f",target={path}"
     disk = diskspec.read(spec)
-    if not {"tap:", "tap2:", "tapdisk:"}.intersection(stack):
+    if not {"tap:", "tap2:", "tapdisk:"}.intersection(stack) and "backendtype=tap" not in options:
         assert disk.rewritten == spec
         return
     after = libxl.parse_disk(disk.rewritten)
@@ -207,3 +274,66 @@ def test_a_prefix_is_found_exactly_where_libxlutil_drops_it(spec: str) -> None:
             continue
         in_fields = sum(value.count("tap2:") for value in fields.values() if isinstance(value, str))
         assert diskspec.prefixes(text).count("tap2") == text.count("tap2:") - in_fields
+
+
+# The vocabulary of xl-disk-configuration(5), and of libxlu_disk_l.l where that has more: of each line, one or none
+PREFIXES = ["tap:", "tap2:", "tapdisk:", "vhd:", "raw:", "qcow2:", "aio:", "ioemu:", "file:", "phy:", "nbd:", "ram:"]
+PREFIXES += ["x1:"]
+TARGETS = ["/a.vhd", "/dev/vg/lv", "/a b:c", "/a'b\"c\\d", "a.vhd", "", "ram:64", "remus:h:1|vhd:/b", "vhd:/a"]
+CHOICES = [
+    ["format=vhd", "format=raw", "format=qed", "format=", "format=bogus"],
+    ["access=r", "access=rw", "access=", "access=w!"],
+    ["cdrom", "devtype=cdrom", "devtype=disk"],
+    ["backendtype=tap", "backendtype=phy", "backendtype=qdisk", "backendtype=vbd3"],
+    ["backend=d"],
+    ["specification=xen", "specification=virtio"],
+    ["script=block-x"],
+    ["direct-io-safe"],
+    ["discard", "no-discard"],
+    ["colo", "no-colo"],
+    ["colo-port=7", "active-disk=/x y"],
+    ["trusted", "untrusted"],
+    ["grant_usage=1", "grant_usage=0"],
+    ["bogus=1", "w", "vhd", ""],
+]
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> str:
+    """Disk specs, most of them valid."""
+    stack = "".join(draw(st.lists(st.sampled_from(PREFIXES), max_size=3)))
+    option = st.sampled_from(CHOICES).flatmap(lambda choices: st.sampled_from(choices))
+    options = draw(st.lists(option, max_size=4, unique=True))
+    target = draw(st.sampled_from(TARGETS))
+    if draw(st.booleans()):
+        words = ["vdev=xvda", *options, f"target={target}"]
+    else:
+        image_format: list[str] = [] if stack else [draw(st.sampled_from(["", "raw", "vhd", "qcow2"]))]
+        positional = [target, *image_format, draw(st.sampled_from(["xvda", "hdc:cdrom", "sdb:disk"]))]
+        words = [*options, *positional] if draw(st.booleans()) else [*positional, *options]
+    return stack + draw(st.sampled_from([",", ", "])).join(words)
+
+
+@settings(max_examples=400)
+@given(spec=specs(), claim=st.booleans())
+def test_what_xl_accepts_means_the_same_or_is_refused_with_a_reason(spec: str, claim: bool) -> None:
+    try:
+        before = libxl.parse_disk(spec)
+    except libxl.GrammarError:
+        with pytest.raises(libxl.GrammarError):
+            diskspec.read(spec)
+        return
+    try:
+        with configured(claim_vhd=claim):
+            disk = diskspec.read(spec)
+    except UserError as error:
+        assert str(error).startswith(f"disk '{spec}': ")
+        assert diskspec.TAP_PREFIXES.intersection(diskspec.prefixes(spec)) or before.get("backend") == "tap" or claim
+        return
+    if disk.driver is None:
+        assert disk.rewritten == spec
+        return
+    after = libxl.parse_disk(disk.rewritten)
+    assert kept(disk.rewritten) == kept(spec)
+    assert after["pdev_path"] == f"{disk.driver}:{before['pdev_path']}"
+    assert disk.driver == {"raw": "aio", "vhd": "vhd"}[before["format"]]

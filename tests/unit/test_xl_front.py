@@ -180,6 +180,11 @@ def arguments_for(xl: Front, template: str) -> list[str]:
         "block-attach dom tap2:vhd:/a.vhd,xvda,w",
         "block-a dom vdev=xvda tap:/a",
         "block-attach 0 tapdisk:/a xvda w",
+        "block-attach 0 backendtype=tap,vdev=xvda,target=/a",
+        "block-attach 0 vhd:/a,xvda,w",
+        "block-attach 0 /a,vhd,xvda,w",
+        "block-attach 0 vdev=xvda,format=vhd,target=/a",
+        "create P disk=['/a,vhd']",
         "restore T saved",
         "restore -p T -e saved",
         "rest -- T saved",
@@ -215,6 +220,9 @@ def test_a_call_that_may_bring_a_tap_disk_goes_to_xenblk(xl: Front, template: st
         "config-update T",
         "block-attach dom phy:/dev/a,xvda,w",
         "block-attach dom vdev=xvda,target=/tap/vhd.img",
+        "block-attach dom vdev=xvda,target=/vhd",
+        "block-attach dom /a.vhd,raw,xvda,w",
+        "block-attach dom /a,vhdx,xvda,w",
         "block-detach dom tap2:",
         "restore T",
         "restore -p T",
@@ -357,7 +365,7 @@ def locked(image: Path) -> Iterator[None]:
         process.stdin.close()
 
 
-DISKS = ["file:{},xvda,w", "format=raw,vdev=xvda,target={}", "{},raw,xvda", "format=vhd,vdev=hda,access=w,target={}"]
+DISKS = ["file:{},xvda,w", "format=raw,vdev=xvda,target={}", "{},raw,xvda", "format=qcow2,vdev=hda,access=w,target={}"]
 
 
 @pytest.mark.parametrize("disk", DISKS)
