@@ -40,6 +40,14 @@ void libxl_device_disk_init(libxl_device_disk *);
 void libxl_device_disk_dispose(libxl_device_disk *);
 char *libxl_device_disk_to_json(libxl_ctx *, libxl_device_disk *);
 int xlu_disk_parse(XLU_Config *, int nspecs, const char *const *specs, libxl_device_disk *);
+
+/* xenstore.h; every answer is to be freed */
+struct xs_handle;
+typedef uint32_t xs_transaction_t;
+struct xs_handle *xs_open(unsigned long flags);
+void xs_close(struct xs_handle *);
+void *xs_read(struct xs_handle *, xs_transaction_t, const char *path, unsigned int *len);
+char **xs_directory(struct xs_handle *, xs_transaction_t, const char *path, unsigned int *num);
 """
 
 SOURCE = """
@@ -48,6 +56,7 @@ SOURCE = """
 #include <stdlib.h>
 #include <libxl.h>
 #include <libxlutil.h>
+#include <xenstore.h>
 """
 
 
@@ -65,7 +74,7 @@ def build(outdir: Path) -> Path:
         *shlex.split(os.environ.get("CC", "cc")),
         *shlex.split(os.environ.get("CFLAGS", "-O2 -g")),
         *("-shared", "-fPIC", f"-I{sysconfig.get_path('include')}"),
-        *("-o", f"{product}.new", str(source), "-lxlutil", "-lxenlight"),
+        *("-o", f"{product}.new", str(source), "-lxlutil", "-lxenlight", "-lxenstore"),
     ]
     subprocess.run(command, check=True)
     os.replace(f"{product}.new", product)

@@ -32,6 +32,11 @@ def _parser() -> argparse.ArgumentParser:
     rewrite.add_argument("--json", action="store_true", help="all that is known of each disk")
     rewrite.set_defaults(run=_rewrite)
 
+    listing = commands.add_parser("ls", help="list the disks that tapdisk serves, and whose they are")
+    listing.add_argument("guest", nargs="?", help="only those of this guest, by its name or domid")
+    listing.add_argument("--json", action="store_true", help="all that is known of each disk")
+    listing.set_defaults(run=_ls)
+
     settings = commands.add_parser("config", help="xenblk.yaml").add_subparsers(
         dest="action", required=True, metavar="ACTION"
     )
@@ -65,6 +70,12 @@ def _rewrite(arguments: argparse.Namespace) -> None:
         for disk in disks:
             print(f"    {guestconfig.quote(disk.rewritten)},")
         print("]")
+
+
+def _ls(arguments: argparse.Namespace) -> None:
+    from xenblk import listing  # noqa: PLC0415 # the commands of xl, which are timed, don't need it
+
+    listing.run(arguments.guest, as_json=arguments.json)
 
 
 def _config_apply(arguments: argparse.Namespace) -> None:

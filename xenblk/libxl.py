@@ -28,7 +28,8 @@ class _Report:
     buffers: list[Any] = field(default_factory=list)
 
 
-def _bindings() -> Any:
+def bindings() -> Any:
+    """The compiled module: ffi and lib. Raises UserError if it isn't there, or not this Xen's."""
     try:
         return importlib.import_module("xenblk._libxl")
     except ImportError as error:
@@ -41,7 +42,7 @@ def _bindings() -> Any:
 @contextlib.contextmanager
 def _config(source: str, report: _Report) -> Iterator[tuple[Any, Any, Any]]:
     """(ffi, lib, XLU_Config *); report.text is complete after the block."""
-    module = _bindings()
+    module = bindings()
     ffi, lib = module.ffi, module.lib
     text, size = ffi.new("char **"), ffi.new("size_t *")
     stream = lib.open_memstream(text, size)

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""The disks that tapdisk serves, and whose they are: what tap-ctl lists, joined with the backend nodes in xenstore."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from xenblk import config, xenstore
+from xenblk.diskspec import SCRIPT
+from xenblk.errors import UserError
+
+# Bits of a tapdisk's state, from the one that says most: tap-ctl(8), list
+_STATES = (
+    (0x40, "closed"),
+    (0x20, "paused"),
+    (0x10, "pausing"),
+    (0x2000, "no space"),
+    (0x1000, "retrying"),
+)
+_NO_XEN = "/proc/xen/capabilities"
+
+
+@dataclass(frozen=True)
+class GuestDisk:
+    """A disk of a guest, or one that was made by hand and has none. None is what isn't there, or isn't known.
+
+    image: TYPE:PATH. mode: r or w. depth: images in the chain. size: bytes. state: running, one of _STATES, "no tapdisk"
+    (requests wait for one), "attaching", or "failed", with the error that the block script left.
+    """
+
+    guest: str | None
+    domid: int | None
+    vdev: str | None
+    mode: str | None
+    image: str | None
+    device: str | None
+    minor: int | None
+    pid: int | None
+    transport: str | None
+    depth: int | None
+    size: int | None
+    state: str
+    error: str | None = None
+
+
+def _tapdisks() -> list[dict[str, Any]]:
+    """What tap-ctl list knows; what it says on the way goes to the user."""
+    tap_ctl = os.environ.get("XENBLK_TAP_CTL", config.TAP_CTL)
+    try:
+        done = subprocess.run(
+            [tap_ctl, "list", "--json"], stdin=subprocess.DEVNULL, capture_output=True, check=False
+        )
+    except OSError as error:
+        raise UserError(f"{tap_ctl}: {error.strerror}; install xenblk completely") from None
+    sys.stderr.write(os.fsdecode(done.stderr))
+    if done.returncode:
+        raise UserError(f"{tap_ctl} list ended with status {done.returncode}; run xenblk ls as root")
+    rows: list[dict[str, Any]] = json.loads(os.fsdecode(done.stdout))
+    return rows
+
+
+def _state(row: dict[str, Any]) -> str:
+    if row["pid"] is None:
+        return "no tapdisk"
+    return next((word for bit, word in _STATES if (row["state"] or 0) & bit), "running")
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and text.isdecimal() else None
+
+
+def _from_node(store: xenstore.Store, node: str, domid: int, rows: dict[int, dict[str, Any]]) -> GuestDisk | None:
+    """The disk of a backend node; None if the script isn't ours. Takes its tapdisk out of rows."""
+    if os.path.basename(store.read(f"{node}/script") or "") != SCRIPT:
+        return None
+    minor = _number(store.read(f"{node}/tapdisk-minor"))
+    row = rows.pop(minor, None) if minor is not None else None
+    error = store.read(f"{node}/hotplug-error")
+    state = _state(row) if row else "no tapdisk" if minor is not None else "failed" if error else "attaching"
+    row = row or {}
+    return GuestDisk(
+        guest=store.read(f"/local/domain/{domid}/name"),
+        domid=domid,
+        vdev=store.read(f"{node}/dev"),
+        mode=store.read(f"{node}/mode"),
+        image=store.read(f"{node}/params"),
+        device=store.read(f"{node}/physical-device-path"),
+        minor=minor,
+        pid=row.get("pid"),
+        transport=row.get("transport"),
+        depth=row.get("depth"),
+        size=row.get("size"),
+        state=state,
+        error=error,
+    )
+
+
+def _by_hand(row: dict[str, Any]) -> GuestDisk:
+    readonly = row["readonly"]
+    return GuestDisk(
+        guest=None,
+        domid=None,
+        vdev=None,
+        mode=None if readonly is None else "r" if readonly else "w",
+        image=f"{row['type']}:{row['path']}" if row["type"] else None,
+        device=None,
+        minor=row["minor"],
+        pid=row["pid"],
+        transport=row.get("transport"),
+        depth=row["depth"],
+        size=row["size"],
+        state=_state(row),
+    )
+
+
+def _of_guests(rows: dict[int, dict[str, Any]]) -> list[GuestDisk]:
+    found = []
+    with xenstore.opened() as store:
+        backends = f"/local/domain/{store.read('domid') or '0'}/backend/vbd"
+        for domid in sorted(filter(str.isdecimal, store.directory(backends)), key=int):
+            for vbd in sorted(filter(str.isdecimal, store.directory(f"{backends}/{domid}")), key=int):
+                disk = _from_node(store, f"{backends}/{domid}/{vbd}", int(domid), rows)
+                if disk:
+                    found.append(disk)
+    return found
+
+
+def find(guest: str | None = None) -> list[GuestDisk]:
+    """All disks, those without a guest last; or those of a guest, by its name or domid.
+
+    Raises UserError, for a guest without such disks too.
+    """
+    listed = _tapdisks()
+    rows = {row["minor"]: row for row in listed if row["minor"] is not None}
+    on_xen = os.path.exists(_NO_XEN) or "XENSTORED_PATH" in os.environ
+    disks = _of_guests(rows) if on_xen else []
+    if guest is None:
+        return disks + [_by_hand(row) for row in listed if row["minor"] is None or row["minor"] in rows]
+    disks = [disk for disk in disks if guest in (disk.guest, str(disk.domid))]
+    if not disks:
+        raise UserError(f"guest {guest}: has no disk that tapdisk serves; xenblk ls lists all")
+    return disks

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""Reading xenstore, through libxenstore: xenblk decides by it, and writes nothing there.
+
+Backend nodes are written by dom0 alone. What a guest may write (its frontend's nodes) is never read.
+"""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from xenblk import libxl, probe
+from xenblk.errors import UserError
+
+
+class Store:
+    """An open xenstore. Paths without a / at their start are this domain's."""
+
+    def __init__(self, module: Any, handle: Any) -> None:
+        self._ffi, self._lib, self._handle = module.ffi, module.lib, handle
+
+    def _gone(self, path: str) -> bool:
+        if self._ffi.errno in (errno.ENOENT, errno.ENOTDIR):
+            return True
+        raise UserError(f"xenstore: {path}: {os.strerror(self._ffi.errno)}; see that xenstored runs")
+
+    def read(self, path: str) -> str | None:
+        """The value of a node, None if there is no such node."""
+        size = self._ffi.new("unsigned int *")
+        value = self._lib.xs_read(self._handle, 0, os.fsencode(path), size)
+        if value == self._ffi.NULL:
+            return None if self._gone(path) else ""
+        try:
+            return os.fsdecode(bytes(self._ffi.buffer(value, size[0])))
+        finally:
+            self._lib.free(value)
+
+    def directory(self, path: str) -> list[str]:
+        """The names below a node; none if there is no such node."""
+        count = self._ffi.new("unsigned int *")
+        names = self._lib.xs_directory(self._handle, 0, os.fsencode(path), count)
+        if names == self._ffi.NULL:
+            self._gone(path)
+            return []
+        try:
+            return [os.fsdecode(self._ffi.string(names[number])) for number in range(count[0])]
+        finally:
+            self._lib.free(names)
+
+
+@contextlib.contextmanager
+def opened() -> Iterator[Store]:
+    """xenstore. Raises UserError if it isn't there."""
+    probe.check_xenstored()
+    module = libxl.bindings()
+    handle = module.lib.xs_open(0)
+    if handle == module.ffi.NULL:
+        raise UserError("xenstore can't be opened: run this as root in a domain of Xen, with xenstored running")
+    try:
+        yield Store(module, handle)
+    finally:
+        module.lib.xs_close(handle)
