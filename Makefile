@@ -81,7 +81,8 @@ install: all
 	chmod -R a+rX $(DESTDIR)$(pkglib)/xenblk
 	sed $(places) hotplug-scripts/xenblk.in > $(DESTDIR)$(sbindir)/xenblk
 	sed $(places) hotplug-scripts/block-xenblk > $(DESTDIR)$(scriptdir)/block-xenblk
-	chmod 755 $(DESTDIR)$(sbindir)/xenblk $(DESTDIR)$(scriptdir)/block-xenblk
+	sed $(places) hotplug-scripts/xmsnap.in > $(DESTDIR)$(sbindir)/xmsnap
+	chmod 755 $(DESTDIR)$(sbindir)/xenblk $(DESTDIR)$(sbindir)/xmsnap $(DESTDIR)$(scriptdir)/block-xenblk
 	install -m 644 hotplug-scripts/xenblk-common.sh hotplug-scripts/xenblk-sharing.sh $(DESTDIR)$(scriptdir)/
 	test -e $(DESTDIR)$(sysconfdir)/xen/xenblk.yaml || \
 		install -m 644 hotplug-scripts/xenblk.yaml $(DESTDIR)$(sysconfdir)/xen/
@@ -97,7 +98,7 @@ install: all
 uninstall:
 	sh hotplug-scripts/set-aside-xl remove '$(DESTDIR)' '$(prefix)'
 	rm -f $(DESTDIR)$(sbindir)/tap-ctl $(DESTDIR)$(prefix)/bin/vhd-util \
-		$(DESTDIR)$(prefix)/libexec/tapdisk $(DESTDIR)$(sbindir)/xenblk \
+		$(DESTDIR)$(prefix)/libexec/tapdisk $(DESTDIR)$(sbindir)/xenblk $(DESTDIR)$(sbindir)/xmsnap \
 		$(DESTDIR)$(scriptdir)/block-xenblk $(DESTDIR)$(scriptdir)/xenblk-common.sh \
 		$(DESTDIR)$(scriptdir)/xenblk-sharing.sh \
 		$(DESTDIR)$(unitdir)/xenblk.service \
@@ -144,7 +145,7 @@ soak: soak-deps
 
 lint:
 	@shellcheck .ci/run .ci/deps hotplug-scripts/block-xenblk hotplug-scripts/xenblk-common.sh \
-		hotplug-scripts/xenblk-sharing.sh hotplug-scripts/set-aside-xl
+		hotplug-scripts/xenblk-sharing.sh hotplug-scripts/set-aside-xl hotplug-scripts/xmsnap.in
 	@mypy --strict xenblk tests
 
 clean:

@@ -293,16 +293,52 @@ int server_unpause(struct server *server, int minor, const char *args,
 }
 
 void server_snapshot(struct server *server, int minor, const char *child,
-		     const char *parent, unsigned int timeout_ms,
-		     server_done done, void *priv)
+		     const char *parent, const char *decision,
+		     unsigned int timeout_ms, server_done done, void *priv)
 {
 	struct error err;
 	struct vbd **vbd = find(server, minor, &err);
 
 	if (vbd)
-		vbd_snapshot(*vbd, child, parent, timeout_ms, done, priv);
+		vbd_snapshot(*vbd, child, parent, decision, timeout_ms, done,
+			     priv);
 	else
 		done(priv, -ENODEV, &err);
+}
+
+void server_snapshot_hold(struct server *server, int minor, server_done done,
+			  void *priv)
+{
+	struct error err;
+	struct vbd **vbd = find(server, minor, &err);
+
+	if (vbd)
+		vbd_snapshot_hold(*vbd, done, priv);
+	else
+		done(priv, -ENODEV, &err);
+}
+
+int server_snapshot_switch(struct server *server, int minor, struct error *err)
+{
+	struct vbd **vbd = find(server, minor, err);
+
+	return vbd ? vbd_snapshot_switch(*vbd, err) : -ENODEV;
+}
+
+int server_snapshot_take(struct server *server, int minor, struct error *err)
+{
+	struct vbd **vbd = find(server, minor, err);
+
+	return vbd ? vbd_snapshot_take(*vbd, err) : -ENODEV;
+}
+
+void server_snapshot_settle(struct server *server, int minor)
+{
+	struct error err;
+	struct vbd **vbd = find(server, minor, &err);
+
+	if (vbd)
+		vbd_snapshot_settle(*vbd);
 }
 
 bool server_vbd(struct server *server, unsigned int i, struct vbd_view *view)

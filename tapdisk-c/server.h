@@ -86,8 +86,13 @@ int server_unpause(struct server *server, int minor, const char *args,
 
 /* vbd.h, vbd_snapshot() */
 void server_snapshot(struct server *server, int minor, const char *child,
-		     const char *parent, unsigned int timeout_ms,
-		     server_done done, void *priv);
+		     const char *parent, const char *decision,
+		     unsigned int timeout_ms, server_done done, void *priv);
+void server_snapshot_hold(struct server *server, int minor, server_done done,
+			  void *priv);
+int server_snapshot_switch(struct server *server, int minor, struct error *err);
+int server_snapshot_take(struct server *server, int minor, struct error *err);
+void server_snapshot_settle(struct server *server, int minor);
 
 /* What tap-ctl list and stats show. */
 enum vbd_state {			/* bits, printed as %#x by tap-ctl list */
@@ -106,6 +111,7 @@ struct vbd_view {
 	uint64_t sectors;
 	uint32_t sector_size;
 	unsigned int depth;
+	uint64_t stall_ns;		/* of the last snapshot */
 	const struct stats_page *stats;
 	/* leaf first; NULL past the end */
 	const char *(*chain_path)(const struct vbd_view *view, unsigned int i);

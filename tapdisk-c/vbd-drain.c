@@ -61,7 +61,7 @@ static void drain_begin(struct vbd *vbd, enum drain drain,
 				 timeout_ms * NSEC_PER_MSEC);
 }
 
-static void answer(struct vbd *vbd, int rc, const struct error *err)
+void vbd_drain_answer(struct vbd *vbd, int rc, const struct error *err)
 {
 	server_done done = vbd->drained;
 
@@ -125,8 +125,19 @@ void vbd_pause(struct vbd *vbd, unsigned int timeout_ms, server_done done,
 	drain_begin(vbd, DRAIN_PAUSE, timeout_ms, done, priv);
 }
 
+static void snapshot_end(struct vbd *vbd)
+{
+	if (vbd->snapshot)
+		vbd->image->driver->snapshot_end(vbd->snapshot);
+	vbd->snapshot = NULL;
+	free(vbd->decision);
+	vbd->decision = NULL;
+	vbd->group = GROUP_NONE;
+}
+
 void vbd_snapshot(struct vbd *vbd, const char *child, const char *parent,
-		  unsigned int timeout_ms, server_done done, void *priv)
+		  const char *decision, unsigned int timeout_ms,
+		  server_done done, void *priv)
 {
 	struct image_open_args args = vbd_image_args(vbd, child, false);
 	uint64_t start = now_ns();
@@ -145,20 +156,20 @@ void vbd_snapshot(struct vbd *vbd, const char *child, const char *parent,
 		rc = vbd->image->driver->snapshot_prepare(&vbd->snapshot,
 							  vbd->image, &args,
 							  parent, &err);
+	if (!rc && decision) {
+		vbd->decision = strdup(decision);
+		if (!vbd->decision)
+			rc = error_set(&err, -ENOMEM, "minor %d: out of memory",
+				       vbd->minor);
+	}
 	if (rc) {
+		snapshot_end(vbd);
 		done(priv, rc, &err);
 		return;
 	}
 	vbd->stall_ns = now_ns() - start;
 	drain_begin(vbd, DRAIN_SNAPSHOT, timeout_ms, done, priv);
 	vbd->drain_early = true;
-}
-
-static void snapshot_end(struct vbd *vbd)
-{
-	if (vbd->snapshot)
-		vbd->image->driver->snapshot_end(vbd->snapshot);
-	vbd->snapshot = NULL;
 }
 
 /* Goes on with the image that is open. */
@@ -172,8 +183,7 @@ static int go_on(struct vbd *vbd, struct error *err)
 	return rc;
 }
 
-/* A pause or a snapshot failed with rc: the image goes on as it was. */
-static void call_off(struct vbd *vbd, int rc, const struct error *err)
+void vbd_call_off(struct vbd *vbd, int rc, const struct error *err)
 {
 	struct error e;
 
@@ -182,7 +192,7 @@ static void call_off(struct vbd *vbd, int rc, const struct error *err)
 	snapshot_end(vbd);
 	if (go_on(vbd, &e))
 		log_error("requests wait for `tap-ctl unpause`: %s", e.text);
-	answer(vbd, rc, err);
+	vbd_drain_answer(vbd, rc, err);
 }
 
 static void timed_out(struct io_timer *timer)
@@ -191,11 +201,15 @@ static void timed_out(struct io_timer *timer)
 	unsigned int stuck = vbd->inflight - vbd->nr_waiting;
 	struct error err;
 
+	if (vbd_group_waits(vbd)) {
+		vbd_snapshot_settle(vbd);
+		return;
+	}
 	if (vbd->drain == DRAIN_CLOSE) {
 		error_set(&err, -ETIMEDOUT, "minor %d: %u requests did not come back from %s in %u s; it is closed when they do, see `tap-ctl list`",
 			  vbd->minor, stuck, vbd->args, vbd->drain_ms / 1000);
 		log_warn("%s", err.text);
-		answer(vbd, -ETIMEDOUT, &err);
+		vbd_drain_answer(vbd, -ETIMEDOUT, &err);
 		return;
 	}
 	if (stuck && !vbd->flushing)
@@ -205,7 +219,7 @@ static void timed_out(struct io_timer *timer)
 		error_set(&err, -ETIMEDOUT, "minor %d: not done, the disk goes on: a flush of %s took more than %u s; try again with a longer -t",
 			  vbd->minor, vbd->args, vbd->drain_ms / 1000);
 	log_warn("%s", err.text);
-	call_off(vbd, -ETIMEDOUT, &err);
+	vbd_call_off(vbd, -ETIMEDOUT, &err);
 }
 
 /* The disk in image_open() against the one that the transports show. */
@@ -308,27 +322,16 @@ static void drain_finish(struct vbd *vbd)
 	log_info("%s minor=%d", drain == DRAIN_CLOSE ? "closed" : "paused",
 		 vbd->minor);
 	vbd_stats_describe(vbd);
-	answer(vbd, rc, &err);
+	vbd_drain_answer(vbd, rc, &err);
 }
 
-/* Drained and flushed. */
-static void snapshot_finish(struct vbd *vbd)
+int vbd_snapshot_taken(struct vbd *vbd, struct error *err)
 {
-	const struct image *was = vbd->image;
-	struct error err, e;
+	struct error e;
 	uint64_t held;
-	int rc = 0, r;
+	int rc, r;
 
-	if (unflushed(vbd))
-		rc = error_set(&err, unflushed(vbd), "%s: the flush before the snapshot failed: %s",
-			       vbd->args, strerror(-unflushed(vbd)));
-	if (!rc)
-		rc = vbd->image->driver->snapshot_commit(vbd->snapshot,
-							 &vbd->image, &err);
-	if (vbd->image == was) {
-		call_off(vbd, rc, &err);
-		return;
-	}
+	rc = vbd->image->driver->snapshot_take(vbd->snapshot, &vbd->image, err);
 	vbd->info = vbd->image->info;
 	/* It is made but not durable. The image's next flush may succeed without being true. */
 	if (rc && !vbd_may_pass(vbd, IMAGE_FLUSH, rc))
@@ -338,7 +341,7 @@ static void snapshot_finish(struct vbd *vbd)
 	r = go_on(vbd, &e);
 	if (r && !rc) {
 		rc = r;
-		err = e;
+		*err = e;
 	}
 	held = now_ns() - vbd->hold_ns;
 	if (held > vbd->stall_ns)
@@ -348,7 +351,30 @@ static void snapshot_finish(struct vbd *vbd)
 		 (unsigned long long)vbd->stall_ns / 1000, vbd->minor,
 		 vbd->args, vbd->info.depth);
 	vbd_stats_describe(vbd);
-	answer(vbd, rc, &err);
+	return rc;
+}
+
+/* Drained and flushed. */
+static void snapshot_finish(struct vbd *vbd)
+{
+	struct error err;
+	int rc = 0;
+
+	if (unflushed(vbd))
+		rc = error_set(&err, unflushed(vbd), "%s: the flush before the snapshot failed: %s",
+			       vbd->args, strerror(-unflushed(vbd)));
+	if (!rc && vbd->decision) {
+		vbd_group_wait(vbd, GROUP_HELD);
+		return;
+	}
+	if (!rc)
+		rc = vbd->image->driver->snapshot_switch(vbd->snapshot, &err);
+	if (rc) {
+		vbd_call_off(vbd, rc, &err);
+		return;
+	}
+	rc = vbd_snapshot_taken(vbd, &err);
+	vbd_drain_answer(vbd, rc, &err);
 }
 
 static void flush_done(struct image_request *req, int err)
@@ -389,16 +415,27 @@ static bool transports_busy(const struct vbd *vbd)
 	return busy;
 }
 
+void vbd_snapshot_hold_now(struct vbd *vbd)
+{
+	vbd->drain_early = false;
+	vbd->flushed = false;
+	vbd->hold_ns = now_ns();
+	vbd_hold_all(vbd);
+}
+
 void vbd_drain_step(struct vbd *vbd)
 {
+	if (vbd_group_waits(vbd))
+		return;
 	/* So that the flush that requests wait for has little to do. */
 	if (vbd->drain_early) {
 		if (!flush_image(vbd))
 			return;
-		vbd->drain_early = false;
-		vbd->flushed = false;
-		vbd->hold_ns = now_ns();
-		vbd_hold_all(vbd);
+		if (vbd->decision) {
+			vbd_group_wait(vbd, GROUP_READY);
+			return;
+		}
+		vbd_snapshot_hold_now(vbd);
 	}
 	if (transports_busy(vbd) || vbd->inflight != vbd->nr_waiting ||
 	    !flush_image(vbd) ||

@@ -4,6 +4,7 @@
  *
  *   vbd.c        its life: transports, image, open; requests
  *   vbd-drain.c  pause, unpause, close, snapshot
+ *   vbd-group.c  a snapshot that is one of several
  *   vbd-retry.c  requests whose image failed: they wait and are tried again
  *   vbd-stats.c  counting
  *
@@ -16,6 +17,15 @@
 #include "common/retry.h"
 #include "common/stats.h"
 #include "vbd.h"
+
+/* A snapshot that is one of several: what it waits for is in the comments. */
+enum group {
+	GROUP_NONE,		/* alone, or the flush before the hold */
+	GROUP_READY,		/* vbd_snapshot_hold() */
+	GROUP_HOLDING,		/* the requests in flight, a flush */
+	GROUP_HELD,		/* vbd_snapshot_switch() */
+	GROUP_SWITCHED,		/* vbd_snapshot_take() */
+};
 
 enum drain { DRAIN_NONE, DRAIN_PAUSE, DRAIN_CLOSE, DRAIN_SNAPSHOT };
 
@@ -49,6 +59,8 @@ struct vbd {
 	bool flush_old;			/* the one that runs began before this drain */
 	struct image_snapshot *snapshot;
 	bool drain_early;		/* snapshot: the flush before the hold */
+	char *decision;			/* vbd-group.c; NULL: a snapshot of this disk alone */
+	enum group group;
 	uint64_t stall_ns;		/* snapshot: the longest time for which requests waited */
 	uint64_t hold_ns;		/* when the hold began */
 
@@ -88,6 +100,20 @@ int vbd_release_all(struct vbd *vbd, struct error *err);
 void vbd_drain_init(struct vbd *vbd);
 /* After each round while vbd->drain is set. */
 void vbd_drain_step(struct vbd *vbd);
+/* Answers the verb. */
+void vbd_drain_answer(struct vbd *vbd, int rc, const struct error *err);
+/* A pause or a snapshot failed with rc: the image goes on as it was. */
+void vbd_call_off(struct vbd *vbd, int rc, const struct error *err);
+/* The disk goes on with the new leaf, which has its name. */
+int vbd_snapshot_taken(struct vbd *vbd, struct error *err);
+
+/* Requests wait from now on. */
+void vbd_snapshot_hold_now(struct vbd *vbd);
+
+/* vbd-group.c */
+/* The next step is the maker's: READY or HELD. */
+void vbd_group_wait(struct vbd *vbd, enum group group);
+bool vbd_group_waits(const struct vbd *vbd);
 
 /* vbd-retry.c */
 void vbd_retry_init(struct vbd *vbd);

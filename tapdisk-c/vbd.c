@@ -412,6 +412,7 @@ void vbd_fill_view(const struct vbd *vbd, struct vbd_view *view)
 		.sectors	= vbd->info.sectors,
 		.sector_size	= vbd->info.sector_size,
 		.depth		= vbd->info.depth,
+		.stall_ns	= vbd->stall_ns,
 		.stats		= vbd->stats,
 		.chain_path	= view_chain_path,
 		.vbd		= vbd,

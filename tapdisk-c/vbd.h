@@ -79,7 +79,17 @@ int vbd_unpause(struct vbd *vbd, const char *args, struct error *err);
  * longer than a flush and a rename take. After an error nothing has changed.
  */
 void vbd_snapshot(struct vbd *vbd, const char *child, const char *parent,
-		  unsigned int timeout_ms, server_done done, void *priv);
+		  const char *decision, unsigned int timeout_ms,
+		  server_done done, void *priv);
+/*
+ * With a decision (a path, vbd-group.c; else NULL) done is called before the hold.
+ * The next steps are hold, switch, take; or settle, when the maker is gone, which takes or
+ * undoes it as is decided. -ESTALE: it is not at this step, or was settled.
+ */
+void vbd_snapshot_hold(struct vbd *vbd, server_done done, void *priv);
+int vbd_snapshot_switch(struct vbd *vbd, struct error *err);
+int vbd_snapshot_take(struct vbd *vbd, struct error *err);
+void vbd_snapshot_settle(struct vbd *vbd);
 
 /*
  * From the transport. Answers -EIO to what is not on the disk, -EPERM to what

@@ -37,6 +37,13 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--json", action="store_true", help="all that is known of each disk")
     listing.set_defaults(run=_ls)
 
+    snapshot = commands.add_parser("snapshot", help="keep what a guest's disks hold now; the guest goes on")
+    snapshot.add_argument("guest", help="its name or domid")
+    snapshot.add_argument("vdevs", nargs="*", metavar="VDEV", help="only these disks; all that it may write otherwise")
+    snapshot.add_argument("--name", help="part of the new images' names, a.NAME.vhd; the time otherwise")
+    snapshot.add_argument("--json", action="store_true")
+    snapshot.set_defaults(run=_snapshot)
+
     settings = commands.add_parser("config", help="xenblk.yaml").add_subparsers(
         dest="action", required=True, metavar="ACTION"
     )
@@ -76,6 +83,12 @@ def _ls(arguments: argparse.Namespace) -> None:
     from xenblk import listing  # noqa: PLC0415 # the commands of xl, which are timed, don't need it
 
     listing.run(arguments.guest, as_json=arguments.json)
+
+
+def _snapshot(arguments: argparse.Namespace) -> None:
+    from xenblk import snapshot  # noqa: PLC0415 # as above
+
+    snapshot.run(arguments.guest, arguments.vdevs, arguments.name, as_json=arguments.json)
 
 
 def _config_apply(arguments: argparse.Namespace) -> None:

@@ -84,17 +84,12 @@ static int connect_to(int pid, int64_t end_ms, struct error *err)
 			 strerror(-rc));
 }
 
-static int exchange(int fd, const char *message, char *answer, int64_t end_ms,
-		    size_t *len)
+static int receive(int fd, char *answer, int64_t end_ms, size_t *len)
 {
 	bool reset = false;
 	ssize_t n;
 	int rc;
 
-	/* A server that refuses us has said why and closed: read on. */
-	if (send(fd, message, strlen(message), MSG_NOSIGNAL) < 0 &&
-	    errno != EPIPE && errno != ECONNRESET)
-		return -errno;
 	for (;;) {
 		rc = wait_for(fd, POLLIN, end_ms);
 		if (rc)
@@ -149,38 +144,48 @@ static int read_answer(int pid, const char *answer, size_t len,
 	return rc;
 }
 
-int control_call(int pid, json_t *request, json_t **reply, int timeout_ms,
-		 struct error *err)
+static int64_t end_of(int timeout_ms)
 {
-	int64_t end_ms = timeout_ms < 0 ? INT64_MAX : now_ms() + timeout_ms;
-	char *message = NULL, *answer = NULL;
+	return timeout_ms < 0 ? INT64_MAX : now_ms() + timeout_ms;
+}
+
+int control_connect(int pid, int timeout_ms, struct error *err)
+{
+	return connect_to(pid, end_of(timeout_ms), err);
+}
+
+int control_send(int fd, const json_t *request, struct error *err)
+{
+	char *message;
+	int rc = 0;
+
+	if (!request)
+		return error_set(err, -EINVAL, "the image's path is not UTF-8; "
+				 "rename it");
+	message = json_dumps(request, JSON_COMPACT);
+	if (!message)
+		rc = error_set(err, -ENOMEM, "out of memory");
+	else if (strlen(message) > CONTROL_MAX_MESSAGE)
+		rc = error_set(err, -EMSGSIZE, "the path is too long");
+	/* A server that refuses us has said why and closed: read on. */
+	else if (send(fd, message, strlen(message), MSG_NOSIGNAL) < 0 &&
+		 errno != EPIPE && errno != ECONNRESET)
+		rc = error_set(err, -errno, "control socket: %s",
+			       strerror(errno));
+	free(message);
+	return rc;
+}
+
+int control_receive(int fd, int pid, json_t **reply, int timeout_ms,
+		    struct error *err)
+{
+	char *answer = malloc(CONTROL_MAX_MESSAGE);
 	size_t len = 0;
-	int fd = -1;
 	int rc;
 
-	if (reply)
-		*reply = NULL;
-	if (!request) {
-		rc = error_set(err, -EINVAL, "the image's path is not UTF-8; "
-			       "rename it");
-		goto out;
-	}
-	message = json_dumps(request, JSON_COMPACT);
-	answer = malloc(CONTROL_MAX_MESSAGE);
-	if (!message || !answer) {
-		rc = error_set(err, -ENOMEM, "out of memory");
-		goto out;
-	}
-	if (strlen(message) > CONTROL_MAX_MESSAGE) {
-		rc = error_set(err, -EMSGSIZE, "the path is too long");
-		goto out;
-	}
-	fd = connect_to(pid, end_ms, err);
-	if (fd < 0) {
-		rc = fd;
-		goto out;
-	}
-	rc = exchange(fd, message, answer, end_ms, &len);
+	if (!answer)
+		return error_set(err, -ENOMEM, "out of memory");
+	rc = receive(fd, answer, end_of(timeout_ms), &len);
 	if (rc == -ETIMEDOUT)
 		error_set(err, rc, "tapdisk %d: no answer in %d s; it may still "
 			  "do it, see `tap-ctl list`", pid, timeout_ms / 1000);
@@ -189,11 +194,26 @@ int control_call(int pid, json_t *request, json_t **reply, int timeout_ms,
 			  strerror(-rc));
 	else
 		rc = read_answer(pid, answer, len, reply, err);
-out:
-	if (fd >= 0)
-		close(fd);
 	free(answer);
-	free(message);
+	return rc;
+}
+
+int control_call(int pid, json_t *request, json_t **reply, int timeout_ms,
+		 struct error *err)
+{
+	int rc, fd;
+
+	if (reply)
+		*reply = NULL;
+	if (!request)
+		return control_send(-1, NULL, err);
+	fd = control_connect(pid, timeout_ms, err);
+	if (fd < 0)
+		return fd;
+	rc = control_send(fd, request, err);
+	if (!rc)
+		rc = control_receive(fd, pid, reply, timeout_ms, err);
+	close(fd);
 	return rc;
 }
 

@@ -19,6 +19,15 @@ int control_call(int pid, json_t *request, json_t **reply, int timeout_ms,
 		 struct error *err);
 
 /*
+ * The same in steps, for several requests on one connection, one at a time, or for
+ * asking several tapdisks at once. connect gives a descriptor, which the caller closes.
+ */
+int control_connect(int pid, int timeout_ms, struct error *err);
+int control_send(int fd, const json_t *request, struct error *err);
+int control_receive(int fd, int pid, json_t **reply, int timeout_ms,
+		    struct error *err);
+
+/*
  * The pids in the control directory, ascending; those without a process are
  * left out and what they left there is removed. The caller frees *pids. No directory is
  * no pids.

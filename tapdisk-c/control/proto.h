@@ -13,14 +13,20 @@
  * close	minor, force?, timeout?
  * pause	minor, timeout?
  * unpause	minor, args?
- * snapshot	minor, child, parent, timeout?
+ * snapshot	minor, child, parent, timeout?, decision?	stall_us
+ * hold		minor
+ * switch	minor
+ * take		minor					stall_us
  * stats	minor					vbd: VBD and STATS
  *
  * VBD: minor, state (enum vbd_state), args (null while closed), readonly,
  * sectors, sector_size, depth. STATS: chain (paths, leaf first) and what
  * control/stats.h says; for who can't read the statistics page.
  *
- * child and parent are absolute paths: vbd.h, vbd_snapshot().
+ * child and parent are absolute paths: vbd.h, vbd_snapshot(). With decision,
+ * one too, the snapshot is one of several, vbd-group.c: then hold, switch and take
+ * follow on the same connection. When that ends before, it is taken or
+ * undone as decision says.
  *
  * timeout is in seconds, 30 if not given. What open says of errors is text as in
  * the configuration (docs/architecture.md), which holds for what it does not
@@ -53,6 +59,9 @@
 struct control_call {
 	struct server *server;
 	struct owners *owners;
+	/* The minor whose snapshot this connection makes, in steps; or -1. */
+	int making;
+	int minor;		/* of the snapshot under way */
 	/*
 	 * Called exactly once. Takes over the reply, NULL if memory ran out;
 	 * last: the message was no valid request.

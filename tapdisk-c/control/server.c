@@ -58,6 +58,8 @@ static struct engine *engine_of(struct control_server *control)
 
 static void client_close(struct client *client)
 {
+	if (client->call.making >= 0)
+		server_snapshot_settle(client->call.server, client->call.making);
 	if (client->control) {
 		engine_unwatch(engine_of(client->control), &client->watch);
 		list_del(&client->link);
@@ -174,7 +176,7 @@ static bool make_room(struct control_server *control)
 	list_for_each(pos, &control->clients) {
 		struct client *client = container_of(pos, struct client, link);
 
-		if (client->state != RUNNING) {
+		if (client->state != RUNNING && client->call.making < 0) {
 			client_close(client);
 			return true;
 		}
@@ -204,6 +206,7 @@ static void add_client(struct control_server *control, int fd)
 	client->control = control;
 	client->call.server = control->server;
 	client->call.owners = &control->owners;
+	client->call.making = -1;
 	client->call.answer = client_answer;
 	client->fd = fd;
 	client->watch.fd = fd;

@@ -87,7 +87,7 @@ struct request {
 	const char *args;		/* lives as long as the message */
 	bool readonly;
 	bool force;
-	const char *child, *parent;
+	const char *child, *parent, *decision;
 	json_int_t timeout;		/* seconds */
 	const char *retry[NR_RETRY];	/* NULL: as configured */
 };
@@ -151,22 +151,29 @@ static void do_list(struct control_call *call, const struct request *req)
 	call->answer(call, reply, false);
 }
 
+static bool find_view(struct server *server, int minor, struct vbd_view *view)
+{
+	unsigned int i = 0;
+
+	do {
+		if (!server_vbd(server, i++, view))
+			return false;
+	} while (view->minor != minor);
+	return true;
+}
+
 static void do_stats(struct control_call *call, const struct request *req)
 {
 	struct vbd_view view;
-	unsigned int i = 0;
 	struct error err;
 	json_t *vbd;
 
-	do {
-		if (!server_vbd(call->server, i++, &view)) {
-			error_set(&err, -ENODEV, "minor %lld is not attached "
-				  "to this tapdisk", (long long)req->minor);
-			answer_rc(call, -ENODEV, &err);
-			return;
-		}
-	} while (view.minor != (int)req->minor);
-
+	if (!find_view(call->server, (int)req->minor, &view)) {
+		error_set(&err, -ENODEV, "minor %lld is not attached "
+			  "to this tapdisk", (long long)req->minor);
+		answer_rc(call, -ENODEV, &err);
+		return;
+	}
 	vbd = view_json(&view);
 	json_object_set_new(vbd, "chain", chain_json(&view));
 	json_object_update_new(vbd, control_stats(view.stats));
@@ -277,6 +284,39 @@ static void do_pause(struct control_call *call, const struct request *req)
 		     call);
 }
 
+static void snapshot_done(void *priv, int rc, const struct error *err)
+{
+	struct control_call *call = priv;
+	struct vbd_view view;
+
+	if (rc || !find_view(call->server, call->minor, &view))
+		answer_rc(call, rc, err);
+	else
+		call->answer(call, json_pack("{s:b, s:I}", "ok", 1, "stall_us",
+					     (json_int_t)view.stall_ns / 1000),
+			     false);
+}
+
+static void making_done(void *priv, int rc, const struct error *err)
+{
+	struct control_call *call = priv;
+
+	if (rc)
+		call->making = -1;
+	answer_rc(call, rc, err);
+}
+
+static void snapshot(struct control_call *call, const struct request *req)
+{
+	server_done done = req->decision ? making_done : snapshot_done;
+
+	call->minor = (int)req->minor;
+	if (req->decision)
+		call->making = (int)req->minor;
+	server_snapshot(call->server, (int)req->minor, req->child, req->parent,
+			req->decision, timeout_ms(req), done, call);
+}
+
 static void do_snapshot(struct control_call *call, const struct request *req)
 {
 	struct error err;
@@ -284,11 +324,57 @@ static void do_snapshot(struct control_call *call, const struct request *req)
 
 	if (!rc)
 		rc = check_args(req->parent, &err);
+	if (!rc && call->making >= 0)
+		rc = error_set(&err, -EBUSY, "this connection makes a snapshot of minor %d",
+			       call->making);
 	if (rc)
 		answer_rc(call, rc, &err);
 	else
-		server_snapshot(call->server, (int)req->minor, req->child,
-				req->parent, timeout_ms(req), verb_done, call);
+		snapshot(call, req);
+}
+
+/* hold, switch and take are for the connection that began it. */
+static int check_making(const struct control_call *call,
+			const struct request *req, struct error *err)
+{
+	if (call->making == (int)req->minor)
+		return 0;
+	return error_set(err, -EINVAL, "minor %lld: this connection has begun no snapshot of it",
+			 (long long)req->minor);
+}
+
+static void do_hold(struct control_call *call, const struct request *req)
+{
+	struct error err;
+	int rc = check_making(call, req, &err);
+
+	if (rc)
+		answer_rc(call, rc, &err);
+	else
+		server_snapshot_hold(call->server, call->making, making_done,
+				     call);
+}
+
+static void do_switch(struct control_call *call, const struct request *req)
+{
+	struct error err;
+	int rc = check_making(call, req, &err);
+
+	if (!rc)
+		rc = server_snapshot_switch(call->server, call->making, &err);
+	answer_rc(call, rc, &err);
+}
+
+static void do_take(struct control_call *call, const struct request *req)
+{
+	struct error err;
+	int rc = check_making(call, req, &err);
+
+	if (!rc) {
+		rc = server_snapshot_take(call->server, call->making, &err);
+		call->making = -1;
+	}
+	snapshot_done(call, rc, &err);
 }
 
 static void do_unpause(struct control_call *call, const struct request *req)
@@ -314,7 +400,8 @@ enum field {
 	TIMEOUT		= 64,
 	CHILD		= 128,
 	PARENT		= 256,
-	RETRY		= 512,		/* the first of NR_RETRY bits */
+	DECISION	= 512,
+	RETRY		= 1024,		/* the first of NR_RETRY bits */
 };
 
 #define ALL_RETRY (RETRY * ((1u << NR_RETRY) - 1))
@@ -333,7 +420,10 @@ static const struct verb {
 	{ "close", MINOR, FORCE | TIMEOUT, do_close },
 	{ "pause", MINOR, TIMEOUT, do_pause },
 	{ "unpause", MINOR, ARGS, do_unpause },
-	{ "snapshot", MINOR | CHILD | PARENT, TIMEOUT, do_snapshot },
+	{ "snapshot", MINOR | CHILD | PARENT, TIMEOUT | DECISION, do_snapshot },
+	{ "hold", MINOR, 0, do_hold },
+	{ "switch", MINOR, 0, do_switch },
+	{ "take", MINOR, 0, do_take },
 	{ "stats", MINOR, 0, do_stats },
 };
 
@@ -350,6 +440,7 @@ static const struct {
 	{ "timeout", TIMEOUT },
 	{ "child", CHILD },
 	{ "parent", PARENT },
+	{ "decision", DECISION },
 	{ "retry_errors", RETRY },
 	{ "retry_interval", RETRY << 1 },
 	{ "retry_for", RETRY << 2 },
@@ -393,6 +484,9 @@ static bool set_field(struct request *req, unsigned int field,
 	case PARENT:
 		req->parent = json_string_value(value);
 		return req->parent && *req->parent == '/';
+	case DECISION:
+		req->decision = json_string_value(value);
+		return req->decision && *req->decision == '/';
 	case ARGS:
 		req->args = json_string_value(value);
 		return req->args;

@@ -194,22 +194,27 @@ struct image_driver {
 	bool (*run)(struct image *image, uint64_t sector, struct image_run *run);
 
 	/*
-	 * Optional, all three or none: a snapshot of an image that is open,
+	 * Optional, all or none: a snapshot of an image that is open,
 	 * drivers/vhd-snapshot.c. args->path is the new leaf, with nothing in
 	 * it, whose parent is a second name of the leaf there is, parent.
 	 * prepare opens and checks and changes nothing; it may take as long as
-	 * opening one file. commit, with no request in flight and after a flush: the new
-	 * leaf gets the name of the old one, and *image becomes the image with
-	 * it. After an error nothing has changed if *image is what it was; else
-	 * the snapshot is made and may not survive a power loss, and no flush succeeds until
-	 * it would. Both end by end(), which frees what is not in use.
+	 * opening one file. The rest comes with no request in flight and after a
+	 * flush. switch: the new leaf gets the name of the old one; after an error
+	 * nothing has changed. take, after it: *image becomes the image with the new leaf;
+	 * an error says that the snapshot may not survive a power loss, and no flush
+	 * succeeds until it would. undo, in place of take: the old leaf has its name,
+	 * the new leaf and the parent's name are gone. All end by end(), which
+	 * frees what is not in use.
 	 */
 	int (*snapshot_prepare)(struct image_snapshot **snapshot,
 				struct image *image,
 				const struct image_open_args *args,
 				const char *parent, struct error *err);
-	int (*snapshot_commit)(struct image_snapshot *snapshot,
-			       struct image **image, struct error *err);
+	int (*snapshot_switch)(struct image_snapshot *snapshot,
+			       struct error *err);
+	int (*snapshot_take)(struct image_snapshot *snapshot,
+			     struct image **image, struct error *err);
+	void (*snapshot_undo)(struct image_snapshot *snapshot);
 	void (*snapshot_end)(struct image_snapshot *snapshot);
 
 	/* Optional. Paths of the chain, leaf first; NULL past the end. */

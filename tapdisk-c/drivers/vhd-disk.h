@@ -269,8 +269,10 @@ void vhd_files_remove(struct vhd_disk *disk);
 int vhd_snapshot_prepare(struct image_snapshot **snapshot, struct image *image,
 			 const struct image_open_args *args,
 			 const char *parent, struct error *err);
-int vhd_snapshot_commit(struct image_snapshot *snapshot, struct image **image,
-			struct error *err);
+int vhd_snapshot_switch(struct image_snapshot *snapshot, struct error *err);
+int vhd_snapshot_take(struct image_snapshot *snapshot, struct image **image,
+		      struct error *err);
+void vhd_snapshot_undo(struct image_snapshot *snapshot);
 void vhd_snapshot_end(struct image_snapshot *snapshot);
 
 /* vhd-run.c */

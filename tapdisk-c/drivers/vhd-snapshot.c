@@ -5,8 +5,8 @@
  * memory. What is on the medium at each moment:
  *
  *   leaf's name    parent's name   new leaf's own name
- *   old leaf       old leaf        new leaf, empty       before commit
- *   new leaf       old leaf                              after the rename
+ *   old leaf       old leaf        new leaf, empty       before the switch
+ *   new leaf       old leaf                              after it
  *
  * The rename is the one step. Before it the leaf's name leads to all data; after
  * it too, since the old leaf was flushed, and the directory is synced before
@@ -31,11 +31,12 @@
 #include "vhd/vhd-internal.h"
 
 struct image_snapshot {
-	struct vhd_disk *old, *new;	/* committed: old is what is to be freed */
+	struct vhd_disk *old, *new;	/* taken: old is what is to be freed */
 	char *name;			/* of the leaf, links resolved */
-	char *child;			/* the new leaf's before the commit */
+	char *child;			/* the new leaf's before the switch */
 	char *parent;			/* the old leaf's after it */
 	int dir;			/* where all three are */
+	bool switched;
 };
 
 static int failed(const char *path, const char *what, struct error *err)
@@ -203,17 +204,40 @@ static void take_over(struct image_snapshot *s)
 	vhd_files_add(s->new);
 }
 
-int vhd_snapshot_commit(struct image_snapshot *s, struct image **image,
-			struct error *err)
+int vhd_snapshot_switch(struct image_snapshot *s, struct error *err)
 {
 	const struct vhd_image *leaf = s->old->leaf;
-	int rc;
 
 	if (!leads_to(s->name, leaf->fd) || !leads_to(s->parent, leaf->fd))
 		return error_set(err, -ESTALE, "%s: a name of it has changed meanwhile",
 				 leaf->path);
 	if (rename(s->child, s->name))
 		return failed(s->child, "renaming it to the leaf's name", err);
+	s->switched = true;
+	return 0;
+}
+
+void vhd_snapshot_undo(struct image_snapshot *s)
+{
+	const struct vhd_image *leaf = s->old->leaf;
+	int rc = 0;
+
+	if (s->switched && leads_to(s->parent, leaf->fd))
+		rc = rename(s->parent, s->name);
+	else if (!unlink(s->child) && leads_to(s->name, leaf->fd) &&
+		 leads_to(s->parent, leaf->fd))
+		rc = unlink(s->parent);
+	if (rc || fsync(s->dir))
+		log_error("a snapshot that is undone may have left %s err=%d",
+			  s->parent, errno);
+	s->switched = false;
+}
+
+int vhd_snapshot_take(struct image_snapshot *s, struct image **image,
+		      struct error *err)
+{
+	int rc;
+
 	take_over(s);
 	*image = &s->new->image;
 	rc = vhd_name_sync(s->new);
@@ -228,7 +252,7 @@ int vhd_snapshot_commit(struct image_snapshot *s, struct image **image,
 
 void vhd_snapshot_end(struct image_snapshot *s)
 {
-	/* Not committed: the old disk goes on, the new one has but its leaf. */
+	/* Not taken: the old disk goes on, the new one has but its leaf. */
 	if (s->new) {
 		disown(s->new->chain, 1);
 		vhd_disk_free(s->new);

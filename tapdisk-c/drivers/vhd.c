@@ -359,6 +359,8 @@ const struct image_driver vhd_driver = {
 	.run		= vhd_run,
 	.chain_path	= vhd_chain_path,
 	.snapshot_prepare = vhd_snapshot_prepare,
-	.snapshot_commit = vhd_snapshot_commit,
+	.snapshot_switch = vhd_snapshot_switch,
+	.snapshot_take	= vhd_snapshot_take,
+	.snapshot_undo	= vhd_snapshot_undo,
 	.snapshot_end	= vhd_snapshot_end,
 };

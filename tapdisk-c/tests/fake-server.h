@@ -234,17 +234,41 @@ void server_pause(struct server *server, int minor, unsigned int timeout_ms,
 }
 
 void server_snapshot(struct server *server, int minor, const char *child,
-		     const char *parent, unsigned int timeout_ms,
-		     server_done done, void *priv)
+		     const char *parent, const char *decision,
+		     unsigned int timeout_ms, server_done done, void *priv)
 {
 	struct error err;
 
 	(void)server;
 	(void)child;
 	(void)parent;
+	(void)decision;
 	(void)timeout_ms;
 	done(priv, error_set(&err, -EOPNOTSUPP, "minor %d: no snapshots here", minor),
 	     &err);
+}
+
+void server_snapshot_hold(struct server *server, int minor, server_done done,
+			  void *priv)
+{
+	server_snapshot(server, minor, NULL, NULL, NULL, 0, done, priv);
+}
+
+int server_snapshot_switch(struct server *server, int minor, struct error *err)
+{
+	(void)server;
+	return error_set(err, -ESTALE, "minor %d: no snapshots here", minor);
+}
+
+int server_snapshot_take(struct server *server, int minor, struct error *err)
+{
+	return server_snapshot_switch(server, minor, err);
+}
+
+void server_snapshot_settle(struct server *server, int minor)
+{
+	(void)server;
+	(void)minor;
 }
 
 int server_unpause(struct server *server, int minor, const char *args,

@@ -20,38 +20,31 @@
 /* The leaf changes while it is read: a look at it may see two of its moments. */
 #define CREATE_TRIES 3
 
-struct snapshot {
-	char *leaf;			/* links resolved */
-	char *dir;
-	char *parent;
-	char *child;
-};
-
 static int out_of_memory(struct error *err)
 {
 	return error_set(err, -ENOMEM, "out of memory");
 }
 
 /* The path of the leaf that the tapdisk serves. */
-static int find_leaf(const struct options *opt, char **leaf, struct error *err)
+static int find_leaf(int pid, int minor, char **leaf, struct error *err)
 {
 	json_t *vbds, *vbd;
 	size_t i;
-	int rc = tapdisk_vbds(opt->pid, TAP_CTL_TIMEOUT_MS, &vbds, err);
+	int rc = tapdisk_vbds(pid, TAP_CTL_TIMEOUT_MS, &vbds, err);
 
 	if (rc)
 		return rc;
 	rc = error_set(err, -ENODEV, "minor %d is not attached to tapdisk %d",
-		       opt->minor, opt->pid);
+		       minor, pid);
 	json_array_foreach(vbds, i, vbd) {
 		const char *args = json_string_value(json_object_get(vbd, "args"));
 
-		if (json_integer_value(json_object_get(vbd, "minor")) != opt->minor)
+		if (json_integer_value(json_object_get(vbd, "minor")) != minor)
 			continue;
 		rc = 0;
 		if (!args || strncmp(args, "vhd:", 4))
 			rc = error_set(err, -EOPNOTSUPP, "minor %d: %s: only a vhd: can have a snapshot",
-				       opt->minor, args ? args : "no image is open");
+				       minor, args ? args : "no image is open");
 		else if (!(*leaf = realpath(args + 4, NULL)))
 			rc = error_set(err, -errno, "%s: %s", args + 4,
 				       strerror(errno));
@@ -83,11 +76,10 @@ static int check_dir(const struct snapshot *s, const char *path,
 }
 
 /* A name without a slash is in the leaf's directory. */
-static int make_names(struct snapshot *s, const struct options *opt,
-		      struct error *err)
+static int make_names(struct snapshot *s, const char *name, struct error *err)
 {
-	const char *slash = strrchr(opt->name, '/');
-	const char *base = slash ? slash + 1 : opt->name;
+	const char *slash = strrchr(name, '/');
+	const char *base = slash ? slash + 1 : name;
 	char *copy = strdup(s->leaf);
 	int rc = 0;
 
@@ -96,11 +88,11 @@ static int make_names(struct snapshot *s, const struct options *opt,
 	if (!s->dir)
 		return out_of_memory(err);
 	if (slash)
-		rc = check_dir(s, opt->name, err);
+		rc = check_dir(s, name, err);
 	if (rc)
 		return rc;
-	if (asprintf(&s->child, "%s/.xenblk-snapshot-%d-%d", s->dir, opt->pid,
-		     opt->minor) < 0) {
+	if (asprintf(&s->child, "%s/.xenblk-snapshot-%d-%d", s->dir, s->pid,
+		     s->minor) < 0) {
 		s->child = NULL;
 		return out_of_memory(err);
 	}
@@ -145,47 +137,118 @@ static int create_child(const struct snapshot *s, struct error *err)
 	return rc;
 }
 
-int cmd_snapshot(const struct options *opt, struct error *err)
+void snapshot_clear(const struct snapshot *s)
 {
-	struct snapshot s = { NULL };
-	json_t *request;
+	if (s->child && s->parent && !unlink(s->child))
+		unlink(s->parent);
+}
+
+void snapshot_free(struct snapshot *s)
+{
+	free(s->leaf);
+	free(s->dir);
+	free(s->parent);
+	free(s->child);
+}
+
+int snapshot_prepare(struct snapshot *s, int pid, int minor, const char *parent,
+		     struct error *err)
+{
 	int rc;
 
-	hold_signals();
-	rc = find_leaf(opt, &s.leaf, err);
+	*s = (struct snapshot){ .pid = pid, .minor = minor };
+	rc = find_leaf(pid, minor, &s->leaf, err);
 	if (!rc)
-		rc = make_names(&s, opt, err);
+		rc = make_names(s, parent, err);
 	if (rc)
-		goto out;
-	if (link(s.leaf, s.parent)) {
-		rc = error_set(err, -errno, "%s: %s%s", s.parent, strerror(errno),
-			       errno == EEXIST ? "; give the parent another name" : "");
-		goto out;
-	}
-	rc = sync_dir(s.dir, err);
+		return rc;
+	if (link(s->leaf, s->parent))
+		return error_set(err, -errno, "%s: %s%s", s->parent, strerror(errno),
+				 errno == EEXIST ? "; give the parent another name" : "");
+	rc = sync_dir(s->dir, err);
 	if (!rc)
-		rc = create_child(&s, err);
+		rc = create_child(s, err);
 	if (rc) {
-		unlink(s.child);
-		unlink(s.parent);
+		unlink(s->child);
+		unlink(s->parent);
+	}
+	return rc;
+}
+
+void snapshot_stall(json_t *reply, json_int_t *longest)
+{
+	json_int_t us = json_integer_value(json_object_get(reply, "stall_us"));
+
+	if (us > *longest)
+		*longest = us;
+	json_decref(reply);
+}
+
+void snapshot_print_stall(json_int_t us)
+{
+	printf("stall_us=%lld\n", (long long)us);
+}
+
+static int snapshot_alone(const struct snapshot *s, int timeout_ms,
+			  struct error *err)
+{
+	json_int_t stall_us = 0;
+	json_t *reply;
+	json_t *request = json_pack("{s:s, s:i, s:s, s:s, s:i}", "op", "snapshot",
+				    "minor", s->minor, "child", s->child,
+				    "parent", s->parent, "timeout",
+				    timeout_ms / 1000);
+	int rc = control_call(s->pid, request, &reply,
+			      timeout_ms + TAP_CTL_GRACE_MS, err);
+
+	json_decref(request);
+	if (rc) {
+		snapshot_clear(s);
+		return rc;
+	}
+	snapshot_stall(reply, &stall_us);
+	snapshot_print_stall(stall_us);
+	return 0;
+}
+
+/* PID:MINOR:PARENT */
+static int prepare_also(struct snapshot *s, const char *text, struct error *err)
+{
+	int pid, minor, at = 0;
+
+	if (sscanf(text, "%9d:%9d:%n", &pid, &minor, &at) != 2 || !at || pid < 1 ||
+	    minor < 0 || !text[at])
+		return error_set(err, -EINVAL, "--also=%s: must be PID:MINOR:PARENT",
+				 text);
+	return snapshot_prepare(s, pid, minor, text + at, err);
+}
+
+int cmd_snapshot(const struct options *opt, struct error *err)
+{
+	struct snapshot *s = calloc(opt->nr_also + 1, sizeof(*s));
+	unsigned int nr = 0;
+	int rc;
+
+	if (!s)
+		return out_of_memory(err);
+	hold_signals();
+	rc = snapshot_prepare(&s[0], opt->pid, opt->minor, opt->name, err);
+	while (!rc && nr < opt->nr_also) {
+		nr++;
+		rc = prepare_also(&s[nr], opt->also[nr - 1], err);
+	}
+	if (rc) {
+		for (unsigned int i = 0; i < nr; i++)
+			snapshot_clear(&s[i]);
+		nr++;
 		goto out;
 	}
-	request = json_pack("{s:s, s:i, s:s, s:s, s:i}", "op", "snapshot",
-			    "minor", opt->minor, "child", s.child, "parent",
-			    s.parent, "timeout", opt->timeout_ms / 1000);
-	rc = control_call(opt->pid, request, NULL,
-			  opt->timeout_ms + TAP_CTL_GRACE_MS, err);
-	json_decref(request);
-	/*
-	 * Without the child it can't happen any more. If the child is gone it
-	 * has happened, whatever the answer: then the parent's name is the only one.
-	 */
-	if (rc && !unlink(s.child))
-		unlink(s.parent);
+	nr++;
+	rc = nr == 1 ? snapshot_alone(&s[0], opt->timeout_ms, err) :
+		       snapshot_group(s, nr, opt->timeout_ms, err);
 out:
-	free(s.leaf);
-	free(s.dir);
-	free(s.parent);
-	free(s.child);
+	for (unsigned int i = 0; i < nr; i++)
+		snapshot_free(&s[i]);
+	free(s);
 	return rc;
 }

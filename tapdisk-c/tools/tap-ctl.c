@@ -59,8 +59,8 @@ static const struct verb {
 	  "-p PID -m MINOR [-t SECONDS]" },
 	{ "unpause", "p:m:a:", "pm", "2:c:", cmd_unpause,
 	  "-p PID -m MINOR [-a TYPE:PATH]" },
-	{ "snapshot", "p:m:n:t:", "pmn", "", cmd_snapshot,
-	  "-p PID -m MINOR -n PARENT [-t SECONDS]" },
+	{ "snapshot", "p:m:n:t:A:", "pmn", "", cmd_snapshot,
+	  "-p PID -m MINOR -n PARENT [--also=PID:MINOR:PARENT]... [-t SECONDS]" },
 	{ "stats", "p:m:j", "pm", "", cmd_stats, "-p PID -m MINOR [--json]" },
 	{ "check", "", "", "", cmd_check, "" },
 };
@@ -161,6 +161,11 @@ static bool set_option(struct options *opt, const struct verb *verb, int c)
 	case 'n':
 		opt->name = optarg;
 		return *optarg;
+	case 'A':
+		if (opt->nr_also == TAP_CTL_ALSO)
+			return false;
+		opt->also[opt->nr_also++] = optarg;
+		return true;
 	case 'a':
 		opt->args = optarg;
 		return true;
@@ -207,6 +212,7 @@ static int parse(const struct verb *verb, int argc, char **argv,
 		{ "json", no_argument, NULL, 'j' },
 		{ "owner", required_argument, NULL, 'o' },
 		{ "wait", required_argument, NULL, 'w' },
+		{ "also", required_argument, NULL, 'A' },
 		{ "retry-errors", required_argument, NULL, 1 },
 		{ "retry-interval", required_argument, NULL, 2 },
 		{ "retry-for", required_argument, NULL, 3 },

@@ -14,6 +14,9 @@
 
 #define EXIT_USAGE 2
 
+/* Disks in one snapshot, beside the first */
+#define TAP_CTL_ALSO 127
+
 /* The settings for errors, as in the configuration: retry_errors and so on. */
 #define TAP_CTL_RETRY 5
 extern const char *const retry_keys[TAP_CTL_RETRY];
@@ -31,6 +34,8 @@ struct options {
 	int timeout_ms;
 	int owner;
 	const char *name;		/* the parent's, of snapshot */
+	const char *also[TAP_CTL_ALSO];	/* PID:MINOR:PARENT */
+	unsigned int nr_also;
 	const char *retry[TAP_CTL_RETRY];	/* of the keys below */
 };
 
@@ -80,6 +85,35 @@ int cmd_stats(const struct options *opt, struct error *err);
 
 /* tap-ctl-snapshot.c */
 int cmd_snapshot(const struct options *opt, struct error *err);
+
+/* A snapshot to be made: of which disk, and what is made for it beforehand. */
+struct snapshot {
+	int pid;
+	int minor;
+	char *leaf;			/* links resolved */
+	char *dir;			/* of all three */
+	char *parent;			/* another name of the leaf */
+	char *child;			/* its child, empty */
+};
+/*
+ * Makes the names and the child while the disk runs. parent: a name, or a path in the leaf's
+ * directory. After an error nothing is left but what snapshot_free() frees.
+ */
+int snapshot_prepare(struct snapshot *s, int pid, int minor, const char *parent,
+		     struct error *err);
+/*
+ * After a failure: without the child it can't happen any more. If the child is gone it
+ * has happened, whatever was answered: then the parent's name is the only one.
+ */
+void snapshot_clear(const struct snapshot *s);
+void snapshot_free(struct snapshot *s);
+/* How long requests waited, from a tapdisk's answer, which is freed. */
+void snapshot_stall(json_t *reply, json_int_t *longest);
+void snapshot_print_stall(json_int_t us);
+
+/* tap-ctl-group.c: snapshots of several disks, of one moment. */
+int snapshot_group(struct snapshot *s, unsigned int nr, int timeout_ms,
+		   struct error *err);
 
 /* tap-ctl-create.c */
 /* Stopping halfway would leave a minor, a tapdisk or a file behind. */

@@ -16,7 +16,7 @@ MINOR = 3
 
 
 class Served:
-    """One disk of one tapdisk, at MINOR."""
+    """One disk of one tapdisk, at a minor, which may be any."""
 
     def __init__(
         self,
@@ -28,13 +28,14 @@ class Served:
         dir_sync_fails: Path | None = None,
         mode: str | None = None,
         env: Mapping[str, str] | None = None,
+        minor: int = MINOR,
     ) -> None:
         """`options`: of tap-ctl open. `settings`: lines of the configuration.
 
         `mode`, `env`: the build, and more of its environment, which tap-ctl gets too.
         `dir_sync_fails`: a file; while it is there, tapdisk's syncs of directories fail with the errno that it holds.
         """
-        self.directory = directory / "ctl"
+        self.directory = Path((env or {}).get("XENBLK_CONTROL_DIR", directory / "ctl"))
         config = directory / "config"
         config.write_text("".join(f"{line}\n" for line in ("version=1", *settings)), encoding="utf-8")
         self._env = {
@@ -46,10 +47,11 @@ class Served:
             **(env or {}),
         }
         self._mode = mode
+        self.minor = minor
         self._errors = (directory / "tapdisk.err").open("w+", encoding="utf-8")
         self.process = subprocess.Popen([program("tests/tool-vbd", mode)], env=self._env, stderr=self._errors)
         self.pid = self.process.pid
-        self.socket = self.directory / f"nbd{self.pid}.{MINOR}"
+        self.socket = self.directory / f"nbd{self.pid}.{minor}"
         try:
             self._open(spec, *options)
         except AssertionError:
@@ -68,7 +70,7 @@ class Served:
 
     def command(self, verb: str, *args: str | int) -> list[str]:
         """tap-ctl with this verb, on this disk."""
-        return [str(program("tap-ctl", self._mode)), verb, "-p", str(self.pid), "-m", str(MINOR), *map(str, args)]
+        return [str(program("tap-ctl", self._mode)), verb, "-p", str(self.pid), "-m", str(self.minor), *map(str, args)]
 
     def start(self, verb: str, *args: str | int) -> "subprocess.Popen[str]":
         """Without waiting for it."""

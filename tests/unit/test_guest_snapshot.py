@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""xenblk snapshot: a guest's disks by a xenstored in memory, and real tapdisks that have them."""
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.lib import bridge, vhdutil, xenstored
+from tests.lib.programs import program
+from tests.lib.tapctl import MINOR, Served
+
+pytestmark = pytest.mark.unit
+
+
+@dataclass
+class Dom0:
+    """Guest web, which has xvda and xvdb, VHDs, and xvdc, a raw image that it may only read."""
+
+    directory: Path
+    store: xenstored.Xenstore
+    command: Path
+    tapdisks: dict[str, Served]
+
+    def vbd(self, vdev: str, image: str, mode: str, minor: int) -> None:
+        """The backend node of a disk."""
+        node = f"backend/vbd/3/{51712 + 16 * (ord(vdev[-1]) - ord('a'))}"
+        values = {"dev": vdev, "params": image, "mode": mode, "tapdisk-minor": str(minor)}
+        for key, value in (values | {"script": "/etc/xen/scripts/block-xenblk"}).items():
+            self.store.write(f"{node}/{key}", value)
+
+    def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """xenblk snapshot."""
+        environment = bridge.environment(
+            XENSTORED_PATH=str(self.directory / "xenstored"),
+            XENBLK_TAP_CTL=str(program("tap-ctl")),
+            XENBLK_CONTROL_DIR=str(self.directory / "ctl"),
+        )
+        command = [str(self.command), "snapshot", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+    def refused(self, *arguments: str) -> str:
+        """The message of one that fails, which has made no file."""
+        before = self.images()
+        done = self.run(*arguments)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert self.images() == before
+        return done.stderr.removeprefix("xenblk: ").rstrip("\n")
+
+    def images(self) -> list[str]:
+        """The names of all images."""
+        return sorted(path.name for path in (self.directory / "srv").iterdir())
+
+
+@pytest.fixture
+def dom0(tmp_path: Path, xenblk_command: Path, libxl_binding: None) -> Iterator[Dom0]:
+    srv = tmp_path / "srv"
+    srv.mkdir()
+    tapdisks = {}
+    for minor, name in ((MINOR, "a"), (MINOR + 1, "b")):
+        (tmp_path / name).mkdir()
+        vhdutil.ok("create", "-n", srv / f"{name}.vhd", "-s", 4)
+        env = {"XENBLK_CONTROL_DIR": str(tmp_path / "ctl")}
+        tapdisks[f"xvd{name}"] = Served(tmp_path / name, f"vhd:{srv}/{name}.vhd", env=env, minor=minor)
+    with xenstored.running(tmp_path / "xenstored") as store:
+        host = Dom0(tmp_path, store, xenblk_command, tapdisks)
+        store.write("/local/domain/3/name", "web")
+        host.vbd("xvda", f"vhd:{srv}/a.vhd", "w", MINOR)
+        host.vbd("xvdb", f"vhd:{srv}/b.vhd", "w", MINOR + 1)
+        host.vbd("xvdc", f"aio:{srv}/c.img", "r", 9)
+        yield host
+    for served in tapdisks.values():
+        served.__exit__(None, None, None)
+
+
+def test_all_that_the_guest_may_write_has_a_snapshot(dom0: Dom0) -> None:
+    done = dom0.run("web", "--name", "before upgrade")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    srv = dom0.directory / "srv"
+    assert lines[:2] == [f"xvda: {srv}/a.before upgrade.vhd", f"xvdb: {srv}/b.before upgrade.vhd"]
+    assert re.fullmatch(r"requests waited at most \d+\.\d ms", lines[2]) and not lines[3:]
+    assert dom0.images() == ["a.before upgrade.vhd", "a.vhd", "b.before upgrade.vhd", "b.vhd"]
+    for name in "ab":
+        assert vhdutil.ok("query", "-n", srv / f"{name}.vhd", "-p").strip() == f"{srv}/{name}.before upgrade.vhd"
+    assert "exists; give the parent another name" in dom0.refused("web", "--name", "before upgrade")
+
+
+def test_one_disk_by_the_guests_domid_named_by_the_time(dom0: Dom0) -> None:
+    shown = json.loads(dom0.run("3", "xvdb", "--json").stdout)
+    assert shown["stall_seconds"] > 0
+    [one] = shown["snapshots"]
+    assert one["vdev"] == "xvdb" and one["leaf"] == f"{dom0.directory}/srv/b.vhd"
+    assert re.fullmatch(re.escape(str(dom0.directory)) + r"/srv/b\.\d{8}T\d{6}\.vhd", one["parent"])
+    assert dom0.images() == ["a.vhd", os.path.basename(one["parent"]), "b.vhd"]
+
+
+def test_what_can_have_none_is_named_with_the_reason(dom0: Dom0) -> None:
+    assert dom0.refused("db") == "guest db: has no disk that tapdisk serves; xenblk ls lists all"
+    assert dom0.refused("web", "hda") == (
+        "guest web: tapdisk serves no disk hda of it; there are xvda, xvdb, xvdc"
+    )
+    assert dom0.refused("web", "xvdc") == "guest web: xvdc is read-only, so it needs none; leave it out"
+    dom0.vbd("xvdc", "aio:/srv/c.img", "w", 9)
+    assert dom0.refused("web") == (
+        "guest web: xvdc is aio:/srv/c.img; only a vhd: can have a snapshot; "
+        "name the others: xenblk snapshot web xvda xvdb"
+    )
+    dom0.tapdisks["xvdb"].ok("pause")
+    assert dom0.refused("web", "xvda", "xvdb") == "guest web: xvdb: paused; a disk must run to have a snapshot"
+    dom0.tapdisks["xvdb"].ok("unpause")
+    done = dom0.run("web", "--name", "a/b")
+    assert done.returncode == 2 and "leave out / and control characters" in done.stderr
