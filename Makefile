@@ -34,7 +34,7 @@ pages  := $(foreach p,$(pods),$(man)/$(call manname,$(basename $(notdir $(p)))))
 # What an installed file says of where the others are.
 places := -e 's|@pkglib@|$(pkglib)|g; s|@sbindir@|$(sbindir)|g' \
 	  -e '/^PATH=/s|/usr/sbin|$(sbindir)|' -e '/^YAML_PATH/s|/etc|$(sysconfdir)|' \
-	  -e '/^\(TAP_CTL\|XL\) =/s|/usr/sbin|$(sbindir)|'
+	  -e '/^\(TAP_CTL\|XL\) =/s|/usr/sbin|$(sbindir)|; /^VHD_UTIL =/s|/usr|$(prefix)|'
 
 all: programs bridge $(pages)
 

@@ -37,6 +37,16 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--json", action="store_true", help="all that is known of each disk")
     listing.set_defaults(run=_ls)
 
+    for name, run, text in (
+        ("chain", _chain, "show the images that a disk is made of, the leaf first"),
+        ("check", _check, "check all images that a disk is made of"),
+    ):
+        images = commands.add_parser(name, help=text)
+        images.add_argument("place", metavar="IMAGE|GUEST", help="the path of a VHD, or a guest's name or domid")
+        images.add_argument("vdevs", nargs="*", metavar="VDEV", help="only these disks of the guest")
+        images.add_argument("--json", action="store_true")
+        images.set_defaults(run=run)
+
     snapshot = commands.add_parser("snapshot", help="keep what a guest's disks hold now; the guest goes on")
     snapshot.add_argument("guest", help="its name or domid")
     snapshot.add_argument("vdevs", nargs="*", metavar="VDEV", help="only these disks; all that it may write otherwise")
@@ -83,6 +93,18 @@ def _ls(arguments: argparse.Namespace) -> None:
     from xenblk import listing  # noqa: PLC0415 # the commands of xl, which are timed, don't need it
 
     listing.run(arguments.guest, as_json=arguments.json)
+
+
+def _chain(arguments: argparse.Namespace) -> None:
+    from xenblk import chain  # noqa: PLC0415 # as above
+
+    chain.show(arguments.place, arguments.vdevs, as_json=arguments.json)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from xenblk import chain  # noqa: PLC0415 # as above
+
+    chain.check(arguments.place, arguments.vdevs, as_json=arguments.json)
 
 
 def _snapshot(arguments: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from xenblk.errors import UserError
 YAML_PATH = "/etc/xen/xenblk.yaml"
 FLAT_PATH = "/run/xenblk/config"
 TAP_CTL = "/usr/sbin/tap-ctl"
+VHD_UTIL = "/usr/bin/vhd-util"
 VERSION = 1
 MAX_IMAGE_DIRS = 64
 ENGINES = ("uring", "posix")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.lib import bridge, xenstored
-from xenblk import listing
+from xenblk.table import human
 
 pytestmark = pytest.mark.unit
 
@@ -183,4 +183,4 @@ def test_a_xenstored_that_is_gone_is_named(dom0: Dom0) -> None:
     [(None, None), (0, "0"), (1023, "1023"), (1024, "1K"), (1536, "1.5K"), (GIB - 1, "1G"), (2040 * GIB, "2T")],
 )
 def test_sizes_are_short(size: int | None, text: str | None) -> None:
-    assert listing.human(size) == text
+    assert human(size) == text
