@@ -52,7 +52,7 @@ void server_stop(struct server *server);
  */
 void server_terminate(struct server *server);
 
-/* Opens the ring of a minor: from now on it is this process's. */
+/* Claims a minor: from now on it is this process's. */
 int server_attach(struct server *server, int minor, struct error *err);
 /* -EBUSY while an image is open. */
 int server_detach(struct server *server, int minor, struct error *err);

@@ -26,6 +26,7 @@ struct vbd {
 	struct server *server;
 	struct engine *engine;
 	int minor;			/* -1: none */
+	int claim;			/* transport/minor.h; -1: none */
 	struct list transports;		/* the one that may refuse to stop is first */
 	struct io_stream stream;
 	struct image *image;		/* NULL while closed or paused */

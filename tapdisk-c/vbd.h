@@ -37,7 +37,7 @@ struct vbd_request {
 /* minor is -1 for a VBD that has none. It has no transport yet. */
 int vbd_create(struct vbd **vbd, struct server *server, int minor,
 	       struct error *err);
-/* With the ring of minor as transport. */
+/* With the transport of minor, which is this process's until it is detached. */
 int vbd_attach(struct vbd **vbd, struct server *server, int minor,
 	       struct error *err);
 /* Closes the transports and frees the VBD; -EBUSY while an image is open. */
@@ -105,6 +105,7 @@ bool vbd_draining(const struct vbd *vbd);
 
 /* For transports: the image that is open, or NULL. */
 struct image *vbd_image(struct vbd *vbd);
+const struct config *vbd_config(const struct vbd *vbd);
 int vbd_minor(const struct vbd *vbd);
 unsigned int vbd_state(const struct vbd *vbd);
 void vbd_fill_view(const struct vbd *vbd, struct vbd_view *view);

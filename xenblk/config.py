@@ -16,6 +16,8 @@ TAP_CTL = "/usr/sbin/tap-ctl"
 VERSION = 1
 MAX_IMAGE_DIRS = 64
 ENGINES = ("uring", "posix")
+TRANSPORTS = ("blktap", "ublk", "nbd")
+AUTO = ("auto",)
 RETRY_ERRORS = ("none", "transient", "all")
 RETRY_THEN = ("fail", "pause")
 NO_SPACE = ("wait", "fail")
@@ -28,6 +30,7 @@ class Config:
     version: int = VERSION
     image_dirs: tuple[str, ...] = ("/var/lib/xen/images", "/srv")
     engine: str = "uring"
+    transport: tuple[str, ...] = AUTO
     kernel_io: bool = False
     retry_errors: str = "transient"
     retry_interval: int = 1
@@ -71,6 +74,7 @@ def flat(config: Config) -> str:
     lines += [f"image_dir={path}" for path in config.image_dirs]
     keys = ("engine", "retry_errors", "retry_interval", "retry_for", "retry_then", "no_space")
     lines += [f"{key}={getattr(config, key)}" for key in keys]
+    lines.append(f"transport={','.join(config.transport)}")
     lines.append(f"kernel_io={'yes' if config.kernel_io else 'no'}")
     return "\n".join(lines) + "\n"
 

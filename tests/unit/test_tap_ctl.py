@@ -172,6 +172,7 @@ def test_list_as_json_has_null_for_what_is_absent(tap: TapCtl) -> None:
             "size": 1 << 20,
             "sector_size": 512,
             "depth": 2,
+            "transport": None,
             "waits_for": None,
         },
         {
@@ -184,6 +185,7 @@ def test_list_as_json_has_null_for_what_is_absent(tap: TapCtl) -> None:
             "size": None,
             "sector_size": None,
             "depth": None,
+            "transport": None,
             "waits_for": None,
         },
     ]
