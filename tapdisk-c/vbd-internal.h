@@ -17,7 +17,8 @@
 #include "common/stats.h"
 #include "vbd.h"
 
-enum drain { DRAIN_NONE, DRAIN_PAUSE, DRAIN_CLOSE, DRAIN_SNAPSHOT };
+/* The verb that is under way. DRAIN_OPEN waits for transports, and drains nothing. */
+enum drain { DRAIN_NONE, DRAIN_PAUSE, DRAIN_CLOSE, DRAIN_SNAPSHOT, DRAIN_OPEN };
 
 /* What a failed request waits for. */
 enum vbd_lack { LACK_STORAGE, LACK_SPACE, NR_LACKS };
@@ -35,6 +36,7 @@ struct vbd {
 	bool held;			/* an image is open, but a transport could not be released */
 	struct image_info info;		/* as last opened */
 	unsigned int inflight;
+	struct error unready;		/* why it was not opened; code 0: it was */
 	int lost;			/* a flush of our own failed: -errno for the guest's next one */
 	struct stats_page *stats;
 

@@ -406,7 +406,8 @@ unsigned int vbd_state(const struct vbd *vbd)
 		state |= VBD_NO_SPACE;
 	if (!vbd->args)
 		state |= VBD_CLOSED;
-	else if (vbd->drain != DRAIN_NONE || vbd->held)
+	else if ((vbd->drain != DRAIN_NONE && vbd->drain != DRAIN_OPEN) ||
+		 vbd->held)
 		state |= VBD_PAUSE_REQUESTED;
 	else if (!vbd->image)
 		state |= VBD_PAUSED;

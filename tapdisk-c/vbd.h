@@ -54,6 +54,11 @@ void vbd_set_retry(struct vbd *vbd, const struct retry_policy *policy);
 
 int vbd_open(struct vbd *vbd, const char *args, bool readonly,
 	     struct error *err);
+/*
+ * After a vbd_open(): calls done when all transports are ready. If one fails, the
+ * VBD is closed first.
+ */
+void vbd_when_ready(struct vbd *vbd, server_done done, void *priv);
 
 /*
  * Pause and close wait for the requests that the image has, at most timeout_ms

@@ -53,6 +53,7 @@
 struct control_call {
 	struct server *server;
 	struct owners *owners;
+	int opened;			/* by this request: the minor of an open */
 	/*
 	 * Called exactly once. Takes over the reply, NULL if memory ran out;
 	 * last: the message was no valid request.
