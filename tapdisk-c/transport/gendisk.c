@@ -15,6 +15,7 @@
 
 static const struct gendisk_kind *const kinds[] = {
 	&blktap_gendisk,
+	&ublk_gendisk,
 };
 
 const struct gendisk_kind *gendisk_find(const char *name)

@@ -27,7 +27,7 @@ struct gendisk_kind {
 	/*
 	 * Optional. Ahead of a close that is not forced, for a kind whose stop can't
 	 * find out by itself whether the gendisk is open: -EBUSY while it is; after
-	 * 0 it is gone, and stop finds that so. May wait for tapdisk, which is serving.
+	 * 0 nobody has it open, or it is gone, and stop finds that so. May wait for tapdisk, which is serving.
 	 */
 	int (*vacate)(int minor, struct error *err);
 
@@ -42,6 +42,7 @@ struct gendisk_kind {
 };
 
 extern const struct gendisk_kind blktap_gendisk;
+extern const struct gendisk_kind ublk_gendisk;	/* transport/ublk.h */
 
 /* By its name; NULL: this release has none. */
 const struct gendisk_kind *gendisk_find(const char *name);
