@@ -4,6 +4,8 @@
 #include <errno.h>
 
 #include "transport/blktap.h"
+#include "transport/nbd-device.h"
+#include "transport/nbd-gendisk.h"
 
 int transport_open(const struct gendisk_kind *kind,
 		   struct transport **transport, struct vbd *vbd,
@@ -14,6 +16,8 @@ int transport_open(const struct gendisk_kind *kind,
 		return blktap_open(transport, vbd, engine, minor,
 				   vbd_config(vbd)->kernel_io &&
 				   !engine_wrapped(engine), err);
+	if (kind == &nbd_gendisk)
+		return nbd_device_open(transport, vbd, engine, minor, err);
 	return error_set(err, -EOPNOTSUPP, "minor %d: this tapdisk has no transport %s",
 			 minor, kind->name);
 }
