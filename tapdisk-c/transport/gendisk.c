@@ -12,10 +12,10 @@
 #include <unistd.h>
 
 #include "common/config.h"
+#include "transport/nbd-gendisk.h"
 
 static const struct gendisk_kind *const kinds[] = {
-	&blktap_gendisk,
-	&ublk_gendisk,
+	&blktap_gendisk, &ublk_gendisk, &nbd_gendisk,
 };
 
 const struct gendisk_kind *gendisk_find(const char *name)

@@ -4,6 +4,8 @@
 #include <errno.h>
 
 #include "transport/blktap.h"
+#include "transport/nbd-device.h"
+#include "transport/nbd-gendisk.h"
 #include "transport/ublk.h"
 
 int transport_open(const struct gendisk_kind *kind,
@@ -17,6 +19,8 @@ int transport_open(const struct gendisk_kind *kind,
 				   !engine_wrapped(engine), err);
 	if (kind == &ublk_gendisk)
 		return ublk_open(transport, vbd, engine, minor, err);
+	if (kind == &nbd_gendisk)
+		return nbd_device_open(transport, vbd, engine, minor, err);
 	return error_set(err, -EOPNOTSUPP, "minor %d: this tapdisk has no transport %s",
 			 minor, kind->name);
 }

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-only
-"""Disks of the stock kernel's ublk: the data path, the life of a disk, and tapdisks that are killed."""
+"""What is ublk's own of the disks that the stock kernel makes; what all have is in test_stock_transport.py."""
 
 import random
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.lib import blockmodel, ublk
+from tests.lib import ublk
 from tests.lib.beds import Beds
 from tests.lib.nulldisk import null_disk
 from tests.lib.ublk import Disk, create, take_over
@@ -51,29 +50,6 @@ def ended_well(bed: Bed, writer: Process) -> None:
     assert "err= 0" in bed.run(f"cat {LOG}").stdout
 
 
-@pytest.mark.parametrize(("image", "block"), [("aio", 512), ("vhd", 512), ("aio", 4096)])
-def test_a_disk_holds_what_was_written(bed: Bed, seed: int, image: str, block: int) -> None:
-    bed.put("/root/model.py", Path(blockmodel.__file__).read_bytes())
-    if image == "vhd":
-        bed.run("vhd-util create -n /srv/u/a.vhd -s 24")
-        spec = "vhd:/srv/u/a.vhd"
-    elif block == 512:
-        bed.run("truncate -s 24M /srv/u/a.img")
-        spec = "aio:/srv/u/a.img"
-    else:
-        loop = bed.run("truncate -s 24M /srv/u/a.img; losetup -f --show -b 4096 --direct-io=on /srv/u/a.img").stdout.strip()
-        spec = f"aio:{loop}"
-    disk = create(bed, spec)
-    try:
-        print(bed.run(f"python3 /root/model.py {disk.device} {seed} 700 {block} /root/model").stdout)
-    finally:
-        disk.destroy()
-        bed.run("losetup -D")
-    again = create(bed, f"{image}:/srv/u/a.{'vhd' if image == 'vhd' else 'img'}", "-R")
-    bed.run(f"cmp {again.device} /root/model")
-    again.destroy()
-
-
 def test_a_disk_is_what_its_image_can(bed: Bed) -> None:
     # A partition table, of one partition: what is in the disk is the guest's
     table = bytes(446) + bytes([0, 0, 2, 0, 0x83, 0, 2, 0, 8, 0, 0, 0, 0, 16, 0, 0]) + bytes(48) + b"\x55\xaa"
@@ -91,30 +67,6 @@ def test_a_disk_is_what_its_image_can(bed: Bed) -> None:
     names = bed.run(f"stat -Lc '%a %U %G' {disk.device}; ls /sys/block/{disk.name} | grep ublkb; readlink {disk.device}", check=False)
     assert names.stdout == f"600 root root\n../../{disk.name}\n"
     disk.destroy()
-
-
-def test_a_read_only_disk_takes_no_write(bed: Bed) -> None:
-    bed.run("dd if=/dev/urandom of=/srv/u/a.img bs=1M count=4 status=none")
-    disk = create(bed, "aio:/srv/u/a.img", "-R")
-    assert bed.run(f"blockdev --getro {disk.device}").stdout == "1\n"
-    assert bed.run(f"dd if=/dev/zero of={disk.device} bs=4k count=1 oflag=direct", check=False).status
-    bed.run(f"cmp {disk.device} /srv/u/a.img")
-    disk.destroy()
-
-
-def test_pauses_and_snapshots_under_load(bed: Bed, seed: int) -> None:
-    """Each pause closes the image; each snapshot puts another one on top: what was written is there at the end."""
-    bed.run("vhd-util create -n /srv/u/a.vhd -s 48")
-    disk = create(bed, "vhd:/srv/u/a.vhd")
-    writer = bed.popen(load(disk.device, seed, rate_iops=250))
-    requests_begun(disk, 20)
-    for turn in range(3):
-        bed.run(f"timeout 10 tap-ctl pause {disk.at}; tap-ctl list -m 0 | grep -q state=0x20; tap-ctl unpause {disk.at}")
-        bed.run(f"tap-ctl snapshot {disk.at} -n /srv/u/p{turn}.vhd")
-    assert not writer.ended, "the load ended before the last snapshot"
-    ended_well(bed, writer)
-    disk.destroy()
-    bed.run("vhd-util check -n /srv/u/a.vhd -p -b")
 
 
 def test_requests_wait_while_paused_and_end_with_the_disk(bed: Bed) -> None:
@@ -215,6 +167,16 @@ def test_what_a_killed_tapdisk_has_left_is_removed(bed: Bed) -> None:
     assert bed.run("tap-ctl list").stdout == f"minor={disk.minor}\n"
     disk.destroy()
     assert "Input/output error" in reader.wait(check=False).output
+
+
+def test_a_kernel_without_ublk_is_named(beds: Beds) -> None:
+    bed = beds(xen=False)
+    bed.run("truncate -s 4M /srv/none.img")
+    refused = bed.run("tap-ctl create -a aio:/srv/none.img --transport=ublk", check=False)
+    assert refused.status == 1 and refused.stdout == ""
+    assert refused.stderr.startswith("tap-ctl: transport ublk: this kernel has no ublk (modprobe: ")
+    assert refused.stderr.endswith("; Debian 13's has it, Debian 12's has not\n")
+    bed.run("rm /srv/none.img")
 
 
 def test_another_programs_device_is_left_alone(bed: Bed) -> None:
