@@ -6,11 +6,30 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/config.h"
 #include "transport/gendisk.h"
 #include "transport/openers.h"
 #include "transport/ublk-control.h"
 
 #define NO_MINOR (-1)
+
+/* Wrapped or not, an engine's own name is at the end. */
+static int check_engine(struct error *err)
+{
+	static const char posix[] = "posix";
+	struct config cfg;
+	int rc = config_load(&cfg, NULL, err);
+	size_t n;
+
+	if (rc)
+		return rc;
+	n = strlen(cfg.engine);
+	if (n >= sizeof(posix) - 1 &&
+	    !strcmp(cfg.engine + n - (sizeof(posix) - 1), posix))
+		rc = error_set(err, -EOPNOTSUPP, "ublk needs the engine uring, posix is configured");
+	config_dispose(&cfg);
+	return rc;
+}
 
 static int kind_check(struct error *err)
 {
@@ -19,8 +38,10 @@ static int kind_check(struct error *err)
 	struct ublk_device device;
 	uint64_t features = 0;
 	struct error e;
-	int rc;
+	int rc = check_engine(err);
 
+	if (rc)
+		return rc;
 	if (access(UBLK_CONTROL_PATH, F_OK) &&
 	    module_load("ublk_drv", NULL, &e))
 		return error_set(err, -ENODEV, "this kernel has no ublk (%s); Debian 13's has it, Debian 12's has not",

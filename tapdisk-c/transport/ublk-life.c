@@ -188,7 +188,6 @@ static int take_over(struct ublk *ublk, const struct ublk_info *info,
 	ublk->features = info->flags;
 	ublk->entries = info->depth;
 	ublk->sectors = params.basic.sectors;
-	ublk->tuned = NR_SETTINGS;
 	rc = ublk_queue_open(ublk, err);
 	if (!rc)
 		begin_serving(ublk, UBLK_END_RECOVERY);

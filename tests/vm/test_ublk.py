@@ -179,6 +179,18 @@ def test_a_kernel_without_ublk_is_named(beds: Beds) -> None:
     bed.run("rm /srv/none.img")
 
 
+def test_without_io_uring_another_transport_is_tried(bed: Bed) -> None:
+    bed.run("truncate -s 4M /srv/u/a.img; echo engine=posix >> /run/xenblk/config")
+    refused = bed.run("tap-ctl create -a aio:/srv/u/a.img", check=False)
+    assert refused.stderr == "tap-ctl: transport ublk: ublk needs the engine uring, posix is configured\n"
+    bed.run("sed -i s/posix/uring/ /run/xenblk/config; sysctl -q kernel.io_uring_disabled=2")
+    try:
+        refused = bed.run("tap-ctl create -a aio:/srv/u/a.img", check=False)
+        assert "transport ublk: ublk needs io_uring: Operation not permitted" in refused.stderr
+    finally:
+        bed.run("sysctl -q kernel.io_uring_disabled=0")
+
+
 def test_another_programs_device_is_left_alone(bed: Bed) -> None:
     """The ublk devices of a dom0 need not all be tapdisk's: a minor whose place is taken is passed over."""
     bed.run("truncate -s 4M /srv/u/a.img; modprobe ublk_drv")
