@@ -257,21 +257,27 @@ static void tune(struct ublk *ublk)
 
 static void started(struct ublk *ublk, int rc)
 {
+	bool fresh = ublk->mine;
 	char name[32];
 	struct error err;
 
-	ublk->mine |= !rc;
 	if (rc) {
 		error_set(&err, rc, "minor %d: ublk does not start its device: %s",
 			  ublk->minor, strerror(-rc));
-	} else {
-		snprintf(name, sizeof(name), UBLK_DISK_NAME, ublk->minor);
-		rc = gendisk_publish(ublk->minor, name, &err);
+		fail(ublk, &err);
+		return;
+	}
+	ublk->mine = true;
+	snprintf(name, sizeof(name), UBLK_DISK_NAME, ublk->minor);
+	rc = gendisk_publish(ublk->minor, name, &err);
+	/* Who uses one that was taken over has found it already. */
+	if (rc && fresh) {
+		fail(ublk, &err);
+		return;
 	}
 	if (rc)
-		fail(ublk, &err);
-	else
-		tune(ublk);
+		log_error("%s", err.text);
+	tune(ublk);
 }
 
 static void stopped(struct ublk *ublk, int rc)

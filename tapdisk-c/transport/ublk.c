@@ -99,6 +99,12 @@ static void command_done(struct io_req *io, int err)
 	struct ublk *ublk = slot->ublk;
 
 	ublk->with_kernel--;
+	/* io_uring had no memory for the entry: ublk has not seen it. */
+	if (err == -ENOMEM || err == -EAGAIN) {
+		ublk->with_kernel++;
+		engine_queue(ublk->engine, io);
+		return;
+	}
 	if (err) {
 		/* -ENODEV: the device is being removed. */
 		if (err != -ENODEV || ublk->phase == UBLK_LIVE)
