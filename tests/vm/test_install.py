@@ -188,7 +188,7 @@ def test_a_disk_of_the_kernels_nbd_client_is_roots_alone_and_not_parsed(bed: Bed
             known = bed.run(f"udevadm info -q property /dev/{node}").stdout
             assert "UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG=1\n" in known and "ID_FS" not in known
         assert bed.run(f"ls -l /dev/disk/* | grep {name}", check=False).stdout == ""
-        told = 'devices{global_filter=["r|^/dev/xen/blktap-2/|","r|^/dev/nbd1[0-9][0-9][0-9]|"]}'
+        told = 'devices{global_filter=["r|^/dev/xen/blktap-2/|","r|^/dev/nbd[1-5][0-9][0-9][0-9]|"]}'
         bed.run(f"pvcreate -qy /dev/{name}p1")
         assert f"/dev/{name}p1" in bed.run("pvs --noheadings -o pv_name").stdout
         assert bed.run(f"pvs --noheadings -o pv_name --config '{told}'").stdout.strip() == ""

@@ -75,9 +75,9 @@ def test_data_is_what_was_written(stock: Stock) -> None:
     """Random requests against a model, on a chain of three, and all of it again by another tapdisk."""
     bed, seed = stock.bed, random.randrange(1 << 32)
     print(f"seed {seed}")
-    leaf = stock.image("data", 48, depth=3)
+    leaf = stock.image("data", 24, depth=3)
     device = stock.create(f"vhd:{leaf}")
-    digest = bed.run(f"python3 /root/diskmodel.py {device} {seed} 400").stdout.strip()
+    digest = bed.run(f"python3 /root/diskmodel.py {device} {seed} 250").stdout.strip()
     [disk] = tapdisks.served(bed)
     stats = json.loads(bed.run(f"tap-ctl stats -p {disk.pid} -m {disk.minor}").stdout)
     assert stats["transport"] == stock.transport and stats["flush"]["requests"] > 1
@@ -136,12 +136,12 @@ def fio(device: str, megabytes: int, rate: int) -> str:
 def test_kill_9_loses_nothing(stock: Stock) -> None:
     """Several times under load: the device holds its requests until another tapdisk has the minor."""
     bed = stock.bed
-    leaf = stock.image("kill", 48, depth=2)
+    leaf = stock.image("kill", 24, depth=2)
     device = stock.create(f"vhd:{leaf}")
     name = stock.kernel_name(device)
     # for the test's sake: what waits for an answer goes again sooner
     bed.run(f"echo 2000 > /sys/block/{name}/queue/io_timeout", check=False)
-    writer = bed.popen(fio(device, 48, 150))
+    writer = bed.popen(fio(device, 24, 150))
     for turn in range(1, 4):
         bed.wait_for(f"awk '{{ exit $5 < {turn * 120} }}' /sys/block/{name}/stat", 60, interval=0.2)
         assert not writer.ended
@@ -160,18 +160,19 @@ def test_kill_9_loses_nothing(stock: Stock) -> None:
 
 def test_pause_snapshot_and_growth_under_load(stock: Stock) -> None:
     bed = stock.bed
-    leaf = stock.image("life", 48)
+    leaf = stock.image("life", 24)
     device = stock.create(f"vhd:{leaf}")
     [disk] = tapdisks.served(bed)
     at = f"-p {disk.pid} -m {disk.minor}"
-    writer = bed.popen(fio(device, 48, 150))
+    writer = bed.popen(fio(device, 24, 80))
     bed.wait_for(f"awk '{{ exit $5 < 50 }}' /sys/block/{stock.kernel_name(device)}/stat", 60, interval=0.2)
     bed.run(f"timeout 20 tap-ctl snapshot {at} -n life.base.vhd")
     bed.run(f"timeout 20 tap-ctl pause {at}")
     assert tapdisks.served(bed)[0].state == "0x20"
     # a ublk device can grow from Linux 6.16 on
-    megabytes = 48 if stock.transport == "ublk" else 64
-    bed.run(f"vhd-util resize -n {leaf} -s {megabytes} && sleep 0.5 && timeout 20 tap-ctl unpause {at}")
+    megabytes = 24 if stock.transport == "ublk" else 32
+    grow = f"vhd-util resize -n {leaf} -s {megabytes} && " if megabytes > 24 else ""
+    bed.run(f"{grow}sleep 0.5 && timeout 20 tap-ctl unpause {at}")
     bed.wait_for(f"test $(blockdev --getsize64 {device}) = {megabytes << 20}", 20, interval=0.2)
     assert not writer.ended, "the load ended before the disk was larger"
     writer.wait(120)

@@ -17,7 +17,7 @@ import sys
 BLKDISCARD = 0x1277
 BLKZEROOUT = 0x127F
 BLKSSZGET = 0x1268
-LONGEST = 3 << 20
+LONGEST = 1 << 20
 
 
 def main() -> None:
