@@ -56,11 +56,6 @@ tapctl() {
 	exec tap-ctl "$@" </dev/null
 }
 
-load_driver() {
-	[ -e "${XENBLK_DEV:-/dev/xen/blktap-2}/control" ] && return
-	error=$(modprobe blktap 2>&1) || fail "$params: the blktap driver can't be loaded: $error"
-}
-
 # create [-R]: a tapdisk that has the image open: pid, minor, device.
 create() {
 	local line out text='' status=0

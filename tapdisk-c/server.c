@@ -241,12 +241,17 @@ int server_detach(struct server *server, int minor, struct error *err)
 	return rc;
 }
 
-int server_open_image(struct server *server, int minor, const char *args,
-		      bool readonly, struct error *err)
+void server_open_image(struct server *server, int minor, const char *args,
+		       bool readonly, server_done done, void *priv)
 {
-	struct vbd **vbd = find(server, minor, err);
+	struct error err;
+	struct vbd **vbd = find(server, minor, &err);
+	int rc = vbd ? vbd_open(*vbd, args, readonly, &err) : -ENODEV;
 
-	return vbd ? vbd_open(*vbd, args, readonly, err) : -ENODEV;
+	if (rc)
+		done(priv, rc, &err);
+	else
+		vbd_when_ready(*vbd, done, priv);
 }
 
 int server_set_retry(struct server *server, int minor,

@@ -52,7 +52,7 @@ void server_stop(struct server *server);
  */
 void server_terminate(struct server *server);
 
-/* Opens the ring of a minor: from now on it is this process's. */
+/* Claims a minor: from now on it is this process's. */
 int server_attach(struct server *server, int minor, struct error *err);
 /* -EBUSY while an image is open. */
 int server_detach(struct server *server, int minor, struct error *err);
@@ -60,9 +60,9 @@ int server_detach(struct server *server, int minor, struct error *err);
 /* What the next image of the minor does about errors, in place of the configuration's. */
 int server_set_retry(struct server *server, int minor,
 		     const struct retry_policy *policy, struct error *err);
-/* Opens TYPE:PATH and makes the gendisk. */
-int server_open_image(struct server *server, int minor, const char *args,
-		      bool readonly, struct error *err);
+/* Opens TYPE:PATH and makes the gendisk: done is called when that is there. */
+void server_open_image(struct server *server, int minor, const char *args,
+		       bool readonly, server_done done, void *priv);
 /*
  * Drains, removes the gendisk and closes the image. -EBUSY while the gendisk
  * is open, unless force: then it is failed and removed. -ETIMEDOUT: I/O did

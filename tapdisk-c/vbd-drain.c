@@ -25,8 +25,8 @@ static bool refuse(struct vbd *vbd, const char *verb, server_done done,
 		   void *priv)
 {
 	static const char *const names[] = {
-		[DRAIN_PAUSE] = "pause", [DRAIN_CLOSE] = "close",
-		[DRAIN_SNAPSHOT] = "snapshot",
+		[DRAIN_PAUSE] = "a pause", [DRAIN_CLOSE] = "a close",
+		[DRAIN_SNAPSHOT] = "a snapshot", [DRAIN_OPEN] = "an open",
 	};
 	struct error err;
 	int rc;
@@ -35,7 +35,7 @@ static bool refuse(struct vbd *vbd, const char *verb, server_done done,
 		rc = error_set(&err, -ENODEV, "minor %d: no image is open; nothing to %s",
 			       vbd->minor, verb);
 	else if (vbd->drain != DRAIN_NONE)
-		rc = error_set(&err, -EBUSY, "minor %d: a %s is under way",
+		rc = error_set(&err, -EBUSY, "minor %d: %s is under way",
 			       vbd->minor,
 			       names[vbd->drain]);
 	else
@@ -170,6 +170,41 @@ void vbd_snapshot(struct vbd *vbd, const char *child, const char *parent,
 	vbd->stall_ns = now_ns() - start;
 	drain_begin(vbd, DRAIN_SNAPSHOT, timeout_ms, done, priv);
 	vbd->drain_early = true;
+}
+
+static int transports_ready(struct vbd *vbd, struct error *err)
+{
+	for_each_transport(t, vbd) {
+		int rc = t->ops->ready ? t->ops->ready(t, err) : 0;
+
+		if (rc)
+			return rc;
+	}
+	return 0;
+}
+
+static void open_step(struct vbd *vbd)
+{
+	int rc = transports_ready(vbd, &vbd->unready);
+
+	if (rc == -EINPROGRESS)
+		return;
+	if (!rc) {
+		vbd->drain = DRAIN_NONE;
+		vbd_drain_answer(vbd, 0, NULL);
+		return;
+	}
+	/* Nobody has been told of the disk. */
+	stop_all(vbd, true, NULL);
+	drain_begin(vbd, DRAIN_CLOSE, 0, vbd->drained, vbd->drained_priv);
+	vbd_retry_fail(vbd);
+}
+
+void vbd_when_ready(struct vbd *vbd, server_done done, void *priv)
+{
+	vbd->unready.code = 0;
+	drain_begin(vbd, DRAIN_OPEN, 0, done, priv);
+	open_step(vbd);
 }
 
 /* Goes on with the image that is open. */
@@ -307,6 +342,11 @@ static void drain_finish(struct vbd *vbd)
 		rc = error_set(&err, unflushed(vbd), "%s: the last flush failed: %s",
 			       vbd->args, strerror(-unflushed(vbd)));
 	vbd->held = false;
+	if (vbd->unready.code) {
+		err = vbd->unready;
+		rc = err.code;
+		vbd->unready.code = 0;
+	}
 	if (drain == DRAIN_CLOSE) {
 		struct error reset;
 		int r = reset_all(vbd, &reset);
@@ -427,6 +467,10 @@ void vbd_drain_step(struct vbd *vbd)
 {
 	if (vbd_group_waits(vbd))
 		return;
+	if (vbd->drain == DRAIN_OPEN) {
+		open_step(vbd);
+		return;
+	}
 	/* So that the flush that requests wait for has little to do. */
 	if (vbd->drain_early) {
 		if (!flush_image(vbd))

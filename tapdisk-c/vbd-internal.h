@@ -27,7 +27,8 @@ enum group {
 	GROUP_SWITCHED,		/* vbd_snapshot_take() */
 };
 
-enum drain { DRAIN_NONE, DRAIN_PAUSE, DRAIN_CLOSE, DRAIN_SNAPSHOT };
+/* The verb that is under way. DRAIN_OPEN waits for transports, and drains nothing. */
+enum drain { DRAIN_NONE, DRAIN_PAUSE, DRAIN_CLOSE, DRAIN_SNAPSHOT, DRAIN_OPEN };
 
 /* What a failed request waits for. */
 enum vbd_lack { LACK_STORAGE, LACK_SPACE, NR_LACKS };
@@ -36,6 +37,7 @@ struct vbd {
 	struct server *server;
 	struct engine *engine;
 	int minor;			/* -1: none */
+	int claim;			/* transport/minor.h; -1: none */
 	struct list transports;		/* the one that may refuse to stop is first */
 	struct io_stream stream;
 	struct image *image;		/* NULL while closed or paused */
@@ -44,6 +46,7 @@ struct vbd {
 	bool held;			/* an image is open, but a transport could not be released */
 	struct image_info info;		/* as last opened */
 	unsigned int inflight;
+	struct error unready;		/* why it was not opened; code 0: it was */
 	int lost;			/* a flush of our own failed: -errno for the guest's next one */
 	struct stats_page *stats;
 

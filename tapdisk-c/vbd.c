@@ -2,9 +2,12 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/log.h"
 #include "transport/blktap.h"
+#include "transport/minor.h"
+#include "transport/open.h"
 #include "vbd-internal.h"
 
 /*
@@ -27,6 +30,7 @@ static struct vbd *vbd_new(struct server *server, int minor)
 	vbd->server = server;
 	vbd->engine = server_engine(server);
 	vbd->minor = minor;
+	vbd->claim = -1;
 	list_init(&vbd->transports);
 	vbd_retry_init(vbd);
 	vbd_drain_init(vbd);
@@ -37,6 +41,8 @@ static struct vbd *vbd_new(struct server *server, int minor)
 /* No transport is left. */
 static void vbd_free(struct vbd *vbd)
 {
+	if (vbd->claim >= 0)
+		close(vbd->claim);
 	vbd_retry_destroy(vbd);
 	stats_page_free(vbd->stats);
 	free(vbd->args);
@@ -53,22 +59,22 @@ int vbd_create(struct vbd **vbd, struct server *server, int minor,
 int vbd_attach(struct vbd **vbd, struct server *server, int minor,
 	       struct error *err)
 {
-	struct transport *tap;
+	const struct gendisk_kind *kind;
+	struct transport *t;
 	struct vbd *v;
 	int rc;
 
 	v = vbd_new(server, minor);
 	if (!v)
 		return error_set(err, -ENOMEM, "minor %d: out of memory", minor);
-	/* What stands for the kernel in a test must see all I/O. */
-	rc = blktap_open(&tap, v, v->engine, minor,
-			 server_config(server)->kernel_io &&
-			 !engine_wrapped(v->engine), err);
+	rc = minor_claim(minor, &kind, &v->claim, err);
+	if (!rc)
+		rc = transport_open(kind, &t, v, v->engine, minor, err);
 	if (rc) {
 		vbd_free(v);
 		return rc;
 	}
-	list_add_tail(&tap->link, &v->transports);
+	list_add_tail(&t->link, &v->transports);
 	*vbd = v;
 	return 0;
 }
@@ -373,6 +379,11 @@ struct image *vbd_image(struct vbd *vbd)
 	return vbd->image;
 }
 
+const struct config *vbd_config(const struct vbd *vbd)
+{
+	return server_config(vbd->server);
+}
+
 int vbd_minor(const struct vbd *vbd)
 {
 	return vbd->minor;
@@ -395,7 +406,8 @@ unsigned int vbd_state(const struct vbd *vbd)
 		state |= VBD_NO_SPACE;
 	if (!vbd->args)
 		state |= VBD_CLOSED;
-	else if (vbd->drain != DRAIN_NONE || vbd->held)
+	else if ((vbd->drain != DRAIN_NONE && vbd->drain != DRAIN_OPEN) ||
+		 vbd->held)
 		state |= VBD_PAUSE_REQUESTED;
 	else if (!vbd->image)
 		state |= VBD_PAUSED;

@@ -37,7 +37,7 @@ struct vbd_request {
 /* minor is -1 for a VBD that has none. It has no transport yet. */
 int vbd_create(struct vbd **vbd, struct server *server, int minor,
 	       struct error *err);
-/* With the ring of minor as transport. */
+/* With the transport of minor, which is this process's until it is detached. */
 int vbd_attach(struct vbd **vbd, struct server *server, int minor,
 	       struct error *err);
 /* Closes the transports and frees the VBD; -EBUSY while an image is open. */
@@ -54,6 +54,11 @@ void vbd_set_retry(struct vbd *vbd, const struct retry_policy *policy);
 
 int vbd_open(struct vbd *vbd, const char *args, bool readonly,
 	     struct error *err);
+/*
+ * After a vbd_open(): calls done when all transports are ready. If one fails, the
+ * VBD is closed first.
+ */
+void vbd_when_ready(struct vbd *vbd, server_done done, void *priv);
 
 /*
  * Pause and close wait for the requests that the image has, at most timeout_ms
@@ -115,6 +120,7 @@ bool vbd_draining(const struct vbd *vbd);
 
 /* For transports: the image that is open, or NULL. */
 struct image *vbd_image(struct vbd *vbd);
+const struct config *vbd_config(const struct vbd *vbd);
 int vbd_minor(const struct vbd *vbd);
 unsigned int vbd_state(const struct vbd *vbd);
 void vbd_fill_view(const struct vbd *vbd, struct vbd_view *view);

@@ -17,6 +17,8 @@ VHD_UTIL = "/usr/bin/vhd-util"
 VERSION = 1
 MAX_IMAGE_DIRS = 64
 ENGINES = ("uring", "posix")
+TRANSPORTS = ("blktap", "ublk", "nbd")
+AUTO = ("auto",)
 RETRY_ERRORS = ("none", "transient", "all")
 RETRY_THEN = ("fail", "pause")
 NO_SPACE = ("wait", "fail")
@@ -29,6 +31,7 @@ class Config:
     version: int = VERSION
     image_dirs: tuple[str, ...] = ("/var/lib/xen/images", "/srv")
     engine: str = "uring"
+    transport: tuple[str, ...] = AUTO
     kernel_io: bool = False
     claim_vhd: bool = False
     retry_errors: str = "transient"
@@ -73,6 +76,7 @@ def flat(config: Config) -> str:
     lines += [f"image_dir={path}" for path in config.image_dirs]
     keys = ("engine", "retry_errors", "retry_interval", "retry_for", "retry_then", "no_space")
     lines += [f"{key}={getattr(config, key)}" for key in keys]
+    lines.append(f"transport={','.join(config.transport)}")
     lines.append(f"kernel_io={'yes' if config.kernel_io else 'no'}")
     return "\n".join(lines) + "\n"
 

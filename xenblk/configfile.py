@@ -8,7 +8,17 @@ from typing import TypeVar
 
 import yaml
 
-from xenblk.config import ENGINES, MAX_IMAGE_DIRS, NO_SPACE, RETRY_ERRORS, RETRY_THEN, VERSION, Config
+from xenblk.config import (
+    AUTO,
+    ENGINES,
+    MAX_IMAGE_DIRS,
+    NO_SPACE,
+    RETRY_ERRORS,
+    RETRY_THEN,
+    TRANSPORTS,
+    VERSION,
+    Config,
+)
 from xenblk.errors import UserError
 
 _T = TypeVar("_T")
@@ -30,6 +40,7 @@ def parse(data: bytes, path: str) -> Config:
         "version": _version,
         "image_dirs": _image_dirs,
         "engine": partial(_choice, ENGINES),
+        "transport": _transport,
         "kernel_io": _yes_or_no,
         "claim_vhd": _yes_or_no,
         "retry_errors": partial(_choice, RETRY_ERRORS),
@@ -105,6 +116,18 @@ def _choice(choices: tuple[str, ...], node: yaml.Node) -> str:
     if choice not in choices:
         raise _Wrong(node, f"{choice} isn't known; write {' or '.join(choices)}")
     return choice
+
+
+def _transport(node: yaml.Node) -> tuple[str, ...]:
+    if isinstance(node, yaml.ScalarNode):
+        return (_choice(AUTO + TRANSPORTS, node),)
+    if not isinstance(node, yaml.SequenceNode) or not node.value:
+        raise _Wrong(node, f"auto, or one or a list of {', '.join(TRANSPORTS)} is wanted")
+    choices = TRANSPORTS if len(node.value) > 1 else AUTO + TRANSPORTS
+    names = tuple(_choice(choices, item) for item in node.value)
+    if len(set(names)) < len(names):
+        raise _Wrong(node, f"one is named twice; write each of {', '.join(TRANSPORTS)} at most once")
+    return names
 
 
 def _yes_or_no(node: yaml.Node) -> bool:

@@ -44,6 +44,46 @@ static int set_engine(struct config *cfg, const char *value, struct error *err)
 	return 0;
 }
 
+static bool in_list(const char *list, const char *name, size_t len)
+{
+	while (strncmp(list, name, len) || (list[len] && list[len] != ',')) {
+		list = strchr(list, ',');
+		if (!list++)
+			return false;
+	}
+	return true;
+}
+
+/* Each one is known and there once. */
+static bool transports_valid(const char *value)
+{
+	const char *name = value;
+
+	for (;;) {
+		size_t len = strcspn(name, ",");
+
+		if (!len || !in_list(TRANSPORT_AUTO, name, len))
+			return false;
+		name += len;
+		if (!*name++)
+			return true;
+		if (in_list(name, name - len - 1, len))
+			return false;
+	}
+}
+
+int config_set_transport(struct config *cfg, const char *value,
+			 struct error *err)
+{
+	if (strlen(value) >= sizeof(cfg->transport) ||
+	    (strcmp(value, "auto") && !transports_valid(value)))
+		return error_set(err, -EINVAL,
+				 "transport=%s: must be auto, or some of " TRANSPORT_AUTO " in the order to try them",
+				 value);
+	strcpy(cfg->transport, value);
+	return 0;
+}
+
 static int set_key(struct config *cfg, const char *key, const char *value,
 		   struct error *err)
 {
@@ -57,6 +97,8 @@ static int set_key(struct config *cfg, const char *key, const char *value,
 		return add_dir(cfg, value, err);
 	} else if (!strcmp(key, "engine")) {
 		return set_engine(cfg, value, err);
+	} else if (!strcmp(key, "transport")) {
+		return config_set_transport(cfg, value, err);
 	} else if (!strcmp(key, "kernel_io")) {
 		if (strcmp(value, "yes") && strcmp(value, "no"))
 			return error_set(err, -EINVAL,
@@ -103,6 +145,7 @@ int config_load(struct config *cfg, const char *path, struct error *err)
 
 	memset(cfg, 0, sizeof(*cfg));
 	snprintf(cfg->engine, sizeof(cfg->engine), "uring");
+	snprintf(cfg->transport, sizeof(cfg->transport), "auto");
 	cfg->retry = retry_defaults;
 
 	if (!path)

@@ -10,11 +10,16 @@
 
 #define CONFIG_PATH "/run/xenblk/config"
 #define CONFIG_MAX_DIRS 64
+#define CONFIG_TRANSPORT_BYTES 64
+
+/* The transports, in the order in which "auto" tries them. */
+#define TRANSPORT_AUTO "blktap,ublk,nbd"
 
 struct config {
 	char *image_dir[CONFIG_MAX_DIRS];	/* absolute, as configured */
 	unsigned int nr_image_dirs;
 	char engine[1024];			/* as engine_open() takes it */
+	char transport[CONFIG_TRANSPORT_BYTES];	/* "auto", or names separated by commas: transport/gendisk.h */
 	bool kernel_io;				/* the driver may serve what lies in a file in one piece */
 	struct retry_policy retry;		/* of a disk that says nothing else */
 };
@@ -26,6 +31,13 @@ struct config {
  */
 int config_load(struct config *cfg, const char *path, struct error *err);
 void config_dispose(struct config *cfg);
+
+/*
+ * Sets cfg->transport, as the configuration's "transport" does. -EINVAL with a
+ * message that names the value.
+ */
+int config_set_transport(struct config *cfg, const char *value,
+			 struct error *err);
 
 /*
  * 0 if path, symbolic links resolved, is or lies inside an allowed directory or

@@ -2,7 +2,8 @@
 /*
  * The directory of what a running tapdisk shows: ctl<pid>, its control socket;
  * stats<pid>.<minor>, the statistics page of a VBD (common/stats.h);
- * nospace.<minor>, there while a VBD waits for space; nbd<pid>.<minor>, its NBD socket.
+ * nospace.<minor>, there while a VBD waits for space; nbd<pid>.<minor>, its NBD socket;
+ * minor<minor>, a minor of the stock kernel's transports (transport/minor.h).
  */
 #ifndef XENBLK_RUNDIR_H
 #define XENBLK_RUNDIR_H

@@ -62,6 +62,7 @@ struct control_call {
 	/* The minor whose snapshot this connection makes, in steps; or -1. */
 	int making;
 	int minor;		/* of the snapshot under way */
+	int opened;			/* by this request: the minor of an open */
 	/*
 	 * Called exactly once. Takes over the reply, NULL if memory ran out;
 	 * last: the message was no valid request.

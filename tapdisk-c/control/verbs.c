@@ -232,6 +232,15 @@ static int check_closed(struct control_call *call, int minor,
 	return 0;
 }
 
+static void open_done(void *priv, int rc, const struct error *err)
+{
+	struct control_call *call = priv;
+
+	if (rc)
+		owners_forget(call->owners, call->opened);
+	answer_rc(call, rc, err);
+}
+
 static void do_open(struct control_call *call, const struct request *req)
 {
 	struct error err;
@@ -244,14 +253,13 @@ static void do_open(struct control_call *call, const struct request *req)
 	if (!rc && req->owner)
 		rc = owners_add(call->owners, (int)req->minor, (int)req->owner,
 				&err);
-	if (rc)
-		goto out;
-	rc = server_open_image(call->server, (int)req->minor, req->args,
-			       req->readonly, &err);
-	if (rc && req->owner)
-		owners_forget(call->owners, (int)req->minor);
-out:
-	answer_rc(call, rc, &err);
+	if (rc) {
+		answer_rc(call, rc, &err);
+		return;
+	}
+	call->opened = (int)req->minor;
+	server_open_image(call->server, (int)req->minor, req->args,
+			  req->readonly, open_done, call);
 }
 
 static void do_keep(struct control_call *call, const struct request *req)

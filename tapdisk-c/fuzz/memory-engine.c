@@ -83,6 +83,7 @@ static int perform(const struct engine *e, const struct io_req *req)
 		return 0;
 	case IO_RECV:
 	case IO_SEND:
+	case IO_COMMAND:
 		break;
 	}
 	return -EOPNOTSUPP;

@@ -49,7 +49,7 @@ struct engine {
 	struct align *align;		/* NULL until a file needs it */
 
 	struct list queued;		/* io_req.link: go next, as they are */
-	struct list sockets;		/* the same of IO_RECV and IO_SEND: may wait for ever, so depth is not for them */
+	struct list endless;		/* the same of those that may wait for ever, so depth is not for them */
 	struct list streams;		/* io_stream.link: whose turn it is first */
 	unsigned int nr_streams;
 	struct list done;		/* io_req.link: result is 0 or -errno */
@@ -102,11 +102,20 @@ struct engine_ops {
 	/* Optional, both. */
 	uint16_t (*buffer_add)(struct engine *engine, void *base, size_t len);
 	void (*buffer_remove)(struct engine *engine, uint16_t buffer);
+	/* Optional, both. */
+	uint16_t (*creds_add)(struct engine *engine);
+	void (*creds_remove)(struct engine *engine, uint16_t creds);
 };
 
 static inline bool on_socket(const struct io_req *req)
 {
 	return req->op == IO_RECV || req->op == IO_SEND;
+}
+
+/* What it waits for is not the storage. */
+static inline bool is_endless(const struct io_req *req)
+{
+	return on_socket(req) || req->op == IO_COMMAND;
 }
 
 extern const struct engine_ops uring_engine_ops;

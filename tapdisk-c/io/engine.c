@@ -64,7 +64,7 @@ int engine_open(struct engine **engine, const char *name, unsigned int depth,
 	e->ops = ops;
 	e->depth = depth;
 	list_init(&e->queued);
-	list_init(&e->sockets);
+	list_init(&e->endless);
 	list_init(&e->streams);
 	list_init(&e->done);
 	list_init(&e->timers);
@@ -157,15 +157,15 @@ void engine_queue(struct engine *engine, struct io_req *req)
 	req->result = 0;
 	req->left = 0;
 	engine->inflight++;
-	if (req->op != IO_SYNC) {
+	if (req->op != IO_SYNC && req->op != IO_COMMAND) {
 		rc = measure(req);
 		if (rc || !req->left) {
 			engine_complete(engine, req, rc);
 			return;
 		}
 	}
-	if (on_socket(req))
-		list_add_tail(&req->link, &engine->sockets);
+	if (is_endless(req))
+		list_add_tail(&req->link, &engine->endless);
 	else if (engine_file(engine, req->fd) & FILE_BLOCK_SHIFT)
 		align_queue(engine, req);
 	else
@@ -205,10 +205,14 @@ static void count_out(struct engine *engine, const struct io_req *req)
 	}
 }
 
-static void finish_socket(struct engine *engine, struct io_req *req, int result)
+static void finish_endless(struct engine *engine, struct io_req *req, int result)
 {
+	if (req->op == IO_COMMAND) {
+		engine_complete(engine, req, result < 0 ? result : 0);
+		return;
+	}
 	if (result == -EINTR || result == -EAGAIN) {
-		list_add(&req->link, &engine->sockets);
+		list_add(&req->link, &engine->endless);
 		return;
 	}
 	if (result < 0) {
@@ -219,13 +223,13 @@ static void finish_socket(struct engine *engine, struct io_req *req, int result)
 	if (req->op == IO_RECV || !req->left)
 		engine_complete(engine, req, 0);
 	else
-		list_add(&req->link, &engine->sockets);
+		list_add(&req->link, &engine->endless);
 }
 
 void engine_finish(struct engine *engine, struct io_req *req, int result)
 {
-	if (on_socket(req)) {
-		finish_socket(engine, req, result);
+	if (is_endless(req)) {
+		finish_endless(engine, req, result);
 		return;
 	}
 	if (engine->wrap)
@@ -284,12 +288,12 @@ bool engine_submit(struct engine *engine, struct io_req *req)
 
 static void submit_queued(struct engine *engine)
 {
-	while (!list_empty(&engine->sockets)) {
-		struct io_req *req = container_of(list_pop(&engine->sockets),
+	while (!list_empty(&engine->endless)) {
+		struct io_req *req = container_of(list_pop(&engine->endless),
 						  struct io_req, link);
 
 		if (!engine->ops->submit(engine, req)) {
-			list_add(&req->link, &engine->sockets);
+			list_add(&req->link, &engine->endless);
 			break;
 		}
 	}
@@ -342,6 +346,17 @@ void engine_buffer_remove(struct engine *engine, uint16_t buffer)
 {
 	if (buffer && engine->ops->buffer_remove)
 		engine->ops->buffer_remove(engine, buffer);
+}
+
+uint16_t engine_creds_add(struct engine *engine)
+{
+	return engine->ops->creds_add ? engine->ops->creds_add(engine) : 0;
+}
+
+void engine_creds_remove(struct engine *engine, uint16_t creds)
+{
+	if (creds && engine->ops->creds_remove)
+		engine->ops->creds_remove(engine, creds);
 }
 
 /* Watches */

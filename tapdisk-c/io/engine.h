@@ -26,6 +26,7 @@ enum io_op {
 	IO_ZERO,	/* len bytes at offset read as zeros, space is kept if possible */
 	IO_RECV,	/* stream socket: done when anything is there; transferred says how much, 0: the end */
 	IO_SEND,	/* stream socket: done when all is sent */
+	IO_COMMAND,	/* io_uring's IORING_OP_URING_CMD: number offset, the 16 bytes at iov->iov_base; may take for ever */
 };
 
 /*
@@ -51,7 +52,7 @@ struct io_req {
 	int fd;
 	uint64_t offset;		/* bytes */
 	uint64_t len;			/* IO_PUNCH and IO_ZERO: bytes */
-	uint16_t buffer;		/* of engine_buffer_add(), if iov[0] lies in it and is all; else 0 */
+	uint16_t buffer;		/* of engine_buffer_add(), if iov[0] lies in it and is all; IO_COMMAND: of engine_creds_add(); else 0 */
 	struct io_stream *stream;	/* NULL: is not scheduled, goes as it is */
 	struct iovec *iov;		/* the engine may modify it while it resumes a short transfer */
 	int iovcnt;			/* at most IOV_MAX */
@@ -134,6 +135,10 @@ void engine_lend_end(struct io_map *lender);
 /* A number for io_req.buffer, or 0. base is page-aligned. */
 uint16_t engine_buffer_add(struct engine *engine, void *base, size_t len);
 void engine_buffer_remove(struct engine *engine, uint16_t buffer);
+
+/* The thread's credentials as they are now, a number for an IO_COMMAND's buffer, or 0. */
+uint16_t engine_creds_add(struct engine *engine);
+void engine_creds_remove(struct engine *engine, uint16_t creds);
 
 #define ENGINE_MAX_WATCHES 1024
 

@@ -73,6 +73,7 @@ int posix_transfer(const struct io_req *req)
 		break;
 	case IO_RECV:
 	case IO_SEND:
+	case IO_COMMAND:
 		break;
 	}
 	return n < 0 ? -errno : (int)n;
@@ -225,6 +226,10 @@ static bool posix_submit(struct engine *engine, struct io_req *req)
 {
 	struct posix_engine *p = to_posix(engine);
 
+	if (req->op == IO_COMMAND) {
+		engine_finish(engine, req, -EOPNOTSUPP);
+		return true;
+	}
 	if (on_socket(req)) {
 		submit_socket(p, req);
 		return true;

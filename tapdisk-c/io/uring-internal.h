@@ -45,5 +45,7 @@ static inline struct uring_engine *to_uring(struct engine *engine)
 uint8_t uring_file_add(struct engine *engine, int fd);
 uint16_t uring_buffer_add(struct engine *engine, void *base, size_t len);
 void uring_buffer_remove(struct engine *engine, uint16_t buffer);
+uint16_t uring_creds_add(struct engine *engine);
+void uring_creds_remove(struct engine *engine, uint16_t creds);
 
 #endif

@@ -69,3 +69,15 @@ void uring_buffer_remove(struct engine *engine, uint16_t buffer)
 	set_buffer(u, buffer - 1u, NULL, 0);
 	u->buffer_used[buffer - 1u] = false;
 }
+
+uint16_t uring_creds_add(struct engine *engine)
+{
+	int rc = io_uring_register_personality(&to_uring(engine)->ring);
+
+	return rc > 0 ? (uint16_t)rc : 0;
+}
+
+void uring_creds_remove(struct engine *engine, uint16_t creds)
+{
+	io_uring_unregister_personality(&to_uring(engine)->ring, creds);
+}

@@ -179,13 +179,27 @@ static void prep_fallocate(struct io_uring_sqe *sqe, const struct io_req *req,
 	sqe->addr = req->len;
 }
 
+static void prep_command(struct io_uring_sqe *sqe, const struct io_req *req)
+{
+	uint64_t words[2];
+
+	memcpy(words, req->iov->iov_base, sizeof(words));
+	memset(sqe, 0, sizeof(*sqe));
+	sqe->opcode = IORING_OP_URING_CMD;
+	sqe->fd = req->fd;
+	sqe->cmd_op = (uint32_t)req->offset;
+	sqe->personality = req->buffer;
+	sqe->addr3 = words[0];
+	sqe->__pad2[0] = words[1];
+}
+
 static bool uring_submit(struct engine *engine, struct io_req *req)
 {
 	struct uring_engine *u = to_uring(engine);
 	struct io_uring_sqe *sqe;
 
 	if (engine_file(engine, req->fd) & FILE_IN_MEMORY &&
-	    req->left <= MEMORY_REQUEST && !on_socket(req))
+	    req->left <= MEMORY_REQUEST && !is_endless(req))
 		return submit_memory(u, req);
 	sqe = get_sqe(u);
 	if (!sqe)
@@ -209,6 +223,9 @@ static bool uring_submit(struct engine *engine, struct io_req *req)
 	case IO_RECV:
 	case IO_SEND:
 		prep_socket(u, sqe, req);
+		break;
+	case IO_COMMAND:
+		prep_command(sqe, req);
 		break;
 	}
 	io_uring_sqe_set_data(sqe, req);
@@ -343,4 +360,6 @@ const struct engine_ops uring_engine_ops = {
 	.file_add = uring_file_add,
 	.buffer_add = uring_buffer_add,
 	.buffer_remove = uring_buffer_remove,
+	.creds_add = uring_creds_add,
+	.creds_remove = uring_creds_remove,
 };

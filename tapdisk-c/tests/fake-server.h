@@ -144,18 +144,21 @@ static int fake_open(struct fake_vbd *vbd, const char *args, struct error *err)
 	return 0;
 }
 
-int server_open_image(struct server *server, int minor, const char *args,
-		      bool readonly, struct error *err)
+void server_open_image(struct server *server, int minor, const char *args,
+		       bool readonly, server_done done, void *priv)
 {
-	struct fake_vbd *vbd = fake_find(server, minor, err);
+	struct error err;
+	struct fake_vbd *vbd = fake_find(server, minor, &err);
+	int rc = vbd ? 0 : -ENODEV;
 
-	if (!vbd)
-		return -ENODEV;
-	if (vbd->args)
-		return error_set(err, -EBUSY, "minor %d: already has %s open",
-				 minor, vbd->args);
-	vbd->readonly = readonly;
-	return fake_open(vbd, args, err);
+	if (vbd && vbd->args)
+		rc = error_set(&err, -EBUSY, "minor %d: already has %s open",
+			       minor, vbd->args);
+	if (!rc) {
+		vbd->readonly = readonly;
+		rc = fake_open(vbd, args, &err);
+	}
+	done(priv, rc, &err);
 }
 
 /* Completes the pause or close of a VBD whose name has "stuck" in it. */

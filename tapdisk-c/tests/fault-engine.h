@@ -399,6 +399,7 @@ static inline void fe_apply(struct engine *e, struct io_req *req)
 		break;
 	case IO_RECV:
 	case IO_SEND:
+	case IO_COMMAND:
 		err = -EOPNOTSUPP;
 		break;
 	}

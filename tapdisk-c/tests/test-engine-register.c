@@ -345,6 +345,34 @@ static void what_ends_short_in_memory_goes_on_at_once(void **state)
 	close(fd);
 }
 
+/* Its 16 bytes and its number reach the file's driver; /dev/null takes all, and most files none. */
+static void a_command_is_answered_by_the_driver_of_its_file(void **state)
+{
+	struct engine_fixture *f = *state;
+	bool uring = !strcmp(engine_name(f->engine), "uring");
+	int fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+	uint16_t creds = engine_creds_add(f->engine);
+	uint8_t bytes[16] = { 1 };
+	struct one one = {
+		.req = { .op = IO_COMMAND, .fd = fd, .offset = 0xc0107521,
+			 .buffer = creds, .iov = &one.iov, .iovcnt = 1,
+			 .done = one_done },
+		.iov = { bytes, sizeof(bytes) },
+	};
+
+	assert_true(fd >= 0);
+	assert_int_equal(!creds, !uring);
+	assert_int_equal(run_alone(f->engine, &one), uring ? 0 : -EOPNOTSUPP);
+	one.calls = 0;
+	one.req.fd = f->fd;
+	assert_int_equal(run_alone(f->engine, &one), -EOPNOTSUPP);
+	engine_creds_remove(f->engine, creds);
+	one.calls = 0;
+	one.req.fd = fd;
+	assert_int_equal(run_alone(f->engine, &one), uring ? -EINVAL : -EOPNOTSUPP);
+	close(fd);
+}
+
 #define T(name) BOTH(name, engine_setup, engine_teardown)
 
 int main(void)
@@ -360,6 +388,7 @@ int main(void)
 		T(files_beyond_the_table_are_served_too),
 		T(files_in_memory_do_the_same_and_stall_nothing),
 		T(what_ends_short_in_memory_goes_on_at_once),
+		T(a_command_is_answered_by_the_driver_of_its_file),
 	};
 
 	return RUN_ALL(tests);

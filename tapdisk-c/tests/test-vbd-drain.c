@@ -19,6 +19,59 @@ static void pause_while_it_waits(enum image_op op)
 	assert_int_equal(verb_wait(), 0);
 }
 
+/* Open */
+
+/* The image is open, and its transport goes on to start. */
+static void open_while_starting(void)
+{
+	vbd_close(bed.vbd, true, 0, verb_done, NULL);
+	assert_int_equal(verb_wait(), 0);
+	guest.ready_err = -EINPROGRESS;
+	assert_int_equal(vbd_open(bed.vbd, "fake:/disk", false, NULL), 0);
+	vbd_when_ready(bed.vbd, verb_done, NULL);
+	steps(4);
+	assert_int_equal(verbs_done, 0);
+}
+
+static void a_disk_that_is_being_made_answers(void **priv)
+{
+	(void)priv;
+	open_while_starting();
+	assert_int_equal(state(), 0);
+	ask(0, IMAGE_READ, 1);
+	steps(4);
+	assert_int_equal(guest.result[0], 0);
+	assert_false(guest.busy[0]);
+	assert_int_equal(verbs_done, 0);
+	/* One verb at a time. */
+	vbd_close(bed.vbd, true, 0, verb_done, NULL);
+	assert_int_equal(verb_wait(), -EBUSY);
+	assert_non_null(strstr(verb_text, "an open is under way"));
+	guest.ready_err = 0;
+	assert_int_equal(verb_wait(), 0);
+	assert_int_equal(state(), 0);
+}
+
+static void a_disk_that_cannot_be_made_is_closed(void **priv)
+{
+	(void)priv;
+	open_while_starting();
+	ask(0, IMAGE_WRITE, 1);
+	guest.ready_err = -EPERM;
+	assert_int_equal(verb_wait(), -EPERM);
+	assert_string_equal(verb_text, "no gendisk");
+	assert_int_equal(state(), VBD_CLOSED);
+	assert_int_equal(disk.open, 0);
+	assert_false(guest.busy[0] || guest.running);
+	/* It is not held against the next one. */
+	guest.ready_err = 0;
+	assert_int_equal(vbd_open(bed.vbd, "fake:/disk", false, NULL), 0);
+	vbd_when_ready(bed.vbd, verb_done, NULL);
+	assert_int_equal(verb_wait(), 0);
+	vbd_close(bed.vbd, true, 0, verb_done, NULL);
+	assert_int_equal(verb_wait(), 0);
+}
+
 /* Pause and close */
 
 static void what_waits_does_not_hold_up_a_pause(void **priv)
@@ -353,6 +406,8 @@ static void without_the_page_a_disk_works_all_the_same(void **priv)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		TEST(a_disk_that_is_being_made_answers),
+		TEST(a_disk_that_cannot_be_made_is_closed),
 		TEST(what_waits_does_not_hold_up_a_pause),
 		TEST(what_waits_may_be_beyond_the_new_image),
 		TEST(a_close_answers_what_waits),

@@ -179,6 +179,7 @@ static struct {
 	bool running, load;
 	uint64_t sectors;
 	int release_err;
+	int ready_err;			/* 0: its start is done */
 } guest;
 
 static inline int guest_start(struct transport *t, const struct image_info *info,
@@ -190,6 +191,14 @@ static inline int guest_start(struct transport *t, const struct image_info *info
 	guest.running = true;
 	guest.sectors = info->sectors;
 	return 0;
+}
+
+static inline int guest_ready(struct transport *t, struct error *err)
+{
+	(void)t;
+	if (!guest.ready_err || guest.ready_err == -EINPROGRESS)
+		return guest.ready_err;
+	return error_set(err, guest.ready_err, "no gendisk");
 }
 
 static inline int guest_stop(struct transport *t, bool force, struct error *err)
@@ -261,7 +270,8 @@ static inline void guest_close(struct transport *t)
 }
 
 static const struct transport_ops guest_ops = {
-	.name = "fake", .start = guest_start, .stop = guest_stop,
+	.name = "fake", .start = guest_start, .ready = guest_ready,
+	.stop = guest_stop,
 	.reset = guest_reset, .hold = guest_hold, .release = guest_release,
 	.round = guest_round, .close = guest_close,
 };

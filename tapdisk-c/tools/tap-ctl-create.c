@@ -31,7 +31,7 @@ int cmd_create(const struct options *opt, struct error *err)
 	int minor, pid, rc;
 
 	hold_signals();
-	rc = minor_allocate(&minor, err);
+	rc = allocate(opt, &minor, err);
 	if (rc)
 		return rc;
 	rc = tapdisk_spawn(&pid, err);

@@ -6,14 +6,36 @@
 
 #include <blktap.h>
 
+#include "common/config.h"
 #include "transport/minor.h"
+
+/* The caller disposes of cfg in either case. */
+static int load_config(struct config *cfg, const struct options *opt,
+		       struct error *err)
+{
+	int rc = config_load(cfg, NULL, err);
+
+	if (!rc && opt->transport)
+		rc = config_set_transport(cfg, opt->transport, err);
+	return rc;
+}
+
+int allocate(const struct options *opt, int *minor, struct error *err)
+{
+	struct config cfg;
+	int rc = load_config(&cfg, opt, err);
+
+	if (!rc)
+		rc = minor_allocate(cfg.transport, minor, err);
+	config_dispose(&cfg);
+	return rc;
+}
 
 int cmd_allocate(const struct options *opt, struct error *err)
 {
 	int minor, rc;
 
-	(void)opt;
-	rc = minor_allocate(&minor, err);
+	rc = allocate(opt, &minor, err);
 	if (!rc)
 		printf(BLKTAP_DEVICE_PATH "\n", minor);
 	return rc;
@@ -26,6 +48,11 @@ int cmd_free(const struct options *opt, struct error *err)
 
 int cmd_check(const struct options *opt, struct error *err)
 {
-	(void)opt;
-	return minor_check(err);
+	struct config cfg;
+	int rc = load_config(&cfg, opt, err);
+
+	if (!rc)
+		rc = minor_check(cfg.transport, err);
+	config_dispose(&cfg);
+	return rc;
 }

@@ -2,7 +2,6 @@
 /* list: every tapdisk and its VBDs, and the minors that no tapdisk has. */
 #include "tools/tap-ctl.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,8 +12,8 @@
 
 #include "control/client.h"
 #include "server.h"
+#include "transport/minor.h"
 
-#define SYSFS_CLASS	"/sys/class/blktap2"
 #define LIST_TIMEOUT_MS	5000
 
 int tapdisk_vbds(int pid, int timeout_ms, json_t **vbds, struct error *err)
@@ -66,6 +65,15 @@ static json_t *waits_for(json_int_t state)
 	return state & VBD_WAITING ? json_string("storage") : json_null();
 }
 
+/* Of a minor, null if there is none. */
+static json_t *transport(const json_t *minor)
+{
+	const struct gendisk_kind *kind = json_is_integer(minor) ?
+		minor_kind((int)json_integer_value(minor)) : NULL;
+
+	return kind ? json_string(kind->name) : json_null();
+}
+
 json_t *vbd_output(int pid, const json_t *vbd)
 {
 	bool open = json_is_string(json_object_get(vbd, "args"));
@@ -87,6 +95,7 @@ json_t *vbd_output(int pid, const json_t *vbd)
 			json_object_get(vbd, "sector_size") : json_null());
 	json_object_set(out, "depth", open ?
 			json_object_get(vbd, "depth") : json_null());
+	json_object_set_new(out, "transport", transport(json_object_get(vbd, "minor")));
 	json_object_set_new(out, "waits_for", waits_for(json_integer_value(
 			json_object_get(vbd, "state"))));
 	return out;
@@ -143,33 +152,15 @@ static bool has_minor(const json_t *rows, int minor)
 	return false;
 }
 
-/* Sets allocated[minor] for each minor of the driver. */
-static void allocated_minors(bool *allocated)
-{
-	DIR *dir = opendir(SYSFS_CLASS);
-	const struct dirent *entry;
-	int minor;
-	char c;
-
-	while (dir && (entry = readdir(dir)))
-		if (sscanf(entry->d_name, "blktap%4d%c", &minor, &c) == 1 &&
-		    minor >= 0 && minor < BLKTAP_MAX_MINORS)
-			allocated[minor] = true;
-	if (dir)
-		closedir(dir);
-}
-
 static void add_unattached(json_t *rows, const bool *allocated)
 {
 	for (int minor = 0; minor < BLKTAP_MAX_MINORS; minor++) {
-		char path[64];
 		json_t *vbd;
 
 		if (!allocated[minor] || has_minor(rows, minor))
 			continue;
 		/* Freed while the tapdisks were asked? */
-		snprintf(path, sizeof(path), SYSFS_CLASS "/blktap%d", minor);
-		if (access(path, F_OK))
+		if (!minor_kind(minor))
 			continue;
 		vbd = json_pack("{s:i}", "minor", minor);
 		json_array_append_new(rows, vbd_output(-1, vbd));
@@ -263,7 +254,7 @@ int cmd_list(const struct options *opt, struct error *err)
 			add_tapdisk(rows, opt->pid, vbds);
 	} else {
 		/* First: a minor that is attached meanwhile is then seen. */
-		allocated_minors(allocated);
+		minors_given(allocated);
 		rc = gather_all(rows, err);
 		if (!rc)
 			add_unattached(rows, allocated);

@@ -137,10 +137,12 @@ static void print_table(const json_t *all)
 {
 	const char *type = json_string_value(json_object_get(all, "type"));
 	const char *path = json_string_value(json_object_get(all, "path"));
+	const char *transport = json_string_value(json_object_get(all, "transport"));
 	const json_t *kernel = json_object_get(all, "kernel");
 
-	printf("%s%s%s: %lld in flight, %lld waiting, %lld merged\n",
+	printf("%s%s%s%s%s: %lld in flight, %lld waiting, %lld merged\n",
 	       type ? type : "no image", type ? ":" : "", path ? path : "",
+	       transport ? " by " : "", transport ? transport : "",
 	       number(all, "inflight"), number(all, "waiting"),
 	       number(all, "merged"));
 	printf("%-8s %12s %16s %8s %8s %10s %10s %10s %10s\n", "", "requests",

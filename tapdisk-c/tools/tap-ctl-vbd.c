@@ -6,6 +6,7 @@
 #include <time.h>
 
 #include "control/client.h"
+#include "transport/minor.h"
 
 /* How long a device that is open may stay so: udev looks at it after a close. */
 #define BUSY_TRIES	50
@@ -47,13 +48,17 @@ int vbd_close(int pid, int minor, bool force, int timeout_ms,
 	      struct error *err)
 {
 	const struct timespec wait = { .tv_nsec = BUSY_WAIT_NS };
+	const struct gendisk_kind *kind = force ? NULL : minor_kind(minor);
 	int rc;
 
 	for (int i = 0; i < BUSY_TRIES; i++) {
-		rc = call(pid, json_pack("{s:s, s:i, s:b, s:i}", "op", "close",
-					 "minor", minor, "force", force,
-					 "timeout", timeout_ms / 1000),
-			  NULL, timeout_ms + TAP_CTL_GRACE_MS, err);
+		rc = kind && kind->vacate ? kind->vacate(minor, err) : 0;
+		if (!rc)
+			rc = call(pid, json_pack("{s:s, s:i, s:b, s:i}", "op",
+						 "close", "minor", minor,
+						 "force", force, "timeout",
+						 timeout_ms / 1000),
+				  NULL, timeout_ms + TAP_CTL_GRACE_MS, err);
 		if (rc != -EBUSY)
 			break;
 		nanosleep(&wait, NULL);

@@ -40,7 +40,7 @@ static const struct verb {
 } verbs[] = {
 	{ "list", "p:m:t:f:j", "", "", cmd_list,
 	  "[-p PID] [-m MINOR] [-t TYPE] [-f FILE] [--json]" },
-	{ "allocate", "", "", "", cmd_allocate, "" },
+	{ "allocate", "x:", "", "", cmd_allocate, "[--transport=LIST]" },
 	{ "free", "m:", "m", "", cmd_free, "-m MINOR" },
 	{ "spawn", "", "", "", cmd_spawn, "" },
 	{ "attach", "p:m:", "pm", "", cmd_attach, "-p PID -m MINOR" },
@@ -49,8 +49,8 @@ static const struct verb {
 	{ "close", "p:m:ft:", "pm", "", cmd_close,
 	  "-p PID -m MINOR [-f] [-t SECONDS]" },
 	{ "detach", "p:m:", "pm", "", cmd_detach, "-p PID -m MINOR" },
-	{ "create", "a:Ro:w:" RETRY, "a", "d:e:r2:sDC:t:", cmd_create,
-	  "-a TYPE:PATH [-R] [--owner=PID] [--wait=SECONDS] [ERRORS]" },
+	{ "create", "a:Ro:w:x:" RETRY, "a", "d:e:r2:sDC:t:", cmd_create,
+	  "-a TYPE:PATH [-R] [--owner=PID] [--wait=SECONDS] [--transport=LIST] [ERRORS]" },
 	{ "probe", "a:R", "a", "", cmd_probe, "-a TYPE:PATH [-R]" },
 	{ "keep", "p:m:", "pm", "", cmd_keep, "-p PID -m MINOR" },
 	{ "destroy", "p:m:ft:", "pm", "", cmd_destroy,
@@ -62,7 +62,7 @@ static const struct verb {
 	{ "snapshot", "p:m:n:t:A:", "pmn", "", cmd_snapshot,
 	  "-p PID -m MINOR -n PARENT [--also=PID:MINOR:PARENT]... [-t SECONDS]" },
 	{ "stats", "p:m:j", "pm", "", cmd_stats, "-p PID -m MINOR [--json]" },
-	{ "check", "", "", "", cmd_check, "" },
+	{ "check", "x:", "", "", cmd_check, "[--transport=LIST]" },
 };
 
 #define NR_VERBS (sizeof(verbs) / sizeof(verbs[0]))
@@ -169,6 +169,9 @@ static bool set_option(struct options *opt, const struct verb *verb, int c)
 	case 'a':
 		opt->args = optarg;
 		return true;
+	case 'x':
+		opt->transport = optarg;
+		return true;
 	case 'R':
 		opt->readonly = true;
 		return true;
@@ -213,6 +216,7 @@ static int parse(const struct verb *verb, int argc, char **argv,
 		{ "owner", required_argument, NULL, 'o' },
 		{ "wait", required_argument, NULL, 'w' },
 		{ "also", required_argument, NULL, 'A' },
+		{ "transport", required_argument, NULL, 'x' },
 		{ "retry-errors", required_argument, NULL, 1 },
 		{ "retry-interval", required_argument, NULL, 2 },
 		{ "retry-for", required_argument, NULL, 3 },

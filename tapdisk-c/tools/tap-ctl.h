@@ -36,6 +36,7 @@ struct options {
 	const char *name;		/* the parent's, of snapshot */
 	const char *also[TAP_CTL_ALSO];	/* PID:MINOR:PARENT */
 	unsigned int nr_also;
+	const char *transport;		/* as in the configuration */
 	const char *retry[TAP_CTL_RETRY];	/* of the keys below */
 };
 
@@ -58,6 +59,10 @@ int cmd_destroy(const struct options *opt, struct error *err);
 
 /* tap-ctl.c: "tap-ctl: <text>" on stderr, in one line */
 void complain(const char *text);
+
+/* tap-ctl-device.c */
+/* A new minor, of the transport that opt or the configuration says. */
+int allocate(const struct options *opt, int *minor, struct error *err);
 
 /* tap-ctl-spawn.c */
 /* Starts a tapdisk and waits until it answers. It is a child of the caller. */
@@ -122,7 +127,7 @@ void hold_signals(void);
 /* tap-ctl-list.c */
 /* All VBDs of a tapdisk as proto.h has them, in a new array. */
 int tapdisk_vbds(int pid, int timeout_ms, json_t **vbds, struct error *err);
-/* pid, minor, state, type, path, readonly, size, sector_size, depth, waits_for. */
+/* pid, minor, state, type, path, readonly, size, sector_size, depth, transport, waits_for. */
 json_t *vbd_output(int pid, const json_t *vbd);
 
 #endif

@@ -185,27 +185,17 @@ static void handshake(struct nbd_conn *conn)
 
 static struct nbd_export export_of(const struct nbd *nbd)
 {
-	unsigned int can = nbd->readonly ? 0 : nbd->info.can;
-	unsigned int flags = NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH |
-			     NBD_FLAG_SEND_FUA | NBD_FLAG_CAN_MULTI_CONN;
-
-	if (nbd->readonly)
-		flags |= NBD_FLAG_READ_ONLY;
-	if (can & IMAGE_CAN_DISCARD)
-		flags |= NBD_FLAG_SEND_TRIM;
-	if (can & IMAGE_CAN_ZERO)
-		flags |= NBD_FLAG_SEND_WRITE_ZEROES;
 	return (struct nbd_export) {
 		.bytes		= nbd->info.sectors << SECTOR_SHIFT,
 		.min_block	= nbd->info.sector_size,
 		.max_block	= NBD_MAX_REQUEST,
-		.flags		= (uint16_t)flags,
+		.flags		= (uint16_t)nbd_server_flags(nbd),
 		.status		= nbd->info.can & IMAGE_CAN_STATUS,
 	};
 }
 
 /* So that a round's data is sent in one go. Without privilege the system has a limit. */
-static void widen(int fd)
+void nbd_conn_widen(int fd)
 {
 	int bytes = SOCKET_BYTES;
 
@@ -213,9 +203,8 @@ static void widen(int fd)
 		setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes));
 }
 
-void nbd_conn_open(struct nbd *nbd, void *part, int fd)
+void nbd_conn_open_ready(struct nbd *nbd, void *part, int fd)
 {
-	struct nbd_export export = export_of(nbd);
 	struct nbd_conn *conn = part;
 
 	memset(conn, 0, offsetof(struct nbd_conn, commands));
@@ -234,14 +223,24 @@ void nbd_conn_open(struct nbd *nbd, void *part, int fd)
 				       .done = recv_done };
 	conn->send = (struct io_req) { .op = IO_SEND, .fd = fd,
 				       .done = send_done };
-	widen(fd);
+	nbd_conn_widen(fd);
 	conn->waits = true;
+	conn->state = NBD_SERVING;
 	list_add_tail(&conn->link, &nbd->conns);
+	nbd_conn_kick(conn);
+}
+
+void nbd_conn_open(struct nbd *nbd, void *part, int fd)
+{
+	struct nbd_export export = export_of(nbd);
+	struct nbd_conn *conn = part;
+
+	nbd_conn_open_ready(nbd, part, fd);
+	conn->state = NBD_HANDSHAKE;
 	conn->deadline.expired = too_slow;
 	engine_timer_set(nbd->engine, &conn->deadline, now_ns() + HANDSHAKE_NS);
 	conn->answer_len = (uint32_t)nbd_handshake_begin(&conn->handshake,
 							 &export, conn->answer);
-	nbd_conn_kick(conn);
 }
 
 static void end(struct nbd_conn *conn)

@@ -3,6 +3,8 @@
  * What the files of the NBD transport share.
  *
  *   nbd.c          the transport: its socket, who may connect, start and stop
+ *   nbd-device.c   another one: the kernel's client is the only one
+ *   nbd-server.c   what the two share: connections and their memory
  *   nbd-conn.c     a connection: what is received and sent, handshake, end
  *   nbd-request.c  from requests to pieces and to the VBD
  *   nbd-reply.c    from pieces to replies
@@ -122,6 +124,8 @@ struct nbd {
 	int fd;				/* listening, -1: not */
 	struct io_watch watch;
 	struct io_timer tick;		/* accept again, give memory back */
+	void (*gone)(struct nbd *nbd);	/* a connection has ended, or the tick: accept again */
+	bool serving;			/* started */
 	bool held;
 	struct image_info info;
 	bool readonly;
@@ -130,8 +134,26 @@ struct nbd {
 	struct list kicked;
 };
 
+/* nbd-server.c */
+void nbd_server_init(struct nbd *nbd, struct vbd *vbd, struct engine *engine);
+void nbd_server_start(struct nbd *nbd, const struct image_info *info,
+		      bool readonly);
+/* Ends all connections now; their requests come to their end. */
+void nbd_server_stop(struct nbd *nbd);
+void nbd_server_release(struct nbd *nbd, const struct image_info *info,
+			bool readonly);
+bool nbd_server_round(struct nbd *nbd);
+/* Nothing is in flight, or the process ends. */
+void nbd_server_close(struct nbd *nbd);
+/* What the kernel or another client is told. */
+unsigned int nbd_server_flags(const struct nbd *nbd);
+
 /* nbd-conn.c */
 void nbd_conn_open(struct nbd *nbd, void *part, int fd);
+/* The same for a client that knows the disk: there is no handshake. */
+void nbd_conn_open_ready(struct nbd *nbd, void *part, int fd);
+/* Gives a socket room for what a round sends. */
+void nbd_conn_widen(int fd);
 /* Ends it now: nothing more is sent. What is in flight comes to its end. */
 void nbd_conn_shut(struct nbd_conn *conn);
 /* The same if the client has left, which is not noticed while nothing is received. */
@@ -170,11 +192,12 @@ int nbd_gather(struct nbd_conn *conn);
 /* All of it was sent, or never will be. */
 void nbd_sent(struct nbd_conn *conn);
 
-
-/* nbd.c */
+/* nbd-server.c */
 /* A connection has ended: there is room for another. */
 void nbd_conn_gone(struct nbd *nbd);
 /* Until it is active no more, and its memory given back. */
 void nbd_conn_active(struct nbd_conn *conn);
+/* Looks in a while whether to accept again. */
+void nbd_tick(struct nbd *nbd);
 
 #endif

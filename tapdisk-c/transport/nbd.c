@@ -10,12 +10,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "common/clock.h"
 #include "common/log.h"
 #include "transport/nbd-internal.h"
-
-/* How long after its last use memory is given back, at least; and accepting tried again. */
-#define TICK_NS 2000000000u
 
 static const struct transport_ops nbd_ops;
 
@@ -38,6 +34,18 @@ static int early_address(struct sockaddr_un *early, const char *path,
 	return 0;
 }
 
+static void listen_on(struct nbd *nbd)
+{
+	int rc;
+
+	if (nbd->fd < 0 || nbd->watch.armed)
+		return;
+	rc = engine_watch(nbd->engine, &nbd->watch);
+	if (rc)
+		log_warn("cannot wait for NBD clients minor=%d err=%d",
+			 vbd_minor(nbd->vbd), -rc);
+}
+
 int nbd_open(struct transport **transport, struct vbd *vbd,
 	     struct engine *engine, const char *path, bool required,
 	     struct error *err)
@@ -54,55 +62,16 @@ int nbd_open(struct transport **transport, struct vbd *vbd,
 		return error_set(err, -ENOMEM, "%s: out of memory", path);
 	nbd->transport.ops = &nbd_ops;
 	list_init(&nbd->transport.link);
-	nbd->vbd = vbd;
-	nbd->engine = engine;
+	nbd_server_init(nbd, vbd, engine);
+	nbd->gone = listen_on;
 	nbd->required = required;
-	nbd->fd = -1;
 	nbd->address.sun_family = AF_UNIX;
 	strcpy(nbd->address.sun_path, path);
-	nbd->pool.engine = engine;
-	list_init(&nbd->conns);
-	list_init(&nbd->kicked);
 	*transport = &nbd->transport;
 	return 0;
 }
 
 /* Accepting */
-
-static void listen_on(struct nbd *nbd)
-{
-	int rc;
-
-	if (nbd->fd < 0 || nbd->watch.armed)
-		return;
-	rc = engine_watch(nbd->engine, &nbd->watch);
-	if (rc)
-		log_warn("cannot wait for NBD clients minor=%d err=%d",
-			 vbd_minor(nbd->vbd), -rc);
-}
-
-void nbd_conn_gone(struct nbd *nbd)
-{
-	list_for_each(pos, &nbd->conns) {
-		struct nbd_conn *conn = container_of(pos, struct nbd_conn, link);
-
-		if (conn->waits)
-			nbd_conn_kick(conn);
-	}
-	listen_on(nbd);
-}
-
-static void tick_on(struct nbd *nbd)
-{
-	if (!nbd->tick.armed)
-		engine_timer_set(nbd->engine, &nbd->tick, now_ns() + TICK_NS);
-}
-
-void nbd_conn_active(struct nbd_conn *conn)
-{
-	conn->active = true;
-	tick_on(conn->nbd);
-}
 
 static void accept_ready(struct io_watch *watch, short revents)
 {
@@ -118,7 +87,7 @@ static void accept_ready(struct io_watch *watch, short revents)
 	/* The next ones wait in the socket's queue until one has gone. */
 	if (!part) {
 		engine_unwatch(nbd->engine, watch);
-		tick_on(nbd);
+		nbd_tick(nbd);
 		return;
 	}
 	/* Blocking, since an engine's request on it is to wait. */
@@ -134,23 +103,7 @@ static void accept_ready(struct io_watch *watch, short revents)
 	log_warn("cannot accept an NBD client minor=%d err=%d",
 		 vbd_minor(nbd->vbd), errno);
 	engine_unwatch(nbd->engine, watch);
-	tick_on(nbd);
-}
-
-static void tick(struct io_timer *timer)
-{
-	struct nbd *nbd = container_of(timer, struct nbd, tick);
-
-	list_for_each(pos, &nbd->conns) {
-		struct nbd_conn *conn = container_of(pos, struct nbd_conn, link);
-
-		if (conn->active)
-			tick_on(nbd);
-		else
-			nbd_buffers_release(&conn->buffers);
-		conn->active = false;
-	}
-	listen_on(nbd);
+	nbd_tick(nbd);
 }
 
 /* The socket */
@@ -227,7 +180,6 @@ static int socket_open(struct nbd *nbd, struct error *err)
 	nbd->watch.fd = nbd->fd;
 	nbd->watch.events = POLLIN;
 	nbd->watch.ready = accept_ready;
-	nbd->tick.expired = tick;
 	rc = engine_watch(nbd->engine, &nbd->watch);
 	if (rc) {
 		error_set(err, rc, "%s: cannot wait for clients: %s", path,
@@ -278,9 +230,7 @@ static int nbd_start(struct transport *transport, const struct image_info *info,
 	struct error e;
 	int rc;
 
-	nbd->info = *info;
-	nbd->readonly = readonly;
-	nbd->held = false;
+	nbd_server_start(nbd, info, readonly);
 	rc = socket_open(nbd, &e);
 	if (!rc)
 		return 0;
@@ -300,8 +250,7 @@ static int nbd_stop(struct transport *transport, bool force, struct error *err)
 	(void)force;
 	(void)err;
 	socket_close(nbd);
-	list_for_each(pos, &nbd->conns)
-		nbd_conn_shut(container_of(pos, struct nbd_conn, link));
+	nbd_server_stop(nbd);
 	return 0;
 }
 
@@ -321,33 +270,14 @@ static int nbd_release(struct transport *transport,
 		       const struct image_info *info, bool readonly,
 		       struct error *err)
 {
-	struct nbd *nbd = nbd_of(transport);
-
 	(void)err;
-	nbd->info = *info;
-	nbd->readonly = readonly;
-	nbd->held = false;
-	list_for_each(pos, &nbd->conns)
-		nbd_conn_kick(container_of(pos, struct nbd_conn, link));
+	nbd_server_release(nbd_of(transport), info, readonly);
 	return 0;
 }
 
 static bool nbd_round(struct transport *transport)
 {
-	struct nbd *nbd = nbd_of(transport);
-	struct list *item, kicked;
-
-	list_init(&kicked);
-	list_splice(&nbd->kicked, &kicked);
-	while ((item = list_pop(&kicked)))
-		nbd_conn_round(container_of(item, struct nbd_conn, kick));
-	if (nbd->fd >= 0)
-		return !list_empty(&nbd->kicked);
-	/* Stopped: sockets that were shut down end at once, and are waited for. */
-	list_for_each(pos, &nbd->conns)
-		if (!container_of(pos, struct nbd_conn, link)->inflight)
-			return true;
-	return false;
+	return nbd_server_round(nbd_of(transport));
 }
 
 static void nbd_close(struct transport *transport)
@@ -355,14 +285,7 @@ static void nbd_close(struct transport *transport)
 	struct nbd *nbd = nbd_of(transport);
 
 	socket_close(nbd);
-	/* Clients that left after the socket was closed may have set it again. */
-	engine_timer_cancel(nbd->engine, &nbd->tick);
-	/* The process ends, with a disk that is paused: the engine still has their requests. */
-	list_for_each(pos, &nbd->conns)
-		engine_timer_cancel(nbd->engine,
-				    &container_of(pos, struct nbd_conn, link)->deadline);
-	if (list_empty(&nbd->conns))
-		nbd_pool_close(&nbd->pool);
+	nbd_server_close(nbd);
 	free(nbd);
 }
 

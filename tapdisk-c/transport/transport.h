@@ -29,6 +29,12 @@ struct transport_ops {
 		     bool readonly, struct error *err);
 
 	/*
+	 * Optional. After start: 0 when what it began is done, -EINPROGRESS until
+	 * then, or why it failed: stop and reset undo it.
+	 */
+	int (*ready)(struct transport *transport, struct error *err);
+
+	/*
 	 * Required. No new request afterwards; those in flight may still be
 	 * answered. -EBUSY while in use, unless force: nothing has changed then.
 	 */

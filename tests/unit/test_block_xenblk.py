@@ -97,7 +97,6 @@ class Dom0:
             FAKE=str(self.directory / "fake"),
             XENSTORED_PATH=str(self.directory / "xenstored"),
             XENBLK_SYSFS=str(self.directory / "sys"),
-            XENBLK_DEV=str(self.directory / "dev"),
             XENBUS_PATH=path,
             XENBUS_TYPE="vbd",
             XENBUS_BASE_PATH="backend",
@@ -176,7 +175,6 @@ def dom0(tmp_path: Path) -> Iterator[Dom0]:
     for name, text in {
         "tap-ctl": TAP_CTL,
         "logger": '#!/bin/sh\necho "$@" >&2\n',
-        "modprobe": '#!/bin/sh\necho "$@" >>"$FAKE/modprobe"\n',
     }.items():
         (tools / name).write_text(text, encoding="utf-8")
         (tools / name).chmod(0o755)
@@ -228,16 +226,6 @@ def test_mode_r_is_read_only(dom0: Dom0, image: Path) -> None:
     dom0.vbd(f"vhd:{image}", mode="r")
     assert dom0.run("add") == 0
     assert dom0.created() == ["-a", f"vhd:{image}", "-R"]
-
-
-@pytest.mark.parametrize("loaded", [False, True])
-def test_add_loads_the_driver_if_it_is_not_there(dom0: Dom0, image: Path, loaded: bool) -> None:
-    if loaded:
-        (dom0.directory / "dev").mkdir()
-        (dom0.directory / "dev" / "control").touch()
-    dom0.vbd(f"vhd:{image}")
-    assert dom0.run("add") == 0
-    assert (dom0.directory / "fake" / "modprobe").exists() != loaded
 
 
 def test_tapdisk_does_not_inherit_the_lock(dom0: Dom0, image: Path) -> None:
@@ -562,12 +550,3 @@ def test_what_others_see_is_found_and_changed_under_xens_own_lock(dom0: Dom0, im
             assert add.wait(timeout=20) != 0
     assert dom0.key("hotplug-status") == "busy"
     assert dom0.disks() == []
-
-
-def test_a_driver_that_cannot_be_loaded_is_named_with_the_reason(dom0: Dom0, image: Path) -> None:
-    (dom0.directory / "bin" / "modprobe").write_text("#!/bin/sh\necho 'FATAL: Module blktap not found.' >&2; exit 1\n")
-    dom0.vbd(f"vhd:{image}")
-    assert dom0.run("add") != 0
-    error = f"vhd:{image}: the blktap driver can't be loaded: FATAL: Module blktap not found."
-    assert dom0.key("hotplug-error") == error
-    assert dom0.calls() == []

@@ -35,6 +35,10 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("retry_errors: none\nretry_for: 0\n", Config(retry_errors="none", retry_for=0)),
         ("retry_then: pause\nno_space: fail\n", Config(retry_then="pause", no_space="fail")),
         ("kernel_io: no\n", Config()),
+        ("transport: auto\n", Config()),
+        ("transport: [auto]\n", Config()),
+        ("transport: nbd\n", Config(transport=("nbd",))),
+        ("transport: [ublk, blktap]\n", Config(transport=("ublk", "blktap"))),
         ("kernel_io: On\n", Config(kernel_io=True)),
         ("claim_vhd: yes\n", Config(claim_vhd=True)),
         ("image_dirs: [/a, '/b c']\n", Config(image_dirs=("/a", "/b c"))),
@@ -49,7 +53,7 @@ def test_settings_are_read(text: str, settings: Config) -> None:
     ("text", "message"),
     [
         ("\nimage_dir: [/a]\n", "x.yaml:2: unknown key image_dir; did you mean image_dirs?"),
-        ("zzz: 1\n", "x.yaml:1: unknown key zzz; there are version, image_dirs, engine, kernel_io, claim_vhd,"),
+        ("zzz: 1\n", "x.yaml:1: unknown key zzz; there are version, image_dirs, engine, transport, kernel_io,"),
         ("retry_interval: 0\n", "x.yaml:1: retry_interval: 0 is out of range; write 1 to 3600 seconds"),
         ("retry_for: long\n", "x.yaml:1: retry_for: a number of seconds is wanted"),
         ("no_space: stop\n", "x.yaml:1: no_space: stop isn't known; write wait or fail"),
@@ -59,6 +63,10 @@ def test_settings_are_read(text: str, settings: Config) -> None:
         ("engine: fast\n", "x.yaml:1: engine: fast isn't known; write uring or posix"),
         ("engine: [uring]\n", "x.yaml:1: engine: uring or posix is wanted"),
         ("engine:\n", "x.yaml:1: engine: uring or posix is wanted"),
+        ("transport: tcmu\n", "x.yaml:1: transport: tcmu isn't known; write auto or blktap or ublk or nbd"),
+        ("transport: [nbd, auto]\n", "x.yaml:1: transport: auto isn't known; write blktap or ublk or nbd"),
+        ("transport: [nbd, nbd]\n", "x.yaml:1: transport: one is named twice; write each of blktap, ublk, nbd"),
+        ("transport: []\n", "x.yaml:1: transport: auto, or one or a list of blktap, ublk, nbd is wanted"),
         ("kernel_io: maybe\n", "x.yaml:1: kernel_io: yes or no is wanted"),
         # the C tools would take none for the default, which allows more
         ("image_dirs: []\n", "x.yaml:1: image_dirs: empty; name a directory, or leave it out for the default"),
@@ -111,7 +119,8 @@ def test_the_flat_file_is_what_the_c_tools_read(files: Path) -> None:
     settings = [line for line in lines if not line.startswith("#")]
     assert settings[:4] == ["version=1", "image_dir=/a", "image_dir=/b c", "engine=posix"]
     assert settings[4:7] == ["retry_errors=transient", "retry_interval=1", "retry_for=5"]
-    assert settings[7:] == ["retry_then=fail", "no_space=wait", "kernel_io=no"]
+    assert settings[7:] == ["retry_then=fail", "no_space=wait", "transport=auto", "kernel_io=no"]
+    assert "transport=ublk,nbd\n" in config.flat(Config(transport=("ublk", "nbd")))
     assert stat.S_IMODE(flat.stat().st_mode) == 0o644
     assert stat.S_IMODE(flat.parent.stat().st_mode) & 0o755 == 0o755
 

@@ -172,6 +172,7 @@ def test_list_as_json_has_null_for_what_is_absent(tap: TapCtl) -> None:
             "size": 1 << 20,
             "sector_size": 512,
             "depth": 2,
+            "transport": None,
             "waits_for": None,
         },
         {
@@ -184,9 +185,24 @@ def test_list_as_json_has_null_for_what_is_absent(tap: TapCtl) -> None:
             "size": None,
             "sector_size": None,
             "depth": None,
+            "transport": None,
             "waits_for": None,
         },
     ]
+
+
+def test_list_says_the_transport_and_shows_minors_without_a_tapdisk(tap: TapCtl) -> None:
+    pid = tap.open(1, "a")
+    (tap.control_dir / "minor1").write_text("nbd\n")
+    (tap.control_dir / "minor7").write_text("nbd\n")
+    # what a killed tap-ctl left, and what is no minor
+    (tap.control_dir / "minor8").touch()
+    (tap.control_dir / "minor9x").write_text("nbd\n")
+    rows = json.loads(tap.ok("list", "--json"))
+    assert [(row["pid"], row["minor"], row["transport"]) for row in rows] == [(pid, 1, "nbd"), (None, 7, "nbd")]
+    assert json.loads(tap.ok("stats", "-p", pid, "-m", 1))["transport"] == "nbd"
+    for name in ("minor1", "minor7", "minor8", "minor9x"):
+        (tap.control_dir / name).unlink()
 
 
 def test_list_shows_more_vbds_than_fit_one_message(tap: TapCtl) -> None:

@@ -171,3 +171,28 @@ def test_what_the_readme_says_of_use_without_xen_is_true(bed: Bed) -> None:
             assert shown == promised.strip().replace("4711", pid)
         elif "prints" in promised:
             assert shown == promised.removeprefix(" prints ")
+
+
+def test_a_disk_of_the_kernels_nbd_client_is_roots_alone_and_not_parsed(bed: Bed) -> None:
+    """Partitions too, which the module looks for if it was loaded by others."""
+    bed.run("modprobe nbd max_part=8 && vhd-util create -n /srv/nbd.vhd -s 64")
+    device = bed.run("tap-ctl create -a vhd:/srv/nbd.vhd --transport=nbd").stdout.strip()
+    try:
+        bed.run(rf"printf '\203\0\0\0\0\010\0\0\0\100' | dd of={device} bs=1 seek=450 conv=notrunc status=none")
+        bed.run(rf"printf '\125\252' | dd of={device} bs=1 seek=510 conv=notrunc status=none; blockdev --rereadpt {device}")
+        name = bed.run(f"udevadm settle; basename $(realpath {device})").stdout.strip()
+        bed.run(f"udevadm trigger --settle /dev/{name} /dev/{name}p1")
+        stats = bed.run(f"stat -c '%n %a %U:%G' /dev/{name} /dev/{name}p1").stdout
+        assert stats == f"/dev/{name} 600 root:root\n/dev/{name}p1 600 root:root\n"
+        for node in (name, f"{name}p1"):
+            known = bed.run(f"udevadm info -q property /dev/{node}").stdout
+            assert "UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG=1\n" in known and "ID_FS" not in known
+        assert bed.run(f"ls -l /dev/disk/* | grep {name}", check=False).stdout == ""
+        told = 'devices{global_filter=["r|^/dev/xen/blktap-2/|","r|^/dev/nbd[1-5][0-9][0-9][0-9]|"]}'
+        bed.run(f"pvcreate -qy /dev/{name}p1")
+        assert f"/dev/{name}p1" in bed.run("pvs --noheadings -o pv_name").stdout
+        assert bed.run(f"pvs --noheadings -o pv_name --config '{told}'").stdout.strip() == ""
+    finally:
+        pid = bed.run("pgrep -x tapdisk").stdout.strip()
+        bed.run(f"tap-ctl destroy -p {pid} -m {device.rpartition('tapdev')[2]}; rm /srv/nbd.vhd; modprobe -r nbd")
+    assert bed.run(f"test -e {device} || ls /dev/nbd1* 2>/dev/null", check=False).stdout == ""

@@ -55,7 +55,7 @@ def test_allocate_and_free(bed: Bed) -> None:
     assert json.loads(bed.run("tap-ctl list --json").stdout)[0]["pid"] is None
     bed.run(f"tap-ctl free -m {minor}")
     result = bed.run(f"tap-ctl free -m {minor}", check=False)
-    assert (result.status, result.output) == (1, f"tap-ctl: minor {minor}: No such device\n")
+    assert (result.status, result.output) == (1, f"tap-ctl: minor {minor}: is not allocated; see `tap-ctl list`\n")
 
 
 def test_create_makes_a_disk_and_destroy_unmakes_it(bed: Bed) -> None:

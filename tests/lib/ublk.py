@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""Disks of the stock kernel's ublk in a bed that has nothing of our driver."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tests.lib.vm import Bed
+
+WITHOUT_DRIVER = (
+    "rmmod blktap 2>/dev/null; test ! -e /sys/module/blktap || exit 1;"
+    " mkdir -p /srv/u /run/xenblk; echo transport=ublk > /run/xenblk/config"
+)
+LEFT = r"""
+tap-ctl list
+for path in /dev/xen/blktap-2/* /dev/ublkb* /dev/ublkc* /run/blktap-control/*; do
+	case $path in /dev/xen/blktap-2/control | *\*) ;; *) echo "$path" ;; esac
+done
+for comm in /proc/[0-9]*/comm; do
+	read -r name < "$comm" || continue
+	case $name in *tapdisk*) echo "$comm: $name" ;; esac
+done 2>/dev/null
+true
+"""
+WIPE = r"""
+umount -l /mnt 2>/dev/null
+pkill -9 -x tapdisk
+while pgrep -x tapdisk >/dev/null; do sleep 0.2; done
+for minor in $(tap-ctl list | sed -n 's/.*minor=\([0-9]*\).*/\1/p'); do tap-ctl free -m $minor; done
+rm -f /run/blktap-control/*
+true
+"""
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A disk, the process that serves it and the name that the kernel has for it."""
+
+    bed: Bed
+    pid: int
+    minor: int
+
+    @property
+    def device(self) -> str:
+        return f"/dev/xen/blktap-2/tapdev{self.minor}"
+
+    @property
+    def name(self) -> str:
+        return f"ublkb{self.minor}"
+
+    @property
+    def at(self) -> str:
+        """How tap-ctl is told of it."""
+        return f"-p {self.pid} -m {self.minor}"
+
+    def attribute(self, name: str) -> str:
+        """A file of the disk's in sysfs."""
+        return self.bed.run(f"cat /sys/block/{self.name}/{name}").stdout.strip()
+
+    def destroy(self) -> None:
+        self.bed.run(f"tap-ctl destroy {self.at}")
+
+
+def create(bed: Bed, spec: str, options: str = "") -> Disk:
+    """A new disk, in a tapdisk of its own."""
+    device = bed.run(f"tap-ctl create -a '{spec}' {options}").stdout.strip()
+    minor = int(device.removeprefix("/dev/xen/blktap-2/tapdev"))
+    (row,) = json.loads(bed.run(f"tap-ctl list -m {minor} --json").stdout)
+    assert row["transport"] == "ublk"
+    return Disk(bed, row["pid"], minor)
+
+
+def take_over(disk: Disk, spec: str) -> Disk:
+    """What a new tapdisk makes of the disk of one that is dead. Its image may be locked a little longer than that lived."""
+    line = (
+        f"pid=$(tap-ctl spawn) && tap-ctl attach -p $pid -m {disk.minor} || exit 1;"
+        f" for try in 1 2 3 4 5 6 7 8 9 10; do tap-ctl open -p $pid -m {disk.minor} -a '{spec}' && break; done"
+        " && echo $pid"
+    )
+    return Disk(disk.bed, int(disk.bed.run(line).stdout), disk.minor)
+
+
+@contextmanager
+def clean(bed: Bed) -> Iterator[Bed]:
+    """Without our driver; holds a test to leaving nothing behind, and removes what it leaves."""
+    bed.run(WITHOUT_DRIVER)
+    assert bed.run(LEFT).output == ""
+    yield bed
+    left = bed.run(LEFT).output
+    bed.run((WIPE if left else "") + "rm -rf /srv/u /run/xenblk/config")
+    assert left == ""

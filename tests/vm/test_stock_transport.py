@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""Disks whose gendisk the stock kernel makes: no module of ours is loaded, without Xen."""
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.lib import tapdisks
+from tests.lib.beds import Beds
+from tests.lib.vm import Bed
+
+MODEL = Path(__file__).parents[1] / "lib" / "bed" / "diskmodel.py"
+HOME = "/srv/stock"
+NODES = "/dev/xen/blktap-2"
+# Loading our module fails, as where there is none.
+WITHOUT_OURS = "modprobe -r blktap 2>/dev/null; echo 'install blktap /bin/false' > /etc/modprobe.d/test.conf"
+LEFT = f"tap-ctl list; ls {NODES} /run/blktap-control /sys/block | grep -E '^(tapdev|minor|nbd1[0-9]{{3}}|ublkb|ctl|stats)'; pgrep -x tapdisk"
+STOCK = [(12, "nbd"), (13, "nbd"), (13, "ublk")]
+
+
+@dataclass(frozen=True)
+class Stock:
+    """A bed without our module, and the transport that its disks are to have."""
+
+    bed: Bed
+    transport: str
+
+    def create(self, spec: str, *options: str) -> str:
+        """The device of a new disk."""
+        command = " ".join((f"tap-ctl create -a {spec} --transport={self.transport}", *options))
+        return self.bed.run(command).stdout.strip()
+
+    def image(self, name: str, megabytes: int, depth: int = 1) -> str:
+        """A chain whose parents hold something; the leaf's path."""
+        path = f"{HOME}/{name}.vhd"
+        self.bed.run(f"vhd-util create -n {path} -s {megabytes}")
+        for level in range(1, depth):
+            device = self.create(f"vhd:{path}")
+            self.bed.run(f"dd if=/dev/urandom of={device} bs=64k count=20 seek={7 * level} oflag=direct 2>/dev/null")
+            tapdisks.destroy(self.bed, device)
+            child = f"{HOME}/{name}.{level}.vhd"
+            self.bed.run(f"vhd-util snapshot -n {child} -p {path}")
+            path = child
+        return path
+
+    def kernel_name(self, device: str) -> str:
+        """What the device is in /sys/block."""
+        return self.bed.run(f"basename $(realpath {device})").stdout.strip()
+
+    def sha256(self, device: str) -> str:
+        """Of what is on it."""
+        return self.bed.run(f"dd if={device} bs=1M iflag=direct 2>/dev/null | sha256sum").stdout.split()[0]
+
+
+@pytest.fixture(params=STOCK, ids=[f"{transport}-{release}" for release, transport in STOCK])
+def stock(request: pytest.FixtureRequest, beds: Beds) -> Iterator[Stock]:
+    release, transport = request.param
+    bed = beds(release=release, xen=False)
+    bed.run(f"{WITHOUT_OURS}; mkdir -p {HOME}")
+    bed.put("/root/diskmodel.py", MODEL.read_bytes())
+    assert bed.run(LEFT, check=False).stdout == ""
+    yield Stock(bed, transport)
+    left = bed.run(LEFT, check=False).stdout
+    if left:
+        bed.run(tapdisks.WIPE)
+    bed.run(f"rm -rf {HOME} /etc/modprobe.d/test.conf /run/xenblk/config")
+    assert left == ""
+
+
+def test_data_is_what_was_written(stock: Stock) -> None:
+    """Random requests against a model, on a chain of three, and all of it again by another tapdisk."""
+    bed, seed = stock.bed, random.randrange(1 << 32)
+    print(f"seed {seed}")
+    leaf = stock.image("data", 24, depth=3)
+    device = stock.create(f"vhd:{leaf}")
+    digest = bed.run(f"python3 /root/diskmodel.py {device} {seed} 250").stdout.strip()
+    [disk] = tapdisks.served(bed)
+    stats = json.loads(bed.run(f"tap-ctl stats -p {disk.pid} -m {disk.minor}").stdout)
+    assert stats["transport"] == stock.transport and stats["flush"]["requests"] > 1
+    assert stats["discard"]["bytes"] > 0 and sum(stats[op]["errors"] for op in ("read", "write", "discard", "zero")) == 0
+    tapdisks.destroy(bed, device)
+    device = stock.create(f"vhd:{leaf}", "-R")
+    assert stock.sha256(device) == digest
+    tapdisks.destroy(bed, device)
+    bed.run(f"vhd-util check -n {leaf} -p -b")
+
+
+def test_a_disk_has_its_own_name_and_limits(stock: Stock) -> None:
+    bed = stock.bed
+    device = stock.create(f"vhd:{stock.image('limits', 16)}")
+    name = stock.kernel_name(device)
+    assert device == f"{NODES}/tapdev0" and name != "tapdev0"
+    assert bed.run(f"stat -L -c '%a %u:%g %t:%T' {device} /dev/{name}").stdout.split("\n")[0].startswith("600 0:0 ")
+    queue = f"/sys/block/{name}/queue"
+    values = bed.run(f"cd {queue}; cat max_sectors_kb fua write_cache logical_block_size ../ro ../size").stdout.split()
+    assert values == ["256", "1", "write", "back", "512", "0", str(16 << 11)]
+    assert 0 < int(bed.get(f"{queue}/discard_max_bytes")) <= 1 << 30
+    assert json.loads(bed.run("tap-ctl list --json").stdout)[0]["transport"] == stock.transport
+    # what a guest has for partitions is not looked for
+    bed.run(f"printf '\\125\\252' | dd of={device} bs=1 seek=510 conv=notrunc status=none")
+    bed.run(f"printf '\\203\\0\\0\\0\\0\\010\\0\\0\\0\\100' | dd of={device} bs=1 seek=450 conv=notrunc status=none")
+    assert bed.run(f"blkid -p -o value -s PTTYPE {device}; ls -d /sys/block/{name}/{name}p* 2>/dev/null", check=False).stdout == "dos\n"
+    tapdisks.destroy(bed, device)
+    assert bed.run(f"ls /dev/{name} {device}", check=False).status != 0
+
+
+def test_read_only_and_sectors_of_4096_bytes(stock: Stock) -> None:
+    bed = stock.bed
+    device = stock.create(f"vhd:{stock.image('ro', 16)}", "-R")
+    assert bed.run(f"blockdev --getro {device}").stdout == "1\n"
+    assert bed.run(f"dd if=/dev/zero of={device} bs=4k count=1 oflag=direct 2>/dev/null", check=False).status == 1
+    tapdisks.destroy(bed, device)
+    bed.run(f"truncate -s 16M {HOME}/4k.img; losetup -b 4096 --direct-io=on /dev/loop5 {HOME}/4k.img")
+    device = stock.create("aio:/dev/loop5")
+    assert bed.run(f"blockdev --getss {device}").stdout == "4096\n"
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    digest = bed.run(f"python3 /root/diskmodel.py {device} {seed} 100").stdout.strip()
+    tapdisks.destroy(bed, device)
+    assert stock.sha256("/dev/loop5") == digest
+    bed.run("losetup -d /dev/loop5")
+
+
+def fio(device: str, megabytes: int, rate: int) -> str:
+    """The command of a load that verifies what it wrote."""
+    return (
+        f"fio --name=x --filename={device} --direct=1 --ioengine=libaio --iodepth=16 --rw=randwrite --bsrange=4k-64k"
+        f" --size={megabytes}M --rate_iops={rate} --fsync=32 --verify=crc32c --do_verify=1 --output=/root/fio.log"
+    )
+
+
+def test_kill_9_loses_nothing(stock: Stock) -> None:
+    """Several times under load: the device holds its requests until another tapdisk has the minor."""
+    bed = stock.bed
+    leaf = stock.image("kill", 24, depth=2)
+    device = stock.create(f"vhd:{leaf}")
+    name = stock.kernel_name(device)
+    # for the test's sake: what waits for an answer goes again sooner
+    bed.run(f"echo 2000 > /sys/block/{name}/queue/io_timeout", check=False)
+    writer = bed.popen(fio(device, 24, 150))
+    for turn in range(1, 4):
+        bed.wait_for(f"awk '{{ exit $5 < {turn * 120} }}' /sys/block/{name}/stat", 60, interval=0.2)
+        assert not writer.ended
+        bed.run("kill -9 $(pgrep -x tapdisk); while pgrep -x tapdisk; do :; done")
+        assert bed.run("tap-ctl list").stdout == "minor=0\n"
+        bed.run(
+            f"pid=$(tap-ctl spawn) && tap-ctl attach -p $pid -m 0 && tap-ctl open -p $pid -m 0 -a vhd:{leaf}"
+            f" && echo 2000 > /sys/block/{name}/queue/io_timeout"
+        )
+        assert bed.run(f"realpath {device}").stdout.strip() == f"/dev/{name}"
+    writer.wait(120)
+    assert "err= 0" in bed.run("cat /root/fio.log").stdout
+    tapdisks.destroy(bed, device)
+    bed.run(f"vhd-util check -n {leaf} -p")
+
+
+def test_pause_snapshot_and_growth_under_load(stock: Stock) -> None:
+    bed = stock.bed
+    leaf = stock.image("life", 24)
+    device = stock.create(f"vhd:{leaf}")
+    [disk] = tapdisks.served(bed)
+    at = f"-p {disk.pid} -m {disk.minor}"
+    writer = bed.popen(fio(device, 24, 80))
+    bed.wait_for(f"awk '{{ exit $5 < 50 }}' /sys/block/{stock.kernel_name(device)}/stat", 60, interval=0.2)
+    bed.run(f"timeout 20 tap-ctl snapshot {at} -n life.base.vhd")
+    bed.run(f"timeout 20 tap-ctl pause {at}")
+    assert tapdisks.served(bed)[0].state == "0x20"
+    # a ublk device can grow from Linux 6.16 on
+    megabytes = 24 if stock.transport == "ublk" else 32
+    grow = f"vhd-util resize -n {leaf} -s {megabytes} && " if megabytes > 24 else ""
+    bed.run(f"{grow}sleep 0.5 && timeout 20 tap-ctl unpause {at}")
+    bed.wait_for(f"test $(blockdev --getsize64 {device}) = {megabytes << 20}", 20, interval=0.2)
+    assert not writer.ended, "the load ended before the disk was larger"
+    writer.wait(120)
+    assert "err= 0" in bed.run("cat /root/fio.log").stdout
+    bed.run(f"dd if=/dev/urandom of={device} bs=1M seek={megabytes - 4} count=4 oflag=direct conv=fsync 2>/dev/null")
+    digest = stock.sha256(device)
+    tapdisks.destroy(bed, device)
+    device = stock.create(f"vhd:{leaf}", "-R")
+    assert stock.sha256(device) == digest
+    tapdisks.destroy(bed, device)
+    bed.run(f"vhd-util check -n {leaf} -p")
+
+
+def test_a_disk_in_use_stays_until_it_is_forced(stock: Stock) -> None:
+    bed = stock.bed
+    device = stock.create(f"vhd:{stock.image('busy', 16)}")
+    [disk] = tapdisks.served(bed)
+    at = f"-p {disk.pid} -m {disk.minor}"
+    holder = bed.popen(f"exec 5<>{device}; echo held; read x; dd if=/dev/urandom bs=4k count=1 oflag=direct >&5 2>/dev/null")
+    bed.wait_for(f"ls -l /proc/*/fd 2>/dev/null | grep -q '/dev/{stock.kernel_name(device)}$'", 20, interval=0.2)
+    result = bed.run(f"tap-ctl close {at}", check=False, timeout=60)
+    assert result.status == 1
+    assert result.stderr.startswith(f"tap-ctl: {device} is in use")
+    assert result.stderr.endswith(": detach it from the guest or unmount it first\n")
+    # it goes on, and does not go when it is closed
+    bed.run(f"dd if={device} of=/dev/null bs=1M count=4 iflag=direct 2>/dev/null")
+    holder.stdin(b"\n")
+    holder.wait()
+    bed.run(f"dd if={device} of=/dev/null bs=1M count=4 iflag=direct 2>/dev/null")
+    assert [(d.pid, d.minor) for d in tapdisks.served(bed)] == [(disk.pid, 0)]
+    bed.run(f"mkfs.ext4 -q {device} && mount {device} /mnt && dd if=/dev/zero of=/mnt/x bs=1M count=2 2>/dev/null")
+    assert bed.run(f"tap-ctl destroy {at}", check=False, timeout=60).status == 1
+    bed.run("umount /mnt")
+    holder = bed.popen(f"exec 5<>{device}; read x; dd of=/dev/fd/5 if=/dev/zero bs=4k count=1 oflag=direct conv=notrunc")
+    bed.run("sleep 0.5")
+    bed.run(f"timeout 30 tap-ctl destroy {at} -f")
+    holder.stdin(b"\n")
+    assert holder.wait(check=False).status != 0
+
+
+def test_minors_are_given_freed_and_claimed(stock: Stock) -> None:
+    """As the single verbs do it, and with more disks than the kernel's module has by default."""
+    bed = stock.bed
+    count = 20
+    bed.run(f"cd {HOME} && for i in $(seq 0 {count - 1}); do truncate -s 4M $i.img; echo $i | dd of=$i.img conv=notrunc 2>/dev/null; done")
+    bed.run(
+        f"set -e; pid=$(tap-ctl spawn); for i in $(seq 0 {count - 1}); do"
+        f" test $(tap-ctl allocate --transport={stock.transport}) = {NODES}/tapdev$i;"
+        f" tap-ctl attach -p $pid -m $i; tap-ctl open -p $pid -m $i -a aio:{HOME}/$i.img; done"
+    )
+    rows = tapdisks.served(bed)
+    assert [row.minor for row in rows] == list(range(count))
+    assert bed.run(f"for i in $(seq 0 {count - 1}); do head -n 1 {NODES}/tapdev$i; done").stdout.split() == [
+        str(i) for i in range(count)
+    ]
+    pid = rows[0].pid
+    other = bed.run("tap-ctl spawn").stdout.strip()
+    result = bed.run(f"tap-ctl attach -p {other} -m 3", check=False)
+    assert result.stderr == "tap-ctl: minor 3 is served by another tapdisk; see tap-ctl list\n"
+    assert "a tapdisk has it" in bed.run("tap-ctl free -m 3", check=False).stderr
+    bed.run(f"kill {other}; tap-ctl destroy -p {pid} -m 3")
+    assert bed.run(f"tap-ctl allocate --transport={stock.transport}").stdout == f"{NODES}/tapdev3\n"
+    assert "minor=3\n" in bed.run("tap-ctl list").stdout
+    bed.run("tap-ctl free -m 3")
+    # What a killed one leaves is freed with its requests, and its name with it.
+    bed.run(f"kill -9 {pid}; while kill -0 {pid} 2>/dev/null; do :; done; test -e {NODES}/tapdev5 && tap-ctl free -m 5 && ! ls {NODES}/tapdev5")
+    bed.run(f"for i in $(seq 0 {count - 1}); do case $i in 3|5) ;; *) tap-ctl destroy -p {pid} -m $i ;; esac; done")
+
+
+def test_a_transport_that_there_is_not_is_named_with_the_reason(stock: Stock) -> None:
+    bed = stock.bed
+    spec = f"aio:{HOME}/none.img"
+    bed.run(f"truncate -s 4M {HOME}/none.img")
+    error = bed.run(f"tap-ctl create -a {spec} --transport=blktap", check=False).stderr
+    assert error.startswith("tap-ctl: transport blktap: the blktap driver can't be loaded: modprobe: ")
+    error = bed.run(f"tap-ctl create -a {spec} --transport=tcmu", check=False).stderr
+    assert error == "tap-ctl: transport=tcmu: must be auto, or some of blktap,ublk,nbd in the order to try them\n"
+    # the configuration's, in its order, and what is not there is passed by
+    bed.run(f"mkdir -p /run/xenblk && echo transport=blktap,{stock.transport} > /run/xenblk/config && tap-ctl check")
+    device = bed.run(f"tap-ctl create -a {spec}").stdout.strip()
+    assert json.loads(bed.run("tap-ctl list --json").stdout)[0]["transport"] == stock.transport
+    tapdisks.destroy(bed, device)
