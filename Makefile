@@ -22,6 +22,8 @@ MODE       ?= release
 PYTHON     ?= /usr/bin/python3
 KDIR       ?= /lib/modules/$(shell uname -r)/build
 JOBS       ?= $(shell nproc)
+# The quick tiers mostly wait, so more of their tests run at once than there are processors.
+AT_ONCE    ?= $(shell expr $$(nproc) + 1)
 
 bin    := $(BUILD)/$(MODE)/tapdisk-c
 pybuild := $(BUILD)/python
@@ -132,7 +134,8 @@ test: test-deps
 	@$(MAKE) --no-print-directory -C tapdisk-c check BUILD=$(BUILD)
 	@$(MAKE) --no-print-directory -j$(JOBS) -C tapdisk-c check-cross BUILD=$(BUILD)
 	@$(MAKE) --no-print-directory -C kernel-patches check
-	@$(PYTHON) -m pytest tests
+	@$(PYTHON) -m pytest -n $(AT_ONCE) tests/unit tests/io
+	@$(PYTHON) -m pytest tests/vm tests/xen
 
 # BENCH_ARGS: more of `python3 -m tests.perf --help`.
 bench: bench-deps
