@@ -29,6 +29,8 @@ class Config:
     image_dirs: tuple[str, ...] = ("/var/lib/xen/images", "/srv")
     engine: str = "uring"
     kernel_io: bool = False
+    restart: bool = True
+    dead_timeout: int = 0
     retry_errors: str = "transient"
     retry_interval: int = 1
     retry_for: int = 600
@@ -69,9 +71,9 @@ def flat(config: Config) -> str:
     """The text for the C tools."""
     lines = ["# written by xenblk config apply; change xenblk.yaml instead", f"version={config.version}"]
     lines += [f"image_dir={path}" for path in config.image_dirs]
-    keys = ("engine", "retry_errors", "retry_interval", "retry_for", "retry_then", "no_space")
+    keys = ("engine", "retry_errors", "retry_interval", "retry_for", "retry_then", "no_space", "dead_timeout")
     lines += [f"{key}={getattr(config, key)}" for key in keys]
-    lines.append(f"kernel_io={'yes' if config.kernel_io else 'no'}")
+    lines += [f"{key}={'yes' if getattr(config, key) else 'no'}" for key in ("kernel_io", "restart")]
     return "\n".join(lines) + "\n"
 
 

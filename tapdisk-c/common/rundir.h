@@ -2,7 +2,9 @@
 /*
  * The directory of what a running tapdisk shows: ctl<pid>, its control socket;
  * stats<pid>.<minor>, the statistics page of a VBD (common/stats.h);
- * nospace.<minor>, there while a VBD waits for space; nbd<pid>.<minor>, its NBD socket.
+ * nospace.<minor>, there while a VBD waits for space; nbd<pid>.<minor>, its NBD socket;
+ * disk.<minor>, for the next tapdisk (common/diskfile.h). ctl<pid> of a dead one is a
+ * link to that of the one that took its disks over.
  */
 #ifndef XENBLK_RUNDIR_H
 #define XENBLK_RUNDIR_H

@@ -6,7 +6,6 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,6 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "common/diskfile.h"
 #include "control/control.h"
 #include "control/proto.h"
 
@@ -227,7 +227,7 @@ static int by_value(const void *a, const void *b)
 
 static bool is_dead(int pid)
 {
-	return pid > 0 && kill(pid, 0) && errno == ESRCH;
+	return pid > 0 && process_ended(pid);
 }
 
 /* What a dead tapdisk has left beside its socket: common/rundir.h. */
@@ -239,6 +239,7 @@ static void remove_if_stale(int dir, const char *name)
 
 	if (sscanf(name, "stats%d.%d%c", &pid, &minor, &c) != 2 &&
 	    sscanf(name, "nbd%d.%d.%d%c", &pid, &minor, &pid, &c) != 3 &&
+	    sscanf(name, "disk.%d.%d%c", &minor, &pid, &c) != 2 &&
 	    sscanf(name, "ctl%d.%d%c", &pid, &pid, &c) != 2)
 		pid = 0;
 	if (sscanf(name, "nospace.%d%c", &minor, &c) == 1) {
@@ -277,6 +278,10 @@ int control_pids(int **pids, size_t *n, struct error *err)
 			remove_if_stale(dirfd(dir), entry->d_name);
 			continue;
 		}
+		/* The name of one that has died, which leads to another. */
+		if (control && control_heir(pid) != pid &&
+		    !is_dead(control_heir(pid)))
+			continue;
 		if (is_dead(pid)) {
 			unlinkat(dirfd(dir), entry->d_name, 0);
 			continue;

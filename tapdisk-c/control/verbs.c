@@ -239,6 +239,7 @@ static void do_open(struct control_call *call, const struct request *req)
 				&err);
 	if (rc)
 		goto out;
+	server_set_owner(call->server, (int)req->minor, (int)req->owner);
 	rc = server_open_image(call->server, (int)req->minor, req->args,
 			       req->readonly, &err);
 	if (rc && req->owner)
@@ -255,6 +256,8 @@ static void do_keep(struct control_call *call, const struct request *req)
 	if (!owners_forget(call->owners, (int)req->minor))
 		rc = error_set(&err, -ESRCH, "minor %lld has no owner, or lost "
 			       "it", (long long)req->minor);
+	else
+		server_set_owner(call->server, (int)req->minor, 0);
 	answer_rc(call, rc, &err);
 }
 

@@ -11,6 +11,7 @@
 
 #include <blktap.h>
 
+#include "common/diskfile.h"
 #include "control/client.h"
 #include "server.h"
 
@@ -63,6 +64,10 @@ static json_t *waits_for(json_int_t state)
 {
 	if (state & VBD_NO_SPACE)
 		return json_string("space");
+	if (state & VBD_REOPENING)
+		return json_string("image");
+	if (state & VBD_GIVEN_UP)
+		return json_string("tapdisk");
 	return state & VBD_WAITING ? json_string("storage") : json_null();
 }
 
@@ -159,6 +164,25 @@ static void allocated_minors(bool *allocated)
 		closedir(dir);
 }
 
+/* What is known of a minor that no tapdisk has. */
+static json_t *unserved(int minor)
+{
+	json_t *vbd = json_pack("{s:i}", "minor", minor);
+	struct diskfile file;
+
+	if (diskfile_read(&file, minor))
+		return vbd;
+	if (file.given_up) {
+		json_object_set_new(vbd, "state", json_integer(VBD_GIVEN_UP));
+		json_object_set_new(vbd, "args", json_string(file.args));
+		json_object_set_new(vbd, "readonly", json_boolean(file.readonly));
+		json_object_set_new(vbd, "sectors", json_integer((json_int_t)file.sectors));
+		json_object_set_new(vbd, "sector_size", json_integer(file.sector_size));
+	}
+	diskfile_dispose(&file);
+	return vbd;
+}
+
 static void add_unattached(json_t *rows, const bool *allocated)
 {
 	for (int minor = 0; minor < BLKTAP_MAX_MINORS; minor++) {
@@ -171,7 +195,7 @@ static void add_unattached(json_t *rows, const bool *allocated)
 		snprintf(path, sizeof(path), SYSFS_CLASS "/blktap%d", minor);
 		if (access(path, F_OK))
 			continue;
-		vbd = json_pack("{s:i}", "minor", minor);
+		vbd = unserved(minor);
 		json_array_append_new(rows, vbd_output(-1, vbd));
 		json_decref(vbd);
 	}

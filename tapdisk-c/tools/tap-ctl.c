@@ -18,6 +18,8 @@
 
 #include <blktap.h>
 
+#include "control/control.h"
+
 /* Long options only: these are no letters. In the order of retry_keys. */
 #define RETRY "\001:\002:\003:\004:\005:"
 
@@ -41,7 +43,8 @@ static const struct verb {
 	{ "list", "p:m:t:f:j", "", "", cmd_list,
 	  "[-p PID] [-m MINOR] [-t TYPE] [-f FILE] [--json]" },
 	{ "allocate", "", "", "", cmd_allocate, "" },
-	{ "free", "m:", "m", "", cmd_free, "-m MINOR" },
+	{ "free", "m:f", "m", "", cmd_free, "-m MINOR [-f]" },
+	{ "fail", "m:", "m", "", cmd_fail, "-m MINOR" },
 	{ "spawn", "", "", "", cmd_spawn, "" },
 	{ "attach", "p:m:", "pm", "", cmd_attach, "-p PID -m MINOR" },
 	{ "open", "p:m:a:R" RETRY, "pma", "e:r2:sDC:t:E", cmd_open,
@@ -61,6 +64,7 @@ static const struct verb {
 	  "-p PID -m MINOR [-a TYPE:PATH]" },
 	{ "snapshot", "p:m:n:t:", "pmn", "", cmd_snapshot,
 	  "-p PID -m MINOR -n PARENT [-t SECONDS]" },
+	{ "restart", "m:", "m", "", cmd_restart, "-m MINOR" },
 	{ "stats", "p:m:j", "pm", "", cmd_stats, "-p PID -m MINOR [--json]" },
 	{ "check", "", "", "", cmd_check, "" },
 };
@@ -304,6 +308,9 @@ int main(int argc, char **argv)
 	if (rc >= 0)
 		return rc;
 
+	/* One that has died may have an heir. */
+	if (opt.pid >= 0)
+		opt.pid = control_heir(opt.pid);
 	/* A reader that has gone is an error to handle, not the end. */
 	signal(SIGPIPE, SIG_IGN);
 	rc = verb->run(&opt, &err);

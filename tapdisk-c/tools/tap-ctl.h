@@ -38,6 +38,7 @@ struct options {
 int cmd_list(const struct options *opt, struct error *err);
 int cmd_allocate(const struct options *opt, struct error *err);
 int cmd_free(const struct options *opt, struct error *err);
+int cmd_fail(const struct options *opt, struct error *err);
 int cmd_check(const struct options *opt, struct error *err);
 int cmd_spawn(const struct options *opt, struct error *err);
 int cmd_attach(const struct options *opt, struct error *err);
@@ -48,6 +49,7 @@ int cmd_pause(const struct options *opt, struct error *err);
 int cmd_unpause(const struct options *opt, struct error *err);
 int cmd_probe(const struct options *opt, struct error *err);
 int cmd_keep(const struct options *opt, struct error *err);
+int cmd_restart(const struct options *opt, struct error *err);
 int cmd_create(const struct options *opt, struct error *err);
 int cmd_destroy(const struct options *opt, struct error *err);
 
@@ -55,8 +57,8 @@ int cmd_destroy(const struct options *opt, struct error *err);
 void complain(const char *text);
 
 /* tap-ctl-spawn.c */
-/* Starts a tapdisk and waits until it answers. It is a child of the caller. */
-int tapdisk_spawn(int *pid, struct error *err);
+/* Starts a tapdisk, with an option or NULL, and waits until it answers. It is a child of the caller. */
+int tapdisk_spawn(int *pid, char *option, struct error *err);
 /* Ends a child that has no VBD. */
 void tapdisk_kill(int pid);
 /*

@@ -4,10 +4,13 @@
 #include <blktap.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "common/log.h"
 
 /* A tapdisk that was killed lets go of its ring a moment after. */
 #define FREE_TRIES	100
@@ -60,10 +63,12 @@ int minor_allocate(int *minor, struct error *err)
 	return rc;
 }
 
-int minor_free(int minor, struct error *err)
+static int free_minor(int minor, unsigned int flags, struct error *err)
 {
 	const struct timespec pause = { .tv_nsec = FREE_WAIT_NS };
-	struct blktap_free arg = { .size = sizeof(arg), .minor = minor };
+	struct blktap_free arg = {
+		.size = sizeof(arg), .minor = minor, .flags = flags,
+	};
 	int fd = control_open(err);
 	int rc = 0;
 
@@ -82,6 +87,71 @@ int minor_free(int minor, struct error *err)
 	if (rc)
 		return error_set(err, rc, "minor %d: %s", minor, strerror(-rc));
 	return 0;
+}
+
+int minor_free(int minor, struct error *err)
+{
+	return free_minor(minor, 0, err);
+}
+
+int minor_free_now(int minor, struct error *err)
+{
+	return free_minor(minor, BLKTAP_FREE_FORCE, err);
+}
+
+static void sysfs_path(char *path, size_t size, int minor, const char *name)
+{
+	snprintf(path, size, "/sys/class/blktap2/blktap%d/%s", minor, name);
+}
+
+uint64_t minor_id(int minor)
+{
+	unsigned long long id = 0;
+	char path[64];
+	FILE *f;
+
+	sysfs_path(path, sizeof(path), minor, "id");
+	f = fopen(path, "re");
+	if (f && fscanf(f, "%llu", &id) != 1)
+		id = 0;
+	if (f)
+		fclose(f);
+	return id;
+}
+
+static int sysfs_write(int minor, const char *name, unsigned int value)
+{
+	char path[64], text[16];
+	int fd, n, rc = 0;
+
+	sysfs_path(path, sizeof(path), minor, name);
+	fd = open(path, O_WRONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	n = snprintf(text, sizeof(text), "%u", value);
+	if (write(fd, text, (size_t)n) != n)
+		rc = -errno;
+	close(fd);
+	return rc;
+}
+
+void minor_set_dead_timeout(int minor, unsigned int seconds)
+{
+	int rc = sysfs_write(minor, "dead_timeout", seconds);
+
+	if (rc)
+		log_warn("requests will wait for a tapdisk for ever minor=%d err=%d",
+			 minor, -rc);
+}
+
+int minor_fail(int minor, struct error *err)
+{
+	int rc = sysfs_write(minor, "fail", 1);
+
+	if (rc == -EBUSY)
+		return error_set(err, rc, "minor %d: a tapdisk serves it, or it has no device",
+				 minor);
+	return rc ? error_set(err, rc, "minor %d: %s", minor, strerror(-rc)) : 0;
 }
 
 /* Asked for a version that there is not, the driver gives none but tells its own. */

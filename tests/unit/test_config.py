@@ -36,6 +36,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("retry_then: pause\nno_space: fail\n", Config(retry_then="pause", no_space="fail")),
         ("kernel_io: no\n", Config()),
         ("kernel_io: On\n", Config(kernel_io=True)),
+        ("restart: no\ndead_timeout: 60\n", Config(restart=False, dead_timeout=60)),
         ("image_dirs: [/a, '/b c']\n", Config(image_dirs=("/a", "/b c"))),
         ("image_dirs:\n- /ü\n- /x=#y\nengine: uring\n", Config(image_dirs=("/ü", "/x=#y"))),
     ],
@@ -48,7 +49,7 @@ def test_settings_are_read(text: str, settings: Config) -> None:
     ("text", "message"),
     [
         ("\nimage_dir: [/a]\n", "x.yaml:2: unknown key image_dir; did you mean image_dirs?"),
-        ("zzz: 1\n", "x.yaml:1: unknown key zzz; there are version, image_dirs, engine, kernel_io, retry_errors,"),
+        ("zzz: 1\n", "x.yaml:1: unknown key zzz; there are version, image_dirs, engine, kernel_io, restart,"),
         ("retry_interval: 0\n", "x.yaml:1: retry_interval: 0 is out of range; write 1 to 3600 seconds"),
         ("retry_for: long\n", "x.yaml:1: retry_for: a number of seconds is wanted"),
         ("no_space: stop\n", "x.yaml:1: no_space: stop isn't known; write wait or fail"),
@@ -110,7 +111,7 @@ def test_the_flat_file_is_what_the_c_tools_read(files: Path) -> None:
     settings = [line for line in lines if not line.startswith("#")]
     assert settings[:4] == ["version=1", "image_dir=/a", "image_dir=/b c", "engine=posix"]
     assert settings[4:7] == ["retry_errors=transient", "retry_interval=1", "retry_for=5"]
-    assert settings[7:] == ["retry_then=fail", "no_space=wait", "kernel_io=no"]
+    assert settings[7:] == ["retry_then=fail", "no_space=wait", "dead_timeout=0", "kernel_io=no", "restart=yes"]
     assert stat.S_IMODE(flat.stat().st_mode) == 0o644
     assert stat.S_IMODE(flat.parent.stat().st_mode) & 0o755 == 0o755
 
