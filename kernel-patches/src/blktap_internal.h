@@ -99,6 +99,7 @@ struct blktap_counters {
 	u64 faults;		/* requests failed by the server's buffer */
 	u64 requeued;		/* given back by the server */
 	u64 recovered;		/* given again after a server's death */
+	u64 outlived;		/* run by the kernel when their server died */
 	u64 expired;		/* failed since no server came; under rq_lock too */
 	/* the kernel's own I/O, under rq_lock */
 	u64 direct_reads;
@@ -214,8 +215,8 @@ int blktap_copy_from_server(struct blktap *tap, struct request *rq);
 /* file.c; lock is held. */
 int blktap_file_add(struct blktap *tap, int fd, u32 number, bool write);
 int blktap_file_remove(struct blktap *tap, u32 number);
-/* The extents too. I/O on them may still run. */
-void blktap_files_drop(struct blktap *tap);
+/* The extents too. Returns how much I/O on them still runs. */
+u32 blktap_files_drop(struct blktap *tap);
 
 /* extent.c; lock is held but where rq_lock is said. */
 /* Checks each; added says how many there are after an error too. */

@@ -63,7 +63,7 @@ static int blktap_ring_release(struct inode *inode, struct file *file)
 			 tap->task);
 		blktap_expire_begin(tap);
 	}
-	blktap_files_drop(tap);
+	tap->count.outlived += blktap_files_drop(tap);
 	if (tap->set_up) {
 		mmdrop(tap->mm);
 		tap->mm = NULL;

@@ -130,6 +130,7 @@ BLKTAP_COUNTER(refused);
 BLKTAP_COUNTER(faults);
 BLKTAP_COUNTER(requeued);
 BLKTAP_COUNTER(recovered);
+BLKTAP_COUNTER(outlived);
 BLKTAP_COUNTER(expired);
 BLKTAP_COUNTER(direct_reads);
 BLKTAP_COUNTER(direct_writes);
@@ -142,6 +143,7 @@ static struct attribute *blktap_counter_attrs[] = {
 	&dev_attr_faults.attr,
 	&dev_attr_requeued.attr,
 	&dev_attr_recovered.attr,
+	&dev_attr_outlived.attr,
 	&dev_attr_expired.attr,
 	&dev_attr_direct_reads.attr,
 	&dev_attr_direct_writes.attr,
