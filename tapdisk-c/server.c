@@ -28,6 +28,7 @@ struct server {
 	bool stop;
 	bool terminating;
 	bool keep_files;
+	bool leaving;
 	int rc;				/* of the first image that closed badly at the end */
 };
 
@@ -99,7 +100,18 @@ bool server_keeps_files(const struct server *server)
 
 bool server_leaves_all(const struct server *server)
 {
-	return server->terminating;
+	return server->terminating || server->leaving;
+}
+
+void server_set_leaving(struct server *server, bool leaving)
+{
+	server->leaving = leaving;
+}
+
+void server_let_go(struct server *server)
+{
+	while (server->nr)
+		vbd_abandon(server->vbds[--server->nr]);
 }
 
 bool server_ended(const struct server *server)

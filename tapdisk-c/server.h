@@ -100,6 +100,9 @@ void server_keep_files(struct server *server);
 bool server_keeps_files(const struct server *server);
 /* All disks are being paused for another process, which may begin with any of them. */
 bool server_leaves_all(const struct server *server);
+void server_set_leaving(struct server *server, bool leaving);
+/* Of paused and closed VBDs: their devices are left, for who attaches the minors next. */
+void server_let_go(struct server *server);
 /* The process whose disk it is until it is kept, 0: none; before the open. */
 void server_set_owner(struct server *server, int minor, int owner);
 /* Attaches what another process had, as it is noted; open it by server_unpause(). */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-only */
 #include "common/diskfile.h"
 
+#include <blktap.h>
 #include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
@@ -16,6 +17,7 @@
 #include "common/rundir.h"
 
 #define DISKFILE_VERSION 1u
+#define DISKFILE_MINORS BLKTAP_MAX_MINORS
 
 static int path_of(char *path, size_t size, int minor)
 {
@@ -221,6 +223,24 @@ void diskfile_minors(bool *found, unsigned int max)
 			found[minor] = true;
 	if (dir)
 		closedir(dir);
+}
+
+void diskfile_give(int from, int to)
+{
+	static bool found[DISKFILE_MINORS];
+	struct diskfile file;
+
+	memset(found, 0, sizeof(found));
+	diskfile_minors(found, DISKFILE_MINORS);
+	for (int minor = 0; minor < DISKFILE_MINORS; minor++) {
+		if (!found[minor] || diskfile_read(&file, minor))
+			continue;
+		if (file.pid == from) {
+			file.pid = to;
+			diskfile_write(&file);
+		}
+		diskfile_dispose(&file);
+	}
 }
 
 bool process_ended(int pid)

@@ -50,6 +50,9 @@ void diskfile_add_former(struct diskfile *file, int pid);
 /* Removes it if it is of this tapdisk, 0: whosever it is. */
 void diskfile_forget(int minor, int pid);
 
+/* What names the tapdisk from names the tapdisk to. */
+void diskfile_give(int from, int to);
+
 /* Sets found[minor] of max for each that there is. */
 void diskfile_minors(bool *found, unsigned int max);
 

@@ -149,35 +149,30 @@ static int read_answer(int pid, const char *answer, size_t len,
 	return rc;
 }
 
-int control_call(int pid, json_t *request, json_t **reply, int timeout_ms,
-		 struct error *err)
+static int64_t end_of(int timeout_ms)
 {
-	int64_t end_ms = timeout_ms < 0 ? INT64_MAX : now_ms() + timeout_ms;
-	char *message = NULL, *answer = NULL;
+	return timeout_ms < 0 ? INT64_MAX : now_ms() + timeout_ms;
+}
+
+int control_connect(int pid, int timeout_ms, struct error *err)
+{
+	return connect_to(pid, end_of(timeout_ms), err);
+}
+
+static int ask(int fd, int pid, json_t *request, json_t **reply,
+	       int64_t end_ms, int timeout_ms, struct error *err)
+{
+	char *message = json_dumps(request, JSON_COMPACT);
+	char *answer = malloc(CONTROL_MAX_MESSAGE);
 	size_t len = 0;
-	int fd = -1;
 	int rc;
 
-	if (reply)
-		*reply = NULL;
-	if (!request) {
-		rc = error_set(err, -EINVAL, "the image's path is not UTF-8; "
-			       "rename it");
-		goto out;
-	}
-	message = json_dumps(request, JSON_COMPACT);
-	answer = malloc(CONTROL_MAX_MESSAGE);
 	if (!message || !answer) {
 		rc = error_set(err, -ENOMEM, "out of memory");
 		goto out;
 	}
 	if (strlen(message) > CONTROL_MAX_MESSAGE) {
 		rc = error_set(err, -EMSGSIZE, "the path is too long");
-		goto out;
-	}
-	fd = connect_to(pid, end_ms, err);
-	if (fd < 0) {
-		rc = fd;
 		goto out;
 	}
 	rc = exchange(fd, message, answer, end_ms, &len);
@@ -190,10 +185,35 @@ int control_call(int pid, json_t *request, json_t **reply, int timeout_ms,
 	else
 		rc = read_answer(pid, answer, len, reply, err);
 out:
-	if (fd >= 0)
-		close(fd);
 	free(answer);
 	free(message);
+	return rc;
+}
+
+int control_ask(int fd, int pid, json_t *request, json_t **reply,
+		int timeout_ms, struct error *err)
+{
+	if (reply)
+		*reply = NULL;
+	return ask(fd, pid, request, reply, end_of(timeout_ms), timeout_ms, err);
+}
+
+int control_call(int pid, json_t *request, json_t **reply, int timeout_ms,
+		 struct error *err)
+{
+	int64_t end_ms = end_of(timeout_ms);
+	int fd, rc;
+
+	if (reply)
+		*reply = NULL;
+	if (!request)
+		return error_set(err, -EINVAL, "the image's path is not UTF-8; "
+				 "rename it");
+	fd = connect_to(pid, end_ms, err);
+	if (fd < 0)
+		return fd;
+	rc = ask(fd, pid, request, reply, end_ms, timeout_ms, err);
+	close(fd);
 	return rc;
 }
 

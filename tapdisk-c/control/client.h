@@ -18,6 +18,11 @@
 int control_call(int pid, json_t *request, json_t **reply, int timeout_ms,
 		 struct error *err);
 
+/* The same over a connection that stays: control_connect(), then close() it. */
+int control_connect(int pid, int timeout_ms, struct error *err);
+int control_ask(int fd, int pid, json_t *request, json_t **reply,
+		int timeout_ms, struct error *err);
+
 /*
  * The pids in the control directory, ascending; those without a process are
  * left out and what they left there is removed. The caller frees *pids. No directory is

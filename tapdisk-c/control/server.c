@@ -31,6 +31,7 @@ struct control_server {
 	struct server *server;
 	struct owners owners;
 	struct takeover takeover;
+	struct leave leave;
 	struct sockaddr_un address;
 	ino_t inode;			/* of the name */
 	int fd;
@@ -61,7 +62,14 @@ static struct engine *engine_of(struct control_server *control)
 
 static void client_close(struct client *client)
 {
+	int pids[] = { getpid(), client->call.heir };
+
 	if (client->control) {
+		if (client->call.left) {
+			log_warn("what was left for tapdisk %d is taken back",
+				 client->call.heir);
+			takeover_begin(&client->control->takeover, pids, 2);
+		}
 		engine_unwatch(engine_of(client->control), &client->watch);
 		list_del(&client->link);
 		client->control->nr_clients--;
@@ -207,6 +215,8 @@ static void add_client(struct control_server *control, int fd)
 	client->control = control;
 	client->call.server = control->server;
 	client->call.owners = &control->owners;
+	client->call.takeover = &control->takeover;
+	client->call.leave = &control->leave;
 	client->call.answer = client_answer;
 	client->fd = fd;
 	client->watch.fd = fd;
@@ -320,6 +330,7 @@ int control_server_open(struct control_server **control, struct server *server,
 	c->fd = -1;
 	owners_open(&c->owners, server);
 	takeover_open(&c->takeover, server, &c->owners);
+	leave_open(&c->leave, server, &c->owners);
 	list_init(&c->clients);
 	c->address.sun_family = AF_UNIX;
 	rc = control_socket_path(c->address.sun_path,
@@ -364,6 +375,7 @@ void control_server_close(struct control_server *control)
 	}
 	owners_close(&control->owners);
 	takeover_close(&control->takeover);
+	leave_close(&control->leave);
 	engine_timer_cancel(engine_of(control), &control->retry);
 	engine_unwatch(engine_of(control), &control->watch);
 	/* Who takes over from us may have the name already. */

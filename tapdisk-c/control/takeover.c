@@ -4,6 +4,7 @@
 #include <blktap.h>
 #include <errno.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/clock.h"
 #include "common/diskfile.h"
@@ -14,13 +15,22 @@
 /* An image that is locked is waited for a second at each try. */
 #define WAIT_MAX_S	30u
 #define LOG_TRIES	8u
+/* Half a minute: longer than a tapdisk takes to give back what it could not open. */
+#define TRIES_ALIVE	6u
 
-static bool is_wanted(const struct takeover *t, int pid)
+enum wanted { NO, NOW, LATER };
+
+/* Of another that lives only what it has left to us; what it may yet leave, later. */
+static enum wanted is_wanted(const struct takeover *t, int pid)
 {
-	for (unsigned int i = 0; i < t->nr; i++)
-		if (t->pids[i] == pid)
-			return true;
-	return false;
+	for (unsigned int i = 0; i < t->nr; i++) {
+		if (t->pids[i] != pid)
+			continue;
+		if (pid == getpid() || pid == t->alive || process_ended(pid))
+			return NOW;
+		return t->tries < TRIES_ALIVE ? LATER : NO;
+	}
+	return NO;
 }
 
 static bool worth_saying(const struct takeover *t)
@@ -28,14 +38,22 @@ static bool worth_saying(const struct takeover *t)
 	return t->tries % LOG_TRIES == 0;
 }
 
-/* Now ours: whoever calls it by an old name finds us. */
+/* Whoever calls it by an old name finds us. */
+static void link_names(const struct diskfile *file)
+{
+	for (unsigned int i = 0; i < file->nr_former; i++)
+		control_link(file->former[i]);
+}
+
+/* Now ours. */
 static void adopted(struct takeover *t, const struct diskfile *file)
 {
 	struct error err;
 
-	for (unsigned int i = 0; i < file->nr_former; i++)
-		control_link(file->former[i]);
-	control_link(file->pid);
+	if (!t->alive) {
+		link_names(file);
+		control_link(file->pid);
+	}
 	log_warn("takes over from tapdisk %d minor=%d path=%s%s", file->pid,
 		 file->minor, file->args, file->paused ? " paused" : "");
 	if (file->owner &&
@@ -47,13 +65,16 @@ static void adopted(struct takeover *t, const struct diskfile *file)
 static bool take(struct takeover *t, int minor)
 {
 	struct diskfile file;
+	enum wanted wanted;
 	struct error err;
-	bool again = false;
+	bool again;
 	int rc;
 
 	if (diskfile_read(&file, minor))
 		return false;
-	if (is_wanted(t, file.pid)) {
+	wanted = is_wanted(t, file.pid);
+	again = wanted == LATER;
+	if (wanted == NOW) {
 		rc = server_adopt(t->server, &file, &err);
 		switch (-rc) {
 		case 0:
@@ -69,6 +90,8 @@ static bool take(struct takeover *t, int minor)
 		case EEXIST:
 			break;
 		default:
+			t->rc = rc;
+			t->err = err;
 			if (worth_saying(t))
 				log_error("cannot be taken over yet: %s",
 					  err.text);
@@ -98,15 +121,50 @@ static bool open_all(struct takeover *t)
 	bool again = false;
 
 	for (unsigned int i = 0; server_vbd(t->server, i, &view); i++) {
-		if (!(view.state & VBD_REOPENING) ||
-		    !server_unpause(t->server, view.minor, NULL, &err))
+		int rc;
+
+		if (!(view.state & VBD_REOPENING))
 			continue;
+		rc = server_unpause(t->server, view.minor, NULL, &err);
+		if (!rc)
+			continue;
+		t->rc = rc;
+		t->err = err;
 		again = true;
 		if (worth_saying(t))
 			log_error("requests wait until it can be opened: %s minor=%d",
 				  err.text, view.minor);
 	}
 	return again;
+}
+
+int takeover_now(struct takeover *t, int pid, struct error *err)
+{
+	bool found[BLKTAP_MAX_MINORS] = { false };
+	struct diskfile file;
+	bool again;
+
+	t->pids[0] = t->alive = pid;
+	t->nr = 1;
+	t->tries = 0;
+	t->rc = 0;
+	again = take_all(t);
+	again |= open_all(t);
+	t->nr = 0;
+	t->alive = 0;
+	if (again) {
+		*err = t->err;
+		return t->rc;
+	}
+	diskfile_minors(found, BLKTAP_MAX_MINORS);
+	for (int minor = 0; minor < BLKTAP_MAX_MINORS; minor++) {
+		if (!found[minor] || diskfile_read(&file, minor))
+			continue;
+		if (file.pid == getpid())
+			link_names(&file);
+		diskfile_dispose(&file);
+	}
+	return 0;
 }
 
 static void step(struct io_timer *timer)

@@ -23,6 +23,9 @@ struct takeover {
 	unsigned int nr;
 	struct io_timer timer;
 	unsigned int tries;
+	int alive;			/* of pids, one that lives, and has left its disks to us; 0: none */
+	int rc;				/* of what can't be had, the last */
+	struct error err;
 	/* Once there is nothing left to try. */
 	void (*done)(void *priv);
 	void *priv;
@@ -31,6 +34,12 @@ struct takeover {
 void takeover_open(struct takeover *t, struct server *server,
 		   struct owners *owners);
 void takeover_close(struct takeover *t);
+
+/*
+ * The disks that pid, which lives, has left: all at once, or -errno; then
+ * what was taken still is.
+ */
+int takeover_now(struct takeover *t, int pid, struct error *err);
 
 /*
  * Begins with the next round of the engine. The server stops if nothing was left

@@ -95,6 +95,17 @@ bool server_keeps_files(const struct server *server)
 	return false;
 }
 
+void server_set_leaving(struct server *server, bool leaving)
+{
+	(void)server;
+	(void)leaving;
+}
+
+void server_let_go(struct server *server)
+{
+	(void)server;
+}
+
 void server_set_owner(struct server *server, int minor, int owner)
 {
 	(void)server;

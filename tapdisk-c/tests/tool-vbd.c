@@ -20,6 +20,8 @@
 #include "transport/blktap.h"
 
 /*
+ * $NO_DEVICE: its devices can't be started. $DIE_AT_START: it dies instead.
+ *
  * In place of the C library's: for a directory it fails while there is the file
  * $DIR_SYNC_FAILS, which holds the error's number.
  */
@@ -59,7 +61,10 @@ static int ring_start(struct transport *t, const struct image_info *info,
 	(void)t;
 	(void)info;
 	(void)readonly;
-	(void)err;
+	if (getenv("DIE_AT_START"))
+		abort();
+	if (getenv("NO_DEVICE"))
+		return error_set(err, -EPROTO, "no device for this one");
 	return 0;
 }
 

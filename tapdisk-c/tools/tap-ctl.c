@@ -64,6 +64,8 @@ static const struct verb {
 	  "-p PID -m MINOR [-a TYPE:PATH]" },
 	{ "snapshot", "p:m:n:t:", "pmn", "", cmd_snapshot,
 	  "-p PID -m MINOR -n PARENT [-t SECONDS]" },
+	{ "upgrade", "p:m:At:", "", "", cmd_upgrade,
+	  "-p PID | -m MINOR | --all [-t SECONDS]" },
 	{ "restart", "m:", "m", "", cmd_restart, "-m MINOR" },
 	{ "stats", "p:m:j", "pm", "", cmd_stats, "-p PID -m MINOR [--json]" },
 	{ "check", "", "", "", cmd_check, "" },
@@ -171,6 +173,9 @@ static bool set_option(struct options *opt, const struct verb *verb, int c)
 	case 'R':
 		opt->readonly = true;
 		return true;
+	case 'A':
+		opt->all = true;
+		return true;
 	case 'j':
 		opt->json = true;
 		return true;
@@ -209,6 +214,7 @@ static int parse(const struct verb *verb, int argc, char **argv,
 {
 	static const struct option long_options[] = {
 		{ "json", no_argument, NULL, 'j' },
+		{ "all", no_argument, NULL, 'A' },
 		{ "owner", required_argument, NULL, 'o' },
 		{ "wait", required_argument, NULL, 'w' },
 		{ "retry-errors", required_argument, NULL, 1 },

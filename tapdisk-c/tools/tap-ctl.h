@@ -28,6 +28,7 @@ struct options {
 	bool readonly;
 	bool force;
 	bool json;
+	bool all;
 	int timeout_ms;
 	int owner;
 	const char *name;		/* the parent's, of snapshot */
@@ -50,6 +51,7 @@ int cmd_unpause(const struct options *opt, struct error *err);
 int cmd_probe(const struct options *opt, struct error *err);
 int cmd_keep(const struct options *opt, struct error *err);
 int cmd_restart(const struct options *opt, struct error *err);
+int cmd_upgrade(const struct options *opt, struct error *err);
 int cmd_create(const struct options *opt, struct error *err);
 int cmd_destroy(const struct options *opt, struct error *err);
 
