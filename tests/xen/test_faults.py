@@ -122,6 +122,8 @@ def test_a_guest_whose_tapdisk_was_killed_can_be_destroyed(bed: Bed) -> None:
         # libxl waits 10 s for the backend to close before it forces it
         bed.run(f"xl destroy {guest.name}", timeout=60)
         assert bed.run(f"xl domid {guest.name}", check=False).status != 0
+        # nor is it a zombie, whose pages blkback still has
+        bed.wait_for("test $(xl list | wc -l) = 2", 30)
     assert tapdisks.leftovers(bed) == ""
     bed.run(f"vhd-util check -n {leaf} -p -b && rm -rf /srv/destroyed")
 
