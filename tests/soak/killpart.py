@@ -81,11 +81,10 @@ def in_a_guest(bed: Bed, transport: Transport, kills: int, seed: int, program: b
     """The load is a guest's; kills go on for as long as it has its disk."""
     rng = random.Random(seed)
     directory = f"/srv/kills{seed}"
-    bed.run("mkdir -p /etc/xen; touch /etc/xen/xenblk.yaml")
     with tapdisks.configured(bed, *transport.settings):
         leaf = killrun.make_leaf(bed, directory)
         script = f"wait_for_disk xvda\n/killload /dev/xvda /model 0 {rng.randrange(1 << 31)} & load=$!\n"
-        script += "wait_for_disk xvdb\nkill -TERM $load\nwait $load"
+        script += "until [ -b /dev/xvdb ]; do usleep 200000; done\nkill -TERM $load\nwait $load"
         disks = [f"format=raw,script=block-xenblk,vdev=xvda,access=w,target=vhd:{leaf}"]
         guest = Guest(bed, f"kills{seed}", script, disks, files={"killload": program})
         losses: list[str] = []
@@ -98,7 +97,8 @@ def in_a_guest(bed: Bed, transport: Transport, kills: int, seed: int, program: b
             counts = killrun.kill(bed, disk.minor, kills, rng.randrange(1 << 31))
             losses += counts.losses
             # The sign to end: another disk.
-            bed.run(f"truncate -s 1M {directory}/sign && xl block-attach {guest.name} 'format=raw,script=block-xenblk,vdev=xvdb,access=r,target=aio:{directory}/sign'")
+            sign = f"format=raw,script=block-xenblk,vdev=xvdb,access=r,target=aio:{directory}/sign"
+            bed.run(f"truncate -s 1M {directory}/sign && xl block-attach {guest.name} '{sign}'")
             ended = guest.wait()
             if ended.status or "good pieces=" not in ended.output:
                 losses.append(f"status {ended.status} of the guest's load: {ended.output[-2000:]}")
