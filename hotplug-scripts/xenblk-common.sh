@@ -138,7 +138,16 @@ connect() {
 		"$XENBUS_PATH/hotplug-status" connected
 }
 
+# heir PID: the tapdisk that has its disks now: itself, or who has taken over.
+heir() {
+	local link=${XENBLK_CONTROL_DIR:-/run/blktap-control}/ctl$1 name=ctl$1
+
+	[ ! -L "$link" ] || name=$(readlink "$link")
+	echo "${name#ctl}"
+}
+
 is_serving() {
+	pid=$(heir "$pid")
 	[[ $(tapctl list -p "$pid" -m "$minor") == *pid=$pid\ *minor=$minor\ * ]]
 }
 
@@ -149,11 +158,12 @@ destroy() {
 
 	# Closing writes out what is pending. libxl leaves us 40 s for all.
 	error=$(tapctl destroy -p "$pid" -m "$minor" -t 25 2>&1) && return
+	pid=$(heir "$pid")
 	list=$(tapctl list -m "$minor") || return 1
 	case $list in
 	'') return 0 ;;
 	*pid="$pid"\ *) return 1 ;;
-	# Ours died, and another was given its disk: by hand, see tap-ctl(8).
+	# Ours died, and another was given its disk by hand: see tap-ctl(8).
 	pid=[1-9]*" args=$params") pid=${list%% *} pid=${pid#pid=} && return 1 ;;
 	# Another tapdisk has the minor: ours was ended by hand.
 	*pid=[1-9]*) return 0 ;;

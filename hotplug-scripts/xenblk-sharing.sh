@@ -49,7 +49,7 @@ refuse_held() {
 
 	read_store "$backends/vbd"
 	for node in "${!user_pid[@]}"; do
-		[ "${user_pid[$node]}" != "$holder" ] || refuse "$(guest_of "$node")" "$1"
+		[ "$(heir "${user_pid[$node]}")" != "$holder" ] || refuse "$(guest_of "$node")" "$1"
 	done
 	ebusy "${1//\\/\\\\}"
 }

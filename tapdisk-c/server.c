@@ -8,7 +8,9 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/diskfile.h"
 #include "common/log.h"
+#include "transport/minor.h"
 #include "transport/nbd.h"
 #include "vbd.h"
 
@@ -25,6 +27,8 @@ struct server {
 	unsigned int nr;
 	bool stop;
 	bool terminating;
+	bool keep_files;
+	bool leaving;
 	int rc;				/* of the first image that closed badly at the end */
 };
 
@@ -84,6 +88,37 @@ void server_terminate(struct server *server)
 	server->terminating = true;
 }
 
+void server_keep_files(struct server *server)
+{
+	server->keep_files = true;
+}
+
+bool server_keeps_files(const struct server *server)
+{
+	return server->keep_files;
+}
+
+bool server_leaves_all(const struct server *server)
+{
+	return server->terminating || server->leaving;
+}
+
+void server_set_leaving(struct server *server, bool leaving)
+{
+	server->leaving = leaving;
+}
+
+void server_let_go(struct server *server)
+{
+	while (server->nr)
+		vbd_abandon(server->vbds[--server->nr]);
+}
+
+bool server_ended(const struct server *server)
+{
+	return server->stop;
+}
+
 /* What went wrong is in the log. */
 static void left(void *priv, int rc, const struct error *err)
 {
@@ -125,15 +160,23 @@ static int socket_path(const struct server *server, int minor, char *path,
 	return n < 0 || (size_t)n >= size ? -ENAMETOOLONG : 0;
 }
 
-/* Of disks that wait for the next tapdisk: this one's sockets lead nowhere. */
-static void remove_sockets(const struct server *server)
+/*
+ * Of disks that wait for the next tapdisk, which is started by hand: this one's
+ * sockets lead nowhere.
+ */
+static void remove_files(const struct server *server)
 {
 	char path[PATH_MAX];
 
-	for (unsigned int i = 0; server->export_dir && i < server->nr; i++)
-		if (!socket_path(server, vbd_minor(server->vbds[i]), path,
-				 sizeof(path)))
+	for (unsigned int i = 0; i < server->nr; i++) {
+		int minor = vbd_minor(server->vbds[i]);
+
+		if (server->export_dir &&
+		    !socket_path(server, minor, path, sizeof(path)))
 			unlink(path);
+		if (server->keep_files)
+			diskfile_forget(minor, getpid());
+	}
 }
 
 int server_run(struct server *server)
@@ -150,7 +193,7 @@ int server_run(struct server *server)
 			more |= terminate_step(server);
 	}
 	if (server->terminating)
-		remove_sockets(server);
+		remove_files(server);
 	return rc ? rc : server->rc;
 }
 
@@ -252,6 +295,40 @@ void server_open_image(struct server *server, int minor, const char *args,
 		done(priv, rc, &err);
 	else
 		vbd_when_ready(*vbd, done, priv);
+}
+
+int server_adopt(struct server *server, const struct diskfile *file,
+		 struct error *err)
+{
+	int minor = file->minor, rc;
+	struct diskfile now;
+
+	rc = server_attach(server, minor, err);
+	if (rc)
+		return rc;
+	/* From here on the minor stays, and its file is ours to write. */
+	rc = diskfile_read(&now, minor);
+	if (!rc) {
+		if (now.pid != file->pid || now.id != file->id ||
+		    minor_id(minor) != file->id)
+			rc = -ESTALE;
+		diskfile_dispose(&now);
+	}
+	if (rc)
+		error_set(err, rc, "minor %d: is another disk now", minor);
+	else
+		rc = vbd_adopt(server->vbds[server->nr - 1], file, err);
+	if (rc)
+		server_detach(server, minor, NULL);
+	return rc;
+}
+
+void server_set_owner(struct server *server, int minor, int owner)
+{
+	struct vbd **vbd = find(server, minor, NULL);
+
+	if (vbd)
+		vbd_set_owner(*vbd, owner);
 }
 
 int server_set_retry(struct server *server, int minor,

@@ -17,6 +17,7 @@
 #include "common/stats.h"
 #include "io/engine.h"
 
+struct diskfile;
 struct server;
 struct vbd;
 
@@ -46,6 +47,8 @@ int server_serve(struct server *server, const char *args, bool readonly,
  */
 int server_run(struct server *server);
 void server_stop(struct server *server);
+/* It ended by server_stop() or server_terminate(): no other tapdisk is wanted. */
+bool server_ended(const struct server *server);
 /*
  * Pauses every VBD that has a minor and closes the others, so that images are
  * closed cleanly, then stops.
@@ -94,6 +97,23 @@ int server_snapshot_switch(struct server *server, int minor, struct error *err);
 int server_snapshot_take(struct server *server, int minor, struct error *err);
 void server_snapshot_settle(struct server *server, int minor);
 
+/*
+ * From now on what is open has a disk.<minor> (common/diskfile.h), by which
+ * another tapdisk can take it over.
+ */
+void server_keep_files(struct server *server);
+bool server_keeps_files(const struct server *server);
+/* All disks are being paused for another process, which may begin with any of them. */
+bool server_leaves_all(const struct server *server);
+void server_set_leaving(struct server *server, bool leaving);
+/* Of paused and closed VBDs: their devices are left, for who attaches the minors next. */
+void server_let_go(struct server *server);
+/* The process whose disk it is until it is kept, 0: none; before the open. */
+void server_set_owner(struct server *server, int minor, int owner);
+/* Attaches what another process had, as it is noted; open it by server_unpause(). */
+int server_adopt(struct server *server, const struct diskfile *file,
+		 struct error *err);
+
 /* What tap-ctl list and stats show. */
 enum vbd_state {			/* bits, printed as %#x by tap-ctl list */
 	VBD_PAUSE_REQUESTED	= 0x10,
@@ -101,6 +121,8 @@ enum vbd_state {			/* bits, printed as %#x by tap-ctl list */
 	VBD_CLOSED		= 0x40,	/* attached, no image open */
 	VBD_WAITING		= 0x1000,	/* requests failed and are tried again */
 	VBD_NO_SPACE		= 0x2000,	/* writes wait for space */
+	VBD_REOPENING		= 0x4000,	/* taken over from another tapdisk, and the image can't be opened yet */
+	VBD_GIVEN_UP		= 0x8000,	/* its tapdisks died too often: it has none */
 };
 
 struct vbd_view {

@@ -4,29 +4,18 @@
  * or one image by NBD.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <sys/prctl.h>
-#include <unistd.h>
 
 #include "common/config.h"
 #include "common/log.h"
-#include "control/control.h"
-#include "server.h"
-#include "signals.h"
+#include "serve.h"
 #include "standalone.h"
-
-#ifndef PR_SET_IO_FLUSHER
-#define PR_SET_IO_FLUSHER 57
-#endif
 
 #define GRACE_MAX_S 86400u
 
-enum { OPT_NBD = 256, OPT_RUN, OPT_GRACE };
+enum { OPT_NBD = 256, OPT_RUN, OPT_GRACE, OPT_OURS };
 
 static void usage(FILE *f)
 {
@@ -41,33 +30,11 @@ static void usage(FILE *f)
 	      "      --grace=SECONDS\n"
 	      "                    what COMMAND has from SIGTERM, which it gets if tapdisk is to end\n"
 	      "                    first, to SIGKILL (10)\n"
+	      "      --succeed=PID take over the disks that this tapdisk had, and has died with\n"
 	      "  -r, --read-only   let nobody write\n"
 	      "  -f, --foreground  log to stderr\n"
 	      "  -d, --debug       log more\n"
 	      "  -V, --version     print the version\n", f);
-}
-
-/*
- * The pages that this process needs to write a page may not wait for such a
- * write, and the guests' disks outlive other processes when memory is short.
- * Both need privilege and are worth going on without.
- */
-static void protect(void)
-{
-	int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
-
-	/*
-	 * Only what has been touched: buffers that no request used cost
-	 * nothing. Without privilege a limit would make later mappings fail.
-	 */
-	if (geteuid() == 0 && mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) < 0)
-		log_warn("cannot lock memory err=%d", errno);
-	if (prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) < 0)
-		log_warn("cannot become an I/O flusher err=%d", errno);
-	if (fd < 0 || write(fd, "-1000", 5) != 5)
-		log_warn("cannot be exempted from the OOM killer err=%d", errno);
-	if (fd >= 0)
-		close(fd);
 }
 
 static int parse_seconds(const char *text, unsigned int *seconds)
@@ -108,28 +75,26 @@ int main(int argc, char **argv)
 		{ "nbd", required_argument, NULL, OPT_NBD },
 		{ "run", required_argument, NULL, OPT_RUN },
 		{ "grace", required_argument, NULL, OPT_GRACE },
+		{ "guardian", required_argument, NULL, OPT_OURS },
+		{ "guards", required_argument, NULL, OPT_OURS },
+		{ "succeed", required_argument, NULL, OPT_OURS },
 		{ "read-only", no_argument, NULL, 'r' },
 		{ "version", no_argument, NULL, 'V' },
 		{ "help", no_argument, NULL, 'h' },
 		{ NULL, 0, NULL, 0 },
 	};
 	struct standalone standalone = { .grace_s = STANDALONE_GRACE_S };
-	struct control_server *control = NULL;
-	struct signals signals = { .server = NULL };
-	enum log_level level = LOG_LEVEL_INFO;
-	struct server *server = NULL;
-	bool foreground = false, grace = false, alone;
-	struct config cfg;
-	struct error err;
-	int c, rc;
+	struct serve serve = { .level = LOG_LEVEL_INFO, .guardian = -1 };
+	bool grace = false, alone;
+	int c, rc, option = 0;
 
-	while ((c = getopt_long(argc, argv, "fdrVh", options, NULL)) != -1) {
+	while ((c = getopt_long(argc, argv, "fdrVh", options, &option)) != -1) {
 		switch (c) {
 		case 'f':
-			foreground = true;
+			serve.foreground = true;
 			break;
 		case 'd':
-			level = LOG_LEVEL_DEBUG;
+			serve.level = LOG_LEVEL_DEBUG;
 			break;
 		case 'r':
 			standalone.readonly = true;
@@ -148,6 +113,13 @@ int main(int argc, char **argv)
 				return 2;
 			}
 			break;
+		case OPT_OURS:
+			serve_option(&serve, options[option].name, optarg, &rc);
+			if (!rc)
+				break;
+			fprintf(stderr, "tapdisk: --%s=%s: must be the number of a process\n",
+				options[option].name, optarg);
+			return 2;
 		case 'V':
 			puts("tapdisk " XENBLK_VERSION);
 			return 0;
@@ -167,33 +139,7 @@ int main(int argc, char **argv)
 	}
 	standalone.spec = argv[optind];
 	if (alone)
-		return serve_alone(&standalone, level);
+		return serve_alone(&standalone, serve.level);
 
-	log_open("tapdisk", !foreground, level);
-	rc = config_load(&cfg, NULL, &err);
-	if (!rc)
-		rc = server_open(&server, &cfg, &err);
-	if (!rc)
-		rc = signals_open(&signals, server, &err);
-	if (!rc)
-		server_export_in(server, control_dir());
-	if (!rc)
-		rc = control_server_open(&control, server, &err);
-	if (rc) {
-		log_error("cannot start: %s", err.text);
-		fprintf(stderr, "tapdisk: %s\n", err.text);
-		goto out;
-	}
-	protect();
-	rc = server_run(server);
-	if (rc)
-		log_error("the I/O engine failed, guests' requests wait for the next tapdisk err=%d",
-			  -rc);
-out:
-	if (control)
-		control_server_close(control);
-	if (server)
-		server_close(server);
-	config_dispose(&cfg);
-	return rc ? EXIT_FAILURE : EXIT_SUCCESS;
+	return serve_run(&serve, argv[0]);
 }

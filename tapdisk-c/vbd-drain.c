@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/clock.h"
 #include "common/log.h"
@@ -111,6 +112,9 @@ void vbd_close(struct vbd *vbd, bool force, unsigned int timeout_ms,
 		done(priv, rc, &err);
 		return;
 	}
+	/* Nobody takes over a disk that is being closed. */
+	if (server_keeps_files(vbd->server))
+		diskfile_forget(vbd->minor, getpid());
 	drain_begin(vbd, DRAIN_CLOSE, timeout_ms, done, priv);
 	vbd_retry_fail(vbd);
 }
@@ -305,7 +309,7 @@ int vbd_unpause(struct vbd *vbd, const char *args, struct error *err)
 	if (!rc) {
 		/* That of the device, which a smaller one does not change. */
 		vbd->info.sector_size = info.sector_size;
-		rc = vbd_release_all(vbd, err);
+		rc = vbd_start_all(vbd, err);
 	}
 	if (rc) {
 		vbd_image_close(vbd, NULL);
@@ -316,6 +320,7 @@ int vbd_unpause(struct vbd *vbd, const char *args, struct error *err)
 	free(vbd->args);
 	vbd->args = copy;
 	vbd->held = false;
+	vbd_note(vbd);
 	log_info("unpaused minor=%d path=%s chain=%u", vbd->minor, copy,
 		 vbd->info.depth);
 	vbd_stats_describe(vbd);
@@ -357,8 +362,13 @@ static void drain_finish(struct vbd *vbd)
 		}
 		free(vbd->args);
 		vbd->args = NULL;
+		vbd->adopted = false;
+		vbd->note.owner = 0;
 	}
+	vbd->reopen = false;
 	vbd->drain = DRAIN_NONE;
+	if (!server_leaves_all(vbd->server))
+		vbd_note(vbd);
 	log_info("%s minor=%d", drain == DRAIN_CLOSE ? "closed" : "paused",
 		 vbd->minor);
 	vbd_stats_describe(vbd);

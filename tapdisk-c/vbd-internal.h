@@ -14,6 +14,7 @@
 #ifndef XENBLK_VBD_INTERNAL_H
 #define XENBLK_VBD_INTERNAL_H
 
+#include "common/diskfile.h"
 #include "common/retry.h"
 #include "common/stats.h"
 #include "vbd.h"
@@ -45,6 +46,9 @@ struct vbd {
 	bool readonly;
 	bool held;			/* an image is open, but a transport could not be released */
 	struct image_info info;		/* as last opened */
+	bool adopted;			/* from another process: the transports are not started yet */
+	bool reopen;			/* and nobody has paused it */
+	struct diskfile note;		/* what no other field says */
 	unsigned int inflight;
 	struct error unready;		/* why it was not opened; code 0: it was */
 	int lost;			/* a flush of our own failed: -errno for the guest's next one */
@@ -95,9 +99,13 @@ int vbd_image_close(struct vbd *vbd, struct error *err);
 void vbd_submit_image(struct vbd *vbd, struct vbd_request *req);
 /* Answers a request, which is not on the list waiting. */
 void vbd_finish(struct vbd_request *req, int err);
+/* Writes disk.<minor> as things are now; removes it when nothing is open. */
+void vbd_note(struct vbd *vbd);
 void vbd_hold_all(struct vbd *vbd);
 /* All are held after an error. */
 int vbd_release_all(struct vbd *vbd, struct error *err);
+/* The same after a pause, or for what was adopted. */
+int vbd_start_all(struct vbd *vbd, struct error *err);
 
 /* vbd-drain.c */
 void vbd_drain_init(struct vbd *vbd);

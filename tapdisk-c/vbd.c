@@ -75,6 +75,9 @@ int vbd_attach(struct vbd **vbd, struct server *server, int minor,
 		return rc;
 	}
 	list_add_tail(&t->link, &v->transports);
+	v->note.id = minor_id(minor);
+	if (server_config(server)->dead_timeout_s)
+		minor_set_dead_timeout(minor, server_config(server)->dead_timeout_s);
 	*vbd = v;
 	return 0;
 }
@@ -189,6 +192,68 @@ static int start_all(struct vbd *vbd, struct error *err)
 	return 0;
 }
 
+void vbd_note(struct vbd *vbd)
+{
+	struct diskfile *note = &vbd->note;
+
+	if (vbd->minor < 0 || !server_keeps_files(vbd->server))
+		return;
+	if (!vbd->args) {
+		diskfile_forget(vbd->minor, getpid());
+		return;
+	}
+	note->minor = vbd->minor;
+	note->pid = getpid();
+	note->args = vbd->args;
+	note->readonly = vbd->readonly;
+	note->paused = !vbd->image && !vbd->reopen;
+	note->lost = vbd->lost;
+	note->sectors = vbd->info.sectors;
+	note->sector_size = vbd->info.sector_size;
+	note->retry = vbd->retry;
+	diskfile_write(note);
+}
+
+void vbd_set_owner(struct vbd *vbd, int owner)
+{
+	vbd->note.owner = owner;
+	if (vbd->args)
+		vbd_note(vbd);
+}
+
+int vbd_adopt(struct vbd *vbd, const struct diskfile *file, struct error *err)
+{
+	if (vbd->args)
+		return error_set(err, -EBUSY, "minor %d: already has %s open",
+				 vbd->minor, vbd->args);
+	vbd->args = strdup(file->args);
+	if (!vbd->args)
+		return error_set(err, -ENOMEM, "minor %d: out of memory",
+				 vbd->minor);
+	vbd->readonly = file->readonly;
+	vbd->retry = file->retry;
+	vbd->lost = file->lost ? -EIO : 0;
+	vbd->info.sectors = file->sectors;
+	vbd->info.sector_size = file->sector_size;
+	vbd->adopted = true;
+	vbd->reopen = !file->paused;
+	vbd->note = *file;
+	vbd->note.given_up = false;
+	diskfile_add_former(&vbd->note, file->pid);
+	vbd_note(vbd);
+	vbd_stats_open(vbd);
+	return 0;
+}
+
+int vbd_start_all(struct vbd *vbd, struct error *err)
+{
+	int rc = vbd->adopted ? start_all(vbd, err) : vbd_release_all(vbd, err);
+
+	if (!rc)
+		vbd->adopted = vbd->reopen = false;
+	return rc;
+}
+
 void vbd_hold_all(struct vbd *vbd)
 {
 	for_each_transport(t, vbd)
@@ -240,6 +305,7 @@ int vbd_open(struct vbd *vbd, const char *args, bool readonly,
 		vbd->args = NULL;
 		return rc;
 	}
+	vbd_note(vbd);
 	vbd_stats_open(vbd);
 	log_info("opened minor=%d path=%s chain=%u engine=%s%s", vbd->minor,
 		 args, vbd->info.depth, engine_name(server_engine(vbd->server)),
@@ -410,7 +476,7 @@ unsigned int vbd_state(const struct vbd *vbd)
 		 vbd->held)
 		state |= VBD_PAUSE_REQUESTED;
 	else if (!vbd->image)
-		state |= VBD_PAUSED;
+		state |= vbd->reopen ? VBD_REOPENING : VBD_PAUSED;
 	return state;
 }
 

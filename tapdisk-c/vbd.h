@@ -61,6 +61,14 @@ int vbd_open(struct vbd *vbd, const char *args, bool readonly,
 void vbd_when_ready(struct vbd *vbd, server_done done, void *priv);
 
 /*
+ * Of a VBD that is attached and closed: it has what is noted open, but its image
+ * not yet: vbd_unpause() opens it.
+ */
+int vbd_adopt(struct vbd *vbd, const struct diskfile *file, struct error *err);
+/* Noted with the disk: server_set_owner(). */
+void vbd_set_owner(struct vbd *vbd, int owner);
+
+/*
  * Pause and close wait for the requests that the image has, at most timeout_ms
  * (0: as long as it takes). Requests that wait for the storage or for space
  * don't hold them up: after a pause they are still there, a close answers them

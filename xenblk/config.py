@@ -34,6 +34,8 @@ class Config:
     transport: tuple[str, ...] = AUTO
     kernel_io: bool = False
     claim_vhd: bool = False
+    restart: bool = True
+    dead_timeout: int = 0
     retry_errors: str = "transient"
     retry_interval: int = 1
     retry_for: int = 600
@@ -74,10 +76,10 @@ def flat(config: Config) -> str:
     """The text for the C tools."""
     lines = ["# written by xenblk config apply; change xenblk.yaml instead", f"version={config.version}"]
     lines += [f"image_dir={path}" for path in config.image_dirs]
-    keys = ("engine", "retry_errors", "retry_interval", "retry_for", "retry_then", "no_space")
+    keys = ("engine", "retry_errors", "retry_interval", "retry_for", "retry_then", "no_space", "dead_timeout")
     lines += [f"{key}={getattr(config, key)}" for key in keys]
     lines.append(f"transport={','.join(config.transport)}")
-    lines.append(f"kernel_io={'yes' if config.kernel_io else 'no'}")
+    lines += [f"{key}={'yes' if getattr(config, key) else 'no'}" for key in ("kernel_io", "restart")]
     return "\n".join(lines) + "\n"
 
 

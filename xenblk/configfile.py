@@ -43,6 +43,8 @@ def parse(data: bytes, path: str) -> Config:
         "transport": _transport,
         "kernel_io": _yes_or_no,
         "claim_vhd": _yes_or_no,
+        "restart": _yes_or_no,
+        "dead_timeout": partial(_seconds, 0, 365 * 86400),
         "retry_errors": partial(_choice, RETRY_ERRORS),
         "retry_interval": partial(_seconds, 1, 3600),
         "retry_for": partial(_seconds, 0, 365 * 86400),

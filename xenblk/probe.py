@@ -107,6 +107,15 @@ def _mode(path: str) -> int:
         return 0
 
 
+def _heir(pid: int) -> int:
+    """The tapdisk that has the disks of pid now: itself, or the one that took over from it."""
+    try:
+        name = os.readlink(f"{os.environ.get('XENBLK_CONTROL_DIR', '/run/blktap-control')}/ctl{pid}")
+        return int(name.removeprefix("ctl"))
+    except (OSError, ValueError):
+        return pid
+
+
 def _name(holder: int) -> str:
     """The guest whose disk a tapdisk serves, by what the block script has written; else the process."""
     import subprocess  # noqa: PLC0415 # slow to import
@@ -117,8 +126,9 @@ def _name(holder: int) -> str:
 
     try:
         listing = xenstore("xenstore-ls", "-f", _BACKENDS)
-        found = re.search(rf'^({_BACKENDS}/(\d+)/\d+)/tapdisk-pid = "{holder}"$', listing, re.M)
-        if found:
+        for found in re.finditer(rf'^({_BACKENDS}/(\d+)/\d+)/tapdisk-pid = "(\d+)"$', listing, re.M):
+            if _heir(int(found[3])) != holder:
+                continue
             guest = xenstore("xenstore-read", f"/local/domain/{found[2]}/name").strip()
             vdev = xenstore("xenstore-read", f"{found[1]}/dev").strip()
             return f"guest {guest} ({vdev})"

@@ -11,7 +11,8 @@
  * BLKTAP_IOC_FREE. When the server closes the ring while a device exists, its
  * requests are held; the next server does SETUP and RESUME_DEVICE and gets
  * them again. BLKTAP_IOC_FREE of a minor with no server fails what is held and
- * removes the device.
+ * removes the device. If no server has resumed it after dead_timeout seconds (sysfs;
+ * 0: never) what is held fails with EIO, and all that comes does until one has.
  *
  * Structs are extended at the end: the caller sets size to what it knows,
  * the kernel treats what it does not send as zero, and refuses (-E2BIG) bytes
@@ -50,11 +51,16 @@ struct blktap_alloc {
 	__u32 flags;		/* 0 */
 };
 
-/* -ENODEV: no such minor. -EBUSY: a server has the ring open. */
+#define BLKTAP_FREE_FORCE	(1u << 0)	/* although a server has the ring open: it gets -ENODEV */
+
+/*
+ * -ENODEV: no such minor. -EBUSY: a server has the ring open. Waits for what the
+ * kernel does in files by a server's word; -EINTR (killed): may be repeated.
+ */
 struct blktap_free {
 	__u32 size;
 	__s32 minor;
-	__u32 flags;		/* 0 */
+	__u32 flags;		/* BLKTAP_FREE_* */
 	__u32 reserved;
 };
 

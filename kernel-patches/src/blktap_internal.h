@@ -37,6 +37,7 @@
 #include "proto.h"
 
 #define BLKTAP_NODE_DIR	"xen/blktap-2/"
+#define BLKTAP_MAX_DEAD_TIMEOUT	(365u * 24 * 3600)
 
 enum blktap_state {
 	BLKTAP_NEW,		/* no device */
@@ -98,6 +99,8 @@ struct blktap_counters {
 	u64 faults;		/* requests failed by the server's buffer */
 	u64 requeued;		/* given back by the server */
 	u64 recovered;		/* given again after a server's death */
+	u64 outlived;		/* run by the kernel when their server died */
+	u64 expired;		/* failed since no server came; under rq_lock too */
 	/* the kernel's own I/O, under rq_lock */
 	u64 direct_reads;
 	u64 direct_writes;
@@ -108,6 +111,7 @@ struct blktap {
 	struct device dev;	/* its reference count is the minor's */
 	struct cdev cdev;
 	int minor;
+	u64 id;			/* no other minor has had it since boot */
 
 	struct mutex lock;	/* all below but what rq_lock covers */
 	enum blktap_state state;	/* read without the lock too */
@@ -122,6 +126,10 @@ struct blktap {
 	u32 max_io_bytes;
 	struct blktap_queue queue;
 
+	/* while QUIESCED */
+	unsigned int dead_timeout;	/* seconds, 0: for ever; read without the lock too */
+	struct delayed_work dead_work;
+
 	/* the device */
 	struct gendisk *disk;
 	struct blk_mq_tag_set tag_set;
@@ -133,6 +141,7 @@ struct blktap {
 	spinlock_t rq_lock;	/* all below, with interrupts off */
 	struct list_head pending;
 	bool failing;		/* the device goes away: fail every request */
+	bool expired;		/* no server came in time: the same until one does */
 	/* changed under lock too */
 	struct blktap_target targets[BLKTAP_MAX_FILES];
 	struct rb_root extents;
@@ -150,6 +159,7 @@ struct blktap {
 /* main.c */
 extern struct class *blktap_class;
 extern unsigned int blktap_max_minors;
+extern unsigned int blktap_dead_timeout;
 extern dev_t blktap_devt;
 /*
  * Reads a struct that starts with its size: usize bytes at least are asked for.
@@ -178,8 +188,20 @@ int blktap_device_resume(struct blktap *tap,
 			 const struct blktap_device_params *params);
 int blktap_device_set(struct blktap *tap,
 		      const struct blktap_device_params *params);
-/* -ENODEV; -EBUSY when it is open and not forced. */
+/*
+ * -ENODEV; -EBUSY when it is open and not forced. -EINTR: killed while the
+ * kernel's own I/O ran; it fails all requests, and may be removed again.
+ */
 int blktap_device_remove(struct blktap *tap, bool force);
+
+/* expire.c */
+void blktap_expire_work(struct work_struct *work);
+/* lock is held. The device has lost its server, or its time has changed. */
+void blktap_expire_begin(struct blktap *tap);
+/* Now, whatever the time; -EBUSY if a server is there. */
+int blktap_expire_now(struct blktap *tap);
+/* A server has come. */
+void blktap_expire_end(struct blktap *tap);
 
 /* copy.c */
 /*
@@ -193,8 +215,8 @@ int blktap_copy_from_server(struct blktap *tap, struct request *rq);
 /* file.c; lock is held. */
 int blktap_file_add(struct blktap *tap, int fd, u32 number, bool write);
 int blktap_file_remove(struct blktap *tap, u32 number);
-/* The extents too. I/O on them may still run. */
-void blktap_files_drop(struct blktap *tap);
+/* The extents too. Returns how much I/O on them still runs. */
+u32 blktap_files_drop(struct blktap *tap);
 
 /* extent.c; lock is held but where rq_lock is said. */
 /* Checks each; added says how many there are after an error too. */
@@ -234,6 +256,12 @@ static inline struct blktap_rq *blktap_rq(struct request *rq)
 static inline struct request *blktap_request(struct blktap_rq *brq)
 {
 	return blk_mq_rq_from_pdu(brq);
+}
+
+/* rq_lock is held. */
+static inline bool blktap_fails(const struct blktap *tap)
+{
+	return tap->failing || tap->expired;
 }
 
 /* Readers outside the lock see a state that was true a moment ago. */

@@ -2,6 +2,7 @@
 /* The control device: minors are made and freed here. */
 #include <linux/capability.h>
 #include <linux/fs.h>
+#include <linux/ktime.h>
 #include <linux/miscdevice.h>
 #include <linux/module.h>
 #include <linux/slab.h>
@@ -25,6 +26,20 @@ static void blktap_dev_release(struct device *dev)
 	module_put(THIS_MODULE);
 }
 
+/* Grows while the machine runs, even if the module is loaded anew. */
+static u64 blktap_new_id(void)
+{
+	static DEFINE_SPINLOCK(lock);
+	static u64 last;
+	u64 id;
+
+	spin_lock(&lock);
+	id = max_t(u64, last + 1, ktime_get_boottime_ns());
+	last = id;
+	spin_unlock(&lock);
+	return id;
+}
+
 static struct blktap *blktap_new(int minor)
 {
 	struct blktap *tap = kzalloc(sizeof(*tap), GFP_KERNEL);
@@ -33,12 +48,15 @@ static struct blktap *blktap_new(int minor)
 		return NULL;
 	__module_get(THIS_MODULE);
 	tap->minor = minor;
+	tap->id = blktap_new_id();
+	tap->dead_timeout = READ_ONCE(blktap_dead_timeout);
 	mutex_init(&tap->lock);
 	spin_lock_init(&tap->rq_lock);
 	INIT_LIST_HEAD(&tap->pending);
 	INIT_LIST_HEAD(&tap->queue.issued);
 	INIT_LIST_HEAD(&tap->direct);
 	INIT_WORK(&tap->direct_work, blktap_direct_work);
+	INIT_DELAYED_WORK(&tap->dead_work, blktap_expire_work);
 	tap->extents = RB_ROOT;
 	init_waitqueue_head(&tap->wait);
 	device_initialize(&tap->dev);
@@ -107,7 +125,7 @@ static struct blktap *blktap_get(s32 minor)
 	return tap;
 }
 
-static int blktap_drop(s32 minor)
+static int blktap_drop(s32 minor, bool force)
 {
 	struct blktap *tap = blktap_get(minor);
 	int ret;
@@ -119,11 +137,11 @@ static int blktap_drop(s32 minor)
 		goto out;
 	if (tap->state == BLKTAP_DEAD)
 		ret = -ENODEV;
-	else if (tap->opened)
+	else if (tap->opened && !force)
 		ret = -EBUSY;
+	else if (tap->disk)
+		ret = blktap_device_remove(tap, true);
 	if (!ret) {
-		if (tap->disk)
-			blktap_device_remove(tap, true);
 		blktap_set_state(tap, BLKTAP_DEAD);
 		/* its device is gone, and so is all I/O */
 		if (tap->workqueue)
@@ -133,6 +151,7 @@ static int blktap_drop(s32 minor)
 	mutex_unlock(&tap->lock);
 	if (ret)
 		goto out;
+	cancel_delayed_work_sync(&tap->dead_work);
 	cdev_device_del(&tap->cdev, &tap->dev);
 	/* only now may the minor, and with it the names, be taken again */
 	xa_erase(&blktap_minors, minor);
@@ -163,7 +182,7 @@ static int blktap_ioc_alloc(void __user *argp)
 	arg.minor = minor;
 	ret = blktap_put_arg(&arg, sizeof(arg), argp);
 	if (ret)
-		blktap_drop(minor);
+		blktap_drop(minor, false);
 	return ret;
 }
 
@@ -175,9 +194,9 @@ static int blktap_ioc_free(void __user *argp)
 	ret = blktap_get_arg(&arg, sizeof(arg), BLKTAP_FREE_SIZE_V3, argp);
 	if (ret)
 		return ret;
-	if (arg.flags || arg.reserved)
+	if (arg.flags & ~BLKTAP_FREE_FORCE || arg.reserved)
 		return -EINVAL;
-	return blktap_drop(arg.minor);
+	return blktap_drop(arg.minor, arg.flags & BLKTAP_FREE_FORCE);
 }
 
 /* By number alone: the struct's size is in the struct. */

@@ -57,7 +57,7 @@ static blk_status_t blktap_queue_rq(struct blk_mq_hw_ctx *hctx,
 	blk_mq_start_request(rq);
 	blktap_rq(rq)->flags = 0;
 	spin_lock_irqsave(&tap->rq_lock, flags);
-	failing = tap->failing;
+	failing = blktap_fails(tap);
 	was_empty = list_empty(&tap->pending);
 	direct = !failing && blktap_direct_try(tap, rq);
 	if (!failing && !direct)
@@ -195,6 +195,7 @@ int blktap_device_create(struct blktap *tap,
 	tap->dev_entries = tap->queue.entries;
 	tap->dev_max_io_bytes = tap->max_io_bytes;
 	WRITE_ONCE(tap->failing, false);
+	tap->expired = false;
 	get_device(&tap->dev);	/* the disk's, until blktap_free_disk() */
 	ret = device_add_disk(&tap->dev, disk, NULL);
 	if (ret)
@@ -253,6 +254,7 @@ int blktap_device_resume(struct blktap *tap,
 		ret = blktap_drain_wait(tap);
 	if (ret)
 		return ret;
+	blktap_expire_end(tap);
 	blktap_set_state(tap, BLKTAP_LIVE);
 	blktap_wake(tap);
 	dev_info(&tap->dev, "task %d serves the device again\n", tap->task);
@@ -325,6 +327,10 @@ int blktap_device_remove(struct blktap *tap, bool force)
 	}
 	blktap_fail_requests(tap);
 	blktap_extents_withdraw(tap, 0, U64_MAX, -1);
+	/* on its pages, so nobody can end it but its disk; and that may be stuck */
+	ret = blktap_drain_wait(tap);
+	if (ret)
+		return ret;
 	del_gendisk(tap->disk);
 	blk_mq_free_tag_set(&tap->tag_set);
 	put_disk(tap->disk);	/* openers keep it; blktap_free_disk() is last */

@@ -115,7 +115,7 @@ static void blktap_direct_done(struct kiocb *iocb, long ret)
 	if (write)
 		blktap_end_write(iocb);
 	spin_lock_irqsave(&tap->rq_lock, flags);
-	failing = tap->failing;
+	failing = blktap_fails(tap);
 	if (good) {
 		if (write)
 			tap->count.direct_writes++;

@@ -80,11 +80,12 @@ int blktap_file_remove(struct blktap *tap, u32 number)
 	return 0;
 }
 
-void blktap_files_drop(struct blktap *tap)
+u32 blktap_files_drop(struct blktap *tap)
 {
-	u32 i;
+	u32 i, running;
 
-	blktap_extents_withdraw(tap, 0, U64_MAX, -1);
+	running = blktap_extents_withdraw(tap, 0, U64_MAX, -1);
 	for (i = 0; i < BLKTAP_MAX_FILES; i++)
 		blktap_file_remove(tap, i);
+	return running;
 }

@@ -18,6 +18,10 @@ unsigned int blktap_max_minors = BLKTAP_MAX_MINORS;
 module_param_named(max_minors, blktap_max_minors, uint, 0444);
 MODULE_PARM_DESC(max_minors, "Number of minors that can be allocated (1 to 4096, default 4096)");
 
+unsigned int blktap_dead_timeout;
+module_param_named(dead_timeout, blktap_dead_timeout, uint, 0644);
+MODULE_PARM_DESC(dead_timeout, "Seconds after which requests of a device without a server fail, for new minors (default 0: never)");
+
 int blktap_get_arg(void *arg, size_t ksize, size_t min, const void __user *from)
 {
 	u32 usize;

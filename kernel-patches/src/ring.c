@@ -36,6 +36,19 @@ static int blktap_ring_open(struct inode *inode, struct file *file)
 	return ret;
 }
 
+/* The lock, if the minor has not been freed meanwhile. */
+static int blktap_lock(struct blktap *tap)
+{
+	int ret = mutex_lock_killable(&tap->lock);
+
+	if (ret)
+		return ret;
+	if (tap->state != BLKTAP_DEAD)
+		return 0;
+	mutex_unlock(&tap->lock);
+	return -ENODEV;
+}
+
 /* The server is gone. Its device, if it has one, waits for the next. */
 static int blktap_ring_release(struct inode *inode, struct file *file)
 {
@@ -48,8 +61,9 @@ static int blktap_ring_release(struct inode *inode, struct file *file)
 		blktap_hold_issued(tap);
 		dev_info(&tap->dev, "task %d is gone: requests are held\n",
 			 tap->task);
+		blktap_expire_begin(tap);
 	}
-	blktap_files_drop(tap);
+	tap->count.outlived += blktap_files_drop(tap);
 	if (tap->set_up) {
 		mmdrop(tap->mm);
 		tap->mm = NULL;
@@ -141,7 +155,7 @@ static int blktap_ioc_setup(struct blktap *tap, void __user *argp)
 	ret = blktap_get_arg(&setup, sizeof(setup), BLKTAP_SETUP_SIZE_V3, argp);
 	if (ret)
 		return ret;
-	ret = mutex_lock_killable(&tap->lock);
+	ret = blktap_lock(tap);
 	if (ret)
 		return ret;
 	ret = blktap_setup(tap, &setup, argp);
@@ -159,7 +173,7 @@ static int blktap_ioc_device(struct blktap *tap, void __user *argp,
 	ret = blktap_get_arg(&params, sizeof(params), BLKTAP_PARAMS_SIZE_V3, argp);
 	if (ret)
 		return ret;
-	ret = mutex_lock_killable(&tap->lock);
+	ret = blktap_lock(tap);
 	if (ret)
 		return ret;
 	ret = tap->set_up ? act(tap, &params) : -EINVAL;
@@ -177,7 +191,7 @@ static int blktap_ioc_remove(struct blktap *tap, void __user *argp)
 		return ret;
 	if (arg.flags & ~BLKTAP_REMOVE_FORCE)
 		return -EINVAL;
-	ret = mutex_lock_killable(&tap->lock);
+	ret = blktap_lock(tap);
 	if (ret)
 		return ret;
 	ret = blktap_device_remove(tap, arg.flags & BLKTAP_REMOVE_FORCE);
@@ -200,7 +214,7 @@ static int blktap_ioc_enter(struct blktap *tap, void __user *argp)
 	arg.completed = 0;
 	arg.submitted = 0;
 	arg.refused = 0;
-	ret = mutex_lock_killable(&tap->lock);
+	ret = blktap_lock(tap);
 	if (ret)
 		return ret;
 	ret = blktap_enter(tap, &arg);
@@ -211,7 +225,7 @@ static int blktap_ioc_enter(struct blktap *tap, void __user *argp)
 /* The lock, if the server has files and extents. */
 static int blktap_lock_remap(struct blktap *tap)
 {
-	int ret = mutex_lock_killable(&tap->lock);
+	int ret = blktap_lock(tap);
 
 	if (ret)
 		return ret;

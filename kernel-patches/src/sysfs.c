@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * /sys/class/blktap2/blktapN; see sysfs-class-blktap2. No lock is taken: the
- * minor's removal waits for these readers.
+ * /sys/class/blktap2/blktapN; see sysfs-class-blktap2. The minor's removal waits
+ * for who is in here, and holds no lock then. Readers take none: they are not to
+ * wait for a server.
  */
 #include <linux/device.h>
 #include <linux/kernel.h>
@@ -42,7 +43,67 @@ static ssize_t extents_show(struct device *dev, struct device_attribute *attr,
 }
 static DEVICE_ATTR_RO(extents);
 
+static ssize_t id_show(struct device *dev, struct device_attribute *attr,
+		       char *buf)
+{
+	struct blktap *tap = container_of(dev, struct blktap, dev);
+
+	return sysfs_emit(buf, "%llu\n", tap->id);
+}
+static DEVICE_ATTR_RO(id);
+
+static ssize_t dead_timeout_show(struct device *dev,
+				 struct device_attribute *attr, char *buf)
+{
+	struct blktap *tap = container_of(dev, struct blktap, dev);
+
+	return sysfs_emit(buf, "%u\n", READ_ONCE(tap->dead_timeout));
+}
+
+static ssize_t dead_timeout_store(struct device *dev,
+				  struct device_attribute *attr,
+				  const char *buf, size_t count)
+{
+	struct blktap *tap = container_of(dev, struct blktap, dev);
+	unsigned int seconds;
+	int ret = kstrtouint(buf, 0, &seconds);
+
+	if (ret)
+		return ret;
+	if (seconds > BLKTAP_MAX_DEAD_TIMEOUT)
+		return -EINVAL;
+	ret = mutex_lock_killable(&tap->lock);
+	if (ret)
+		return ret;
+	WRITE_ONCE(tap->dead_timeout, seconds);
+	if (tap->state == BLKTAP_QUIESCED)
+		blktap_expire_begin(tap);
+	mutex_unlock(&tap->lock);
+	return count;
+}
+static DEVICE_ATTR_RW(dead_timeout);
+
+static ssize_t fail_store(struct device *dev, struct device_attribute *attr,
+			  const char *buf, size_t count)
+{
+	struct blktap *tap = container_of(dev, struct blktap, dev);
+	int ret;
+
+	if (!sysfs_streq(buf, "1"))
+		return -EINVAL;
+	ret = mutex_lock_killable(&tap->lock);
+	if (ret)
+		return ret;
+	ret = blktap_expire_now(tap);
+	mutex_unlock(&tap->lock);
+	return ret ?: count;
+}
+static DEVICE_ATTR_WO(fail);
+
 static struct attribute *blktap_attrs[] = {
+	&dev_attr_id.attr,
+	&dev_attr_dead_timeout.attr,
+	&dev_attr_fail.attr,
 	&dev_attr_state.attr,
 	&dev_attr_task.attr,
 	&dev_attr_extents.attr,
@@ -69,6 +130,8 @@ BLKTAP_COUNTER(refused);
 BLKTAP_COUNTER(faults);
 BLKTAP_COUNTER(requeued);
 BLKTAP_COUNTER(recovered);
+BLKTAP_COUNTER(outlived);
+BLKTAP_COUNTER(expired);
 BLKTAP_COUNTER(direct_reads);
 BLKTAP_COUNTER(direct_writes);
 BLKTAP_COUNTER(direct_failed);
@@ -80,6 +143,8 @@ static struct attribute *blktap_counter_attrs[] = {
 	&dev_attr_faults.attr,
 	&dev_attr_requeued.attr,
 	&dev_attr_recovered.attr,
+	&dev_attr_outlived.attr,
+	&dev_attr_expired.attr,
 	&dev_attr_direct_reads.attr,
 	&dev_attr_direct_writes.attr,
 	&dev_attr_direct_failed.attr,

@@ -65,9 +65,11 @@ static int open_node(const char *format, unsigned int minor, int flags)
 	return open(path, flags | O_CLOEXEC);
 }
 
-static int free_minor(int control, unsigned int minor)
+static int free_minor(int control, unsigned int minor, unsigned int flags)
 {
-	struct blktap_free arg = { .size = sizeof(arg), .minor = (int)minor };
+	struct blktap_free arg = {
+		.size = sizeof(arg), .minor = (int)minor, .flags = flags,
+	};
 
 	return ioctl(control, BLKTAP_IOC_FREE, &arg) < 0 ? -errno : 0;
 }
@@ -94,9 +96,25 @@ static void controller(void)
 		if (chance(70))
 			ioctl(control, BLKTAP_IOC_ALLOC, &arg);
 		else
-			free_minor(control, any(MINORS));
+			free_minor(control, any(MINORS),
+				   chance(30) ? BLKTAP_FREE_FORCE : 0);
 		usleep(any(10000));
 	}
+}
+
+/* What is done with a device that has lost its server. */
+static void set_expiry(void)
+{
+	const char *value = chance(50) ? "1" : "0";
+	int fd = open_node(chance(50) ? "/sys/class/blktap2/blktap%u/fail" :
+			   "/sys/class/blktap2/blktap%u/dead_timeout",
+			   any(MINORS), O_WRONLY);
+
+	if (fd < 0)
+		return;
+	if (write(fd, value, 1) < 0)
+		usleep(1);
+	close(fd);
 }
 
 /* Reads what the minor says of itself, and changes the disk's scheduler. */
@@ -125,6 +143,8 @@ static void observer(void)
 			    write(fd, scheduler, strlen(scheduler)) != 0)
 				close(fd);
 		}
+		if (chance(10))
+			set_expiry();
 		usleep(any(3000));
 	}
 }
@@ -323,7 +343,7 @@ static int free_all(void)
 	unsigned int minor;
 
 	for (minor = 0; minor < MINORS; minor++)
-		while (free_minor(control, minor) != -ENODEV) {
+		while (free_minor(control, minor, 0) != -ENODEV) {
 			if (now() > deadline) {
 				printf("minor %u cannot be freed\n", minor);
 				return 1;

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #define CONFIG_VERSION "1"
+#define YEAR_S 31536000u
 
 static int add_dir(struct config *cfg, const char *dir, struct error *err)
 {
@@ -84,6 +85,31 @@ int config_set_transport(struct config *cfg, const char *value,
 	return 0;
 }
 
+static int set_bool(bool *to, const char *key, const char *value,
+		    struct error *err)
+{
+	if (strcmp(value, "yes") && strcmp(value, "no"))
+		return error_set(err, -EINVAL, "%s=%s: must be yes or no", key,
+				 value);
+	*to = !strcmp(value, "yes");
+	return 0;
+}
+
+static int set_seconds(unsigned int *to, const char *key, const char *value,
+		       struct error *err)
+{
+	unsigned long n;
+	char *end;
+
+	errno = 0;
+	n = strtoul(value, &end, 10);
+	if (errno || *end || *value < '0' || *value > '9' || n > YEAR_S)
+		return error_set(err, -EINVAL, "%s=%s: must be 0 to %u seconds",
+				 key, value, YEAR_S);
+	*to = (unsigned int)n;
+	return 0;
+}
+
 static int set_key(struct config *cfg, const char *key, const char *value,
 		   struct error *err)
 {
@@ -100,10 +126,11 @@ static int set_key(struct config *cfg, const char *key, const char *value,
 	} else if (!strcmp(key, "transport")) {
 		return config_set_transport(cfg, value, err);
 	} else if (!strcmp(key, "kernel_io")) {
-		if (strcmp(value, "yes") && strcmp(value, "no"))
-			return error_set(err, -EINVAL,
-					 "kernel_io=%s: must be yes or no", value);
-		cfg->kernel_io = !strcmp(value, "yes");
+		return set_bool(&cfg->kernel_io, key, value, err);
+	} else if (!strcmp(key, "restart")) {
+		return set_bool(&cfg->restart, key, value, err);
+	} else if (!strcmp(key, "dead_timeout")) {
+		return set_seconds(&cfg->dead_timeout_s, key, value, err);
 	} else {
 		int rc = retry_set(&cfg->retry, key, value, err);
 
@@ -146,6 +173,7 @@ int config_load(struct config *cfg, const char *path, struct error *err)
 	memset(cfg, 0, sizeof(*cfg));
 	snprintf(cfg->engine, sizeof(cfg->engine), "uring");
 	snprintf(cfg->transport, sizeof(cfg->transport), "auto");
+	cfg->restart = true;
 	cfg->retry = retry_defaults;
 
 	if (!path)

@@ -21,6 +21,8 @@ struct config {
 	char engine[1024];			/* as engine_open() takes it */
 	char transport[CONFIG_TRANSPORT_BYTES];	/* "auto", or names separated by commas: transport/gendisk.h */
 	bool kernel_io;				/* the driver may serve what lies in a file in one piece */
+	unsigned int dead_timeout_s;		/* what a disk without a tapdisk waits for one, 0: for ever */
+	bool restart;				/* another tapdisk takes over from one that dies */
 	struct retry_policy retry;		/* of a disk that says nothing else */
 };
 

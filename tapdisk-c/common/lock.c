@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "common/holder.h"
+#include "common/log.h"
 
 enum {
 	BYTE_OURS		= 300,
@@ -284,11 +285,15 @@ int lock_take(int fd, const char *path, enum lock_mode mode, uint64_t child,
 	struct conflict c = { .use = "" };
 	int rc = try_mode(fd, mode, (off_t)child, &c);
 
-	if (rc == -EBUSY && !holder_lives(fd, c.at))
+	if (rc == -EBUSY && !holder_lives(fd, c.at)) {
 		for (int i = 0; rc == -EBUSY && i < WAIT_STEPS; i++) {
 			nanosleep(&wait_step, NULL);
 			rc = try_mode(fd, mode, (off_t)child, &c);
 		}
+		if (!rc)
+			log_info("waited for the lock of a process that is gone path=%s",
+				 path);
+	}
 	return rc ? lock_error(err, rc, path, fd, &c) : 0;
 }
 

@@ -33,6 +33,12 @@ void log_open(const char *program, bool use_syslog, enum log_level max)
 		openlog(program, LOG_PID | LOG_NDELAY, LOG_DAEMON);
 }
 
+void log_reopen(void)
+{
+	closelog();
+	log_open(log_to.program, log_to.use_syslog, log_to.max);
+}
+
 void log_msg(enum log_level level, const char *fmt, ...)
 {
 	char line[2048];

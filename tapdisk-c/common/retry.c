@@ -16,6 +16,10 @@ const struct retry_policy retry_defaults = {
 	.no_space_waits	= true,
 };
 
+static const char *const errors[] = { "none", "transient", "all", NULL };
+static const char *const then[] = { "fail", "pause", NULL };
+static const char *const space[] = { "fail", "wait", NULL };
+
 static int set_number(uint32_t *to, const char *key, const char *value,
 		      uint32_t low, uint32_t high, struct error *err)
 {
@@ -52,9 +56,6 @@ static int set_choice(unsigned int *to, const char *key, const char *value,
 int retry_set(struct retry_policy *policy, const char *key, const char *value,
 	      struct error *err)
 {
-	static const char *const errors[] = { "none", "transient", "all", NULL };
-	static const char *const then[] = { "fail", "pause", NULL };
-	static const char *const space[] = { "fail", "wait", NULL };
 	unsigned int choice = 0;
 	int rc;
 
@@ -81,4 +82,11 @@ int retry_set(struct retry_policy *policy, const char *key, const char *value,
 		return rc;
 	}
 	return error_set(err, -ENOENT, "%s: no such setting", key);
+}
+
+void retry_write(const struct retry_policy *policy, FILE *f)
+{
+	fprintf(f, "retry_errors=%s\nretry_interval=%u\nretry_for=%u\nretry_then=%s\nno_space=%s\n",
+		errors[policy->errors], policy->interval_s, policy->for_s,
+		then[policy->then_pause], space[policy->no_space_waits]);
 }

@@ -5,6 +5,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include "common/error.h"
 
@@ -32,5 +33,8 @@ extern const struct retry_policy retry_defaults;
  */
 int retry_set(struct retry_policy *policy, const char *key, const char *value,
 	      struct error *err);
+
+/* All of it as lines of key=value that retry_set() takes. */
+void retry_write(const struct retry_policy *policy, FILE *f);
 
 #endif

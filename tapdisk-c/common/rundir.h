@@ -3,7 +3,9 @@
  * The directory of what a running tapdisk shows: ctl<pid>, its control socket;
  * stats<pid>.<minor>, the statistics page of a VBD (common/stats.h);
  * nospace.<minor>, there while a VBD waits for space; nbd<pid>.<minor>, its NBD socket;
- * minor<minor>, a minor of the stock kernel's transports (transport/minor.h).
+ * minor<minor>, a minor of the stock kernel's transports (transport/minor.h);
+ * disk.<minor>, for the next tapdisk (common/diskfile.h). ctl<pid> of a dead one is a
+ * link to that of the one that took its disks over.
  */
 #ifndef XENBLK_RUNDIR_H
 #define XENBLK_RUNDIR_H

@@ -6,7 +6,6 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,6 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "common/diskfile.h"
 #include "control/control.h"
 #include "control/proto.h"
 
@@ -198,6 +198,16 @@ int control_receive(int fd, int pid, json_t **reply, int timeout_ms,
 	return rc;
 }
 
+int control_ask(int fd, int pid, json_t *request, json_t **reply,
+		int timeout_ms, struct error *err)
+{
+	int rc = control_send(fd, request, err);
+
+	if (reply)
+		*reply = NULL;
+	return rc ? rc : control_receive(fd, pid, reply, timeout_ms, err);
+}
+
 int control_call(int pid, json_t *request, json_t **reply, int timeout_ms,
 		 struct error *err)
 {
@@ -210,9 +220,7 @@ int control_call(int pid, json_t *request, json_t **reply, int timeout_ms,
 	fd = control_connect(pid, timeout_ms, err);
 	if (fd < 0)
 		return fd;
-	rc = control_send(fd, request, err);
-	if (!rc)
-		rc = control_receive(fd, pid, reply, timeout_ms, err);
+	rc = control_ask(fd, pid, request, reply, timeout_ms, err);
 	close(fd);
 	return rc;
 }
@@ -247,7 +255,7 @@ static int by_value(const void *a, const void *b)
 
 static bool is_dead(int pid)
 {
-	return pid > 0 && kill(pid, 0) && errno == ESRCH;
+	return pid > 0 && process_ended(pid);
 }
 
 /* What a dead tapdisk has left beside its socket: common/rundir.h. */
@@ -259,6 +267,7 @@ static void remove_if_stale(int dir, const char *name)
 
 	if (sscanf(name, "stats%d.%d%c", &pid, &minor, &c) != 2 &&
 	    sscanf(name, "nbd%d.%d.%d%c", &pid, &minor, &pid, &c) != 3 &&
+	    sscanf(name, "disk.%d.%d%c", &minor, &pid, &c) != 2 &&
 	    sscanf(name, "ctl%d.%d%c", &pid, &pid, &c) != 2)
 		pid = 0;
 	if (sscanf(name, "nospace.%d%c", &minor, &c) == 1) {
@@ -297,6 +306,10 @@ int control_pids(int **pids, size_t *n, struct error *err)
 			remove_if_stale(dirfd(dir), entry->d_name);
 			continue;
 		}
+		/* The name of one that has died, which leads to another. */
+		if (control && control_heir(pid) != pid &&
+		    !is_dead(control_heir(pid)))
+			continue;
 		if (is_dead(pid)) {
 			unlinkat(dirfd(dir), entry->d_name, 0);
 			continue;

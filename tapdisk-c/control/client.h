@@ -23,6 +23,9 @@ int control_call(int pid, json_t *request, json_t **reply, int timeout_ms,
  * asking several tapdisks at once. connect gives a descriptor, which the caller closes.
  */
 int control_connect(int pid, int timeout_ms, struct error *err);
+int control_ask(int fd, int pid, json_t *request, json_t **reply,
+		int timeout_ms, struct error *err);
+/* Its two halves. */
 int control_send(int fd, const json_t *request, struct error *err);
 int control_receive(int fd, int pid, json_t **reply, int timeout_ms,
 		    struct error *err);

@@ -17,6 +17,9 @@ struct control_server;
  */
 int control_server_open(struct control_server **control, struct server *server,
 			struct error *err);
+/* control/takeover.h; done once all is taken. */
+void control_take_over(struct control_server *control, const int *pids,
+		       unsigned int nr, void (*done)(void *priv), void *priv);
 /* A close or pause that is still under way may call back later. */
 void control_server_close(struct control_server *control);
 
@@ -25,6 +28,14 @@ const char *control_dir(void);
 
 /* control_dir()/ctl<pid>; -ENAMETOOLONG if a socket address can't hold it. */
 int control_socket_path(char *path, size_t size, int pid, struct error *err);
+/*
+ * The name of a tapdisk whose disks we took over leads to us from now on, until
+ * control_unlink_all().
+ */
+void control_link(int pid);
+void control_unlink_all(void);
+/* Where the name of pid leads: pid itself, or who has taken over from it. */
+int control_heir(int pid);
 /* The name of that socket before it listens. */
 int control_early_path(char *path, size_t size, int pid, struct error *err);
 

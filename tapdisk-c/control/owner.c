@@ -35,7 +35,8 @@ static void owner_free(struct owner *owner)
 	engine_unwatch(engine_of(owner), &owner->watch);
 	engine_timer_cancel(engine_of(owner), &owner->timer);
 	list_del(&owner->link);
-	close(owner->pidfd);
+	if (owner->pidfd >= 0)
+		close(owner->pidfd);
 	free(owner);
 }
 
@@ -71,7 +72,8 @@ static void image_closed(void *priv, int rc, const struct error *err)
 		step_in(owner, rc ? RETRY_NS : 0);
 		return;
 	}
-	close(owner->pidfd);
+	if (owner->pidfd >= 0)
+		close(owner->pidfd);
 	free(owner);
 }
 
@@ -119,35 +121,75 @@ void owners_close(struct owners *owners)
 	}
 }
 
-int owners_add(struct owners *owners, int minor, int pid, struct error *err)
+static struct owner *owner_new(struct owners *owners, int minor, int pid)
 {
 	struct owner *owner = calloc(1, sizeof(*owner));
-	int rc;
 
 	if (!owner)
-		return error_set(err, -ENOMEM, "minor %d: out of memory", minor);
+		return NULL;
 	owner->owners = owners;
 	owner->minor = minor;
 	owner->pid = pid;
 	owner->timer.expired = owner_step;
 	owner->pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+	return owner;
+}
+
+static int owner_watch(struct owner *owner, struct error *err)
+{
+	int rc;
+
+	owner->watch.fd = owner->pidfd;
+	owner->watch.events = POLLIN;
+	owner->watch.ready = owner_ended;
+	rc = engine_watch(engine_of(owner), &owner->watch);
+	if (rc) {
+		error_set(err, rc, "owner %d: cannot be watched: %s",
+			  owner->pid, strerror(-rc));
+		close(owner->pidfd);
+		free(owner);
+		return rc;
+	}
+	list_add_tail(&owner->link, &owner->owners->list);
+	return 0;
+}
+
+int owners_add(struct owners *owners, int minor, int pid, struct error *err)
+{
+	struct owner *owner = owner_new(owners, minor, pid);
+	int rc;
+
+	if (!owner)
+		return error_set(err, -ENOMEM, "minor %d: out of memory", minor);
 	if (owner->pidfd < 0) {
 		rc = error_set(err, -errno, "owner %d: %s", pid,
 			       strerror(errno));
 		free(owner);
 		return rc;
 	}
-	owner->watch.fd = owner->pidfd;
-	owner->watch.events = POLLIN;
-	owner->watch.ready = owner_ended;
-	rc = engine_watch(server_engine(owners->server), &owner->watch);
-	if (rc) {
-		close(owner->pidfd);
+	return owner_watch(owner, err);
+}
+
+int owners_inherit(struct owners *owners, int minor, int pid,
+		   struct error *err)
+{
+	struct owner *owner = owner_new(owners, minor, pid);
+	int rc;
+
+	if (!owner)
+		return error_set(err, -ENOMEM, "minor %d: out of memory", minor);
+	if (owner->pidfd >= 0)
+		return owner_watch(owner, err);
+	if (errno != ESRCH) {
+		rc = error_set(err, -errno, "owner %d: %s", pid,
+			       strerror(errno));
 		free(owner);
-		return error_set(err, rc, "owner %d: cannot be watched: %s",
-				 pid, strerror(-rc));
+		return rc;
 	}
 	list_add_tail(&owner->link, &owners->list);
+	log_warn("process %d ended before it kept its disk: removing it minor=%d",
+		 pid, minor);
+	step_in(owner, 0);
 	return 0;
 }
 

@@ -24,6 +24,10 @@ void owners_close(struct owners *owners);
 /* Watches pid for the VBD. -ESRCH if it has ended. */
 int owners_add(struct owners *owners, int minor, int pid, struct error *err);
 
+/* The same for what was taken over: a pid that has ended, or ends, undoes it. */
+int owners_inherit(struct owners *owners, int minor, int pid,
+		   struct error *err);
+
 /* The VBD no longer has an owner; false if it had none. */
 bool owners_forget(struct owners *owners, int minor);
 

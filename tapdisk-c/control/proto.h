@@ -18,6 +18,9 @@
  * switch	minor
  * take		minor					stall_us
  * stats	minor					vbd: VBD and STATS
+ * yield	heir, timeout?
+ * succeed	heir
+ * leave
  *
  * VBD: minor, state (enum vbd_state), args (null while closed), readonly,
  * sectors, sector_size, depth. STATS: chain (paths, leaf first) and what
@@ -35,6 +38,11 @@
  * owner is a pid: when that process ends before keep, the VBD is closed and
  * detached, and its minor freed.
  *
+ * yield, to one tapdisk, leaves all its disks for another one, heir; when the
+ * connection ends before leave, by which it exits, it takes back those that heir
+ * does not have. succeed, to the other one: it takes the disks that the tapdisk
+ * heir has left, all of them, or gives them back and fails.
+ *
  * list answers with the VBDs from the first-th on that fit a message; next is
  * where to go on, absent at the end. close and pause are answered when they
  * are done. args are TYPE:PATH in UTF-8, without control characters.
@@ -50,7 +58,9 @@
 #include <jansson.h>
 
 #include "common/error.h"
+#include "control/leave.h"
 #include "control/owner.h"
+#include "control/takeover.h"
 #include "server.h"
 
 #define CONTROL_MAX_MESSAGE 65536u
@@ -63,6 +73,11 @@ struct control_call {
 	int making;
 	int minor;		/* of the snapshot under way */
 	int opened;			/* by this request: the minor of an open */
+	struct takeover *takeover;
+	struct leave *leave;
+	/* All disks were left by a request of this connection: its end takes them back. */
+	bool left;
+	int heir;			/* to that tapdisk */
 	/*
 	 * Called exactly once. Takes over the reply, NULL if memory ran out;
 	 * last: the message was no valid request.

@@ -22,6 +22,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "control/proto.h"
+#include "control/takeover.h"
 
 #define MAX_CLIENTS	32u
 #define RETRY_NS	1000000000u
@@ -29,7 +30,10 @@
 struct control_server {
 	struct server *server;
 	struct owners owners;
+	struct takeover takeover;
+	struct leave leave;
 	struct sockaddr_un address;
+	ino_t inode;			/* of the name */
 	int fd;
 	struct io_watch watch;
 	struct io_timer retry;		/* accept again after EMFILE */
@@ -58,9 +62,16 @@ static struct engine *engine_of(struct control_server *control)
 
 static void client_close(struct client *client)
 {
+	int pids[] = { getpid(), client->call.heir };
+
 	if (client->call.making >= 0)
 		server_snapshot_settle(client->call.server, client->call.making);
 	if (client->control) {
+		if (client->call.left) {
+			log_warn("what was left for tapdisk %d is taken back",
+				 client->call.heir);
+			takeover_begin(&client->control->takeover, pids, 2);
+		}
 		engine_unwatch(engine_of(client->control), &client->watch);
 		list_del(&client->link);
 		client->control->nr_clients--;
@@ -207,6 +218,8 @@ static void add_client(struct control_server *control, int fd)
 	client->call.server = control->server;
 	client->call.owners = &control->owners;
 	client->call.making = -1;
+	client->call.takeover = &control->takeover;
+	client->call.leave = &control->leave;
 	client->call.answer = client_answer;
 	client->fd = fd;
 	client->watch.fd = fd;
@@ -278,6 +291,7 @@ static int listen_at(struct control_server *control, struct error *err)
 {
 	const char *path = control->address.sun_path;
 	struct sockaddr_un early = { .sun_family = AF_UNIX };
+	struct stat st;
 	int rc;
 
 	rc = control_early_path(early.sun_path, sizeof(early.sun_path),
@@ -297,8 +311,11 @@ static int listen_at(struct control_server *control, struct error *err)
 	    bind(control->fd, (struct sockaddr *)&early, sizeof(early)))
 		return error_set(err, -errno, "%s: %s", early.sun_path,
 				 strerror(errno));
-	if (!listen(control->fd, MAX_CLIENTS) && !rename(early.sun_path, path))
+	if (!listen(control->fd, MAX_CLIENTS) && !lstat(early.sun_path, &st) &&
+	    !rename(early.sun_path, path)) {
+		control->inode = st.st_ino;
 		return 0;
+	}
 	rc = error_set(err, -errno, "%s: %s", path, strerror(errno));
 	unlink(early.sun_path);
 	return rc;
@@ -315,6 +332,8 @@ int control_server_open(struct control_server **control, struct server *server,
 	c->server = server;
 	c->fd = -1;
 	owners_open(&c->owners, server);
+	takeover_open(&c->takeover, server, &c->owners);
+	leave_open(&c->leave, server, &c->owners);
 	list_init(&c->clients);
 	c->address.sun_family = AF_UNIX;
 	rc = control_socket_path(c->address.sun_path,
@@ -344,6 +363,8 @@ int control_server_open(struct control_server **control, struct server *server,
 
 void control_server_close(struct control_server *control)
 {
+	struct stat st;
+
 	list_for_each_safe(pos, next, &control->clients) {
 		struct client *client = container_of(pos, struct client, link);
 
@@ -356,9 +377,23 @@ void control_server_close(struct control_server *control)
 		client->control = NULL;
 	}
 	owners_close(&control->owners);
+	takeover_close(&control->takeover);
+	leave_close(&control->leave);
 	engine_timer_cancel(engine_of(control), &control->retry);
 	engine_unwatch(engine_of(control), &control->watch);
-	unlink(control->address.sun_path);
+	/* Who takes over from us may have the name already. */
+	if (!lstat(control->address.sun_path, &st) &&
+	    st.st_ino == control->inode)
+		unlink(control->address.sun_path);
+	control_unlink_all();
 	close(control->fd);
 	free(control);
+}
+
+void control_take_over(struct control_server *control, const int *pids,
+		       unsigned int nr, void (*done)(void *priv), void *priv)
+{
+	control->takeover.done = done;
+	control->takeover.priv = priv;
+	takeover_begin(&control->takeover, pids, nr);
 }

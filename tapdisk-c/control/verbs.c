@@ -9,6 +9,8 @@
 
 #include <blktap.h>
 
+#include "common/diskfile.h"
+#include "common/log.h"
 #include "control/proto.h"
 #include "control/stats.h"
 
@@ -84,6 +86,7 @@ struct request {
 	json_int_t minor;
 	json_int_t first;
 	json_int_t owner;		/* 0: none */
+	json_int_t heir;
 	const char *args;		/* lives as long as the message */
 	bool readonly;
 	bool force;
@@ -258,6 +261,7 @@ static void do_open(struct control_call *call, const struct request *req)
 		return;
 	}
 	call->opened = (int)req->minor;
+	server_set_owner(call->server, (int)req->minor, (int)req->owner);
 	server_open_image(call->server, (int)req->minor, req->args,
 			  req->readonly, open_done, call);
 }
@@ -270,6 +274,8 @@ static void do_keep(struct control_call *call, const struct request *req)
 	if (!owners_forget(call->owners, (int)req->minor))
 		rc = error_set(&err, -ESRCH, "minor %lld has no owner, or lost "
 			       "it", (long long)req->minor);
+	else
+		server_set_owner(call->server, (int)req->minor, 0);
 	answer_rc(call, rc, &err);
 }
 
@@ -396,6 +402,74 @@ static void do_unpause(struct control_call *call, const struct request *req)
 	answer_rc(call, rc, &err);
 }
 
+static void yielded(void *priv, int rc, const struct error *err)
+{
+	struct control_call *call = priv;
+
+	call->left = !rc;
+	answer_rc(call, rc, err);
+}
+
+static void do_yield(struct control_call *call, const struct request *req)
+{
+	struct error err;
+
+	call->heir = (int)req->heir;
+	if (call->left)
+		answer_rc(call, error_set(&err, -EALREADY, "its disks are left already"),
+			  &err);
+	else
+		leave_begin(call->leave, timeout_ms(req), yielded, call);
+}
+
+/* The connection of the tool has ended, or it has its answer: nobody takes them back. */
+static void do_leave(struct control_call *call, const struct request *req)
+{
+	struct error err = { .code = 0 };
+	int rc = 0;
+
+	(void)req;
+	if (!call->left)
+		rc = error_set(&err, -EINVAL, "its disks are not left to another tapdisk");
+	call->left = false;
+	answer_rc(call, rc, &err);
+	if (!rc)
+		server_stop(call->server);
+}
+
+/* What can't be had goes back to where it came from, as a whole. */
+static void gave_back(void *priv, int rc, const struct error *err)
+{
+	struct control_call *call = priv;
+	struct error why = call->takeover->err;
+
+	if (rc)
+		log_error("cannot give back what was taken over: %s", err->text);
+	else
+		diskfile_give(getpid(), call->heir);
+	answer_rc(call, call->takeover->rc, &why);
+}
+
+static void do_succeed(struct control_call *call, const struct request *req)
+{
+	struct error err = { .code = 0 };
+	struct vbd_view view;
+	int rc = 0;
+
+	call->heir = (int)req->heir;
+	if (server_vbd(call->server, 0, &view))
+		rc = error_set(&err, -EBUSY, "tapdisk %d has disks of its own",
+			       (int)getpid());
+	if (rc) {
+		answer_rc(call, rc, &err);
+		return;
+	}
+	if (takeover_now(call->takeover, call->heir, &err))
+		leave_begin(call->leave, timeout_ms(req), gave_back, call);
+	else
+		answer_rc(call, 0, &err);
+}
+
 /* Decoding: what a verb does not list is refused, so nothing is ignored. */
 
 enum field {
@@ -409,7 +483,8 @@ enum field {
 	CHILD		= 128,
 	PARENT		= 256,
 	DECISION	= 512,
-	RETRY		= 1024,		/* the first of NR_RETRY bits */
+	HEIR		= 1024,
+	RETRY		= 2048,		/* the first of NR_RETRY bits */
 };
 
 #define ALL_RETRY (RETRY * ((1u << NR_RETRY) - 1))
@@ -433,6 +508,9 @@ static const struct verb {
 	{ "switch", MINOR, 0, do_switch },
 	{ "take", MINOR, 0, do_take },
 	{ "stats", MINOR, 0, do_stats },
+	{ "yield", HEIR, TIMEOUT, do_yield },
+	{ "succeed", HEIR, 0, do_succeed },
+	{ "leave", 0, 0, do_leave },
 };
 
 static const struct {
@@ -445,6 +523,7 @@ static const struct {
 	{ "force", FORCE },
 	{ "first", FIRST },
 	{ "owner", OWNER },
+	{ "heir", HEIR },
 	{ "timeout", TIMEOUT },
 	{ "child", CHILD },
 	{ "parent", PARENT },
@@ -483,6 +562,9 @@ static bool set_field(struct request *req, unsigned int field,
 	case OWNER:
 		return integer(value, (json_int_t)INT_MAX + 1, &req->owner) &&
 		       req->owner;
+	case HEIR:
+		return integer(value, (json_int_t)INT_MAX + 1, &req->heir) &&
+		       req->heir;
 	case TIMEOUT:
 		return integer(value, INT_MAX / 1000, &req->timeout) &&
 		       req->timeout;

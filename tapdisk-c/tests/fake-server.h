@@ -89,6 +89,38 @@ void server_terminate(struct server *server)
 	server->stop = true;
 }
 
+bool server_keeps_files(const struct server *server)
+{
+	(void)server;
+	return false;
+}
+
+void server_set_leaving(struct server *server, bool leaving)
+{
+	(void)server;
+	(void)leaving;
+}
+
+void server_let_go(struct server *server)
+{
+	(void)server;
+}
+
+void server_set_owner(struct server *server, int minor, int owner)
+{
+	(void)server;
+	(void)minor;
+	(void)owner;
+}
+
+int server_adopt(struct server *server, const struct diskfile *file,
+		 struct error *err)
+{
+	(void)server;
+	(void)file;
+	return error_set(err, -ENODEV, "not here");
+}
+
 static struct fake_vbd *fake_find(struct server *server, int minor,
 				  struct error *err)
 {

@@ -83,10 +83,12 @@ static void keys_are_read_and_unknown_ones_ignored(void **state)
 	assert_int_equal(load(&cfg, "# by xenblk\nversion=1\n\nnew.key=1=2\n"
 			      "image_dir=/a b/c=d\nimage_dir=/e\nengine=posix\n"
 			      "transport=nbd,blktap\n"
-			      "kernel_io=yes\n",
+			      "kernel_io=yes\nrestart=no\ndead_timeout=60\n",
 			      NULL), 0);
-	assert_true(cfg.kernel_io);
 	assert_string_equal(cfg.transport, "nbd,blktap");
+	assert_true(cfg.kernel_io);
+	assert_false(cfg.restart);
+	assert_int_equal(cfg.dead_timeout_s, 60);
 	assert_string_equal(cfg.engine, "posix");
 	assert_int_equal(cfg.nr_image_dirs, 2);
 	assert_string_equal(cfg.image_dir[0], "/a b/c=d");
@@ -149,6 +151,8 @@ static void what_is_malformed_is_refused_by_its_line(void **state)
 	refused("transport=nb\n", "must be auto");
 	refused("transport=blktap,ublk,nbd,blktap,ublk,nbd,blktap,ublk,nbd,blktap,ublk,nbd\n",
 		"must be auto");
+	refused("dead_timeout=-1\n", "dead_timeout=-1: must be 0 to 31536000 seconds");
+	refused("restart=on\n", "restart=on: must be yes or no");
 	refused("kernel_io=1\n", "kernel_io=1: must be yes or no");
 	refused("image_dir=srv\n", "image_dir=srv: must be an absolute path");
 	refused("image_dir=\n", "must be an absolute path");

@@ -9,18 +9,19 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "common/log.h"
-#include "control/control.h"
-#include "server.h"
-#include "signals.h"
+#include "serve.h"
 #include "tests/real.h"
 #include "transport/blktap.h"
 
 /*
+ * $NO_DEVICE: its devices can't be started. $DIE_AT_START: it dies instead.
+ *
  * In place of the C library's: for a directory it fails while there is the file
  * $DIR_SYNC_FAILS, which holds the error's number.
  */
@@ -60,7 +61,10 @@ static int ring_start(struct transport *t, const struct image_info *info,
 	(void)t;
 	(void)info;
 	(void)readonly;
-	(void)err;
+	if (getenv("DIE_AT_START"))
+		abort();
+	if (getenv("NO_DEVICE"))
+		return error_set(err, -EPROTO, "no device for this one");
 	return 0;
 }
 
@@ -119,31 +123,22 @@ int blktap_open(struct transport **transport, struct vbd *vbd,
 	return 0;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
-	struct control_server *control = NULL;
-	struct signals signals = { .server = NULL };
-	struct server *server = NULL;
-	struct config cfg;
-	struct error err;
-	int rc;
+	struct serve serve = {
+		.foreground = true, .level = LOG_LEVEL_INFO, .guardian = -1,
+	};
 
-	log_open("tool-vbd", false, LOG_LEVEL_INFO);
-	rc = config_load(&cfg, NULL, &err);
-	if (!rc)
-		rc = server_open(&server, &cfg, &err);
-	if (!rc)
-		rc = signals_open(&signals, server, &err);
-	if (!rc)
-		rc = control_server_open(&control, server, &err);
-	if (rc) {
-		fprintf(stderr, "tapdisk: %s\n", err.text);
-		return EXIT_FAILURE;
+	for (int i = 1; i < argc; i++) {
+		char *value = strchr(argv[i], '=');
+		int rc = 0;
+
+		if (!value)
+			continue;
+		*value = 0;
+		serve_option(&serve, argv[i] + 2, value + 1, &rc);
+		if (rc)
+			return 2;
 	}
-	server_export_in(server, control_dir());
-	rc = server_run(server);
-	control_server_close(control);
-	server_close(server);
-	config_dispose(&cfg);
-	return rc ? EXIT_FAILURE : EXIT_SUCCESS;
+	return serve_run(&serve, argv[0]);
 }

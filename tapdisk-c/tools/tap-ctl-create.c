@@ -11,6 +11,7 @@
 
 #include <blktap.h>
 
+#include "common/diskfile.h"
 #include "transport/minor.h"
 
 #define EXIT_WAIT_MS 5000
@@ -34,7 +35,7 @@ int cmd_create(const struct options *opt, struct error *err)
 	rc = allocate(opt, &minor, err);
 	if (rc)
 		return rc;
-	rc = tapdisk_spawn(&pid, err);
+	rc = tapdisk_spawn(&pid, NULL, err);
 	if (rc)
 		goto fail_free;
 	rc = vbd_call("attach", pid, minor, err);
@@ -80,8 +81,8 @@ enum found { DEAD, ATTACHED, OPEN };
  * What the tapdisk says of the minor. *alone: it has no other, so that it exits
  * with this one.
  */
-static int look(int pid, int minor, enum found *found, bool *alone,
-		struct error *err)
+static int look(int pid, int minor, int timeout_ms, enum found *found,
+		bool *alone, struct error *err)
 {
 	bool known = false;
 	json_t *vbds, *vbd;
@@ -90,7 +91,7 @@ static int look(int pid, int minor, enum found *found, bool *alone,
 
 	*found = DEAD;
 	*alone = false;
-	rc = tapdisk_vbds(pid, TAP_CTL_TIMEOUT_MS, &vbds, err);
+	rc = tapdisk_vbds(pid, timeout_ms, &vbds, err);
 	if (rc)
 		return rc == -ESRCH ? 0 : rc;
 	*alone = json_array_size(vbds) == 1;
@@ -109,6 +110,23 @@ static int look(int pid, int minor, enum found *found, bool *alone,
 }
 
 /*
+ * The tapdisk hangs on its storage. It keeps its image and the lock until that comes
+ * back; its device goes now.
+ */
+static int destroy_hung(const struct options *opt, struct error *err)
+{
+	struct error why = *err;
+	int rc;
+
+	diskfile_forget(opt->minor, opt->pid);
+	kill(opt->pid, SIGKILL);
+	rc = minor_free_now(opt->minor, err);
+	if (!rc)
+		complain(why.text);
+	return rc;
+}
+
+/*
  * With a tapdisk that has died the minor is freed all the same; the driver
  * refuses if another one has it.
  */
@@ -120,14 +138,24 @@ int cmd_destroy(const struct options *opt, struct error *err)
 	int rc;
 
 	hold_signals();
-	rc = look(opt->pid, opt->minor, &found, &alone, err);
+	rc = look(opt->pid, opt->minor, opt->timeout_ms, &found, &alone, err);
+	if (rc == -ETIMEDOUT && opt->force)
+		return destroy_hung(opt, err);
 	if (rc)
 		return rc;
+	/* Before another one takes over. */
+	if (found == DEAD)
+		diskfile_forget(opt->minor, opt->pid);
 	if (alone)
 		exited.fd = (int)syscall(SYS_pidfd_open, opt->pid, 0);
 	if (found == OPEN)
 		rc = vbd_close(opt->pid, opt->minor, opt->force,
 			       opt->timeout_ms, err);
+	if (rc == -ETIMEDOUT && opt->force) {
+		if (exited.fd >= 0)
+			close(exited.fd);
+		return alone ? destroy_hung(opt, err) : rc;
+	}
 	if (!rc && found != DEAD)
 		rc = vbd_call("detach", opt->pid, opt->minor, err);
 	if (!rc && exited.fd >= 0)

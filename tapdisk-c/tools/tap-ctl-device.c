@@ -7,6 +7,7 @@
 #include <blktap.h>
 
 #include "common/config.h"
+#include "common/diskfile.h"
 #include "transport/minor.h"
 
 /* The caller disposes of cfg in either case. */
@@ -43,7 +44,22 @@ int cmd_allocate(const struct options *opt, struct error *err)
 
 int cmd_free(const struct options *opt, struct error *err)
 {
-	return minor_free(opt->minor, err);
+	int rc;
+
+	/* First: nobody takes it over once its tapdisk gets -ENODEV. */
+	if (opt->force)
+		diskfile_forget(opt->minor, 0);
+	rc = opt->force ? minor_free_now(opt->minor, err) :
+			  minor_free(opt->minor, err);
+
+	if (!rc)
+		diskfile_forget(opt->minor, 0);
+	return rc;
+}
+
+int cmd_fail(const struct options *opt, struct error *err)
+{
+	return minor_fail(opt->minor, err);
 }
 
 int cmd_check(const struct options *opt, struct error *err)

@@ -10,6 +10,7 @@
 
 #include <blktap.h>
 
+#include "common/diskfile.h"
 #include "control/client.h"
 #include "server.h"
 #include "transport/minor.h"
@@ -62,6 +63,10 @@ static json_t *waits_for(json_int_t state)
 {
 	if (state & VBD_NO_SPACE)
 		return json_string("space");
+	if (state & VBD_REOPENING)
+		return json_string("image");
+	if (state & VBD_GIVEN_UP)
+		return json_string("tapdisk");
 	return state & VBD_WAITING ? json_string("storage") : json_null();
 }
 
@@ -152,6 +157,25 @@ static bool has_minor(const json_t *rows, int minor)
 	return false;
 }
 
+/* What is known of a minor that no tapdisk has. */
+static json_t *unserved(int minor)
+{
+	json_t *vbd = json_pack("{s:i}", "minor", minor);
+	struct diskfile file;
+
+	if (diskfile_read(&file, minor))
+		return vbd;
+	if (file.given_up) {
+		json_object_set_new(vbd, "state", json_integer(VBD_GIVEN_UP));
+		json_object_set_new(vbd, "args", json_string(file.args));
+		json_object_set_new(vbd, "readonly", json_boolean(file.readonly));
+		json_object_set_new(vbd, "sectors", json_integer((json_int_t)file.sectors));
+		json_object_set_new(vbd, "sector_size", json_integer(file.sector_size));
+	}
+	diskfile_dispose(&file);
+	return vbd;
+}
+
 static void add_unattached(json_t *rows, const bool *allocated)
 {
 	for (int minor = 0; minor < BLKTAP_MAX_MINORS; minor++) {
@@ -162,7 +186,7 @@ static void add_unattached(json_t *rows, const bool *allocated)
 		/* Freed while the tapdisks were asked? */
 		if (!minor_kind(minor))
 			continue;
-		vbd = json_pack("{s:i}", "minor", minor);
+		vbd = unserved(minor);
 		json_array_append_new(rows, vbd_output(-1, vbd));
 		json_decref(vbd);
 	}

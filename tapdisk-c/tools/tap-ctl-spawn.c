@@ -16,6 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "common/diskfile.h"
 #include "control/client.h"
 #include "transport/minor.h"
 
@@ -70,10 +71,10 @@ static int message_file(void)
 	return fd;
 }
 
-static _Noreturn void run_child(const char *path, int stderr_fd)
+static _Noreturn void run_child(const char *path, char *option, int stderr_fd)
 {
 	char name[] = "tapdisk";
-	char *const argv[] = { name, NULL };
+	char *const argv[] = { name, option, NULL };
 	int null = open("/dev/null", O_RDWR);
 	sigset_t none;
 
@@ -139,7 +140,7 @@ static int wait_until_it_answers(int pid, int stderr_fd, struct error *err)
 	return rc;
 }
 
-int tapdisk_spawn(int *pid, struct error *err)
+int tapdisk_spawn(int *pid, char *option, struct error *err)
 {
 	char path[PATH_MAX];
 	int fd, rc;
@@ -153,7 +154,7 @@ int tapdisk_spawn(int *pid, struct error *err)
 
 	*pid = fork();
 	if (!*pid)
-		run_child(path, fd);
+		run_child(path, option, fd);
 	if (*pid < 0)
 		rc = error_set(err, -errno, "fork: %s", strerror(errno));
 	else
@@ -181,8 +182,11 @@ void tapdisk_abandon(int pid, int minor)
 	struct pollfd gone = { .fd = (int)syscall(SYS_pidfd_open, pid, 0),
 			       .events = POLLIN };
 
+	/* Should it get it open yet: no other is to have it. */
+	diskfile_forget(minor, pid);
 	kill(pid, SIGKILL);
 	if (poll(&gone, 1, ABANDON_MS) == 1) {
+		diskfile_forget(minor, pid);
 		minor_free(minor, NULL);
 	} else if (!fork()) {
 		/* Nobody waits for this one, and it holds nothing of theirs. */
@@ -191,6 +195,7 @@ void tapdisk_abandon(int pid, int minor)
 		    !close_range(1, ~0u, 0)) {
 			gone.fd = STDIN_FILENO;
 			poll(&gone, 1, -1);
+			diskfile_forget(minor, pid);
 			minor_free(minor, NULL);
 		}
 		_exit(0);
@@ -204,7 +209,7 @@ int cmd_spawn(const struct options *opt, struct error *err)
 	int pid, rc;
 
 	(void)opt;
-	rc = tapdisk_spawn(&pid, err);
+	rc = tapdisk_spawn(&pid, NULL, err);
 	if (rc)
 		return rc;
 	/* Scripts take the number; a person gets a sentence, as with XenServer. */

@@ -18,6 +18,8 @@
 
 #include <blktap.h>
 
+#include "control/control.h"
+
 /* Long options only: these are no letters. In the order of retry_keys. */
 #define RETRY "\001:\002:\003:\004:\005:"
 
@@ -41,7 +43,8 @@ static const struct verb {
 	{ "list", "p:m:t:f:j", "", "", cmd_list,
 	  "[-p PID] [-m MINOR] [-t TYPE] [-f FILE] [--json]" },
 	{ "allocate", "x:", "", "", cmd_allocate, "[--transport=LIST]" },
-	{ "free", "m:", "m", "", cmd_free, "-m MINOR" },
+	{ "free", "m:f", "m", "", cmd_free, "-m MINOR [-f]" },
+	{ "fail", "m:", "m", "", cmd_fail, "-m MINOR" },
 	{ "spawn", "", "", "", cmd_spawn, "" },
 	{ "attach", "p:m:", "pm", "", cmd_attach, "-p PID -m MINOR" },
 	{ "open", "p:m:a:R" RETRY, "pma", "e:r2:sDC:t:E", cmd_open,
@@ -59,8 +62,11 @@ static const struct verb {
 	  "-p PID -m MINOR [-t SECONDS]" },
 	{ "unpause", "p:m:a:", "pm", "2:c:", cmd_unpause,
 	  "-p PID -m MINOR [-a TYPE:PATH]" },
-	{ "snapshot", "p:m:n:t:A:", "pmn", "", cmd_snapshot,
+	{ "snapshot", "p:m:n:t:B:", "pmn", "", cmd_snapshot,
 	  "-p PID -m MINOR -n PARENT [--also=PID:MINOR:PARENT]... [-t SECONDS]" },
+	{ "upgrade", "p:m:At:", "", "", cmd_upgrade,
+	  "-p PID | -m MINOR | --all [-t SECONDS]" },
+	{ "restart", "m:", "m", "", cmd_restart, "-m MINOR" },
 	{ "stats", "p:m:j", "pm", "", cmd_stats, "-p PID -m MINOR [--json]" },
 	{ "check", "x:", "", "", cmd_check, "[--transport=LIST]" },
 };
@@ -161,7 +167,7 @@ static bool set_option(struct options *opt, const struct verb *verb, int c)
 	case 'n':
 		opt->name = optarg;
 		return *optarg;
-	case 'A':
+	case 'B':
 		if (opt->nr_also == TAP_CTL_ALSO)
 			return false;
 		opt->also[opt->nr_also++] = optarg;
@@ -174,6 +180,9 @@ static bool set_option(struct options *opt, const struct verb *verb, int c)
 		return true;
 	case 'R':
 		opt->readonly = true;
+		return true;
+	case 'A':
+		opt->all = true;
 		return true;
 	case 'j':
 		opt->json = true;
@@ -213,9 +222,10 @@ static int parse(const struct verb *verb, int argc, char **argv,
 {
 	static const struct option long_options[] = {
 		{ "json", no_argument, NULL, 'j' },
+		{ "all", no_argument, NULL, 'A' },
 		{ "owner", required_argument, NULL, 'o' },
 		{ "wait", required_argument, NULL, 'w' },
-		{ "also", required_argument, NULL, 'A' },
+		{ "also", required_argument, NULL, 'B' },
 		{ "transport", required_argument, NULL, 'x' },
 		{ "retry-errors", required_argument, NULL, 1 },
 		{ "retry-interval", required_argument, NULL, 2 },
@@ -314,6 +324,9 @@ int main(int argc, char **argv)
 	if (rc >= 0)
 		return rc;
 
+	/* One that has died may have an heir. */
+	if (opt.pid >= 0)
+		opt.pid = control_heir(opt.pid);
 	/* A reader that has gone is an error to handle, not the end. */
 	signal(SIGPIPE, SIG_IGN);
 	rc = verb->run(&opt, &err);

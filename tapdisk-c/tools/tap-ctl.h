@@ -31,6 +31,7 @@ struct options {
 	bool readonly;
 	bool force;
 	bool json;
+	bool all;
 	int timeout_ms;
 	int owner;
 	const char *name;		/* the parent's, of snapshot */
@@ -44,6 +45,7 @@ struct options {
 int cmd_list(const struct options *opt, struct error *err);
 int cmd_allocate(const struct options *opt, struct error *err);
 int cmd_free(const struct options *opt, struct error *err);
+int cmd_fail(const struct options *opt, struct error *err);
 int cmd_check(const struct options *opt, struct error *err);
 int cmd_spawn(const struct options *opt, struct error *err);
 int cmd_attach(const struct options *opt, struct error *err);
@@ -54,6 +56,8 @@ int cmd_pause(const struct options *opt, struct error *err);
 int cmd_unpause(const struct options *opt, struct error *err);
 int cmd_probe(const struct options *opt, struct error *err);
 int cmd_keep(const struct options *opt, struct error *err);
+int cmd_restart(const struct options *opt, struct error *err);
+int cmd_upgrade(const struct options *opt, struct error *err);
 int cmd_create(const struct options *opt, struct error *err);
 int cmd_destroy(const struct options *opt, struct error *err);
 
@@ -65,8 +69,8 @@ void complain(const char *text);
 int allocate(const struct options *opt, int *minor, struct error *err);
 
 /* tap-ctl-spawn.c */
-/* Starts a tapdisk and waits until it answers. It is a child of the caller. */
-int tapdisk_spawn(int *pid, struct error *err);
+/* Starts a tapdisk, with an option or NULL, and waits until it answers. It is a child of the caller. */
+int tapdisk_spawn(int *pid, char *option, struct error *err);
 /* Ends a child that has no VBD. */
 void tapdisk_kill(int pid);
 /*

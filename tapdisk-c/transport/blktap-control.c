@@ -63,9 +63,11 @@ int blktap_allocate(int *minor, struct error *err)
 	return rc;
 }
 
-int blktap_free(int minor, struct error *err)
+int blktap_free(int minor, unsigned int flags, struct error *err)
 {
-	struct blktap_free arg = { .size = sizeof(arg), .minor = minor };
+	struct blktap_free arg = {
+		.size = sizeof(arg), .minor = minor, .flags = flags,
+	};
 	int fd = control_open(err);
 	int rc = 0;
 
@@ -111,6 +113,42 @@ int blktap_check(struct error *err)
 	for (int i = 0; i < NODE_TRIES && access(BLKTAP_CONTROL_PATH, F_OK); i++)
 		nanosleep(&pause, NULL);
 	return check_version(err);
+}
+
+static void sysfs_path(char *path, size_t size, int minor, const char *name)
+{
+	snprintf(path, size, BLKTAP_SYSFS_CLASS "/blktap%d/%s", minor, name);
+}
+
+uint64_t blktap_id(int minor)
+{
+	unsigned long long id = 0;
+	char path[64];
+	FILE *f;
+
+	sysfs_path(path, sizeof(path), minor, "id");
+	f = fopen(path, "re");
+	if (f && fscanf(f, "%llu", &id) != 1)
+		id = 0;
+	if (f)
+		fclose(f);
+	return id;
+}
+
+int blktap_set(int minor, const char *name, unsigned int value)
+{
+	char path[64], text[16];
+	int fd, n, rc = 0;
+
+	sysfs_path(path, sizeof(path), minor, name);
+	fd = open(path, O_WRONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	n = snprintf(text, sizeof(text), "%u", value);
+	if (write(fd, text, (size_t)n) != n)
+		rc = -errno;
+	close(fd);
+	return rc;
 }
 
 bool blktap_has(int minor)

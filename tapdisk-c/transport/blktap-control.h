@@ -4,6 +4,7 @@
 #define XENBLK_BLKTAP_CONTROL_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "common/error.h"
 
@@ -12,8 +13,11 @@
 
 /* *minor: the one that is wanted (-EBUSY if it is taken), or -1. */
 int blktap_allocate(int *minor, struct error *err);
-/* -EBUSY: a tapdisk has the ring. */
-int blktap_free(int minor, struct error *err);
+/* -EBUSY: a tapdisk has the ring. flags: blktap_free.flags. */
+int blktap_free(int minor, unsigned int flags, struct error *err);
+/* Attributes of a minor, sysfs-class-blktap2: id (0: there is none), and those that take a number. */
+uint64_t blktap_id(int minor);
+int blktap_set(int minor, const char *name, unsigned int value);
 /* The driver is there, loaded if need be, and has this interface. */
 int blktap_check(struct error *err);
 

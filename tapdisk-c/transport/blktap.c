@@ -334,8 +334,10 @@ static int blktap_stop(struct transport *transport, bool force,
 			return error_set(err, rc,
 					 BLKTAP_DEVICE_PATH " is in use: detach it from the guest or unmount it first",
 					 tap->minor);
-		return error_set(err, rc, "minor %d: cannot remove the gendisk: %s",
-				 tap->minor, strerror(-rc));
+		/* Removed by `tap-ctl free -f`. */
+		if (rc != -ENODEV)
+			return error_set(err, rc, "minor %d: cannot remove the gendisk: %s",
+					 tap->minor, strerror(-rc));
 	}
 	blktap_hold(transport);
 	return 0;

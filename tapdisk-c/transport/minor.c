@@ -13,6 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "common/log.h"
 #include "common/rundir.h"
 #include "transport/blktap-control.h"
 
@@ -166,7 +167,7 @@ static int give_blktap(int *minor, struct error *err)
 	if (rc || !has_file(*minor))
 		return rc;
 	/* The driver does not know the others'. */
-	rc = blktap_free(*minor, err);
+	rc = blktap_free(*minor, 0, err);
 	for (int m = 0; !rc && m < BLKTAP_MAX_MINORS; m++) {
 		if (has_file(m))
 			continue;
@@ -285,7 +286,7 @@ static int free_now(int minor, struct error *err)
 		return error_set(err, -ENODEV, "minor %d: is not allocated; see `tap-ctl list`",
 				 minor);
 	if (fd == -ENOENT)
-		return blktap_free(minor, err);
+		return blktap_free(minor, 0, err);
 	if (fd < 0)
 		return fd;
 	rc = free_stock(minor, fd, err);
@@ -306,4 +307,53 @@ int minor_free(int minor, struct error *err)
 	}
 	return error_set(err, rc, "minor %d: a tapdisk has it; detach it "
 			 "first", minor);
+}
+
+int minor_free_now(int minor, struct error *err)
+{
+	const struct gendisk_kind *kind = minor_kind(minor);
+	int rc = minor_free(minor, err);
+
+	if (rc != -EBUSY)
+		return rc;
+	if (kind != &blktap_gendisk)
+		return error_set(err, rc, "minor %d: only the blktap driver takes a minor from a tapdisk that hangs; kill the tapdisk",
+				 minor);
+	return blktap_free(minor, BLKTAP_FREE_FORCE, err);
+}
+
+uint64_t minor_id(int minor)
+{
+	char path[PATH_MAX];
+	struct stat st;
+
+	if (minor_path(path, sizeof(path), minor) || stat(path, &st))
+		return blktap_id(minor);
+	/* The file is written once, when the minor is given. */
+	return ((uint64_t)st.st_mtim.tv_sec * 1000000000u +
+		(uint64_t)st.st_mtim.tv_nsec) ^ (uint64_t)st.st_ino << 32;
+}
+
+void minor_set_dead_timeout(int minor, unsigned int seconds)
+{
+	int rc = has_file(minor) ? -EOPNOTSUPP :
+				   blktap_set(minor, "dead_timeout", seconds);
+
+	if (rc)
+		log_warn("requests will wait for a tapdisk for ever minor=%d err=%d",
+			 minor, -rc);
+}
+
+int minor_fail(int minor, struct error *err)
+{
+	int rc;
+
+	if (has_file(minor))
+		return error_set(err, -EOPNOTSUPP, "minor %d: only the blktap driver can fail what waits for a tapdisk; free the minor instead",
+				 minor);
+	rc = blktap_set(minor, "fail", 1);
+	if (rc == -EBUSY)
+		return error_set(err, rc, "minor %d: a tapdisk serves it, or it has no device",
+				 minor);
+	return rc ? error_set(err, rc, "minor %d: %s", minor, strerror(-rc)) : 0;
 }

@@ -11,6 +11,7 @@
 #define XENBLK_TRANSPORT_MINOR_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "common/error.h"
 #include "transport/gendisk.h"
@@ -23,6 +24,19 @@ int minor_allocate(const char *transports, int *minor, struct error *err);
  * tapdisk lets go of it; -EBUSY if it does not.
  */
 int minor_free(int minor, struct error *err);
+/* Although a tapdisk has the ring, which hangs: its device is failed and removed. */
+int minor_free_now(int minor, struct error *err);
+
+/*
+ * What tells a minor from all others that had or will have its number since the
+ * machine was booted; 0 if the driver does not say. Stays while a ring is open.
+ */
+uint64_t minor_id(int minor);
+
+/* What the driver is to do after that many seconds without a tapdisk: sysfs-class-blktap2. */
+void minor_set_dead_timeout(int minor, unsigned int seconds);
+/* That, now: -EBUSY while a tapdisk serves it. */
+int minor_fail(int minor, struct error *err);
 
 /* One of the transports is to be had here. */
 int minor_check(const char *transports, struct error *err);

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-only
 """A tapdisk in all but the ring (tests/tool-vbd), steered by tap-ctl; its disk is reached by NBD."""
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -37,7 +39,7 @@ class Served:
         """
         self.directory = Path((env or {}).get("XENBLK_CONTROL_DIR", directory / "ctl"))
         config = directory / "config"
-        config.write_text("".join(f"{line}\n" for line in ("version=1", *settings)), encoding="utf-8")
+        config.write_text("".join(f"{line}\n" for line in ("version=1", "restart=no", *settings)), encoding="utf-8")
         self._env = {
             **os.environ,
             "XENBLK_CONTROL_DIR": str(self.directory),
@@ -93,6 +95,14 @@ class Served:
         done = self.run(verb, *args)
         assert done.returncode == 1, done.stderr
         return done.stderr.removeprefix("tap-ctl: ").rstrip("\n")
+
+    def call(self, request: Mapping[str, object]) -> dict[str, object]:
+        """The answer to one message of the control socket."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+            client.connect(str(self.directory / f"ctl{self.pid}"))
+            client.send(json.dumps(request).encode())
+            answer: dict[str, object] = json.loads(client.recv(65536))
+        return answer
 
     def clean(self) -> None:
         """tap-ctl list of all there is, which removes what the dead have left."""

@@ -86,6 +86,7 @@ def leftovers(bed: Bed) -> str:
 # Whatever state a failed test has left: mounts that hold a disk first.
 WIPE = """
 umount -l /mnt 2>/dev/null
+pkill -9 -x tapdisk-guard
 pkill -9 -x tapdisk
 while pgrep -x tapdisk >/dev/null; do sleep 0.2; done
 tap-ctl list | sed -n 's/.*minor=\\([0-9]*\\).*/\\1/p' | while read -r minor; do tap-ctl free -m "$minor"; done
@@ -103,6 +104,16 @@ def clean(bed: Bed) -> Iterator[Bed]:
     if left:
         bed.run(WIPE)
     assert left == ""
+
+
+@contextmanager
+def configured(bed: Bed, *settings: str) -> Iterator[None]:
+    """With these lines, and no others, in what tapdisk reads."""
+    bed.run("mkdir -p /run/xenblk; cat > /run/xenblk/config", stdin="".join(f"{line}\n" for line in settings).encode())
+    try:
+        yield
+    finally:
+        bed.run("rm /run/xenblk/config")
 
 
 def create(bed: Bed, spec: str, readonly: bool = False) -> str:

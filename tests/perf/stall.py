@@ -35,7 +35,10 @@ class Daemon:
     """A process that tap-ctl commands, with one disk."""
 
     def __init__(self, control: Path, cpus: str) -> None:
-        self.env = dict(os.environ, XENBLK_CONTROL_DIR=str(control), XENBLK_CONFIG="/nonexistent/xenblk-config")
+        config = control / "config"
+        # If we are killed, it is, and no other is to come.
+        config.write_text("restart=no\n", encoding="utf-8")
+        self.env = dict(os.environ, XENBLK_CONTROL_DIR=str(control), XENBLK_CONFIG=str(config))
         self.log = control / "log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(

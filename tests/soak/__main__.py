@@ -18,12 +18,17 @@ from tests.perf import machine
 from tests.soak import coverage, report, state
 from tests.soak.crashpart import CrashPart
 from tests.soak.fuzz import FuzzPart
+from tests.soak.killpart import KillPart
 from tests.soak.runner import Runner, Wanted
 from tests.soak.work import BUILD, DIRECTORY, Part, Programs, SoakError, Stopped, commit, take_lock
 
 STATE = DIRECTORY / "state.json"
 PAGE = ROOT / "docs" / "soak.md"
-PARTS: dict[str, type[FuzzPart] | type[CrashPart]] = {"fuzz": FuzzPart, "crash": CrashPart}
+PARTS: dict[str, type[FuzzPart] | type[CrashPart] | type[KillPart]] = {
+    "fuzz": FuzzPart,
+    "crash": CrashPart,
+    "kills": KillPart,
+}
 FOUND, ERROR, INTERRUPTED = 1, 2, 130
 
 
@@ -31,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(
         "python3 -m tests.soak",
-        description="Fuzz executions and crash states by the million. Stop it when you like: what was done is in "
+        description="Fuzz executions and crash states by the million, and kills of tapdisk under load. Stop it when you like: what was done is in "
         "build/soak, and the next call goes on. Status 1: something was found.",
     )
     result.add_argument("--part", choices=PARTS, action="append", help="only this one (repeats)")
@@ -65,6 +70,12 @@ def _write_page(args: argparse.Namespace, runner: Runner, wanted: list[Wanted], 
     say(f"figures: {page}")
 
 
+def _write_section(runner: Runner, wanted: list[Wanted]) -> None:
+    """The kills alone need no soak of the rest: their section of the page is replaced."""
+    PAGE.write_text(report.splice(PAGE.read_text(), report.kills_section(runner.state, wanted)))
+    say(f"section on kills: {PAGE}")
+
+
 def _run(args: argparse.Namespace, programs: Programs, seed: int) -> int:
     if args.fresh:
         shutil.rmtree(DIRECTORY, ignore_errors=True)
@@ -93,6 +104,8 @@ def _run(args: argparse.Namespace, programs: Programs, seed: int) -> int:
         programs.stop()
         whole = not runner.missing() and args.scale >= 1 and len(parts) == len(PARTS)
         _write_page(args, runner, wanted, seed, whole)
+        if args.part == ["kills"] and not runner.missing() and args.scale >= 1:
+            _write_section(runner, wanted)
     if runner.state.findings:
         say(f"{len(runner.state.findings)} findings")
         return FOUND

@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from tests.soak.state import Finding, Slice
-from tests.soak.work import DIRECTORY, Programs, SoakError, Task, make
+from tests.soak.work import DIRECTORY, SLICE_SECONDS, Programs, SoakError, Task, make
 
 PART = "crash"
 STATES = 100_000
@@ -26,6 +26,7 @@ class CrashPart:
     """See the module's text."""
 
     name = PART
+    slice_seconds = SLICE_SECONDS
 
     def __init__(self, programs: Programs, commit: str) -> None:
         self._programs = programs

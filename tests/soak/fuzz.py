@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.lib.programs import ROOT
 from tests.soak.state import Finding, Slice
-from tests.soak.work import BUILD, DIRECTORY, Programs, SoakError, Task, make
+from tests.soak.work import BUILD, DIRECTORY, SLICE_SECONDS, Programs, SoakError, Task, make
 
 PART = "fuzz"
 SOURCE = ROOT / "tapdisk-c" / "fuzz"
@@ -76,6 +76,7 @@ class FuzzPart:
     """See the module's text."""
 
     name = PART
+    slice_seconds = SLICE_SECONDS
 
     def __init__(self, programs: Programs, commit: str) -> None:
         self._programs = programs

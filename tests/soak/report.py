@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
-from tests.soak import coverage, crashpart, fuzz
+from tests.soak import coverage, crashpart, fuzz, killpart
 from tests.soak.runner import Wanted
 from tests.soak.state import Covered, Slice, State
 
@@ -111,6 +111,54 @@ def _crash(state: State, wanted: Sequence[Wanted]) -> Iterator[str]:
     yield f"Seeds: {_seeds(slices)}."
 
 
+def splice(page: str, section: str) -> str:
+    """The page with this section, which begins with its heading, in the place of the one with that heading, or at the end."""
+    heading = section.splitlines()[0]
+    before, found, after = page.partition(f"\n{heading}\n")
+    if not found:
+        return f"{page.rstrip()}\n\n{section}"
+    _, more, rest = after.partition("\n## ")
+    return f"{before}\n{section}" + (f"\n## {rest}" if more else "")
+
+
+def kills_section(state: State, wanted: Sequence[Wanted]) -> str:
+    """The section of the kills, with its heading."""
+    return "\n".join(_kills(state, wanted)) + "\n"
+
+
+def _kills(state: State, wanted: Sequence[Wanted]) -> Iterator[str]:
+    slices = state.of(killpart.PART)
+    findings = sum(f.part == killpart.PART for f in state.findings)
+    yield "## Kills"
+    yield ""
+    yield (
+        f"{sum(s.count for s in slices):,} kills of {sum(w.count for w in wanted):,} under load, seen by the disk's user: "
+        f"{findings}. {_took(slices)}."
+    )
+    if slices:
+        dates = sorted(s.date for s in slices)
+        commits = ", ".join(sorted({s.commit for s in slices}))
+        yield f"From {dates[0]} to {dates[-1]}, commit {commits}."
+    yield ""
+    names = ("allocating", "held", "reissued", "outlived", "fenced")
+    rows: list[list[object]] = []
+    for w in wanted:
+        mine = state.of(killpart.PART, w.task.name)
+        counts = [sum(s.detail.get(name, 0) for s in mine) for name in names]
+        longest = max((s.detail.get("longest_ms", 0) for s in mine), default=0)
+        rows.append([w.task.name, sum(s.count for s in mine), w.count, *counts, longest])
+    yield from table(["transport", "kills", "wanted", *names, "longest, ms"], rows)
+    yield ""
+    yield (
+        "allocating: kills while new blocks were written. held: requests that the device had when its tapdisk died. reissued: of these, "
+        "those that tapdisk had, given to the next one. outlived: those that the kernel itself did, which were not. fenced: kills "
+        "after which the next tapdisk waited for the image's lock. longest: from a kill to the next tapdisk, in emulation. In a guest "
+        "the load allocates all the time."
+    )
+    yield ""
+    yield f"Seeds: {_seeds(slices)}."
+
+
 def text(state: State, wanted: Sequence[Wanted], machine: dict[str, Any], seed: int) -> str:
     """The whole page."""
     return "\n".join(_lines(state, wanted, machine, seed)) + "\n"
@@ -140,6 +188,7 @@ def _lines(state: State, wanted: Sequence[Wanted], machine: dict[str, Any], seed
             yield f"  Again: `{finding.repeat}`"
         yield ""
     fuzzed = [w for w in wanted if w.task.part == fuzz.PART]
+    killed = [w for w in wanted if w.task.part == killpart.PART]
     crashed = [w for w in wanted if w.task.part == crashpart.PART]
     if fuzzed:
         yield from _fuzz(state, fuzzed)
@@ -149,3 +198,6 @@ def _lines(state: State, wanted: Sequence[Wanted], machine: dict[str, Any], seed
         yield ""
     if crashed:
         yield from _crash(state, crashed)
+        yield ""
+    if killed:
+        yield from _kills(state, killed)

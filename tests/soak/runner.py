@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 
 from tests.soak.state import Finding, Slice, State
-from tests.soak.work import SLICE_SECONDS, Part, Stopped, Task
+from tests.soak.work import Part, Stopped, Task
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,12 @@ class Runner:
                 self._stop = True
 
     def _step(self, end: float | None) -> bool:
-        left = SLICE_SECONDS if end is None else min(SLICE_SECONDS, end - time.monotonic())
+        left = None if end is None else end - time.monotonic()
         with self._lock:
-            chosen = None if self._stop or left < 1 else self._choose(left)
+            chosen = None if self._stop or (left is not None and left < 1) else self._choose(left)
             if not chosen:
                 return False
-            wanted, count = chosen
+            wanted, count, left = chosen
             seed = self._random.randrange(1, 1 << 32)
             self._flying[wanted.task.name] += count
         done, findings = wanted.part.run(wanted.task, seed, count, left)
@@ -81,7 +81,7 @@ class Runner:
             self._note(wanted, done, findings)
         return True
 
-    def _choose(self, seconds: float) -> tuple[Wanted, int] | None:
+    def _choose(self, most: float | None) -> tuple[Wanted, int, float] | None:
         def left(w: Wanted) -> int:
             return w.count - self.state.done(w.task.part, w.task.name) - self._flying[w.task.name]
 
@@ -89,7 +89,8 @@ class Runner:
         if not open_ones:
             return None
         wanted = max(open_ones, key=lambda w: left(w) / w.count)
-        return wanted, min(left(wanted), self._size(wanted, seconds))
+        seconds = min(wanted.part.slice_seconds, wanted.part.slice_seconds if most is None else most)
+        return wanted, min(left(wanted), self._size(wanted, seconds)), seconds
 
     def _size(self, wanted: Wanted, seconds: float) -> int:
         """How many take about so long, by the last slices."""

@@ -43,6 +43,7 @@ class Part(Protocol):
     """How the tasks of one part are run."""
 
     name: str
+    slice_seconds: float
 
     def tasks(self) -> Sequence[Task]:
         """All of it."""

@@ -137,6 +137,7 @@ def test_a_pause_waits_for_what_the_kernel_writes(bed: Bed) -> None:
 
 def test_a_killed_tapdisks_lock_holds_until_the_kernel_has_written(bed: Bed) -> None:
     """Otherwise who gets the image next would find late writes in it."""
+    bed.run("echo restart=no >> /run/xenblk/config")
     with null_disk(bed, irqmode=2, completion_nsec=3_000_000_000) as slow:
         device = tapdisks.create(bed, f"aio:{slow}")
         [disk] = tapdisks.served(bed)

@@ -159,18 +159,24 @@ def test_destroy_refuses_an_open_device_unless_forced(bed: Bed) -> None:
     holder.wait(check=False)
 
 
-def test_destroy_cleans_up_after_a_tapdisk_that_was_killed(bed: Bed) -> None:
-    disk = create(bed, f"aio:{IMAGE}")
+def kill_for_good(bed: Bed, disk: Disk) -> None:
+    """kill -9 the tapdisk of a disk that was made with restart: no."""
     bed.run(f"kill -9 {disk.pid}")
-    bed.wait_for(f"test $(cat /sys/class/blktap2/blktap{disk.minor}/task) = 0", 30)
+    bed.wait_for(f"test $(cat /sys/class/blktap2/blktap{disk.minor}/task) = 0", 30, 0.2)
+
+
+def test_destroy_cleans_up_after_a_tapdisk_that_was_killed(bed: Bed) -> None:
+    with tapdisks.configured(bed, "restart=no"):
+        disk = create(bed, f"aio:{IMAGE}")
+    kill_for_good(bed, disk)
     assert bed.run("tap-ctl list").stdout == f"minor={disk.minor}\n"
     assert destroy(bed, disk).output == ""
 
 
 def test_a_new_tapdisk_goes_on_after_one_that_was_killed(bed: Bed) -> None:
-    disk = create(bed, f"aio:{IMAGE}")
-    bed.run(f"kill -9 {disk.pid}")
-    bed.wait_for(f"test $(cat /sys/class/blktap2/blktap{disk.minor}/task) = 0", 30)
+    with tapdisks.configured(bed, "restart=no"):
+        disk = create(bed, f"aio:{IMAGE}")
+    kill_for_good(bed, disk)
     reader = bed.popen(f"dd if={disk.device} bs=65536 iflag=direct status=none | cmp - '{IMAGE}' && echo same")
     pid = int(bed.run("tap-ctl spawn").stdout)
     bed.run(f"tap-ctl attach -p {pid} -m {disk.minor} && tap-ctl open -p {pid} -m {disk.minor} -a 'aio:{IMAGE}'")

@@ -1,0 +1,266 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+#include "common/diskfile.h"
+
+#include <blktap.h>
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/log.h"
+#include "common/rundir.h"
+
+#define DISKFILE_VERSION 1u
+#define DISKFILE_MINORS BLKTAP_MAX_MINORS
+
+static int path_of(char *path, size_t size, int minor)
+{
+	return run_path(path, size, "disk.%d", minor);
+}
+
+static void write_lines(FILE *f, const struct diskfile *file)
+{
+	fprintf(f, "version=%u\npid=%d\nid=%llu\nargs=%s\nreadonly=%d\npaused=%d\nlost=%d\ngiven_up=%d\nowner=%d\nsectors=%llu\nsector_size=%u\n",
+		DISKFILE_VERSION, file->pid, (unsigned long long)file->id,
+		file->args, file->readonly, file->paused, file->lost,
+		file->given_up, file->owner, (unsigned long long)file->sectors,
+		file->sector_size);
+	retry_write(&file->retry, f);
+	for (unsigned int i = 0; i < file->nr_former; i++)
+		fprintf(f, "former=%d\n", file->former[i]);
+}
+
+int diskfile_write(const struct diskfile *file)
+{
+	char path[PATH_MAX], new[PATH_MAX];
+	FILE *f = NULL;
+	int rc, fd;
+
+	rc = path_of(path, sizeof(path), file->minor);
+	if (!rc)
+		rc = run_path(new, sizeof(new), "disk.%d.%d", file->minor,
+			      (int)getpid());
+	if (rc)
+		goto out;
+	fd = open(new, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW,
+		  0600);
+	f = fd < 0 ? NULL : fdopen(fd, "w");
+	if (!f) {
+		rc = -errno;
+		if (fd >= 0)
+			close(fd);
+		goto out;
+	}
+	write_lines(f, file);
+	if (fflush(f) || ferror(f))
+		rc = errno ? -errno : -EIO;
+	fclose(f);
+	if (!rc && rename(new, path))
+		rc = -errno;
+	if (rc)
+		unlink(new);
+out:
+	if (rc)
+		log_error("cannot note the disk for the next tapdisk minor=%d path=%s err=%d",
+			  file->minor, run_dir(), -rc);
+	return rc;
+}
+
+static bool number(const char *value, uint64_t max, uint64_t *to)
+{
+	char *end;
+
+	errno = 0;
+	*to = strtoull(value, &end, 10);
+	return !errno && !*end && isdigit((unsigned char)*value) && *to <= max;
+}
+
+/* False if the line is not understood. */
+static bool set_number(struct diskfile *file, const char *key,
+		       const char *value)
+{
+	uint64_t n = 0;
+
+	if (!strcmp(key, "version"))
+		return number(value, UINT_MAX, &n) && n == DISKFILE_VERSION;
+	if (!strcmp(key, "id"))
+		return number(value, UINT64_MAX, &file->id);
+	if (!strcmp(key, "sectors"))
+		return number(value, UINT64_MAX, &file->sectors);
+	if (!number(value, INT_MAX, &n))
+		return false;
+	if (!strcmp(key, "pid"))
+		file->pid = (int)n;
+	else if (!strcmp(key, "readonly"))
+		file->readonly = n;
+	else if (!strcmp(key, "paused"))
+		file->paused = n;
+	else if (!strcmp(key, "lost"))
+		file->lost = n;
+	else if (!strcmp(key, "given_up"))
+		file->given_up = n;
+	else if (!strcmp(key, "owner"))
+		file->owner = (int)n;
+	else if (!strcmp(key, "sector_size"))
+		file->sector_size = (uint32_t)n;
+	else
+		diskfile_add_former(file, (int)n);
+	return true;
+}
+
+static bool set_line(struct diskfile *file, char *line)
+{
+	static const char *const numbers[] = {
+		"version", "pid", "id", "readonly", "paused", "lost",
+		"given_up", "owner", "sectors", "sector_size", "former",
+	};
+	char *eq = strchr(line, '=');
+	int rc;
+
+	if (!eq)
+		return false;
+	*eq = 0;
+	for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++)
+		if (!strcmp(line, numbers[i]))
+			return set_number(file, line, eq + 1);
+	if (!strcmp(line, "args")) {
+		free(file->args);
+		file->args = strdup(eq + 1);
+		return file->args;
+	}
+	rc = retry_set(&file->retry, line, eq + 1, NULL);
+	return !rc || rc == -ENOENT;
+}
+
+int diskfile_read(struct diskfile *file, int minor)
+{
+	char path[PATH_MAX], *line = NULL;
+	size_t size = 0;
+	FILE *f = NULL;
+	bool good = true;
+	ssize_t len;
+	int rc, fd;
+
+	*file = (struct diskfile){ .minor = minor, .retry = retry_defaults };
+	rc = path_of(path, sizeof(path), minor);
+	if (rc)
+		return rc;
+	fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+	f = fd < 0 ? NULL : fdopen(fd, "r");
+	if (!f) {
+		rc = -errno;
+		if (fd >= 0)
+			close(fd);
+		return rc;
+	}
+	while (good && (len = getline(&line, &size, f)) > 0) {
+		good = line[len - 1] == '\n';
+		line[len - 1] = 0;
+		good = good && set_line(file, line);
+	}
+	if (!good || ferror(f) || !file->args || !file->pid) {
+		log_error("not understood, remove it minor=%d path=%s", minor,
+			  path);
+		diskfile_dispose(file);
+		rc = -EPROTO;
+	}
+	free(line);
+	fclose(f);
+	return rc;
+}
+
+void diskfile_dispose(struct diskfile *file)
+{
+	free(file->args);
+	file->args = NULL;
+}
+
+void diskfile_add_former(struct diskfile *file, int pid)
+{
+	for (unsigned int i = 0; i < file->nr_former; i++)
+		if (file->former[i] == pid)
+			return;
+	if (file->nr_former == DISKFILE_FORMER) {
+		memmove(file->former + 1, file->former + 2,
+			(DISKFILE_FORMER - 2) * sizeof(file->former[0]));
+		file->nr_former--;
+	}
+	file->former[file->nr_former++] = pid;
+}
+
+void diskfile_forget(int minor, int pid)
+{
+	struct diskfile file;
+	char path[PATH_MAX];
+
+	if (pid) {
+		if (diskfile_read(&file, minor))
+			return;
+		diskfile_dispose(&file);
+		if (file.pid != pid)
+			return;
+	}
+	if (!path_of(path, sizeof(path), minor))
+		unlink(path);
+}
+
+void diskfile_minors(bool *found, unsigned int max)
+{
+	DIR *dir = opendir(run_dir());
+	const struct dirent *entry;
+	unsigned int minor;
+	char c;
+
+	while (dir && (entry = readdir(dir)))
+		if (sscanf(entry->d_name, "disk.%9u%c", &minor, &c) == 1 &&
+		    minor < max)
+			found[minor] = true;
+	if (dir)
+		closedir(dir);
+}
+
+void diskfile_give(int from, int to)
+{
+	static bool found[DISKFILE_MINORS];
+	struct diskfile file;
+
+	memset(found, 0, sizeof(found));
+	diskfile_minors(found, DISKFILE_MINORS);
+	for (int minor = 0; minor < DISKFILE_MINORS; minor++) {
+		if (!found[minor] || diskfile_read(&file, minor))
+			continue;
+		if (file.pid == from) {
+			file.pid = to;
+			diskfile_write(&file);
+		}
+		diskfile_dispose(&file);
+	}
+}
+
+bool process_ended(int pid)
+{
+	char path[64], text[512] = "";
+	const char *state;
+	ssize_t n;
+	int fd;
+
+	if (kill(pid, 0) && errno == ESRCH)
+		return true;
+	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return errno == ENOENT;
+	n = read(fd, text, sizeof(text) - 1);
+	close(fd);
+	if (n <= 0)
+		return n < 0 && errno == ESRCH;
+	/* The name is in parentheses, and may hold some. */
+	state = strrchr(text, ')');
+	return state && state[1] == ' ' && (state[2] == 'Z' || state[2] == 'X');
+}

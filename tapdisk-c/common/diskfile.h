@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+/*
+ * disk.<minor> in the run directory: what the next tapdisk needs to go on with
+ * a disk whose tapdisk has died. Lines of key=value, unknown keys ignored,
+ * replaced as a whole; there from open to close. Whoever has the ring of the
+ * minor may write it.
+ */
+#ifndef XENBLK_DISKFILE_H
+#define XENBLK_DISKFILE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/error.h"
+#include "common/retry.h"
+
+/* The first one, by which scripts may still call the disk, and the last ones. */
+#define DISKFILE_FORMER 32
+
+struct diskfile {
+	int minor;
+	int pid;			/* of the tapdisk that has or had it */
+	uint64_t id;			/* of the minor: minor.h */
+	char *args;			/* TYPE:PATH */
+	bool readonly;
+	bool paused;
+	bool lost;			/* a flush of tapdisk's own failed: the guest's next one must */
+	bool given_up;			/* its tapdisks died too often: no other is started */
+	int owner;			/* 0: none */
+	uint64_t sectors;		/* of the device */
+	uint32_t sector_size;
+	struct retry_policy retry;
+	int former[DISKFILE_FORMER];	/* pids of earlier tapdisks, oldest first */
+	unsigned int nr_former;
+};
+
+/* minor is set. -errno without a message: it is logged. */
+int diskfile_write(const struct diskfile *file);
+
+/*
+ * -ENOENT: there is none. -EPROTO: not understood, which is logged. The caller
+ * disposes of it after 0.
+ */
+int diskfile_read(struct diskfile *file, int minor);
+void diskfile_dispose(struct diskfile *file);
+
+/* Adds pid to those before; one of the middle gives way when there is no room. */
+void diskfile_add_former(struct diskfile *file, int pid);
+
+/* Removes it if it is of this tapdisk, 0: whosever it is. */
+void diskfile_forget(int minor, int pid);
+
+/* What names the tapdisk from names the tapdisk to. */
+void diskfile_give(int from, int to);
+
+/* Sets found[minor] of max for each that there is. */
+void diskfile_minors(bool *found, unsigned int max);
+
+/* The process is gone, or a zombie. */
+bool process_ended(int pid);
+
+#endif

@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+#include "control/leave.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "common/clock.h"
+#include "common/log.h"
+
+static void go_on(struct leave *leave)
+{
+	struct error err;
+
+	server_set_leaving(leave->server, false);
+	for (int minor = 0; minor < BLKTAP_MAX_MINORS; minor++)
+		if (leave->paused[minor] &&
+		    server_unpause(leave->server, minor, NULL, &err))
+			log_error("requests wait for `tap-ctl unpause`: %s",
+				  err.text);
+}
+
+static void let_go(struct leave *leave)
+{
+	struct vbd_view view;
+
+	for (unsigned int i = 0; server_vbd(leave->server, i, &view); i++)
+		owners_forget(leave->owners, view.minor);
+	server_let_go(leave->server);
+	server_set_leaving(leave->server, false);
+}
+
+/* Between two rounds of the server, when its VBDs may go. */
+static void step(struct io_timer *timer)
+{
+	struct leave *leave = container_of(timer, struct leave, timer);
+
+	if (leave->rc)
+		go_on(leave);
+	else
+		let_go(leave);
+	leave->busy = false;
+	leave->done(leave->priv, leave->rc, &leave->err);
+}
+
+static void one_done(struct leave *leave)
+{
+	if (!--leave->pausing)
+		engine_timer_set(server_engine(leave->server), &leave->timer,
+				 now_ns());
+}
+
+/* One for each VBD would be asked for by its minor; they answer in any order. */
+static void paused(void *priv, int rc, const struct error *err)
+{
+	struct leave *leave = priv;
+
+	if (rc && !leave->rc) {
+		leave->rc = rc;
+		leave->err = *err;
+	}
+	one_done(leave);
+}
+
+void leave_open(struct leave *leave, struct server *server,
+		struct owners *owners)
+{
+	memset(leave, 0, sizeof(*leave));
+	leave->server = server;
+	leave->owners = owners;
+	leave->timer.expired = step;
+	list_init(&leave->timer.link);
+}
+
+void leave_close(struct leave *leave)
+{
+	engine_timer_cancel(server_engine(leave->server), &leave->timer);
+}
+
+void leave_begin(struct leave *leave, unsigned int timeout_ms, server_done done,
+		 void *priv)
+{
+	struct vbd_view view;
+	struct error err;
+
+	if (leave->busy) {
+		done(priv, error_set(&err, -EBUSY, "its disks are being left already"),
+		     &err);
+		return;
+	}
+	leave->busy = true;
+	leave->rc = 0;
+	leave->done = done;
+	leave->priv = priv;
+	leave->pausing = 1;
+	memset(leave->paused, 0, sizeof(leave->paused));
+	server_set_leaving(leave->server, true);
+	for (unsigned int i = 0; server_vbd(leave->server, i, &view); i++) {
+		if (view.state & (VBD_PAUSED | VBD_CLOSED | VBD_REOPENING))
+			continue;
+		leave->paused[view.minor] = true;
+		leave->pausing++;
+		server_pause(leave->server, view.minor, timeout_ms, paused,
+			     leave);
+	}
+	one_done(leave);
+}

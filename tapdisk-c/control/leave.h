@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+/*
+ * Leaving all disks to another tapdisk, while their devices hold the requests: all
+ * are paused, then let go of, images, rings and all. Who then takes them finds them by
+ * their disk.<minor>, which still names us. If one can't be paused in time all go on.
+ */
+#ifndef XENBLK_CONTROL_LEAVE_H
+#define XENBLK_CONTROL_LEAVE_H
+
+#include <blktap.h>
+#include <stdbool.h>
+
+#include "common/error.h"
+#include "control/owner.h"
+#include "io/engine.h"
+#include "server.h"
+
+struct leave {
+	struct server *server;
+	struct owners *owners;
+	struct io_timer timer;
+	bool busy;
+	unsigned int pausing;		/* verbs under way */
+	bool paused[BLKTAP_MAX_MINORS];	/* by us */
+	int rc;
+	struct error err;
+	server_done done;
+	void *priv;
+};
+
+void leave_open(struct leave *leave, struct server *server,
+		struct owners *owners);
+void leave_close(struct leave *leave);
+
+/* done as in server.h. */
+void leave_begin(struct leave *leave, unsigned int timeout_ms, server_done done,
+		 void *priv);
+
+#endif

@@ -1,0 +1,212 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+#include "control/takeover.h"
+
+#include <blktap.h>
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "common/diskfile.h"
+#include "common/log.h"
+#include "control/control.h"
+
+#define SECOND_NS	1000000000ull
+/* An image that is locked is waited for a second at each try. */
+#define WAIT_MAX_S	30u
+#define LOG_TRIES	8u
+/* Half a minute: longer than a tapdisk takes to give back what it could not open. */
+#define TRIES_ALIVE	6u
+
+enum wanted { NO, NOW, LATER };
+
+/* Of another that lives only what it has left to us; what it may yet leave, later. */
+static enum wanted is_wanted(const struct takeover *t, int pid)
+{
+	for (unsigned int i = 0; i < t->nr; i++) {
+		if (t->pids[i] != pid)
+			continue;
+		if (pid == getpid() || pid == t->alive || process_ended(pid))
+			return NOW;
+		return t->tries < TRIES_ALIVE ? LATER : NO;
+	}
+	return NO;
+}
+
+static bool worth_saying(const struct takeover *t)
+{
+	return t->tries % LOG_TRIES == 0;
+}
+
+/* Whoever calls it by an old name finds us. */
+static void link_names(const struct diskfile *file)
+{
+	for (unsigned int i = 0; i < file->nr_former; i++)
+		control_link(file->former[i]);
+}
+
+/* Now ours. */
+static void adopted(struct takeover *t, const struct diskfile *file)
+{
+	struct error err;
+
+	if (!t->alive) {
+		link_names(file);
+		control_link(file->pid);
+	}
+	log_warn("takes over from tapdisk %d minor=%d path=%s%s", file->pid,
+		 file->minor, file->args, file->paused ? " paused" : "");
+	if (file->owner &&
+	    owners_inherit(t->owners, file->minor, file->owner, &err))
+		log_error("%s minor=%d", err.text, file->minor);
+}
+
+/* True if it is to be tried again. */
+static bool take(struct takeover *t, int minor)
+{
+	struct diskfile file;
+	enum wanted wanted;
+	struct error err;
+	bool again;
+	int rc;
+
+	if (diskfile_read(&file, minor))
+		return false;
+	wanted = is_wanted(t, file.pid);
+	again = wanted == LATER;
+	if (wanted == NOW) {
+		rc = server_adopt(t->server, &file, &err);
+		switch (-rc) {
+		case 0:
+			adopted(t, &file);
+			break;
+		case ENOENT:
+		case ENXIO:
+		case ENODEV:
+		case ESTALE:
+			log_info("not taken over: %s", err.text);
+			diskfile_forget(minor, file.pid);
+			break;
+		case EEXIST:
+			break;
+		default:
+			t->rc = rc;
+			t->err = err;
+			if (worth_saying(t))
+				log_error("cannot be taken over yet: %s",
+					  err.text);
+			again = true;
+		}
+	}
+	diskfile_dispose(&file);
+	return again;
+}
+
+static bool take_all(struct takeover *t)
+{
+	bool found[BLKTAP_MAX_MINORS] = { false };
+	bool again = false;
+
+	diskfile_minors(found, BLKTAP_MAX_MINORS);
+	for (int minor = 0; minor < BLKTAP_MAX_MINORS; minor++)
+		if (found[minor])
+			again |= take(t, minor);
+	return again;
+}
+
+static bool open_all(struct takeover *t)
+{
+	struct vbd_view view;
+	struct error err;
+	bool again = false;
+
+	for (unsigned int i = 0; server_vbd(t->server, i, &view); i++) {
+		int rc;
+
+		if (!(view.state & VBD_REOPENING))
+			continue;
+		rc = server_unpause(t->server, view.minor, NULL, &err);
+		if (!rc)
+			continue;
+		t->rc = rc;
+		t->err = err;
+		again = true;
+		if (worth_saying(t))
+			log_error("requests wait until it can be opened: %s minor=%d",
+				  err.text, view.minor);
+	}
+	return again;
+}
+
+int takeover_now(struct takeover *t, int pid, struct error *err)
+{
+	bool found[BLKTAP_MAX_MINORS] = { false };
+	struct diskfile file;
+	bool again;
+
+	t->pids[0] = t->alive = pid;
+	t->nr = 1;
+	t->tries = 0;
+	t->rc = 0;
+	again = take_all(t);
+	again |= open_all(t);
+	t->nr = 0;
+	t->alive = 0;
+	if (again) {
+		*err = t->err;
+		return t->rc;
+	}
+	diskfile_minors(found, BLKTAP_MAX_MINORS);
+	for (int minor = 0; minor < BLKTAP_MAX_MINORS; minor++) {
+		if (!found[minor] || diskfile_read(&file, minor))
+			continue;
+		if (file.pid == getpid())
+			link_names(&file);
+		diskfile_dispose(&file);
+	}
+	return 0;
+}
+
+static void step(struct io_timer *timer)
+{
+	struct takeover *t = container_of(timer, struct takeover, timer);
+	struct vbd_view view;
+	unsigned int wait = t->tries < 5 ? 1u << t->tries : WAIT_MAX_S;
+	bool again = take_all(t);
+
+	again |= open_all(t);
+	t->tries++;
+	if (again) {
+		engine_timer_set(server_engine(t->server), timer,
+				 now_ns() + wait * SECOND_NS);
+		return;
+	}
+	t->nr = 0;
+	if (t->done)
+		t->done(t->priv);
+	if (!server_vbd(t->server, 0, &view))
+		server_stop(t->server);
+}
+
+void takeover_open(struct takeover *t, struct server *server,
+		   struct owners *owners)
+{
+	memset(t, 0, sizeof(*t));
+	t->server = server;
+	t->owners = owners;
+	t->timer.expired = step;
+	list_init(&t->timer.link);
+}
+
+void takeover_close(struct takeover *t)
+{
+	engine_timer_cancel(server_engine(t->server), &t->timer);
+}
+
+void takeover_begin(struct takeover *t, const int *pids, unsigned int nr)
+{
+	t->nr = nr < TAKEOVER_PIDS ? nr : TAKEOVER_PIDS;
+	memcpy(t->pids, pids, t->nr * sizeof(*pids));
+	t->tries = 0;
+	engine_timer_set(server_engine(t->server), &t->timer, now_ns());
+}

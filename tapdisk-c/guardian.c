@@ -1,0 +1,376 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+#include "guardian.h"
+
+#include <blktap.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "common/diskfile.h"
+#include "common/log.h"
+
+#define SECOND_NS	1000000000ull
+#define END_MS		2000
+
+/* What tapdisk tells its guardian: one byte a message. */
+#define WORD_BYE	'b'
+#define WORD_TAKEN	't'
+
+/* The guardian's own. */
+struct guard {
+	int fd;				/* to the ward */
+	int ward;
+	bool ours;			/* it is a child of ours */
+	int wards[GUARDIAN_WARDS];	/* whose disks the next one has to take */
+	unsigned int nr_wards;
+	uint64_t deaths[GUARDIAN_DEATHS];	/* when */
+	unsigned int nr_deaths;
+	char path[PATH_MAX];		/* the program, as it was called */
+	char *const *argv;
+};
+
+/* True if it ended in order. */
+static bool wait_for_end(struct guard *g)
+{
+	char word;
+	ssize_t n;
+
+	for (;;) {
+		n = recv(g->fd, &word, 1, 0);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return false;
+		if (word == WORD_BYE)
+			return true;
+		g->wards[0] = g->ward;
+		g->nr_wards = 1;
+	}
+}
+
+/* What the wards had says that nobody comes for it. */
+static void give_up(const struct guard *g)
+{
+	bool found[BLKTAP_MAX_MINORS] = { false };
+	struct diskfile file;
+
+	diskfile_minors(found, BLKTAP_MAX_MINORS);
+	for (int minor = 0; minor < BLKTAP_MAX_MINORS; minor++) {
+		if (!found[minor] || diskfile_read(&file, minor))
+			continue;
+		for (unsigned int i = 0; i < g->nr_wards; i++) {
+			if (g->wards[i] != file.pid)
+				continue;
+			file.given_up = true;
+			diskfile_write(&file);
+			log_error("no other tapdisk is started, requests wait for `tap-ctl restart` minor=%d path=%s",
+				  minor, file.args);
+		}
+		diskfile_dispose(&file);
+	}
+}
+
+static bool has_disks(const struct guard *g)
+{
+	bool found[BLKTAP_MAX_MINORS] = { false }, has = false;
+	struct diskfile file;
+
+	diskfile_minors(found, BLKTAP_MAX_MINORS);
+	for (int minor = 0; minor < BLKTAP_MAX_MINORS; minor++) {
+		if (!found[minor] || diskfile_read(&file, minor))
+			continue;
+		for (unsigned int i = 0; i < g->nr_wards; i++)
+			has |= g->wards[i] == file.pid;
+		diskfile_dispose(&file);
+	}
+	return has;
+}
+
+/* One more death; false: there were too many of late. */
+static bool may_restart(struct guard *g)
+{
+	uint64_t now = now_ns();
+
+	memmove(g->deaths, g->deaths + 1,
+		(GUARDIAN_DEATHS - 1) * sizeof(g->deaths[0]));
+	g->deaths[GUARDIAN_DEATHS - 1] = now;
+	/* For tests, which kill more often. */
+	if (secure_getenv("XENBLK_RESTART_ALWAYS"))
+		return true;
+	return ++g->nr_deaths < GUARDIAN_DEATHS ||
+	       now - g->deaths[0] > GUARDIAN_PERIOD_S * SECOND_NS;
+}
+
+static _Noreturn void run_ward(const struct guard *g, int fd)
+{
+	char guardian[32], succeed[GUARDIAN_WARDS * 12 + 16];
+	char *args[64];
+	size_t n = 0, len;
+	sigset_t none;
+
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	setsid();
+	snprintf(guardian, sizeof(guardian), "--guardian=%d", fd);
+	len = (size_t)snprintf(succeed, sizeof(succeed), "--succeed=");
+	for (unsigned int i = 0; i < g->nr_wards; i++)
+		len += (size_t)snprintf(succeed + len, sizeof(succeed) - len,
+					"%s%d", i ? "," : "", g->wards[i]);
+	for (; g->argv[n] && n < 60; n++)
+		args[n] = g->argv[n];
+	args[n++] = guardian;
+	args[n++] = succeed;
+	args[n] = NULL;
+	fcntl(fd, F_SETFD, 0);
+	execv(g->path, args);
+	log_error("cannot start another tapdisk path=%s err=%d", g->path, errno);
+	_exit(127);
+}
+
+static int start_ward(struct guard *g)
+{
+	int sv[2], pid;
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sv))
+		return -errno;
+	pid = fork();
+	if (!pid)
+		run_ward(g, sv[1]);
+	close(sv[1]);
+	if (pid < 0) {
+		pid = -errno;
+		close(sv[0]);
+		return pid;
+	}
+	g->fd = sv[0];
+	g->ward = pid;
+	g->ours = true;
+	if (g->nr_wards == GUARDIAN_WARDS)
+		g->nr_wards--;
+	g->wards[g->nr_wards++] = pid;
+	return 0;
+}
+
+static void log_death(const struct guard *g)
+{
+	int status;
+
+	/* Its files go before it does. */
+	for (int i = 0; !g->ours && i < END_MS && !process_ended(g->ward); i++)
+		usleep(1000);
+	if (!g->ours || waitpid(g->ward, &status, 0) != g->ward)
+		log_error("tapdisk %d has died", g->ward);
+	else if (WIFSIGNALED(status))
+		log_error("tapdisk %d was ended by signal %d", g->ward,
+			  WTERMSIG(status));
+	else
+		log_error("tapdisk %d ended with status %d", g->ward,
+			  WEXITSTATUS(status));
+}
+
+static _Noreturn void guard(struct guard *g)
+{
+	int rc;
+
+	for (;;) {
+		if (wait_for_end(g) || !has_disks(g))
+			_exit(0);
+		close(g->fd);
+		log_death(g);
+		if (!may_restart(g)) {
+			log_error("%u tapdisks died within %d s",
+				  GUARDIAN_DEATHS, GUARDIAN_PERIOD_S);
+			give_up(g);
+			_exit(1);
+		}
+		/* The first at once; if it was in vain, not in a hurry. */
+		if (g->nr_wards > 1)
+			sleep(1);
+		while ((rc = start_ward(g))) {
+			log_error("cannot start another tapdisk err=%d", -rc);
+			sleep(1);
+		}
+	}
+}
+
+static void protect(void)
+{
+	int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+
+	/* tapdisk says it if that can't be had. */
+	if (fd >= 0) {
+		(void)!write(fd, "-1000", 5);
+		close(fd);
+	}
+	if (geteuid() == 0)
+		mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT);
+}
+
+void guardian_run(int fd, int ward, char *const *argv)
+{
+	static struct guard g;
+	sigset_t none;
+	ssize_t n;
+
+	setsid();
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	signal(SIGPIPE, SIG_IGN);
+	prctl(PR_SET_NAME, "tapdisk-guard");
+	n = readlink("/proc/self/exe", g.path, sizeof(g.path) - 1);
+	if (n < 0 || dup2(fd, STDERR_FILENO + 1) < 0 ||
+	    close_range(STDERR_FILENO + 2, ~0u, 0))
+		_exit(1);
+	log_reopen();
+	/* A program that was replaced meanwhile is started from where it was. */
+	if (n > 10 && !strcmp(g.path + n - 10, " (deleted)"))
+		g.path[n - 10] = 0;
+	fcntl(STDERR_FILENO + 1, F_SETFD, FD_CLOEXEC);
+	protect();
+	g.fd = STDERR_FILENO + 1;
+	g.ward = ward;
+	g.wards[0] = ward;
+	g.nr_wards = 1;
+	g.argv = argv;
+	guard(&g);
+}
+
+/*
+ * Later on there are mappings that a child would keep: of the engine's ring, which
+ * would keep our end of the socket, and of images, which would keep their locks.
+ */
+static _Noreturn void exec_guardian(int fd, int ward, char *const *argv)
+{
+	char guardian[32], guards[32];
+	char *args[64];
+	size_t n = 0;
+	sigset_t none;
+
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	snprintf(guardian, sizeof(guardian), "--guardian=%d", fd);
+	snprintf(guards, sizeof(guards), "--guards=%d", ward);
+	for (; argv[n] && n < 60; n++)
+		args[n] = argv[n];
+	args[n++] = guardian;
+	args[n++] = guards;
+	args[n] = NULL;
+	fcntl(fd, F_SETFD, 0);
+	execv("/proc/self/exe", args);
+	_exit(127);
+}
+
+static int start(struct guardian *g, char *const *argv,
+		 void (*run)(int fd, int ward, char *const *argv))
+{
+	int sv[2], pid = getpid(), rc;
+
+	g->fd = -1;
+	g->argv = argv;
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sv))
+		return -errno;
+	rc = fork();
+	if (!rc)
+		run(sv[1], pid, argv);
+	close(sv[1]);
+	if (rc < 0) {
+		rc = -errno;
+		close(sv[0]);
+		return rc;
+	}
+	g->fd = sv[0];
+	g->child = rc;
+	return 0;
+}
+
+int guardian_start(struct guardian *g, char *const *argv)
+{
+	return start(g, argv, guardian_run);
+}
+
+void guardian_adopt(struct guardian *g, char *const *argv, int fd)
+{
+	g->fd = fd;
+	g->child = 0;
+	g->argv = argv;
+	fcntl(fd, F_SETFD, FD_CLOEXEC);
+}
+
+static void start_again(struct io_timer *timer)
+{
+	struct guardian *g = container_of(timer, struct guardian, timer);
+	int rc;
+
+	if (g->child)
+		waitpid(g->child, NULL, WNOHANG);
+	rc = start(g, g->argv, exec_guardian);
+	if (!rc)
+		guardian_watch(g, g->engine);
+	else
+		log_error("goes on without a guardian err=%d", -rc);
+}
+
+static void lost(struct io_watch *watch, short revents)
+{
+	struct guardian *g = container_of(watch, struct guardian, watch);
+
+	(void)revents;
+	log_warn("the guardian has ended: starting another");
+	guardian_unwatch(g);
+	close(g->fd);
+	g->fd = -1;
+	engine_timer_set(g->engine, &g->timer, now_ns() + SECOND_NS);
+}
+
+void guardian_watch(struct guardian *g, struct engine *engine)
+{
+	g->engine = engine;
+	g->timer.expired = start_again;
+	list_init(&g->timer.link);
+	g->watch.fd = g->fd;
+	g->watch.events = POLLIN;
+	g->watch.ready = lost;
+	if (g->fd >= 0 && engine_watch(engine, &g->watch))
+		log_warn("an end of the guardian will not be noticed");
+}
+
+void guardian_unwatch(struct guardian *g)
+{
+	if (!g->engine)
+		return;
+	engine_unwatch(g->engine, &g->watch);
+	engine_timer_cancel(g->engine, &g->timer);
+}
+
+static void say(const struct guardian *g, char word)
+{
+	if (g->fd >= 0)
+		(void)!send(g->fd, &word, 1, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+void guardian_taken(void *priv)
+{
+	say(priv, WORD_TAKEN);
+}
+
+void guardian_release(struct guardian *g)
+{
+	struct pollfd gone = { .fd = g->fd, .events = POLLIN };
+
+	say(g, WORD_BYE);
+	if (g->fd < 0 || poll(&gone, 1, END_MS) != 1)
+		return;
+	if (g->child)
+		waitpid(g->child, NULL, 0);
+}

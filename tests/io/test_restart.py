@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""The guardian and who takes over, without the driver: the disk is reached by NBD. With it: tests/vm/test_restart.py."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lib.programs import program
+from tests.lib.tapctl import MINOR, Served
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end, f"not within 30 s: {what}"
+        time.sleep(0.01)
+
+
+class Guarded(Served):
+    """A tapdisk with a guardian, and those that come after it."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What tap-ctl list says of the disk; nothing while no tapdisk has it."""
+        done = subprocess.run(
+            [program("tap-ctl"), "list", "--json"], env=self._env, capture_output=True, text=True, check=True
+        )
+        rows: list[dict[str, Any]] = json.loads(done.stdout)
+        return [row for row in rows if row["minor"] == MINOR]
+
+    def kill_now(self, number: int = signal.SIGKILL) -> int:
+        """Ends whoever has the disk; the pid of the next one, once it has it."""
+        [row] = self.rows()
+        os.kill(row["pid"], number)
+        if row["pid"] == self.process.pid:
+            self.process.wait()
+        wait_for(lambda: [now for now in self.rows() if now["pid"] != row["pid"] and now["path"]], "another tapdisk")
+        return int(self.rows()[0]["pid"])
+
+    def guardians(self) -> list[int]:
+        """Their pids, of this directory's tapdisks."""
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/comm"):
+            try:
+                if stat.read_text() != "tapdisk-guard\n":
+                    continue
+                environment = (stat.parent / "environ").read_bytes()
+            except OSError:
+                continue
+            if f"XENBLK_CONTROL_DIR={self.directory}\0".encode() in environment:
+                found.append(int(stat.parent.name))
+        return found
+
+    def finish(self) -> None:
+        """Ends all in order: nothing is left."""
+        self.ok("close")
+        self.ok("detach")
+        self.clean()
+        wait_for(lambda: not self.guardians(), "the guardian's end")
+        wait_for(lambda: os.listdir(self.directory) == [], f"no file is left: {os.listdir(self.directory)}")
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Guarded]:
+    """A VHD, served with restart: yes."""
+    leaf = tmp_path / "a.vhd"
+    subprocess.run([program("vhd-util"), "create", "-n", leaf, "-s", "16"], check=True)
+    disk = Guarded(tmp_path, f"vhd:{leaf}", "--retry-for=7", settings=("restart=yes",))
+    yield disk
+    for pid in disk.guardians():
+        os.kill(pid, signal.SIGKILL)
+    for row in disk.rows():
+        if row["pid"]:
+            os.kill(row["pid"], signal.SIGKILL)
+    disk.process.kill()
+    disk.process.wait()
+    print(disk.log())
+    disk._errors.close()
+
+
+def note(served: Guarded) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in (served.directory / f"disk.{MINOR}").read_text().splitlines())
+
+
+def nbd_write(served: Guarded, pid: int, text: str) -> None:
+    uri = f"nbd+unix:///?socket={served.directory}/nbd{pid}.{MINOR}"
+    done = subprocess.run(["qemu-io", "-f", "raw", "-c", text, uri], capture_output=True, text=True, check=True)
+    assert "error" not in done.stdout + done.stderr and "failed" not in done.stdout, done.stdout
+
+
+def test_another_one_takes_over(served: Guarded) -> None:
+    nbd_write(served, served.pid, "write -P 7 0 64k")
+    for _ in range(3):
+        pid = served.kill_now()
+        nbd_write(served, pid, "read -P 7 0 64k")
+    # by the name under which it was made
+    assert json.loads(served.ok("stats"))["pid"] == pid
+    assert note(served)["retry_for"] == "7"
+    assert not [name for name in os.listdir(served.directory) if re.search(rf"(nbd|stats){served.pid}\.", name)]
+    served.finish()
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT])
+def test_a_crash_is_no_end_in_order(served: Guarded, number: int) -> None:
+    served.kill_now(number)
+    served.finish()
+
+
+def test_a_snapshot_and_a_pause_are_kept(served: Guarded, tmp_path: Path) -> None:
+    served.ok("snapshot", "-n", "below.vhd")
+    served.ok("pause")
+    assert served.kill_now() and served.rows()[0]["state"] == 0x20
+    (tmp_path / "a.vhd").rename(tmp_path / "moved.vhd")
+    assert served.kill_now() and served.rows()[0]["state"] == 0x20
+    served.ok("unpause", "-a", f"vhd:{tmp_path}/moved.vhd")
+    assert served.kill_now() and served.rows()[0]["state"] == 0
+    assert json.loads(served.ok("stats"))["chain"] == [f"{tmp_path}/moved.vhd", f"{tmp_path}/below.vhd"]
+    served.finish()
+
+
+def test_an_image_that_is_away_is_waited_for(served: Guarded, tmp_path: Path) -> None:
+    (tmp_path / "a.vhd").rename(tmp_path / "away")
+    served.kill_now()
+    [row] = served.rows()
+    assert (row["state"], row["waits_for"], row["path"]) == (0x4000, "image", f"{tmp_path}/a.vhd")
+    (tmp_path / "away").rename(tmp_path / "a.vhd")
+    wait_for(lambda: served.rows()[0]["state"] == 0, "the image is open")
+    assert "requests wait until it can be opened" in served.log()
+    served.finish()
+
+
+def test_five_deaths_within_a_minute_are_enough(served: Guarded) -> None:
+    for _ in range(4):
+        served.kill_now()
+    [row] = served.rows()
+    os.kill(row["pid"], signal.SIGKILL)
+    wait_for(lambda: not served.guardians(), "the guardian's end")
+    assert note(served)["given_up"] == "1" and served.rows() == []
+    assert "requests wait for `tap-ctl restart` minor=3" in served.log()
+    env = served._env | {"TAPDISK": str(program("tests/tool-vbd"))}
+    done = subprocess.run(
+        [program("tap-ctl"), "restart", "-m", str(MINOR)], env=env, capture_output=True, text=True, check=True
+    )
+    assert served.rows()[0]["pid"] == int(done.stdout)
+    served.kill_now()
+    served.finish()
+
+
+def test_a_guardian_that_is_killed_is_replaced(served: Guarded) -> None:
+    [old] = served.guardians()
+    os.kill(old, signal.SIGKILL)
+    wait_for(lambda: [pid for pid in served.guardians() if pid != old], "another guardian")
+    assert served.rows()[0]["pid"] == served.pid
+    served.kill_now()
+    served.kill_now()
+    served.finish()
+
+
+def test_none_comes_after_an_end_in_order(served: Guarded) -> None:
+    served.process.terminate()
+    assert served.process.wait() == 0
+    assert served.guardians() == [] and served.rows() == []
+    assert os.listdir(served.directory) == []
+
+
+def test_what_is_being_closed_is_not_taken_over(served: Guarded) -> None:
+    served.ok("close")
+    os.kill(served.pid, signal.SIGKILL)
+    served.process.wait()
+    wait_for(lambda: not served.guardians(), "the guardian's end")
+    assert served.rows() == []
+
+
+def test_a_disk_whose_owner_is_gone_is_undone(tmp_path: Path) -> None:
+    """It was killed while the script that had it made still ran; that script ends before the next one looks."""
+    leaf = tmp_path / "a.vhd"
+    subprocess.run([program("vhd-util"), "create", "-n", leaf, "-s", "16"], check=True)
+    disk = Guarded(tmp_path, f"vhd:{leaf}", settings=("restart=yes",))
+    disk.ok("close")
+    with subprocess.Popen(["sleep", "100"]) as owner:
+        request = {"op": "open", "minor": MINOR, "args": f"vhd:{leaf}", "owner": owner.pid}
+        assert disk.call(request)["ok"]
+        [guardian] = disk.guardians()
+        os.kill(guardian, signal.SIGSTOP)
+        disk.process.kill()
+        disk.process.wait()
+        owner.kill()
+    os.kill(guardian, signal.SIGCONT)
+    wait_for(lambda: not disk.guardians(), "the end of the one that took over")
+    assert "ended before it kept its disk" in disk.log()
+    assert not (disk.directory / f"disk.{MINOR}").exists()
+    disk._errors.close()

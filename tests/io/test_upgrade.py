@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""tap-ctl upgrade, without the driver: one tapdisk in the place of another, or the old one goes on."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.io.test_restart import Guarded, nbd_write, wait_for
+from tests.lib.faults import Faults
+from tests.lib.programs import program
+from tests.lib.tapctl import MINOR, Served
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Guarded]:
+    """A VHD with something in it, served without restart."""
+    leaf = tmp_path / "a.vhd"
+    subprocess.run([program("vhd-util"), "create", "-n", leaf, "-s", "16"], check=True)
+    disk = Guarded(tmp_path, f"vhd:{leaf}", "--retry-for=7")
+    nbd_write(disk, disk.pid, "write -P 7 0 64k")
+    yield disk
+    for row in disk.rows():
+        if row["pid"]:
+            os.kill(row["pid"], signal.SIGKILL)
+    disk.process.kill()
+    disk.process.wait()
+    print(disk.log())
+    disk._errors.close()
+
+
+def upgrade(served: Served, *args: str, tapdisk: str | None = None) -> "subprocess.CompletedProcess[str]":
+    env = served._env | {"TAPDISK": tapdisk or str(program("tests/tool-vbd"))}
+    command = [str(program("tap-ctl")), "upgrade", *(args or ("-m", str(MINOR)))]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_another_process_has_the_disk_afterwards(served: Guarded) -> None:
+    done = upgrade(served)
+    found = re.fullmatch(rf"pid=(\d+) was={served.pid} disks=1 stall=\d+\.\d ms\n", done.stdout)
+    assert found and done.stderr == "" and done.returncode == 0, done
+    assert served.process.wait(10) == 0
+    nbd_write(served, int(found[1]), "read -P 7 0 64k")
+    # again, by the first one's name, and all there are
+    assert upgrade(served, "-p", str(served.pid)).returncode == 0
+    assert upgrade(served, "--all").stdout.count("pid=") == 1
+    nbd_write(served, int(served.rows()[0]["pid"]), "read -P 7 0 64k")
+    served.finish()
+
+
+def test_what_is_paused_stays_paused(served: Guarded) -> None:
+    served.ok("pause")
+    assert upgrade(served).returncode == 0
+    assert served.rows()[0]["state"] == 0x20
+    served.ok("unpause")
+    served.finish()
+
+
+def test_a_program_that_does_not_start_changes_nothing(served: Guarded) -> None:
+    done = upgrade(served, tapdisk="/bin/false")
+    assert done.returncode == 1 and f"tapdisk {served.pid} goes on: tapdisk: cannot start" in done.stderr
+    nbd_write(served, served.pid, "read -P 7 0 64k")
+    served.finish()
+
+
+def new_program(directory: Path, line: str) -> str:
+    """A tapdisk of another release: this one, after a line of shell."""
+    script = directory / "new tapdisk"
+    script.write_text(f"#!/bin/sh\n{line}\nexec {program('tests/tool-vbd')} \"$@\"\n")
+    script.chmod(0o755)
+    return str(script)
+
+
+def test_one_that_cannot_open_the_image_gives_it_back(served: Guarded, tmp_path: Path) -> None:
+    done = upgrade(served, tapdisk=new_program(tmp_path, "export NO_DEVICE=1"))
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"tap-ctl: tapdisk {served.pid} goes on: ") and done.stdout == ""
+    assert served.rows()[0]["pid"] == served.pid and served.rows()[0]["state"] == 0
+    nbd_write(served, served.pid, "read -P 7 0 64k")
+    served.finish()
+
+
+def test_one_that_dies_while_it_takes_over_leaves_the_old_one(served: Guarded, tmp_path: Path) -> None:
+    done = upgrade(served, tapdisk=new_program(tmp_path, "export DIE_AT_START=1"))
+    assert done.returncode == 1 and f"tapdisk {served.pid} goes on: " in done.stderr
+    nbd_write(served, served.pid, "read -P 7 0 64k")
+    served.finish()
+
+
+def test_a_disk_that_does_not_drain_goes_on(served: Guarded, tmp_path: Path) -> None:
+    served.finish()
+    rules = Faults(tmp_path / "rules")
+    with Guarded(tmp_path, f"vhd:{tmp_path}/a.vhd", engine=rules.engine()) as disk:
+        rules.set("read stuck")
+        uri = f"nbd+unix:///?socket={disk.socket}"
+        reader = subprocess.Popen(["qemu-io", "-f", "raw", "-c", "read -P 7 0 64k", uri], stdout=-1, text=True)
+        wait_for(lambda: json.loads(disk.ok("stats", "--json"))["inflight"], "the read is under way")
+        done = upgrade(disk, "-m", str(MINOR), "-t", "1")
+        assert done.returncode == 1 and f"tapdisk {disk.pid} goes on: " in done.stderr
+        rules.off()
+        assert "read 65536/65536" in reader.communicate(timeout=30)[0]
+
+
+def ask(client: socket.socket, text: str) -> bytes:
+    client.send(text.encode())
+    return client.recv(65536)
+
+
+def test_the_old_one_takes_back_what_nobody_came_for(served: Guarded) -> None:
+    """tap-ctl may be killed at any moment of it."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+        client.connect(str(served.directory / f"ctl{served.pid}"))
+        assert b"true" in ask(client, f'{{"op": "yield", "heir": {2**22}}}')
+        assert served.rows() == []
+    wait_for(lambda: [row for row in served.rows() if row["state"] == 0], "the disk is back")
+    nbd_write(served, served.pid, "read -P 7 0 64k")
+    served.finish()
+
+
+def test_the_old_one_does_not_take_back_what_the_new_one_has(served: Guarded) -> None:
+    """As when tap-ctl is killed right before it says so."""
+    env = served._env | {"TAPDISK": str(program("tests/tool-vbd"))}
+    spawned = subprocess.run([program("tap-ctl"), "spawn"], env=env, capture_output=True, text=True, check=True)
+    new = int(spawned.stdout)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+        client.connect(str(served.directory / f"ctl{served.pid}"))
+        assert b"true" in ask(client, f'{{"op": "yield", "heir": {new}}}')
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as other:
+            other.connect(str(served.directory / f"ctl{new}"))
+            assert b"true" in ask(other, f'{{"op": "succeed", "heir": {served.pid}}}')
+    nbd_write(served, new, "read -P 7 0 64k")
+    time.sleep(1.5)
+    assert [row["pid"] for row in served.rows()] == [new]
+    served.finish()

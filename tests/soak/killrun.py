@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""Kills tapdisks in a bed, under a load (tests/soak/load.c) on the disk that notices whatever is lost.
+
+What runs in the bed is one script there: a command of the bed takes longer than the moments that are of interest.
+"""
+
+import json
+import random
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from tests.lib import tapdisks
+from tests.lib.vm import Bed
+
+LOAD = "/root/load"
+DISK_MIB = 65536
+SECONDS_A_KILL = 20
+
+
+@dataclass(frozen=True)
+class Transport:
+    """How requests get from the disk to tapdisk: lines of the configuration, options of tap-ctl create."""
+
+    name: str
+    settings: tuple[str, ...] = ()
+    options: str = ""
+
+
+BLKTAP = Transport("blktap")
+KERNEL_IO = Transport("blktap, kernel_io", ("kernel_io=yes",))
+TRANSPORTS = (BLKTAP, KERNEL_IO)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of so many kills. held: requests that the device had when its tapdisk died; reissued: of those the ones that
+    tapdisk had; outlived: those that the kernel did by itself; fenced: kills after which the image was still locked."""
+
+    kills: int = 0
+    allocating: int = 0
+    held: int = 0
+    reissued: int = 0
+    outlived: int = 0
+    fenced: int = 0
+    longest_ms: int = 0
+    losses: tuple[str, ...] = field(default=())
+
+
+# A log that counts, since nothing else of a bed listens at /dev/log; kills; then the counts as JSON.
+KILLER = r"""
+import json, os, random, signal, socket, sys, threading, time
+
+minor, kills, seed, load = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+rng = random.Random(seed)
+sysfs = f"/sys/class/blktap2/blktap{minor}"
+log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+try:
+    os.unlink("/dev/log")
+except OSError:
+    pass
+log.bind("/dev/log")
+fenced = 0
+lines = []
+
+def listen():
+    global fenced
+    while True:
+        line = log.recv(8192).decode(errors="replace")
+        lines.append(line)
+        fenced += "lock of a process that is gone" in line
+
+threading.Thread(target=listen, daemon=True).start()
+
+def number(path):
+    with open(path) as file:
+        return sum(map(int, file.read().split()))
+
+def served():
+    task = number(f"{sysfs}/task")
+    state = open(f"{sysfs}/state").read().strip()
+    return task if state == "live" else 0
+
+held = allocating = longest = 0
+reissued, outlived = (number(f"{sysfs}/counters/{name}") for name in ("recovered", "outlived"))
+done = 0
+for turn in range(kills):
+    if load:
+        allocate = turn % 2 == 0
+        os.kill(load, signal.SIGUSR1 if allocate else signal.SIGUSR2)
+        allocating += allocate
+    time.sleep(rng.uniform(0.02, 0.5))
+    task = served()
+    begun = time.monotonic()
+    os.kill(task, signal.SIGKILL)
+    while number(f"{sysfs}/task") == task:
+        time.sleep(0.001)
+    held += number(f"/sys/block/tapdev{minor}/inflight")
+    while not served():
+        if time.monotonic() - begun > 60:
+            print(json.dumps({"stuck": turn, "log": lines[-20:]}))
+            sys.exit(1)
+        time.sleep(0.005)
+    longest = max(longest, int((time.monotonic() - begun) * 1000))
+    done += 1
+time.sleep(0.2)
+print(json.dumps({
+    "kills": done, "allocating": allocating if load else 0, "held": held, "fenced": fenced, "longest_ms": longest,
+    "reissued": number(f"{sysfs}/counters/recovered") - reissued,
+    "outlived": number(f"{sysfs}/counters/outlived") - outlived,
+}))
+"""
+
+
+def build_load(directory: Path) -> bytes:
+    """The load's program, which needs no library."""
+    out = directory / "load"
+    source = Path(__file__).with_name("load.c")
+    subprocess.run(["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-pthread", "-o", out, source], check=True)
+    return out.read_bytes()
+
+
+def make_leaf(bed: Bed, directory: str) -> str:
+    """An empty leaf over a base that has something in some blocks."""
+    bed.run(f"mkdir -p {directory} && vhd-util create -n {directory}/base.vhd -s {DISK_MIB}")
+    device = tapdisks.create(bed, f"vhd:{directory}/base.vhd")
+    bed.run(f"dd if=/dev/urandom of={device} bs=64k count=16 seek=8 oflag=direct 2>/dev/null")
+    tapdisks.destroy(bed, device)
+    bed.run(f"vhd-util snapshot -n {directory}/leaf.vhd -p {directory}/base.vhd")
+    return f"{directory}/leaf.vhd"
+
+
+def kill(bed: Bed, minor: int, kills: int, seed: int, load: int = 0) -> Counts:
+    """Kills the minor's tapdisks. load: the pid of the load in this bed, 0 for none."""
+    bed.put("/root/killer.py", KILLER.encode())
+    command = f"python3 /root/killer.py {minor} {kills} {seed} {load}"
+    result = bed.run(command, timeout=60 + SECONDS_A_KILL * kills, check=False)
+    if result.status:
+        return Counts(kills=kills, losses=(f"no tapdisk came back: {result.output[-2000:]}",))
+    return Counts(**json.loads(result.stdout.splitlines()[-1]))
+
+
+def run(bed: Bed, transport: Transport, kills: int, seed: int, program: bytes) -> Counts:
+    """Kills under a load on tapdev, and what became of the data: a loss is what the load, or a look at the image, says."""
+    rng = random.Random(seed)
+    directory = f"/srv/kills{seed}"
+    bed.put(LOAD, program, 0o755)
+    with tapdisks.configured(bed, *transport.settings):
+        leaf = make_leaf(bed, directory)
+        create = f"{tapdisks.LOAD_DRIVER}; tap-ctl create {transport.options} -a vhd:{leaf}"
+        device = bed.run(create, env={"XENBLK_RESTART_ALWAYS": "1"}).stdout.strip()
+        minor = int(device.rpartition("tapdev")[2])
+        load = bed.popen(f"echo $$ > /root/load.pid; exec {LOAD} {device} /root/model 0 {rng.randrange(1 << 31)}")
+        bed.wait_for("test -s /root/load.pid && sleep 0.5 && kill -USR1 $(cat /root/load.pid)", 60, 0.2)
+        pid = int(bed.run("cat /root/load.pid").stdout)
+        counts = kill(bed, minor, kills, rng.randrange(1 << 31), pid)
+        bed.run(f"kill -TERM {pid}", check=False)
+        losses = list(counts.losses)
+        ended = load.wait(300, check=False)
+        if ended.status or "good pieces=" not in ended.stdout:
+            losses.append(f"status {ended.status} of the load: {ended.output[-2000:]}")
+        tapdisks.destroy(bed, device)
+        if not losses:
+            losses += look(bed, leaf)
+    bed.run(f"rm -rf {directory} /root/model /root/load.pid")
+    return replace(counts, losses=tuple(losses))
+
+
+def look(bed: Bed, leaf: str) -> Sequence[str]:
+    """What is wrong with an image, by itself and by what the load remembers of it."""
+    device = tapdisks.create(bed, f"vhd:{leaf}", readonly=True)
+    held = bed.run(f"{LOAD} check {device} /root/model", check=False)
+    tapdisks.destroy(bed, device)
+    sound = bed.run(f"vhd-util check -n {leaf} -p -b", check=False)
+    return [f"of the image: {result.output[-2000:]}" for result in (held, sound) if result.status]
