@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <blktap.h>
@@ -42,10 +43,24 @@ int blktap_allocate(int *minor, struct error *err)
 	return 0;
 }
 
-int blktap_free(int minor, struct error *err)
+int blktap_free(int minor, unsigned int flags, struct error *err)
 {
+	(void)flags;
 	(void)err;
 	driver[minor] = false;
+	return 0;
+}
+
+uint64_t blktap_id(int minor)
+{
+	return (uint64_t)minor + 1;
+}
+
+int blktap_set(int minor, const char *name, unsigned int value)
+{
+	(void)minor;
+	(void)name;
+	(void)value;
 	return 0;
 }
 
@@ -270,6 +285,23 @@ static void a_minor_without_a_file_is_the_drivers(void **state)
 	assert_int_equal(fd, -1);
 }
 
+static void a_minor_that_is_given_again_is_another_one(void **state)
+{
+	const struct timespec tick = { .tv_nsec = 20000000 };
+	uint64_t id;
+
+	(void)state;
+	assert_int_equal(allocate("stock"), 0);
+	id = minor_id(0);
+	assert_true(id);
+	assert_true(minor_id(0) == id);
+	assert_int_equal(minor_free(0, NULL), 0);
+	nanosleep(&tick, NULL);
+	assert_int_equal(allocate("stock"), 0);
+	assert_true(minor_id(0) != id);
+	assert_true(minor_id(allocate("blktap")) == 2);
+}
+
 #define test(f) cmocka_unit_test_setup_teardown(f, make_dir, remove_dir)
 
 int main(void)
@@ -281,6 +313,7 @@ int main(void)
 		test(processes_that_allocate_at_once_get_different_ones),
 		test(a_claim_is_one_processs_until_it_ends),
 		test(a_minor_without_a_file_is_the_drivers),
+		test(a_minor_that_is_given_again_is_another_one),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -10,7 +10,7 @@ from tests.lib.vm import Bed
 
 WITHOUT_DRIVER = (
     "rmmod blktap 2>/dev/null; test ! -e /sys/module/blktap || exit 1;"
-    " mkdir -p /srv/u /run/xenblk; echo transport=ublk > /run/xenblk/config"
+    " mkdir -p /srv/u /run/xenblk; printf 'transport=ublk\\nrestart=no\\n' > /run/xenblk/config"
 )
 LEFT = r"""
 tap-ctl list
