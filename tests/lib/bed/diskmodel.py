@@ -51,7 +51,7 @@ def main() -> None:
 
     for _ in range(count):
         longest = rng.choice((1, 8, 64, 512, LONGEST // sector))
-        sectors = rng.randint(1, min(longest, size // sector))
+        sectors = rng.randint(1, min(longest, LONGEST // sector, size // sector))
         at = rng.randrange(size // sector - sectors + 1) * sector
         length = sectors * sector
         what = rng.random()
