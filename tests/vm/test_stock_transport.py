@@ -189,10 +189,11 @@ def test_pause_snapshot_and_growth_under_load(stock: Stock) -> None:
 def test_a_disk_in_use_stays_until_it_is_forced(stock: Stock) -> None:
     bed = stock.bed
     device = stock.create(f"vhd:{stock.image('busy', 16)}")
+    name = stock.kernel_name(device)
     [disk] = tapdisks.served(bed)
     at = f"-p {disk.pid} -m {disk.minor}"
     holder = bed.popen(f"exec 5<>{device}; echo held; read x; dd if=/dev/urandom bs=4k count=1 oflag=direct >&5 2>/dev/null")
-    bed.wait_for(f"ls -l /proc/*/fd 2>/dev/null | grep -q '/dev/{stock.kernel_name(device)}$'", 20, interval=0.2)
+    bed.wait_for(f"ls -l /proc/*/fd 2>/dev/null | grep -q '/dev/{name}$'", 20, interval=0.2)
     result = bed.run(f"tap-ctl close {at}", check=False, timeout=60)
     assert result.status == 1
     assert result.stderr.startswith(f"tap-ctl: {device} is in use")
@@ -211,6 +212,8 @@ def test_a_disk_in_use_stays_until_it_is_forced(stock: Stock) -> None:
     bed.run(f"timeout 30 tap-ctl destroy {at} -f")
     holder.stdin(b"\n")
     assert holder.wait(check=False).status != 0
+    # the kernel ends it once nobody has it open
+    bed.wait_for(f"! test -e /sys/block/{name}", 20, interval=0.2)
 
 
 def test_minors_are_given_freed_and_claimed(stock: Stock) -> None:
