@@ -43,10 +43,12 @@ class Disk:
 
     @property
     def device(self) -> str:
+        """The name by which it is used."""
         return f"/dev/xen/blktap-2/tapdev{self.minor}"
 
     @property
     def name(self) -> str:
+        """The kernel's."""
         return f"ublkb{self.minor}"
 
     @property
@@ -59,6 +61,7 @@ class Disk:
         return self.bed.run(f"cat /sys/block/{self.name}/{name}").stdout.strip()
 
     def destroy(self) -> None:
+        """End the disk and its tapdisk."""
         self.bed.run(f"tap-ctl destroy {self.at}")
 
 
@@ -72,7 +75,7 @@ def create(bed: Bed, spec: str, options: str = "") -> Disk:
 
 
 def take_over(disk: Disk, spec: str) -> Disk:
-    """What a new tapdisk makes of the disk of one that is dead. Its image may be locked a little longer than that lived."""
+    """A dead tapdisk's disk in a new one. The image may be locked a little longer than the dead one lived."""
     line = (
         f"pid=$(tap-ctl spawn) && tap-ctl attach -p $pid -m {disk.minor} || exit 1;"
         f" for try in 1 2 3 4 5 6 7 8 9 10; do tap-ctl open -p $pid -m {disk.minor} -a '{spec}' && break; done"
