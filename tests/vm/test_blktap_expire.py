@@ -16,20 +16,21 @@ READ = "dd if={} of=/dev/null bs=4k count=1 iflag=direct"
 @ON_BOTH_KERNELS
 def test_requests_fail_after_the_time_that_was_set_until_a_server_comes(tap: Tap) -> None:
     tap.start(hold=1)
-    tap.bed.run(f"echo 2 > {tap.sysfs}/dead_timeout")
+    tap.bed.run(f"echo 300 > {tap.sysfs}/dead_timeout")
     reader = tap.bed.popen(READ.format(tap.device))
     tap.bed.wait_for(f"test $(cat {tap.sysfs}/counters/submitted) -ge 1", 60, 0.2)
     tap.kill()
     tap.resume(hold=1)
-    tap.kill()
+    # not while there is a server
+    tap.bed.run(f"echo 1 > {tap.sysfs}/dead_timeout; sleep 2")
     assert not reader.ended
+    tap.kill()
     assert EIO in reader.wait(check=False).stderr
     assert tap.count("expired") == 1 and tap.attribute("state") == "quiesced"
     assert EIO in tap.bed.run(READ.format(tap.device), check=False, timeout=20).stderr
     assert "no server: 1 requests failed" in tap.bed.dmesg()
     tap.resume()
     tap.bed.run(READ.format(tap.device))
-    # a device that was made anew, and one that was told to wait for ever
     tap.bed.run(f"echo 0 > {tap.sysfs}/dead_timeout")
     tap.kill()
     reader = tap.bed.popen(READ.format(tap.device))
@@ -57,7 +58,9 @@ def test_what_is_held_can_be_failed_at_once(tap: Tap) -> None:
 
 def test_ids_of_minors_are_not_used_again(tap: Tap) -> None:
     first = int(tap.attribute("id"))
-    tap.bed.run(f"{SERVER} free {tap.minor} && modprobe -r blktap && modprobe blktap dead_timeout=9 && {SERVER} alloc")
+    tap.bed.run(f"{SERVER} free {tap.minor}")
+    tap.bed.wait_for("modprobe -r blktap", 30, 0.2)
+    tap.bed.run(f"modprobe blktap dead_timeout=9 && {SERVER} alloc")
     assert int(tap.attribute("id")) > first and tap.attribute("dead_timeout") == "9"
     tap.bed.run("echo 0 > /sys/module/blktap/parameters/dead_timeout")
 
