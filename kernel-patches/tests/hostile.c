@@ -234,6 +234,24 @@ static void bad_setups(int ring, void *buf)
 	SETUP("the kernel's buffer", EINVAL, s.buf_addr = KERNEL_ADDRESS);
 }
 
+/* Its pages would have to be read from a disk, maybe from the one that is served. */
+static void bad_buffer(int ring, const char *path)
+{
+	int fd = open(path, O_RDWR | O_CLOEXEC);
+	uint8_t *buf = pages(ENTRIES, PROT_READ | PROT_WRITE);
+
+	if (fd < 0)
+		err(1, "%s", path);
+	if (mmap(buf + PAGE, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED)
+		err(1, "mmap");
+	SETUP("a buffer with a file in it", EINVAL, (void)0);
+	if (mmap(buf + PAGE, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, fd, 0) == MAP_FAILED)
+		err(1, "mmap");
+	SETUP("a buffer with a private file in it", EINVAL, (void)0);
+	munmap(buf, (size_t)ENTRIES * PAGE);
+	close(fd);
+}
+
 #define PARAMS(cmd, what, want, change)					\
 	do {								\
 		struct blktap_device_params p = good_params();		\
@@ -562,6 +580,7 @@ int main(int argc, char **argv)
 	expect("mapping", EINVAL, map_ring(ring, PAGE, PROT_READ, MAP_SHARED, 0));
 	out_of_order(ring, 0, EINVAL, ENODEV, EINVAL, EINVAL);
 	bad_setups(ring, buf);
+	bad_buffer(ring, argv[2]);
 	expect("SETUP", 0, call(ring, BLKTAP_IOC_SETUP, &s));
 	state = "set up";
 	out_of_order(ring, EBUSY, ENODEV, ENODEV, ENOENT, ENODEV);

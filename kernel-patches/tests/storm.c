@@ -4,7 +4,7 @@
  * others write at random over every field of its rings and call its ioctls
  * with arguments made at random; it registers files of every kind, changes
  * their flags behind the driver's back, serves from memory that comes and goes,
- * or from the disk itself, and dies in the midst of it, again and again.
+ * and dies in the midst of it, again and again.
  *
  *   storm MINOR FILE SECONDS SEED
  *
@@ -122,10 +122,6 @@ static uint8_t *a_buffer(void)
 	if (chance(10)) {
 		fd = open(file, O_RDWR | O_CLOEXEC);
 		flags = MAP_SHARED;
-	} else if (chance(10)) {
-		/* serving a request then needs the disk that is served */
-		fd = open_minor(BLKTAP_DEVICE_PATH, O_RDWR);
-		flags = MAP_SHARED;
 	}
 	if (fd < 0)
 		flags = MAP_PRIVATE | MAP_ANONYMOUS;
@@ -156,8 +152,13 @@ static bool server_start(struct server *s)
 		return false;
 	s->buf = a_buffer();
 	setup.buf_addr = (uintptr_t)s->buf;
-	if (ioctl(s->fd, BLKTAP_IOC_SETUP, &setup) < 0)
-		err(1, "SETUP");
+	if (ioctl(s->fd, BLKTAP_IOC_SETUP, &setup) < 0) {
+		/* what a disk has to fill in */
+		setup.buf_addr = (uintptr_t)mmap(s->buf, BUFFER, PROT_READ | PROT_WRITE,
+						 MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		if (ioctl(s->fd, BLKTAP_IOC_SETUP, &setup) < 0)
+			err(1, "SETUP");
+	}
 	s->ring_bytes = setup.ring_bytes;
 	s->mem = mmap(NULL, s->ring_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, s->fd, 0);
 	if (s->mem == MAP_FAILED)
@@ -286,7 +287,6 @@ static int a_file(void)
 
 	switch (any(14)) {
 	case 0:
-		return open_minor(BLKTAP_DEVICE_PATH, O_RDWR | O_DIRECT | O_NONBLOCK);
 	case 1:
 		return open(file, O_RDONLY | O_DIRECT | O_CLOEXEC);
 	case 2:
