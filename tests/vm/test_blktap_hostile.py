@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from tests.lib.toytap import HOSTILE, STORM, Tap
+from tests.lib.toytap import HOSTILE, SERVER, STORM, Tap
 from tests.lib.vm import Bed
 
 # Debian 12 has Linux 6.1, 13 has 6.12
@@ -25,6 +25,30 @@ def test_each_wrong_call_has_the_error_that_the_header_gives(bed: Bed) -> None:
     assert result.stdout.endswith(" calls, 0 wrong\n"), result.output
     assert int(result.stdout.split()[0]) > 1000
     bed.run("modprobe -r blktap && modprobe blktap")
+
+
+@ON_BOTH_KERNELS
+def test_a_registered_file_that_loses_direct_io_is_left_to_the_server(tap: Tap) -> None:
+    """By O_APPEND the kernel's own writes would land at the end of the file."""
+    tap.start(extents=1, append=1)
+    tap.bed.run(f"dd if=/root/random of={tap.device} bs=64k oflag=direct status=none")
+    assert tap.bed.run(f"stat -c %s {tap.file}").stdout == f"{400 << 20}\n"
+    tap.bed.run(f"cmp -n 16777216 /root/random {tap.file}; cmp -n 16777216 /root/random {tap.device}")
+    assert tap.count("direct_writes") == 0
+
+
+def test_a_file_on_the_disk_itself_is_refused(tap: Tap) -> None:
+    """The kernel would wait for itself. A server registers it while it is mounted."""
+    bed = tap.bed
+    tap.start()
+    bed.run(f"mkfs.ext4 -q {tap.device} && mount {tap.device} /mnt && truncate -s 1M /mnt/loop && sync")
+    try:
+        tap.kill()
+        result = bed.run(f"{SERVER} serve {tap.minor} {tap.file} resume=1 extents=1 place=/mnt/loop", check=False)
+        assert "ADD_FILE /mnt/loop: Invalid argument" in result.stderr
+        tap.resume()
+    finally:
+        bed.run("umount /mnt")
 
 
 @ON_BOTH_KERNELS
