@@ -155,6 +155,11 @@ def _keep(directory: Path, source: Path, build: Path, version: str) -> None:
         shutil.copy(build / name, modules / name)
     (modules / "modules.order").touch()
     kmod.depmod(directory / "modules", version)
+    # it names its source by an absolute path, of a directory that is about to be renamed
+    here = "$(dir $(abspath $(lastword $(MAKEFILE_LIST))))"
+    (build / "Makefile").write_text(f"include {here}../source/Makefile\n", encoding="ascii")
+    (build / "source").unlink(missing_ok=True)
+    (build / "source").symlink_to("../source")
     # what else a module may be linked with is in vmlinux
     shutil.copy(build / "vmlinux.symvers", build / "Module.symvers")
     for part in NOT_FOR_MODULES:

@@ -17,6 +17,7 @@ class Known:
 KNOWN = (
     Known(r"crc32c_generic.*File exists", "loaded by the initrd, built in or loaded again by ext4"),
     Known(r"hrtimer: interrupt took", "emulation is slow"),
+    Known(r"RCU callback double-/use-after-free debug is enabled", "debug objects say that they are there"),
     Known(
         r"kmemleak: Automatic memory scanning thread|kmemleak: Kernel memory leak detector (?:initialized|disabled)",
         "kmemleak says that it is there",

@@ -10,6 +10,7 @@ SERVER = "/root/toy-server"
 HAMMER = "/root/hammer"
 HOSTILE = "/root/hostile"
 STORM = "/root/storm"
+STARVE = "/root/starve"
 START_SECONDS = 60.0
 EIO = "Input/output error"
 
@@ -109,7 +110,7 @@ class Tap:
 def prepare(bed: Bed, toys: Path) -> Bed:
     """Load the driver and bring what the tests run."""
     if bed.run(f"test -x {SERVER}", check=False).status:
-        for program in (SERVER, HAMMER, HOSTILE, STORM):
+        for program in (SERVER, HAMMER, HOSTILE, STORM, STARVE):
             bed.put(program, (toys / Path(program).name).read_bytes(), mode=0o755)
         bed.run("dd if=/dev/urandom of=/root/random bs=1M count=16 status=none")
     bed.run("modprobe blktap")

@@ -311,6 +311,9 @@ class Bed:
         text = self.run(f"dmesg; echo {shlex.quote(mark)} > /dev/kmsg").stdout
         before = f"bed: dmesg check {self.dmesg_checks - 1}\n"
         text = text.rpartition(before)[2]
+        if log := os.environ.get("XENBLK_KERNEL_LOG"):
+            with open(log, "a", encoding="utf-8") as file:
+                file.write(text)
         expected, self._expected = self._expected, []
         lines = dmesg.findings(text, expected)
         self.log_report = dmesg.from_first(text, lines)
