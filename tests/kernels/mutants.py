@@ -144,7 +144,8 @@ def what_it_says(mutant: Mutant, toys: Path) -> str:
     with tempfile.TemporaryDirectory(prefix="xenblk-mutant-", dir="/var/tmp") as directory:
         made = module(mutant, Path(directory), image.headers)
         overlay = Overlay((stage.stage_tree(image),), stage.module_files(image, made))
-    with Bed(BedSpec(xen=False, kernel=mutant.kernel), overlay) as bed:
+    # what it wrecks need not be waited for
+    with Bed(BedSpec(xen=False, kernel=mutant.kernel, kernel_args="oops=panic"), overlay) as bed:
         try:
             use(mutant, prepare(bed, toys))
         except BedError as error:

@@ -18,7 +18,12 @@ EIO = "Input/output error"
 def wait_for_output(process: Process, text: str) -> None:
     """Wait until a process has said `text`."""
     deadline = time.monotonic() + START_SECONDS * process.bed.slower
-    while text not in process.output():
+    while True:
+        # asked first: what it says last comes before its end
+        over = process.ended or not process.bed.alive
+        if text in process.output():
+            return
+        assert not over, f"no {text!r}, and no more can come: {process.output()}"
         assert time.monotonic() < deadline, f"no {text!r} but: {process.output()}"
         time.sleep(0.05)
 
