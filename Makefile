@@ -5,6 +5,7 @@
 #   make demo        on a bare Debian 12: xl create of a guest on a VHD chain, shown step by step
 #   make test        on a bare Debian 12: all tests
 #   make soak        crash states and fuzz executions by the million; can be stopped, goes on: docs/testing.md
+#   make check-kernels   the driver's tests under kernels with KASAN, lockdep, kmemleak and KCSAN: docs/testing.md
 #   make bench       our NBD server and vhd-util against others; QUICK=1 in four minutes; see docs/performance.md
 #   make install     DESTDIR= prefix= sysconfdir=
 #   make uninstall
@@ -121,6 +122,8 @@ bench-deps:
 	@.ci/deps bench
 soak-deps:
 	@.ci/deps soak
+kernels-deps:
+	@.ci/deps kernels
 
 demo: demo-deps
 	@$(MAKE) --no-print-directory all
@@ -146,6 +149,11 @@ bench: bench-deps
 soak: soak-deps
 	@$(PYTHON) -m tests.soak $(SOAK_ARGS)
 
+# KERNELS_ARGS: more of `python3 -m tests.kernels --help`.
+check-kernels: kernels-deps
+	@$(MAKE) --no-print-directory all
+	@$(PYTHON) -m tests.kernels $(KERNELS_ARGS)
+
 lint:
 	@shellcheck .ci/run .ci/deps hotplug-scripts/block-xenblk hotplug-scripts/xenblk-common.sh \
 		hotplug-scripts/xenblk-sharing.sh hotplug-scripts/set-aside-xl hotplug-scripts/xmsnap.in
@@ -154,4 +162,4 @@ lint:
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all programs bridge module install uninstall deps demo-deps test-deps bench-deps soak-deps demo test bench soak lint clean
+.PHONY: all programs bridge module install uninstall deps demo-deps test-deps bench-deps soak-deps kernels-deps demo test bench soak check-kernels lint clean

@@ -4,6 +4,7 @@
 The marker of a tier follows from the directory, so that no test is without one.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pytest
 from tests.lib.beds import BedPool, Beds
 
 TIERS = ("unit", "io", "vm", "xen")
+# for kernels with checkers: `make check-kernels`
+collect_ignore = [] if os.environ.get("XENBLK_KERNEL") else ["kernels"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -87,7 +87,7 @@ struct blktap_setup {
 	__u32 entries;		/* per queue, a power of two up to 256; out: given */
 	__u32 max_io_bytes;	/* of one request, a multiple of 4096 up to 1 MiB */
 	__u32 reserved;
-	__u64 buf_addr;		/* the server's buffer, page-aligned */
+	__u64 buf_addr;		/* the server's buffer, page-aligned; not a mapping of a file on a disk */
 	__u64 buf_len;		/* at least nr_queues * entries * max_io_bytes */
 	/* out: for mmap(MAP_SHARED) of a queue's rings at queue * ring_bytes */
 	__u64 ring_bytes;

@@ -212,7 +212,10 @@ void blktap_expire_end(struct blktap *tap);
 int blktap_copy_to_server(struct blktap *tap, struct request *rq);
 int blktap_copy_from_server(struct blktap *tap, struct request *rq);
 
-/* file.c; lock is held. */
+/* file.c */
+/* Whether part of the caller's memory is mapped from a file on a disk, or from a disk. */
+bool blktap_buffer_on_disk(u64 addr, u64 len);
+/* lock is held. */
 int blktap_file_add(struct blktap *tap, int fd, u32 number, bool write);
 int blktap_file_remove(struct blktap *tap, u32 number);
 /* The extents too. Returns how much I/O on them still runs. */

@@ -37,6 +37,15 @@ static bool blktap_gather(struct blktap *tap, struct request *rq, u32 align)
 }
 
 /*
+ * The server still has the open file, whose flags it can change. Behind the page
+ * cache, or at the file's end, the data would not be where the server looks for it.
+ */
+static bool blktap_still_direct(const struct file *file)
+{
+	return (READ_ONCE(file->f_flags) & (O_DIRECT | O_APPEND)) == O_DIRECT;
+}
+
+/*
  * rq_lock is held. From here on the I/O is counted, and has the file.
  */
 static bool blktap_take(struct blktap *tap, struct request *rq,
@@ -45,7 +54,8 @@ static bool blktap_take(struct blktap *tap, struct request *rq,
 	const struct blktap_target *target = &tap->targets[place->file];
 	struct blktap_rq *brq = blktap_rq(rq);
 
-	if (!target->file || (op_is_write(req_op(rq)) && !target->write) ||
+	if (!target->file || !blktap_still_direct(target->file) ||
+	    (op_is_write(req_op(rq)) && !target->write) ||
 	    (place->offset | blk_rq_bytes(rq)) & target->align ||
 	    !blktap_gather(tap, rq, target->align))
 		return false;

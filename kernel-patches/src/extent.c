@@ -275,6 +275,8 @@ u32 blktap_extents_withdraw(struct blktap *tap, u64 sector, u64 nr_sectors, int 
 
 	if (check_add_overflow(sector, nr_sectors, &end))
 		end = U64_MAX;
-	blktap_extents_cut(tap, sector, end, file);
+	/* a range of nothing would part the extent it lies in */
+	if (nr_sectors)
+		blktap_extents_cut(tap, sector, end, file);
 	return blktap_drain_begin(tap);
 }

@@ -3,6 +3,7 @@
 #include <linux/blkdev.h>
 #include <linux/file.h>
 #include <linux/fs.h>
+#include <linux/mm.h>
 
 #include "blktap_internal.h"
 
@@ -12,6 +13,24 @@ static struct block_device *blktap_bdev(struct file *file)
 	struct inode *inode = file->f_mapping->host;
 
 	return S_ISBLK(inode->i_mode) ? I_BDEV(inode) : inode->i_sb->s_bdev;
+}
+
+/*
+ * Filling in a page of the buffer must not need a disk: it may be the one whose
+ * request waits for it, and who waits for a tag of a queue can't be killed.
+ */
+bool blktap_buffer_on_disk(u64 addr, u64 len)
+{
+	VMA_ITERATOR(vmi, current->mm, addr);
+	struct vm_area_struct *vma;
+	bool found = false;
+
+	mmap_read_lock(current->mm);
+	for_each_vma_range(vmi, vma, addr + len)
+		if (vma->vm_file && blktap_bdev(vma->vm_file))
+			found = true;
+	mmap_read_unlock(current->mm);
+	return found;
 }
 
 static int blktap_file_check(struct blktap *tap, struct file *file, bool write)

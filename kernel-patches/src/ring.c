@@ -119,7 +119,8 @@ static int blktap_setup(struct blktap *tap, struct blktap_setup *setup,
 	ret = blktap_check_setup(setup, PAGE_SIZE);
 	if (ret)
 		return ret;
-	if (!access_ok(u64_to_user_ptr(setup->buf_addr), setup->buf_len))
+	if (!access_ok(u64_to_user_ptr(setup->buf_addr), setup->buf_len) ||
+	    blktap_buffer_on_disk(setup->buf_addr, setup->buf_len))
 		return -EINVAL;
 	/* the tags and the largest request are those of the device */
 	if (tap->disk && (setup->entries != tap->dev_entries ||

@@ -29,13 +29,15 @@ static int open_direct(const char *path, int flags)
 	return fd;
 }
 
-void toy_add_file(int ring_fd, const char *path, bool write)
+void toy_add_file(int ring_fd, const char *path, bool write, int then)
 {
 	int fd = open_direct(path, (write ? O_RDWR : O_RDONLY) | O_DIRECT);
 	int rc = add_file(ring_fd, fd, TOY_FILE, write ? BLKTAP_FILE_WRITE : 0);
 
 	if (rc)
 		errx(1, "ADD_FILE %s: %s", path, strerror(-rc));
+	if (then && fcntl(fd, F_SETFL, then) < 0)
+		err(1, "F_SETFL");
 	close(fd);
 }
 

@@ -9,8 +9,11 @@
 #define TOY_FILE	3	/* the number the file has */
 #define TOY_EXTENT	4096u	/* sectors */
 
-/* Registers the file at path. Ends the process on an error, as all here do. */
-void toy_add_file(int ring_fd, const char *path, bool write);
+/*
+ * Registers the file at path, and then gives it the flags then, if not 0. Ends the
+ * process on an error, as all here do.
+ */
+void toy_add_file(int ring_fd, const char *path, bool write, int then);
 
 /* The file's sectors at their own places, up to sectors. */
 void toy_add_extents(int ring_fd, uint64_t sectors, bool write);

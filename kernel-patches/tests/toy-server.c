@@ -11,7 +11,8 @@
  * zeroes=1, discard=1, ioopt=BYTES, evil=MODE (one wrong answer to the first
  * read, then as it should be), extents=1 (the kernel serves the disk from the file),
  * extents=2 (reads alone), remap=1 (answers reads and writes with their place in
- * the file), place=PATH (the file for these, if not FILE), bad=1 (first prints how
+ * the file), append=1 (takes O_DIRECT from the file, and gives it O_APPEND, when the
+ * driver has it), place=PATH (the file for these, if not FILE), bad=1 (first prints how
  * wrong files and extents are refused). SIGUSR2 withdraws all extents, waits
  * until they are drained, and adds them again the next time. SIGTERM removes the device and exits (says "busy" and goes on
  * if it is open), SIGUSR1 does so by force, SIGHUP takes over the file's size.
@@ -40,7 +41,7 @@
 #include "toy-direct.h"
 
 struct options {
-	bool resume, hold, ro, flush, fua, zeroes, discard, remap, bad;
+	bool resume, hold, ro, flush, fua, zeroes, discard, remap, bad, append;
 	unsigned int delay, entries, maxio, block, ioopt, extents;
 	const char *evil, *place;
 };
@@ -160,7 +161,7 @@ static void set_up(struct server *s, int minor)
 		  BLKTAP_IOC_CREATE_DEVICE, &p) < 0)
 		err(1, s->opt.resume ? "RESUME_DEVICE" : "CREATE_DEVICE");
 	if (s->opt.remap || s->opt.extents || s->opt.bad)
-		toy_add_file(s->ring_fd, s->opt.place, true);
+		toy_add_file(s->ring_fd, s->opt.place, true, s->opt.append ? O_APPEND : 0);
 	if (s->opt.bad)
 		toy_bad_extents(s->ring_fd, s->opt.place, s->sectors);
 	if (s->opt.extents)
@@ -481,6 +482,8 @@ static void parse_option(struct options *o, const char *arg)
 		o->remap = v;
 	else if (IS("bad"))
 		o->bad = v;
+	else if (IS("append"))
+		o->append = v;
 	else if (IS("place"))
 		o->place = eq + 1;
 	else if (IS("evil"))

@@ -38,6 +38,10 @@ class BedPool:
                 bed.stop()
                 del self._beds[key]
 
+    def leaks(self) -> list[str]:
+        """What the checkers of their kernels find in those that run, once all of the driver is gone from them."""
+        return [line for bed in self._beds.values() if bed.alive for line in bed.leak_findings()]
+
     def close(self) -> None:
         """Stop all."""
         for bed in self._beds.values():
@@ -89,7 +93,10 @@ class Beds:
                     findings.append(f"{bed}: its kernel's log can't be read: {error}")
                     continue
                 if lines:
-                    findings.append(f"{bed}: its kernel reports\n" + "\n".join(lines))
+                    log = f"--- its log\n{bed.log_report}"
+                    findings.append("\n".join([f"{bed}: its kernel reports", *lines, log]))
+                if bed in self._own:
+                    findings += bed.leak_findings()
         finally:
             for bed in self._own:
                 bed.stop()

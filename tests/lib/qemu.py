@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-only
 """The QEMU command line of a bed."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,7 +53,8 @@ class BedSpec:
 
     release: 12 or 13. xen: boot Xen and its dom0, else Linux alone. init: "sh" (a short script) or "systemd".
     packages: Debian packages beside those every bed has. cpu: a QEMU CPU model. memory: MiB of the machine (0: 3072
-    with Xen, else 1024), dom0_memory: MiB of dom0. disks: extra disks.
+    with Xen, else 1024), dom0_memory: MiB of dom0. disks: extra disks. kernel: one with checkers in it (lib/checkkernel.py) in the
+    place of Debian's, without Xen; $XENBLK_KERNEL if not given.
     """
 
     release: int = 12
@@ -66,10 +68,13 @@ class BedSpec:
     kernel_args: str = ""
     xen_args: str = ""
     disks: tuple[Disk, ...] = field(default=())
+    kernel: str = field(default_factory=lambda: os.environ.get("XENBLK_KERNEL", ""))
 
     def __post_init__(self) -> None:
         if self.init not in ("sh", "systemd"):
             raise ValueError(f"init={self.init!r}: not one of sh, systemd")
+        if self.xen and self.kernel:
+            raise ValueError(f"kernel={self.kernel!r}: it has no Xen in it")
         if self.xen and "," in self.kernel_args:
             raise ValueError(f"kernel_args={self.kernel_args!r}: QEMU ends a multiboot module's arguments at a comma")
 
@@ -97,7 +102,7 @@ def xen_arguments(spec: BedSpec) -> str:
 def command(spec: BedSpec, image: BaseImage, initrd: Path, socket: Path, accel: str) -> list[str]:
     """QEMU's arguments. The console is on stdout; the agent's port connects to `socket`."""
     cpu = spec.cpu or (XEN_CPU if spec.xen or accel == "tcg" else "host")
-    memory = spec.memory or (3072 if spec.xen else 1024)
+    memory = spec.memory or (3072 if spec.xen else 2048 if spec.kernel else 1024)
     args = ["qemu-system-x86_64", "-machine", "pc", "-cpu", cpu, "-smp", str(spec.cpus), "-m", str(memory)]
     args += ["-accel", "tcg,thread=multi,tb-size=512" if accel == "tcg" else accel]
     args += ["-display", "none", "-vga", "none", "-nodefaults", "-no-reboot", "-monitor", "none", "-net", "none"]

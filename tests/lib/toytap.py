@@ -8,14 +8,22 @@ from tests.lib.vm import Bed, Process
 
 SERVER = "/root/toy-server"
 HAMMER = "/root/hammer"
+HOSTILE = "/root/hostile"
+STORM = "/root/storm"
+STARVE = "/root/starve"
 START_SECONDS = 60.0
 EIO = "Input/output error"
 
 
 def wait_for_output(process: Process, text: str) -> None:
     """Wait until a process has said `text`."""
-    deadline = time.monotonic() + START_SECONDS
-    while text not in process.output():
+    deadline = time.monotonic() + START_SECONDS * process.bed.slower
+    while True:
+        # asked first: what it says last comes before its end
+        over = process.ended or not process.bed.alive
+        if text in process.output():
+            return
+        assert not over, f"no {text!r}, and no more can come: {process.output()}"
         assert time.monotonic() < deadline, f"no {text!r} but: {process.output()}"
         time.sleep(0.05)
 
@@ -76,7 +84,7 @@ class Tap:
 
     def remove(self) -> None:
         """Have the server remove the device. udev may have it open for a moment: try again."""
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + START_SECONDS * self.bed.slower
         while "removed\n" not in (self.server.output() if self.server else ""):
             assert time.monotonic() < deadline, "the device stays busy"
             self.bed.run(f"kill -TERM {self.attribute('task')}", check=False)
@@ -107,7 +115,7 @@ class Tap:
 def prepare(bed: Bed, toys: Path) -> Bed:
     """Load the driver and bring what the tests run."""
     if bed.run(f"test -x {SERVER}", check=False).status:
-        for program in (SERVER, HAMMER):
+        for program in (SERVER, HAMMER, HOSTILE, STORM, STARVE):
             bed.put(program, (toys / Path(program).name).read_bytes(), mode=0o755)
         bed.run("dd if=/dev/urandom of=/root/random bs=1M count=16 status=none")
     bed.run("modprobe blktap")

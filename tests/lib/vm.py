@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tests.lib import accel, cache, dmesg, qemu, stage
+from tests.lib import accel, cache, checkkernel, dmesg, qemu, stage
 from tests.lib.channel import Channel, ChannelLost, Job, JobFailed
 from tests.lib.console import Console
 from tests.lib.image import BaseImage, base_image
@@ -29,6 +29,16 @@ from tests.lib.qemu import BedSpec
 BOOT_SECONDS = {"sh": 240.0, "systemd": 420.0}
 COMMAND_SECONDS = 120.0
 KILL_SECONDS = 20.0
+# A kernel with checkers is that much slower.
+CHECKED = 4
+# kmemleak takes an object for lost only if it is older than 5 s, and says so when it has scanned twice.
+LEAKS = """
+modprobe -r blktap || lsmod
+mountpoint -q /sys/kernel/debug || mount -t debugfs none /sys/kernel/debug
+leaks=/sys/kernel/debug/kmemleak
+[ -e $leaks ] || exit 0
+sleep 6; echo scan > $leaks; echo scan > $leaks; cat $leaks; echo clear > $leaks
+"""
 
 
 class BedError(Exception):
@@ -62,7 +72,7 @@ class Process:
     """A command that runs in a bed."""
 
     def __init__(self, bed: "Bed", command: str, job: Job) -> None:
-        self._bed = bed
+        self.bed = bed
         self._job = job
         self.command = command
 
@@ -77,15 +87,16 @@ class Process:
 
     def stdin(self, data: bytes) -> None:
         """Feed the command; empty data ends its input."""
-        self._bed.channel.stdin(self._job, data)
+        self.bed.channel.stdin(self._job, data)
 
     def kill(self) -> None:
         """Kill the command and its process group."""
-        self._bed.channel.kill(self._job)
+        self.bed.channel.kill(self._job)
 
     def wait(self, timeout: float = COMMAND_SECONDS, check: bool = True) -> Result:
         """Wait for the end. A command that is not over in time is killed; if it can't be, the bed is."""
-        bed = self._bed
+        bed = self.bed
+        timeout *= bed.slower
         try:
             if not bed.channel.wait(self._job, timeout):
                 bed.channel.kill(self._job)
@@ -122,6 +133,8 @@ class Bed:
         """`overlay`: what to lay over the base image, our build if not given."""
         self.spec = spec
         self.image: BaseImage = base_image(spec.release, spec.packages)
+        if spec.kernel:
+            self.image = checkkernel.with_kernel(self.image, spec.kernel)
         self._overlay = overlay if overlay is not None else stage.overlay(self.image)
         self.directory: Path = Path()
         self.channel: Channel
@@ -131,6 +144,8 @@ class Bed:
         self.failure: str | None = None
         self.boot_seconds = 0.0
         self.dmesg_checks = 0
+        self._expected: list[str] = []
+        self.log_report = ""
 
     def __str__(self) -> str:
         spec = self.spec
@@ -144,6 +159,11 @@ class Bed:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+    @property
+    def slower(self) -> int:
+        """What time limits are multiplied with."""
+        return CHECKED if self.spec.kernel else 1
 
     @property
     def alive(self) -> bool:
@@ -189,7 +209,7 @@ class Bed:
             assert self._qemu.stdout is not None
             self.console = Console(self._qemu.stdout, self.directory / "console.log", self._crashed)
             threading.Thread(target=self._watch, args=(self._qemu, self.channel), daemon=True).start()
-            limit = BOOT_SECONDS[self.spec.init]
+            limit = BOOT_SECONDS[self.spec.init] * self.slower
             if not self.channel.wait_ready(limit):
                 raise BedLost(f"{self}: not ready after {limit:.0f} s\n{self.console.tail()}")
         except ChannelLost as error:
@@ -277,17 +297,39 @@ class Bed:
         """The kernel's log."""
         return self.run("dmesg").stdout
 
+    def expect_log(self, pattern: str) -> None:
+        """This test provokes such lines in the kernel's log (a regular expression)."""
+        self._expected.append(pattern)
+
     def dmesg_findings(self) -> list[str]:
-        """Lines of the kernel's log since the last call that no test may leave behind (lib/dmesg.py)."""
+        """Lines of the kernel's log since the last call that no test may leave behind (lib/dmesg.py).
+
+        `log_report` is the log from the first of them on.
+        """
         self.dmesg_checks += 1
         mark = f"bed: dmesg check {self.dmesg_checks}"
         text = self.run(f"dmesg; echo {shlex.quote(mark)} > /dev/kmsg").stdout
         before = f"bed: dmesg check {self.dmesg_checks - 1}\n"
-        return dmesg.findings(text.rpartition(before)[2])
+        text = text.rpartition(before)[2]
+        if log := os.environ.get("XENBLK_KERNEL_LOG"):
+            with open(log, "a", encoding="utf-8") as file:
+                file.write(text)
+        expected, self._expected = self._expected, []
+        lines = dmesg.findings(text, expected)
+        self.log_report = dmesg.from_first(text, lines)
+        return lines
+
+    def leak_findings(self) -> list[str]:
+        """What the checkers of this bed's kernel know when nothing of the driver is in use any more."""
+        if not self.spec.kernel:
+            return []
+        result = self.run(LEAKS, timeout=600.0, check=False)
+        lines = [f"{self}: {line}" for line in result.output.splitlines()]
+        return lines + [f"{self}: {line}" for line in self.dmesg_findings()]
 
     def wait_for(self, command: str, timeout: float, interval: float = 1.0) -> Result:
         """Run a command again and again until its status is 0."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout * self.slower
         while True:
             result = self.run(command, check=False, timeout=max(1.0, deadline - time.monotonic()))
             if result.status == 0:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-only
-"""The fuzz part: libFuzzer on the targets of tapdisk-c/fuzz, a slice at a time, all on one growing corpus each."""
+"""The fuzz part: libFuzzer on the targets of tapdisk-c/fuzz and kernel-patches/fuzz, a slice at a time, all on one
+growing corpus each."""
 
 import re
 import time
@@ -13,9 +14,8 @@ from tests.soak.state import Finding, Slice
 from tests.soak.work import BUILD, DIRECTORY, SLICE_SECONDS, Programs, SoakError, Task, make
 
 PART = "fuzz"
-SOURCE = ROOT / "tapdisk-c" / "fuzz"
 SEARCH = BUILD / "fuzz" / "tapdisk-c" / "fuzz"
-REPLAY = BUILD / "asan" / "tapdisk-c" / "fuzz"
+DRIVER_OUT = BUILD / "fuzz" / "kernel-patches"
 FINDINGS = DIRECTORY / "findings"
 # Quicker, at the price of shorter traces and of a shorter memory for what was freed.
 SANITIZERS = {"ASAN_OPTIONS": "malloc_context_size=4:quarantine_size_mb=16"}
@@ -29,6 +29,25 @@ class Target:
     about: str
     count: int
     max_len: int
+    driver: bool = False
+
+    @property
+    def source(self) -> Path:
+        """Where its source and its corpus are."""
+        return ROOT / ("kernel-patches" if self.driver else "tapdisk-c") / "fuzz"
+
+    @property
+    def search(self) -> Path:
+        """The program with libFuzzer."""
+        return (DRIVER_OUT if self.driver else SEARCH) / f"{self.name}-search"
+
+    def repeat(self, artifact: Path) -> str:
+        """The command that runs one input again, without libFuzzer."""
+        if self.driver:
+            replay = DRIVER_OUT / self.name
+            return f"make -C kernel-patches OUT={DRIVER_OUT} {replay} && {replay} {artifact}"
+        replay = BUILD / "asan/tapdisk-c/fuzz" / self.name
+        return f"make -C tapdisk-c MODE=asan BUILD={BUILD} {replay} && {replay} {artifact}"
 
     @property
     def on_chains(self) -> bool:
@@ -48,6 +67,8 @@ TARGETS = (
     Target("fuzz-chain", "whole chains: opened, checked, read", 2_000_000, 12288),
     Target("fuzz-disk", "whole chains: served, written to, closed, read again", 500_000, 12288),
     Target("fuzz-change", "whole chains: repaired, resized, filled, parent named anew", 300_000, 12288),
+    Target("fuzz-proto", "the driver: what it accepts from a server", 8_000_000, 512, driver=True),
+    Target("fuzz-extent", "the driver: extents against a model, withdrawals", 2_000_000, 512, driver=True),
 )
 
 
@@ -90,6 +111,7 @@ class FuzzPart:
         if status:
             raise SoakError("clang is not installed; .ci/deps soak installs it")
         make(self._programs, "CC=clang", "MODE=fuzz", "fuzz")
+        make(self._programs, "CC=clang", f"OUT={DRIVER_OUT}", "fuzz", directory="kernel-patches")
         FINDINGS.mkdir(parents=True, exist_ok=True)
 
     def guess(self, task: Task) -> int:
@@ -118,7 +140,7 @@ class FuzzPart:
         log.write_text(out)
         what = found.fault or "the program died"
         if found.artifact:
-            repeat = f"make -C tapdisk-c MODE=asan BUILD={BUILD} {REPLAY / name} && {REPLAY / name} {found.artifact}"
+            repeat = target(name).repeat(found.artifact)
         else:
             repeat = " ".join(map(str, argv(target(name), seed, found.executions + 1, 600)))
         return Finding(PART, name, seed, f"{what}; libFuzzer's output: {log}", repeat, self._commit)
@@ -133,13 +155,13 @@ def corpora(name: str) -> list[Path]:
     """Where a target's inputs are: those that were found, and those of the repository."""
     found = DIRECTORY / "corpus" / name
     found.mkdir(parents=True, exist_ok=True)
-    return [found, SOURCE / "corpus" / name]
+    return [found, target(name).source / "corpus" / name]
 
 
 def argv(which: Target, seed: int, count: int, seconds: float) -> list[str | Path]:
     """The command of a slice."""
     return [
-        SEARCH / f"{which.name}-search",
+        which.search,
         f"-seed={seed}",
         f"-runs={count}",
         f"-max_total_time={max(int(seconds), 1)}",
@@ -148,7 +170,7 @@ def argv(which: Target, seed: int, count: int, seconds: float) -> list[str | Pat
         "-rss_limit_mb=2048",
         "-reload=0",
         "-print_final_stats=1",
-        f"-dict={SOURCE / 'vhd.dict'}",
+        *([] if which.driver else [f"-dict={which.source / 'vhd.dict'}"]),
         f"-artifact_prefix={FINDINGS / which.name}-",
         *corpora(which.name),
     ]

@@ -120,9 +120,9 @@ def take_lock(path: Path, say: Callable[[str], None]) -> int:
     return fd
 
 
-def make(programs: Programs, *args: str) -> None:
-    """Build in tapdisk-c; SoakError with the end of what make printed if that fails."""
-    argv = ["make", "--no-print-directory", f"-j{os.cpu_count() or 1}", "-C", "tapdisk-c", *args, f"BUILD={BUILD}"]
+def make(programs: Programs, *args: str, directory: str = "tapdisk-c") -> None:
+    """Build in a directory of the repository; SoakError with the end of what make printed if that fails."""
+    argv = ["make", "--no-print-directory", f"-j{os.cpu_count() or 1}", "-C", directory, *args, f"BUILD={BUILD}"]
     status, out = programs.run(argv)
     if status:
         raise SoakError("\n".join([*out.splitlines()[-20:], f"{' '.join(argv)} failed; its output is above"]))
@@ -133,5 +133,5 @@ def commit(programs: Programs) -> str:
     status, head = programs.run(["git", "rev-parse", "--short=12", "HEAD"])
     if status:
         return "unknown"
-    _, changes = programs.run(["git", "status", "--porcelain", "--", "tapdisk-c", "tests"])
+    _, changes = programs.run(["git", "status", "--porcelain", "--", "tapdisk-c", "kernel-patches", "tests"])
     return head.strip() + ("+" if changes.strip() else "")

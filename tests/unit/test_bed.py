@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.lib import apt, dmesg, guest, kernelfile
+from tests.lib import apt, checkkernel, dmesg, guest, kernelfile
 from tests.lib.bed import frames
 from tests.lib.console import Console
 from tests.lib.cpio import Cpio
@@ -98,6 +98,13 @@ def test_debians_own_sources_are_taken_and_no_others() -> None:
         "[    1.0] WARNING: CPU: 0 PID: 7 at block/blk-mq.c:1",
         "[    1.0] INFO: task dd:123 blocked for more than 120 seconds.",
         "[    1.0] Oops: 0000 [#1] PREEMPT SMP",
+        "[    1.0] BUG: KASAN: use-after-free in blktap_first+0x4a/0x90 [blktap]",
+        "[    1.0] WARNING: possible circular locking dependency detected",
+        "[    1.0] blktap/7 is trying to release lock; DEBUG_LOCKS_WARN_ON(1)",
+        "[    1.0] ODEBUG: free active (active state 0) object type: work_struct",
+        "[    1.0] kmemleak: 3 new suspected memory leaks (see /sys/kernel/debug/kmemleak)",
+        "[    1.0] UBSAN: array-index-out-of-bounds in proto.c:170:6",
+        "[    1.0] blktap2 blktap0: completion refused: tag out of range (id 1 tag 65535 code 0 result 0)",
     ],
 )
 def test_faults_of_the_kernel_are_found(line: str) -> None:
@@ -108,11 +115,41 @@ def test_faults_of_the_kernel_are_found(line: str) -> None:
     "line",
     [
         '[    0.8] PCI: Using host bridge windows from ACPI; if necessary, use "pci=nocrs" and report a bug',
+        "[    1.4] blktap2 blktap0: task 71 is gone: requests are held",
+        "[    1.4] blktap: loading out-of-tree module taints kernel.",
+        "[    1.4] kmemleak: Automatic memory scanning thread started",
         "[    1.4] AMD-Vi: AMD IOMMUv2 functionality not available on this system - This is not a bug.",
     ],
 )
 def test_talk_of_bugs_is_no_fault(line: str) -> None:
     assert dmesg.findings(line) == []
+
+
+def race(function: str) -> str:
+    lines = ["=" * 66, f"BUG: KCSAN: data-race in {function}", "", "read to 0xffff of 8 bytes by task 7 on cpu 1:", f" {function}"]
+    return "".join(f"[    1.0] {line}\n" for line in [*lines, "=" * 66])
+
+
+def test_data_races_count_if_the_driver_is_in_them() -> None:
+    text = race("free_pages / tick_nohz_idle") + race("blktap_ring_poll+0x40/0x90 [blktap]") + race("a / b")
+    assert [line.partition("] ")[2] for line in dmesg.findings(text)] == [
+        "BUG: KCSAN: data-race in blktap_ring_poll+0x40/0x90 [blktap]"
+    ]
+    assert dmesg.races(text) == (3, 1)
+
+
+def test_what_a_test_provokes_is_no_finding_of_it() -> None:
+    line = "[    1.0] blktap2 blktap9: cq_tail of task 7 is beyond the ring\n"
+    assert dmesg.findings(line, [r"blktap2 blktap9: \w+ of task \d+ is beyond the ring$"]) == []
+    assert len(dmesg.findings(line, [r"blktap2 blktap8: "])) == 1
+
+
+def test_an_option_that_kconfig_drops_is_missed() -> None:
+    wanted = ["CONFIG_KASAN=y", "CONFIG_SMP=y", "CONFIG_KCSAN_SELFTEST=n", "CONFIG_MODULE_FORCE_UNLOAD=n"]
+    config = "CONFIG_SMP=y\n# CONFIG_KASAN is not set\nCONFIG_KCSAN_SELFTEST=y\n"
+    assert checkkernel.unmet(wanted, config) == ["CONFIG_KASAN=y", "CONFIG_KCSAN_SELFTEST=n"]
+    for kernel in checkkernel.KERNELS.values():
+        assert checkkernel.wanted_lines(kernel)[0] == f'CONFIG_LOCALVERSION="-{kernel.name}"'
 
 
 @pytest.mark.parametrize(

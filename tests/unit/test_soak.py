@@ -65,10 +65,10 @@ def test_a_soak_has_the_counts_that_are_promised() -> None:
 
 
 def test_every_fuzz_target_is_run_and_has_a_corpus() -> None:
-    sources = {path.stem for path in fuzz.SOURCE.glob("fuzz-*.c")} - {"fuzz-main"}
+    sources = {path.stem for target in fuzz.TARGETS for path in target.source.glob("fuzz-*.c")} - {"fuzz-main"}
     assert {target.name for target in fuzz.TARGETS} == sources
     for target in fuzz.TARGETS:
-        inputs = list((fuzz.SOURCE / "corpus" / target.name).iterdir())
+        inputs = list((target.source / "corpus" / target.name).iterdir())
         assert inputs
         assert max(path.stat().st_size for path in inputs) <= target.max_len
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lib.beds import Beds
+from tests.lib.beds import BedPool, Beds
 from tests.lib.toytap import Tap, prepare
 from tests.lib.vm import Bed
 
@@ -16,10 +16,19 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the toy server and the hammer."""
+    """A directory with the toy server and what calls the driver in bad ways."""
     out = tmp_path_factory.mktemp("toys")
     subprocess.run(["make", "-s", "-C", REPOSITORY / "kernel-patches", "toy", f"OUT={out}"], check=True)
     return out
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_leaks(bed_pool: BedPool) -> Iterator[None]:
+    """With a kernel that has checkers in it: what a file of tests has left in memory fails it."""
+    yield
+    leaks = bed_pool.leaks()
+    if leaks:
+        pytest.fail("\n".join(leaks), pytrace=False)
 
 
 @pytest.fixture(scope="session")

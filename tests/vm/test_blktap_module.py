@@ -242,6 +242,7 @@ def test_force_removes_a_disk_in_use(tap: Tap) -> None:
 @pytest.mark.parametrize("mode", REFUSED)
 def test_a_wrong_completion_is_refused_and_the_request_still_waits(tap: Tap, mode: str) -> None:
     tap.bed.run(f"cp /root/random {tap.file} && truncate -s 400M {tap.file}")
+    tap.bed.expect_log(r"blktap2 blktap\d+: completion refused: ")
     tap.start(evil=mode)
     tap.bed.run(f"cmp -n 1048576 {tap.device} /root/random", timeout=60)
     tap.expect(f"evil {mode} ret=0")
@@ -252,6 +253,7 @@ def test_a_wrong_completion_is_refused_and_the_request_still_waits(tap: Tap, mod
 @pytest.mark.parametrize(("mode", "errno"), [("cqtail", 71), ("sqhead", 71), ("scribble", 0), ("child", 1)])
 def test_nonsense_in_the_ring_harms_nobody(tap: Tap, mode: str, errno: int) -> None:
     tap.bed.run(f"cp /root/random {tap.file} && truncate -s 400M {tap.file}")
+    tap.bed.expect_log(r"blktap2 blktap\d+: \w+ of task \d+ is beyond the ring$")
     tap.start(evil=mode)
     # one request at a time: the scribbler overwrites what waits in the ring
     tap.bed.run(f"dd if={tap.device} of=/root/got bs=64k count=16 iflag=direct status=none", timeout=60)
@@ -279,6 +281,7 @@ def test_a_word_of_the_block_layer_is_an_error_like_others(tap: Tap) -> None:
 
 
 def test_a_server_without_its_buffer_fails_requests_and_can_be_replaced(tap: Tap) -> None:
+    tap.bed.expect_log(r"blktap2 blktap\d+: the buffer of task \d+ cannot be (?:read|written): request failed$")
     tap.start(evil="nobuffer")
     read = f"dd if={tap.device} of=/dev/null bs=4k count=1 iflag=direct"
     assert EIO in tap.bed.run(read, check=False).stderr
@@ -348,6 +351,7 @@ def test_minors_come_and_go(bed: Bed) -> None:
         bed.run(f"{SERVER} free 0 && {SERVER} free 1")
         assert "No such device" in bed.run(f"{SERVER} free 0", check=False).stderr
         assert bed.run("modprobe -r blktap; ls /dev/xen/blktap-2 2>/dev/null", check=False).stdout == ""
+        bed.expect_log(r"blktap: parameter max_minors=5000 is out of range: give 1 to 4096$")
         assert bed.run("modprobe blktap max_minors=5000", check=False).status == 1
     finally:
         bed.run("modprobe blktap")
@@ -358,6 +362,7 @@ def test_minors_come_and_go(bed: Bed) -> None:
 def test_calls_from_everywhere_at_once_leave_nothing_behind(beds: Beds, toys: Path, release: int) -> None:
     """Freed memory is poisoned and checked in this kernel: what is used after its end shows in the log."""
     bed = prepare(beds.fresh(release=release, xen=False, kernel_args="slub_debug=FZPU"), toys)
+    bed.expect_log(r"blktap2 blktap[01]: (?:completion refused|[cs]q_\w+ of task|the buffer of task)")
     assert bed.run("cat /sys/kernel/slab/kmalloc-8k/poison").stdout == "1\n"
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")

@@ -7,11 +7,13 @@ The outage is 15 s here. How long one may last is a setting, retry_for, which is
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.lib import nfs, tapdisks
 from tests.lib.beds import Beds
+from tests.lib.toytap import SERVER, Tap, prepare
 from tests.lib.vm import Bed
 
 OUTAGE_SECONDS = 15
@@ -68,3 +70,12 @@ def test_an_outage_beyond_what_is_allowed_is_an_error(bed: Bed) -> None:
     bed.wait_for(write, 60)
     tapdisks.destroy(bed, device)
     bed.run(f"vhd-util check -n {LEAF} -p -b")
+
+
+def test_the_driver_takes_no_file_of_the_network(bed: Bed, toys: Path) -> None:
+    """Pages may be sent after the request has ended."""
+    tap = Tap(prepare(bed, toys))
+    bed.run(f"truncate -s 1M {nfs.MOUNT}/file")
+    result = bed.run(f"{SERVER} serve {tap.minor} {tap.file} extents=1 place={nfs.MOUNT}/file", check=False)
+    assert f"ADD_FILE {nfs.MOUNT}/file: Operation not supported" in result.stderr
+    tap.close()
