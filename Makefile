@@ -145,7 +145,7 @@ soak: soak-deps
 lint:
 	@shellcheck .ci/run .ci/deps hotplug-scripts/block-xenblk hotplug-scripts/xenblk-common.sh \
 		hotplug-scripts/xenblk-sharing.sh hotplug-scripts/set-aside-xl
-	@mypy --strict xenblk tests
+	@mypy --strict xenblk tests kernel-patches/patchseries
 
 clean:
 	rm -rf $(BUILD)
