@@ -10,6 +10,17 @@ from patchseries import HERE, KERNELS, SeriesError
 from patchseries.make import make_series
 
 
+def write_all(output: Path) -> None:
+    """Write all series below `output`."""
+    made = {kernel: make_series(kernel) for kernel in KERNELS}
+    for kernel, files in made.items():
+        directory = output / f"series-{kernel}"
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        for name, text in files.items():
+            (directory / name).write_text(text, encoding="utf-8")
+
+
 def main() -> int:
     """Write the series."""
     parser = argparse.ArgumentParser(
@@ -18,16 +29,10 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=HERE, metavar="DIR", help="where series-* go")
     args = parser.parse_args()
     try:
-        made = {kernel: make_series(kernel) for kernel in KERNELS}
+        write_all(args.output)
     except SeriesError as error:
         print(f"patchseries: {error}", file=sys.stderr)
         return 1
-    for kernel, files in made.items():
-        directory = args.output / f"series-{kernel}"
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True)
-        for name, text in files.items():
-            (directory / name).write_text(text, encoding="utf-8")
     return 0
 
 

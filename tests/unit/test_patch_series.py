@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 from patchseries import HERE, KERNELS, SeriesError
-from patchseries.base import ADDITIONS, added_text, read_base, write_base
+from patchseries.base import ADDITIONS, CONTEXT, added_text, read_base, write_base
 from patchseries.make import added_files, make_series
 from patchseries.resolve import resolve
+
+from tests.series.steps import wrong
 
 SRC = HERE / "src"
 
@@ -55,7 +57,7 @@ def bare_kernel(kernel: str, tree: Path) -> None:
     """A tree with the files that a series adds lines to, of which only the lines around are right."""
     for path, place in read_base(kernel).places.items():
         lines = [f"line {number}" for number in range(place.line - len(place.before))] + [*place.before, *place.behind]
-        if len(place.behind) == 3:
+        if len(place.behind) == CONTEXT:  # with less the file ends there
             lines.append("more")
         (tree / path).parent.mkdir(parents=True, exist_ok=True)
         (tree / path).write_text("".join(f"{line}\n" for line in lines))
@@ -203,3 +205,13 @@ def test_a_place_that_is_gone_is_told(tmp_path: Path, copy: Path) -> None:
     (tmp_path / "drivers/block/Kconfig").write_text("\n")
     with pytest.raises(SeriesError, match=r"drivers/block/Kconfig: 0 lines are 'source \"drivers/block/rnbd/Kconfig\"'"):
         write_base("6.1", tmp_path, "6.1.300-1", copy)
+
+
+# What check-series takes for a finding
+
+
+def test_a_quiet_build_says_nothing_else() -> None:
+    quiet = "make[1]: Entering directory '/x'\n  CC [M]  a.o\n\nmake: Leaving directory '/x'\n"
+    assert wrong(quiet) == []
+    for line in ("a.c:1:2: warning: unused variable", "WARNING: modpost: missing MODULE_LICENSE()", "a.c:1: error: x"):
+        assert wrong(f"{quiet}{line}\n{quiet}") == [line]
