@@ -170,7 +170,6 @@ def module(source: Source) -> list[str]:
     _configure(source, BLKTAP="m")
     with cache.step(f"Linux {source.kernel}: build with CONFIG_BLKTAP=m"):
         found = _of_ours(_make(source, "vmlinux", "modules"))
-    shutil.rmtree(source.tree / ".tmp_versions", ignore_errors=True)
     if not (source.tree / DRIVER / "blktap.ko").exists():
         found.append("CONFIG_BLKTAP=m made no blktap.ko")
     return found
