@@ -105,7 +105,7 @@ def test_all_parameters_and_attributes_are_documented() -> None:
     sources = "".join(path.read_text() for path in SRC.glob("*.c"))
     guide, abi = (SRC / "blktap.rst").read_text(), (SRC / "sysfs-class-blktap2").read_text()
     parameters = re.findall(r"module_param(?:_named)?\((\w+)", sources)
-    attributes = re.findall(r"DEVICE_ATTR_R[OW]\((\w+)\)", sources)
+    attributes = re.findall(r"DEVICE_ATTR_(?:RO|RW|WO)\((\w+)\)", sources)
     assert parameters
     assert attributes
     assert [name for name in parameters if f"``{name}``" not in guide] == []
