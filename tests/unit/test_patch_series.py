@@ -112,6 +112,16 @@ def test_all_parameters_and_attributes_are_documented() -> None:
     assert [name for name in attributes if not re.search(rf"^What:.*/{name}$", abi, re.M)] == []
 
 
+def test_lines_are_as_short_as_checkpatch_wants_them() -> None:
+    long = [
+        f"{path.name}:{number}"
+        for path in sorted(SRC.iterdir())
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if len(line.expandtabs(8)) > 100 and '"' not in line  # messages are not to be split
+    ]
+    assert long == []
+
+
 def test_the_guide_is_valid() -> None:
     result = subprocess.run(
         ["rst2html", "--strict", SRC / "blktap.rst", "/dev/null"], capture_output=True, text=True, check=False
