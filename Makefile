@@ -9,6 +9,7 @@
 #   make bench       our NBD server and vhd-util against others; QUICK=1 in four minutes; see docs/performance.md
 #   make install     DESTDIR= prefix= sysconfdir=
 #   make uninstall
+#   make install-dkms, make uninstall-dkms      the driver's source for DKMS, which builds it for each kernel; DESTDIR=
 
 prefix     ?= /usr
 sysconfdir ?= /etc
@@ -111,6 +112,9 @@ uninstall:
 		$(patsubst $(man)/%,$(DESTDIR)$(prefix)/share/man/man*/%,$(pages))
 	rm -rf $(DESTDIR)$(pkglib)
 
+install-dkms uninstall-dkms:
+	@$(MAKE) --no-print-directory -C kernel-patches $@
+
 # Installs what is missing, as root; says what to install otherwise.
 deps:
 	@.ci/deps build
@@ -157,9 +161,9 @@ check-kernels: kernels-deps
 lint:
 	@shellcheck .ci/run .ci/deps hotplug-scripts/block-xenblk hotplug-scripts/xenblk-common.sh \
 		hotplug-scripts/xenblk-sharing.sh hotplug-scripts/set-aside-xl hotplug-scripts/xmsnap.in
-	@mypy --strict xenblk tests
+	@mypy --strict xenblk tests kernel-patches/patchseries
 
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all programs bridge module install uninstall deps demo-deps test-deps bench-deps soak-deps kernels-deps demo test bench soak check-kernels lint clean
+.PHONY: all programs bridge module install uninstall install-dkms uninstall-dkms deps demo-deps test-deps bench-deps soak-deps kernels-deps demo test bench soak check-kernels lint clean

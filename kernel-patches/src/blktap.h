@@ -259,8 +259,10 @@ struct blktap_ring {
 
 #define BLKTAP_RQ_FUA		(1u << 0)
 #define BLKTAP_RQ_NOUNMAP	(1u << 1)
-#define BLKTAP_RQ_DIRECT_FAILED	(1u << 2)	/* the kernel tried it in a file: an error, or less than all */
-#define BLKTAP_RQ_UNFIT		(1u << 3)	/* an extent has it, but the file can't take its pages */
+/* the kernel tried it in a file: an error, or less than all */
+#define BLKTAP_RQ_DIRECT_FAILED	(1u << 2)
+/* an extent has it, but the file can't take its pages */
+#define BLKTAP_RQ_UNFIT		(1u << 3)
 
 struct blktap_sqe {
 	__u64 id;		/* never reused while the module is loaded */

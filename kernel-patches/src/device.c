@@ -3,12 +3,13 @@
 #include <linux/blk-mq.h>
 #include <linux/blkdev.h>
 #include <linux/module.h>
+#include <linux/sizes.h>
 #include <linux/slab.h>
+#include <linux/version.h>
 
 #include "blktap_internal.h"
-#include "compat.h"
 
-#define BLKTAP_ZEROES_SECTORS	(1u << 21)	/* 1 GiB in one request */
+#define BLKTAP_ZEROES_SECTORS	(SZ_1G >> SECTOR_SHIFT)	/* in one request */
 #define BLKTAP_MAX_IO_OPT	(16u << 20)	/* twice of it is read ahead */
 
 static bool blktap_op_allowed(struct blktap *tap, struct request *rq,
@@ -86,14 +87,22 @@ static const struct blk_mq_ops blktap_mq_ops = {
 	.timeout	= blktap_timeout,
 };
 
-static int blktap_disk_open(BLKTAP_OPEN_ARGS)
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 5, 0)
+static int blktap_disk_open(struct gendisk *disk, blk_mode_t mode)
 {
-	struct blktap *tap = BLKTAP_OPEN_DISK->private_data;
+	struct blktap *tap = disk->private_data;
+	bool write = mode & BLK_OPEN_WRITE;
+#else
+static int blktap_disk_open(struct block_device *bdev, fmode_t mode)
+{
+	struct blktap *tap = bdev->bd_disk->private_data;
+	bool write = mode & FMODE_WRITE;
+#endif
 
 	/* removal sets it under the open_mutex that is held here */
 	if (READ_ONCE(tap->failing))
 		return -ENXIO;
-	if (BLKTAP_OPEN_WRITES && (READ_ONCE(tap->params.flags) & BLKTAP_DEV_RDONLY))
+	if (write && (READ_ONCE(tap->params.flags) & BLKTAP_DEV_RDONLY))
 		return -EROFS;
 	return 0;
 }
@@ -134,27 +143,69 @@ static int blktap_alloc_tags(struct blktap *tap)
 	return blk_mq_alloc_tag_set(set);
 }
 
+/*
+ * Segments are not limited: the data is copied page by page, whatever the
+ * bvecs are.
+ */
+static struct gendisk *blktap_alloc_disk(struct blktap *tap,
+					 const struct blktap_device_params *params)
+{
+	bool discard = params->flags & BLKTAP_DEV_DISCARD;
+	bool zeroes = params->flags & BLKTAP_DEV_ZEROES;
+	bool cache = params->flags & BLKTAP_DEV_FLUSH;
+	bool fua = params->flags & BLKTAP_DEV_FUA;
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 11, 0)
+	struct queue_limits lim = {
+		.logical_block_size = params->logical_block_size,
+		.physical_block_size = params->physical_block_size,
+		.io_min = params->io_min,
+		.io_opt = min(params->io_opt, BLKTAP_MAX_IO_OPT),
+		.max_hw_sectors = tap->max_io_bytes >> SECTOR_SHIFT,
+		.max_segments = USHRT_MAX,
+		.max_segment_size = UINT_MAX,
+		.max_hw_discard_sectors = discard ? params->discard_max : 0,
+		.discard_granularity = discard ? params->discard_granularity : 0,
+		.max_write_zeroes_sectors = zeroes ? BLKTAP_ZEROES_SECTORS : 0,
+	};
+
+	if (cache)
+		lim.features |= BLK_FEAT_WRITE_CACHE;
+	if (fua)
+		lim.features |= BLK_FEAT_FUA;
+	return blk_mq_alloc_disk(&tap->tag_set, &lim, tap);
+#else
+	struct gendisk *disk = blk_mq_alloc_disk(&tap->tag_set, tap);
+	struct request_queue *q;
+
+	if (IS_ERR(disk))
+		return disk;
+	q = disk->queue;
+	blk_queue_logical_block_size(q, params->logical_block_size);
+	blk_queue_physical_block_size(q, params->physical_block_size);
+	if (params->io_min)
+		blk_queue_io_min(q, params->io_min);
+	if (params->io_opt)
+		blk_queue_io_opt(q, min(params->io_opt, BLKTAP_MAX_IO_OPT));
+	blk_queue_max_hw_sectors(q, tap->max_io_bytes >> SECTOR_SHIFT);
+	blk_queue_max_segments(q, USHRT_MAX);
+	blk_queue_max_segment_size(q, UINT_MAX);
+	if (discard) {
+		q->limits.discard_granularity = params->discard_granularity;
+		blk_queue_max_discard_sectors(q, params->discard_max);
+	}
+	if (zeroes)
+		blk_queue_max_write_zeroes_sectors(q, BLKTAP_ZEROES_SECTORS);
+	blk_queue_write_cache(q, cache, fua);
+	blk_queue_flag_set(QUEUE_FLAG_NONROT, q);
+	return disk;
+#endif
+}
+
 static struct gendisk *blktap_make_disk(struct blktap *tap,
 					const struct blktap_device_params *params)
 {
-	struct blktap_limits want = {
-		.logical = params->logical_block_size,
-		.physical = params->physical_block_size,
-		.max_io = tap->max_io_bytes,
-		.io_min = params->io_min,
-		.io_opt = min(params->io_opt, BLKTAP_MAX_IO_OPT),
-		.cache = params->flags & BLKTAP_DEV_FLUSH,
-		.fua = params->flags & BLKTAP_DEV_FUA,
-	};
-	struct gendisk *disk;
+	struct gendisk *disk = blktap_alloc_disk(tap, params);
 
-	if (params->flags & BLKTAP_DEV_DISCARD) {
-		want.discard_granularity = params->discard_granularity;
-		want.discard_sectors = params->discard_max;
-	}
-	if (params->flags & BLKTAP_DEV_ZEROES)
-		want.zeroes_sectors = BLKTAP_ZEROES_SECTORS;
-	disk = blktap_alloc_disk(&tap->tag_set, tap, &want);
 	if (IS_ERR(disk))
 		return disk;
 	/*

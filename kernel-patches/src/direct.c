@@ -13,7 +13,30 @@
 #include <linux/uio.h>
 
 #include "blktap_internal.h"
-#include "compat.h"
+
+/*
+ * A frozen file system must not be written to. The end may come in another
+ * context, which lockdep has to be told.
+ */
+static void blktap_begin_write(struct kiocb *iocb)
+{
+	struct inode *inode = file_inode(iocb->ki_filp);
+
+	if (S_ISREG(inode->i_mode)) {
+		sb_start_write(inode->i_sb);
+		__sb_writers_release(inode->i_sb, SB_FREEZE_WRITE);
+	}
+}
+
+static void blktap_end_write(struct kiocb *iocb)
+{
+	struct inode *inode = file_inode(iocb->ki_filp);
+
+	if (S_ISREG(inode->i_mode)) {
+		__sb_writers_acquired(inode->i_sb, SB_FREEZE_WRITE);
+		sb_end_write(inode->i_sb);
+	}
+}
 
 /*
  * The request's pages as they are, one page to an entry at most: entries of

@@ -7,9 +7,9 @@
 #include <linux/module.h>
 #include <linux/rcupdate.h>
 #include <linux/uaccess.h>
+#include <linux/version.h>
 
 #include "blktap_internal.h"
-#include "compat.h"
 
 struct class *blktap_class;
 dev_t blktap_devt;
@@ -20,7 +20,8 @@ MODULE_PARM_DESC(max_minors, "Number of minors that can be allocated (1 to 4096,
 
 unsigned int blktap_dead_timeout;
 module_param_named(dead_timeout, blktap_dead_timeout, uint, 0644);
-MODULE_PARM_DESC(dead_timeout, "Seconds after which requests of a device without a server fail, for new minors (default 0: never)");
+MODULE_PARM_DESC(dead_timeout,
+		 "Seconds without a server after which requests fail, for new minors (default 0: never)");
 
 int blktap_get_arg(void *arg, size_t ksize, size_t min, const void __user *from)
 {
@@ -44,7 +45,11 @@ int blktap_put_arg(const void *arg, size_t ksize, void __user *to)
 	return copy_to_user(to, arg, min_t(size_t, ksize, usize)) ? -EFAULT : 0;
 }
 
-static char *blktap_devnode(BLKTAP_DEVNODE_DEV *dev, umode_t *mode)
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 2, 0)
+static char *blktap_devnode(const struct device *dev, umode_t *mode)
+#else
+static char *blktap_devnode(struct device *dev, umode_t *mode)
+#endif
 {
 	if (mode)
 		*mode = 0600;
@@ -63,7 +68,11 @@ static int __init blktap_init(void)
 	ret = alloc_chrdev_region(&blktap_devt, 0, blktap_max_minors, "blktap2");
 	if (ret)
 		return ret;
-	blktap_class = blktap_class_create("blktap2");
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 4, 0)
+	blktap_class = class_create("blktap2");
+#else
+	blktap_class = class_create(THIS_MODULE, "blktap2");
+#endif
 	if (IS_ERR(blktap_class)) {
 		ret = PTR_ERR(blktap_class);
 		goto out_region;

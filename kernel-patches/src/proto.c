@@ -3,9 +3,9 @@
 #include "proto.h"
 
 #define MAX_ERRNO_RESULT	4095
-#define MAX_SECTORS		(1ull << 54)	/* 2^63 bytes: loff_t holds them */
+#define MAX_SECTORS		0x40000000000000ull	/* 2^63 bytes: loff_t holds them */
 #define MAX_FILE_BYTES		0x7fffffffffffffffull	/* loff_t */
-#define MAX_PHYSICAL_BLOCK	(1u << 20)
+#define MAX_PHYSICAL_BLOCK	0x100000u	/* 1 MiB */
 #define ALL_DEV_FLAGS		(BLKTAP_DEV_RDONLY | BLKTAP_DEV_FLUSH | \
 				 BLKTAP_DEV_FUA | BLKTAP_DEV_DISCARD | \
 				 BLKTAP_DEV_ZEROES)
@@ -161,7 +161,6 @@ enum blktap_refusal blktap_check_cqe(const struct blktap_cqe *cqe,
 				     __u64 features)
 {
 	bool remap = cqe->code == BLKTAP_CQE_REMAP;
-	unsigned int i;
 
 	if (cqe->tag >= entries)
 		return BLKTAP_CQE_BAD_TAG;
@@ -176,14 +175,13 @@ enum blktap_refusal blktap_check_cqe(const struct blktap_cqe *cqe,
 		return BLKTAP_CQE_BAD_RESULT;
 	if (cqe->code != BLKTAP_CQE_DONE && cqe->result != 0)
 		return BLKTAP_CQE_BAD_RESULT;
-	if (remap ? cqe->file >= BLKTAP_MAX_FILES ||
-		    !good_offset(cqe->offset, BLKTAP_MAX_IO_BYTES) :
-		    cqe->file || cqe->offset)
+	if (remap && (cqe->file >= BLKTAP_MAX_FILES ||
+		      !good_offset(cqe->offset, BLKTAP_MAX_IO_BYTES)))
 		return BLKTAP_CQE_BAD_PLACE;
-	if (cqe->reserved0 || cqe->reserved1)
+	if (!remap && (cqe->file || cqe->offset))
+		return BLKTAP_CQE_BAD_PLACE;
+	if (cqe->reserved0 || cqe->reserved1 || cqe->reserved2[0] ||
+	    cqe->reserved2[1] || cqe->reserved2[2] || cqe->reserved2[3])
 		return BLKTAP_CQE_BAD_RESERVED;
-	for (i = 0; i < sizeof(cqe->reserved2) / sizeof(cqe->reserved2[0]); i++)
-		if (cqe->reserved2[i])
-			return BLKTAP_CQE_BAD_RESERVED;
 	return BLKTAP_CQE_GOOD;
 }

@@ -16,7 +16,7 @@
 #endif
 
 #define BLKTAP_MAX_ENTRIES	256u
-#define BLKTAP_MAX_IO_BYTES	(1u << 20)
+#define BLKTAP_MAX_IO_BYTES	0x100000u	/* 1 MiB */
 #define BLKTAP_IO_UNIT		4096u
 
 /* The bytes of each struct's first version: a caller cannot send fewer. */

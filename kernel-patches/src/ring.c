@@ -9,10 +9,10 @@
 #include <linux/slab.h>
 #include <linux/string.h>
 #include <linux/uaccess.h>
+#include <linux/version.h>
 #include <linux/vmalloc.h>
 
 #include "blktap_internal.h"
-#include "compat.h"
 
 static int blktap_ring_open(struct inode *inode, struct file *file)
 {
@@ -367,7 +367,11 @@ static int blktap_ring_mmap(struct file *file, struct vm_area_struct *vma)
 	if (!ring || !(vma->vm_flags & VM_SHARED))
 		return -EINVAL;
 	/* not in a child: only the process that did SETUP may ENTER */
-	blktap_vm_flags_set(vma, VM_DONTCOPY | VM_DONTEXPAND);
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 3, 0)
+	vm_flags_set(vma, VM_DONTCOPY | VM_DONTEXPAND);
+#else
+	vma->vm_flags |= VM_DONTCOPY | VM_DONTEXPAND;
+#endif
 	return remap_vmalloc_range(vma, ring, vma->vm_pgoff);
 }
 

@@ -121,20 +121,30 @@ static ssize_t name##_show(struct device *dev,				\
 	struct blktap *tap = container_of(dev, struct blktap, dev);	\
 									\
 	return sysfs_emit(buf, "%llu\n", READ_ONCE(tap->count.name));	\
-}									\
-static DEVICE_ATTR_RO(name)
+}
 
-BLKTAP_COUNTER(submitted);
-BLKTAP_COUNTER(completed);
-BLKTAP_COUNTER(refused);
-BLKTAP_COUNTER(faults);
-BLKTAP_COUNTER(requeued);
-BLKTAP_COUNTER(recovered);
-BLKTAP_COUNTER(outlived);
-BLKTAP_COUNTER(expired);
-BLKTAP_COUNTER(direct_reads);
-BLKTAP_COUNTER(direct_writes);
-BLKTAP_COUNTER(direct_failed);
+BLKTAP_COUNTER(submitted)
+static DEVICE_ATTR_RO(submitted);
+BLKTAP_COUNTER(completed)
+static DEVICE_ATTR_RO(completed);
+BLKTAP_COUNTER(refused)
+static DEVICE_ATTR_RO(refused);
+BLKTAP_COUNTER(faults)
+static DEVICE_ATTR_RO(faults);
+BLKTAP_COUNTER(requeued)
+static DEVICE_ATTR_RO(requeued);
+BLKTAP_COUNTER(recovered)
+static DEVICE_ATTR_RO(recovered);
+BLKTAP_COUNTER(outlived)
+static DEVICE_ATTR_RO(outlived);
+BLKTAP_COUNTER(expired)
+static DEVICE_ATTR_RO(expired);
+BLKTAP_COUNTER(direct_reads)
+static DEVICE_ATTR_RO(direct_reads);
+BLKTAP_COUNTER(direct_writes)
+static DEVICE_ATTR_RO(direct_writes);
+BLKTAP_COUNTER(direct_failed)
+static DEVICE_ATTR_RO(direct_failed);
 
 static struct attribute *blktap_counter_attrs[] = {
 	&dev_attr_submitted.attr,

@@ -266,3 +266,23 @@ def test_man_shows_every_page_without_a_warning(usr: Path, page: str) -> None:
     assert shown.stderr == ""
     assert re.search(r"^N\S*A\S*M\S*E", shown.stdout, re.M)
     assert "POD ERRORS" not in shown.stdout
+
+
+def test_dkms_finds_the_drivers_source(tmp_path: Path) -> None:
+    version = (bridge.ROOT / "VERSION").read_text(encoding="ascii").strip()
+    source = bridge.ROOT / "kernel-patches/src"
+    make("install-dkms", f"DESTDIR={tmp_path}")
+    tree = tmp_path / "usr/src" / f"xenblk-blktap-{version}"
+    built = {path.name for path in source.iterdir() if path.suffix in (".c", ".h")} | {"Kbuild"}
+    assert files(tree) == {f"/{name}" for name in built | {"COPYING", "dkms.conf"}}
+    assert all((tree / name).read_bytes() == (source / name).read_bytes() for name in built)
+    settings = subprocess.run(
+        ["bash", "-ec", '. "$0"; echo "$PACKAGE_NAME-$PACKAGE_VERSION ${BUILT_MODULE_NAME[0]}"', tree / "dkms.conf"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert settings.stdout == f"{tree.name} blktap\n"
+    make("uninstall-dkms", f"DESTDIR={tmp_path}")
+    assert files(tmp_path) == set()
