@@ -111,6 +111,7 @@ def system_calls(bed: Bed, device: str, command: str) -> dict[str, int]:
     minor = int(device.rpartition("tapdev")[2])
     [pid] = [disk.pid for disk in tapdisks.served(bed) if disk.minor == minor]
     bed.run(
-        f"strace -f -c -o /root/calls -p {pid} 2>/dev/null & tracer=$!; sleep 1; {command}; kill -INT $tracer; wait $tracer; true"
+        f"strace -f -c -o /root/calls -p {pid} 2>/dev/null & tracer=$!; sleep 1; {command}; kill -INT $tracer; wait $tracer; true",
+        timeout=900,
     )
     return counting.parse_strace(bed.run("cat /root/calls").stdout)
