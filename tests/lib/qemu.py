@@ -54,7 +54,8 @@ class BedSpec:
     release: 12 or 13. xen: boot Xen and its dom0, else Linux alone. init: "sh" (a short script) or "systemd".
     packages: Debian packages beside those every bed has. cpu: a QEMU CPU model. memory: MiB of the machine (0: 3072
     with Xen, else 1024), dom0_memory: MiB of dom0. disks: extra disks. kernel: one with checkers in it (lib/checkkernel.py) in the
-    place of Debian's, without Xen; $XENBLK_KERNEL if not given.
+    place of Debian's, without Xen; $XENBLK_KERNEL if not given. icount: a nanosecond of the bed is half an
+    instruction, whatever else this machine does: for figures that can be compared. It takes cpus=1, and emulation.
     """
 
     release: int = 12
@@ -69,12 +70,15 @@ class BedSpec:
     xen_args: str = ""
     disks: tuple[Disk, ...] = field(default=())
     kernel: str = field(default_factory=lambda: os.environ.get("XENBLK_KERNEL", ""))
+    icount: bool = False
 
     def __post_init__(self) -> None:
         if self.init not in ("sh", "systemd"):
             raise ValueError(f"init={self.init!r}: not one of sh, systemd")
         if self.xen and self.kernel:
             raise ValueError(f"kernel={self.kernel!r}: it has no Xen in it")
+        if self.icount and self.cpus != 1:
+            raise ValueError("icount: only with one CPU")
         if self.xen and "," in self.kernel_args:
             raise ValueError(f"kernel_args={self.kernel_args!r}: QEMU ends a multiboot module's arguments at a comma")
 
@@ -101,10 +105,14 @@ def xen_arguments(spec: BedSpec) -> str:
 
 def command(spec: BedSpec, image: BaseImage, initrd: Path, socket: Path, accel: str) -> list[str]:
     """QEMU's arguments. The console is on stdout; the agent's port connects to `socket`."""
+    if spec.icount:
+        accel = "tcg"
     cpu = spec.cpu or (XEN_CPU if spec.xen or accel == "tcg" else "host")
     memory = spec.memory or (3072 if spec.xen else 2048 if spec.kernel else 1024)
     args = ["qemu-system-x86_64", "-machine", "pc", "-cpu", cpu, "-smp", str(spec.cpus), "-m", str(memory)]
-    args += ["-accel", "tcg,thread=multi,tb-size=512" if accel == "tcg" else accel]
+    threads = "single" if spec.icount else "multi"
+    args += ["-accel", f"tcg,thread={threads},tb-size=512" if accel == "tcg" else accel]
+    args += ["-icount", "shift=1,sleep=off"] if spec.icount else []
     args += ["-display", "none", "-vga", "none", "-nodefaults", "-no-reboot", "-monitor", "none", "-net", "none"]
     args += ["-serial", "stdio"]
     args += ["-drive", f"file={escaped(image.root)},format=raw,if=none,id=root,snapshot=on,discard=unmap"]

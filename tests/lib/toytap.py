@@ -66,10 +66,10 @@ class Tap:
         self.server.wait(check=False)
         assert self.attribute("task") == "0"
 
-    def load(self, seed: int) -> Process:
+    def load(self, seed: int, size: str = "256M") -> Process:
         """Start to write at random, and to check it when all is written."""
         return self.bed.popen(
-            f"fio --name=load --filename={self.device} --rw=randwrite --bsrange=4k-256k --size=256M --direct=1"
+            f"fio --name=load --filename={self.device} --rw=randwrite --bsrange=4k-256k --size={size} --direct=1"
             f" --iodepth=16 --ioengine=libaio --verify=crc32c --do_verify=1 --verify_fatal=1 --randseed={seed} --minimal"
         )
 

@@ -209,7 +209,7 @@ class Bed:
             assert self._qemu.stdout is not None
             self.console = Console(self._qemu.stdout, self.directory / "console.log", self._crashed)
             threading.Thread(target=self._watch, args=(self._qemu, self.channel), daemon=True).start()
-            limit = BOOT_SECONDS[self.spec.init] * self.slower
+            limit = BOOT_SECONDS[self.spec.init] * self.slower * (3 if self.spec.icount else 1)
             if not self.channel.wait_ready(limit):
                 raise BedLost(f"{self}: not ready after {limit:.0f} s\n{self.console.tail()}")
         except ChannelLost as error:

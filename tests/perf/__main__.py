@@ -12,17 +12,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from tests.lib.image import ImageError
 from tests.lib.programs import ROOT
+from tests.lib.release import RELEASES
+from tests.lib.vm import BedError
 from tests.perf import cells as cell_module
-from tests.perf import checks, jobs, machine, report, results, verdict
-from tests.perf.bench import Bench, Settings, say
+from tests.perf import checks, guest, jobs, kernel, machine, report, results, verdict
+from tests.perf.bench import Bench, Settings, public, say
 from tests.perf.cells import Cell
 from tests.perf.images import GIB, MIB, Images, PrepareError, has_direct_io
 from tests.perf.media import RamDisk, scratch
 from tests.perf.servers import Server, TemplateError, parse_template, peers, tapdisk
 
 OUTPUT = ROOT / "build" / "bench"
-PARTS = ("servers", "jobs")
+PARTS = ("servers", "jobs", "kernel", "guest")
+VIRTUAL = ("kernel", "guest")
+"""Parts in virtual machines: not in a quick bench, unless asked for."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,7 +35,10 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser("python3 -m tests.perf", description="Measure NBD servers, and work on image files, side by side.")
     result.add_argument("--quick", action="store_true", help="the main cells in four minutes; wide bounds")
     result.add_argument(
-        "--part", choices=PARTS, action="append", help="only the servers' cells, or only the work on image files"
+        "--part",
+        choices=PARTS,
+        action="append",
+        help="only the servers' cells, the work on image files, the driver in a virtual machine, or a guest of Xen there",
     )
     result.add_argument("--rounds", type=int, metavar="N", help="rounds (default 7, quick 3)")
     result.add_argument("--milliseconds", type=int, metavar="MS", help="length of a run (default 1200, quick 500)")
@@ -57,6 +65,15 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--job-size", type=int, metavar="GIB", help="of the disk that is copied and checked (default 10, quick 1)"
+    )
+    result.add_argument(
+        "--release", type=int, choices=RELEASES, action="append", help="Debian of the virtual machine (13; repeats)"
+    )
+    result.add_argument(
+        "--clock",
+        choices=("instructions", "time"),
+        default="instructions",
+        help="of the virtual machine: instructions of its one CPU, which other work here can't disturb, or time",
     )
     result.add_argument("--output", type=Path, metavar="FILE.json", help="default: build/bench/DATE.json")
     result.add_argument(
@@ -133,7 +150,9 @@ def parts(args: argparse.Namespace) -> list[str]:
         return [part for part in PARTS if part in args.part]
     if args.job:
         return ["jobs"]
-    return ["servers"] if args.cell or args.medium or args.only or args.server else list(PARTS)
+    if args.cell or args.medium or args.only or args.server:
+        return ["servers"]
+    return [part for part in PARTS if not (args.quick and part in VIRTUAL)]
 
 
 def measure(args: argparse.Namespace, found: results.Results, path: Path) -> None:
@@ -144,8 +163,11 @@ def measure(args: argparse.Namespace, found: results.Results, path: Path) -> Non
             measure_servers(args, found)
         if "jobs" in parts(args):
             measure_jobs(args, found)
+        for part in parts(args):
+            if part in VIRTUAL:
+                measure_virtual(args, found, part)
     finally:
-        if found.runs or found.jobs:
+        if found.runs or found.jobs or found.vm_runs:
             results.save(found, path, verdict.summary(found))
 
 
@@ -160,6 +182,24 @@ def measure_jobs(args: argparse.Namespace, found: results.Results) -> None:
         jobs.measure(found, directory, args.job or jobs.WORKS, size, settings(args).rounds)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def measure_virtual(args: argparse.Namespace, found: results.Results, part: str) -> None:
+    """The driver, or a guest of Xen, in a virtual machine."""
+    module = kernel if part == "kernel" else guest
+    rounds = args.rounds or (1 if args.quick else 7)
+    milliseconds = args.milliseconds or (50 if args.clock == "instructions" else 500)
+    by_instructions = args.clock == "instructions"
+    found.settings["vm_clock"] = "instructions (2 ns each)" if by_instructions else "time"
+    names = module.QUICK if args.quick else module.CELLS
+    for release in args.release or [13]:
+        try:
+            module.measure(found, release, rounds, milliseconds, names, by_instructions)
+        except ImageError as error:
+            found.notes.append(f"no {part} of Debian {release}: {public(error)}")
+        except (BedError, OSError, ValueError) as error:
+            found.failures.append(f"{part}, Debian {release}: {public(error)}")
+            say(f"  FAILED {part}: {error}")
 
 
 def measure_servers(args: argparse.Namespace, found: results.Results) -> None:

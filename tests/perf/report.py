@@ -105,6 +105,27 @@ def job_lines(results: Results) -> Iterator[str]:
 JOB_FIGURES = ("seconds", "synced", "cpu_seconds")
 
 
+def vm_lines(results: Results) -> Iterator[str]:
+    """IOPS in virtual machines; then what tapdisk has to do there for a request."""
+    if results.vm_runs:
+        yield ""
+        yield f"In virtual machines, by {results.settings.get('vm_clock', 'time')}: IOPS, medians with bounds"
+        rows = [["machine", "cell", "way", "IOPS", "rounds"]]
+        for part, cell in results.vm_cells():
+            for entry in results.vm_entries(part, cell):
+                values = list(results.vm_series(part, cell, entry).values())
+                rows.append([part, cell, entry, verdict.show(stats.interval(values), 0), str(len(values))])
+        yield from table(rows, 3)
+    if results.vm_counts:
+        yield ""
+        yield "In virtual machines: tapdisk's system calls per I/O, and the share of I/Os that reach it"
+        rows = [["machine", "cell", "way", "syscalls", "share", ""]]
+        for count in results.vm_counts:
+            calls = " ".join(f"{name} {value:.3f}" for name, value in count.calls.items())
+            rows.append([count.part, count.cell, count.entry, f"{count.syscalls:.3f}", f"{count.given:.4f}", calls])
+        yield from table(rows, 3)
+
+
 def ratio_lines(results: Results) -> Iterator[str]:
     """Ours against the best other."""
     found = verdict.ratios(results)
@@ -160,6 +181,7 @@ def lines(results: Results) -> Iterator[str]:
     yield from count_lines(results)
     yield from check_lines(results)
     yield from job_lines(results)
+    yield from vm_lines(results)
     yield from ratio_lines(results)
     yield from target_lines(results)
     busy = [run.others_cpu for run in results.runs if not run.entry.startswith("no-server")]

@@ -79,6 +79,35 @@ class JobRun:
     cpu_seconds: float
 
 
+@dataclass(frozen=True)
+class VmRun:
+    """One way to a disk in one cell (backing/load) in one round, in a virtual machine."""
+
+    round: int
+    part: str
+    cell: str
+    entry: str
+    ios: int
+    seconds: float
+
+    @property
+    def iops(self) -> float:
+        """Requests a second."""
+        return self.ios / self.seconds
+
+
+@dataclass(frozen=True)
+class VmCount:
+    """System calls of tapdisk a request there, and the share of requests that it was given at all."""
+
+    part: str
+    cell: str
+    entry: str
+    syscalls: float
+    given: float
+    calls: dict[str, float] = field(default_factory=dict)
+
+
 @dataclass
 class Results:
     """All of a bench."""
@@ -95,6 +124,8 @@ class Results:
     counts: list[Count] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
     jobs: list[JobRun] = field(default_factory=list)
+    vm_runs: list[VmRun] = field(default_factory=list)
+    vm_counts: list[VmCount] = field(default_factory=list)
 
     def cells(self) -> list[str]:
         """The cells that have runs, in the order of the first round."""
@@ -126,6 +157,18 @@ class Results:
         """One figure of a program in a work by round."""
         return {job.round: float(getattr(job, name)) for job in self.jobs if (job.work, job.entry) == (work, entry)}
 
+    def vm_cells(self) -> list[tuple[str, str]]:
+        """Parts and cells in virtual machines that have runs."""
+        return list(dict.fromkeys((run.part, run.cell) for run in self.vm_runs))
+
+    def vm_entries(self, part: str, cell: str) -> list[str]:
+        """The ways in such a cell."""
+        return list(dict.fromkeys(run.entry for run in self.vm_runs if (run.part, run.cell) == (part, cell)))
+
+    def vm_series(self, part: str, cell: str, entry: str) -> dict[int, float]:
+        """IOPS by round."""
+        return {run.round: run.iops for run in self.vm_runs if (run.part, run.cell, run.entry) == (part, cell, entry)}
+
     def series(self, cell: str, entry: str, name: str) -> dict[int, float]:
         """One figure by round."""
         return {run.round: float(getattr(run, name)) for run in self.of(cell, entry)}
@@ -147,4 +190,6 @@ def load(path: Path) -> Results:
     document["counts"] = [Count(**count) for count in document["counts"]]
     document["checks"] = [Check(**check) for check in document["checks"]]
     document["jobs"] = [JobRun(**job) for job in document.get("jobs", [])]
+    document["vm_runs"] = [VmRun(**run) for run in document.get("vm_runs", [])]
+    document["vm_counts"] = [VmCount(**count) for count in document.get("vm_counts", [])]
     return Results(**document)

@@ -257,9 +257,47 @@ def jobs(results: Results) -> list[Target]:
     return rows
 
 
+VM_RATIOS = (
+    ("r4k16", "extents", "loop", 0.9),
+    ("r4k1", "extents", "loop", 0.9),
+    ("r4k16", "copy", "ublk", 1.2),
+    ("r4k1", "copy", "ublk", 1.2),
+    *((load, "tap2", "phy", 0.95) for load in ("r4k16", "w4k16", "r64k8", "w64k8", "r1m2", "w1m2")),
+)
+"""Load, ours, the one it is compared with, at least how many times its IOPS; in each virtual machine and on each backing."""
+VM_TRIPS = {"extents": 0.0, "copy": 1 / 8}
+"""System calls of tapdisk a request."""
+
+
+def virtual(results: Results) -> list[Target]:
+    """Targets of the driver, in virtual machines."""
+    rows = []
+    for part, cell in results.vm_cells():
+        for load, mine, other, limit in VM_RATIOS:
+            sides = [results.vm_series(part, cell, name) for name in (mine, other)]
+            if cell.partition("/")[2] != load or not (sides[0].keys() & sides[1].keys()):
+                continue
+            found = stats.paired(*sides)
+            rows.append(
+                Target(f"{part}, {cell}: IOPS of {mine} / {other}", show(found), f"at least {limit}", at_least(found, limit))
+            )
+    for count in results.vm_counts:
+        if count.entry in VM_TRIPS:
+            limit = VM_TRIPS[count.entry]
+            rows.append(
+                Target(
+                    f"{count.part}, {count.cell}: system calls per I/O, {count.entry}",
+                    f"{count.syscalls:.3f}",
+                    f"at most {limit:g}",
+                    REACHED if count.syscalls <= limit else MISSED,
+                )
+            )
+    return rows
+
+
 def targets(results: Results) -> list[Target]:
     """All targets but those of the cells."""
-    return [*counted(results), *compared(results), *checked(results), *jobs(results)]
+    return [*counted(results), *compared(results), *checked(results), *jobs(results), *virtual(results)]
 
 
 def summary(results: Results) -> list[dict[str, Any]]:

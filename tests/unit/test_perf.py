@@ -5,18 +5,22 @@ import argparse
 import json
 import os
 import random
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.lib.programs import ROOT
 from tests.perf import __main__ as bench_main
 from tests.perf import (
     cells,
     counting,
     fio,
+    guest,
     images,
+    inbed,
     jobs,
     machine,
     media,
@@ -28,7 +32,7 @@ from tests.perf import (
     verdict,
 )
 from tests.perf.fio import PATTERNS
-from tests.perf.results import Check, Count, JobRun, Results, Run
+from tests.perf.results import Check, Count, JobRun, Results, Run, VmCount, VmRun
 from tests.perf.servers import Server, TemplateError
 
 # Statistics
@@ -454,7 +458,9 @@ def test_no_work_is_measured_in_memory(monkeypatch: pytest.MonkeyPatch, tmp_path
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        ([], ["servers", "jobs"]),
+        ([], ["servers", "jobs", "kernel", "guest"]),
+        (["--quick"], ["servers", "jobs"]),
+        (["--quick", "--part", "kernel"], ["kernel"]),
         (["--part", "jobs"], ["jobs"]),
         (["--job", "check"], ["jobs"]),
         (["--cell", "ram/raw/rr1"], ["servers"]),
@@ -466,6 +472,73 @@ def test_options_of_a_part_choose_that_part(argv: list[str], expected: list[str]
     assert bench_main.parts(args) == expected
 
 
+# In virtual machines
+
+
+def in_vm(cell: str, rates: dict[str, float]) -> Results:
+    found = Results(date="2026-01-01T0000Z")
+    for number in range(7):
+        for entry, iops in rates.items():
+            found.vm_runs.append(VmRun(number, "kernel of Debian 13", cell, entry, 1000, (1 + number) * 1000 / iops))
+    return found
+
+
+def test_each_way_is_held_against_its_own_in_its_own_cell() -> None:
+    rates = {"raw": 90e3, "loop": 40e3, "extents": 38e3, "copy": 20e3, "ublk": 18e3}
+    assert [(row.name, row.value, row.verdict) for row in verdict.targets(in_vm("disk/r4k16", rates))] == [
+        ("kernel of Debian 13, disk/r4k16: IOPS of extents / loop", "0.95 [0.95, 0.95]", verdict.REACHED),
+        ("kernel of Debian 13, disk/r4k16: IOPS of copy / ublk", "1.11 [1.11, 1.11]", verdict.MISSED),
+    ]
+    assert verdict.targets(in_vm("disk/w4k16", rates)) == []
+    assert verdict.targets(in_vm("file/r4k1", {"extents": 1.0, "raw": 1.0})) == []
+    [row] = verdict.targets(in_vm("file/w64k8", {"tap2": 90.0, "phy": 100.0}))
+    assert row.verdict == verdict.MISSED
+
+
+def test_what_reaches_tapdisk_is_told_and_judged() -> None:
+    found = Results(date="2026-01-01T0000Z")
+    for way, calls in (("extents", 0.0), ("copy", 0.25), ("ublk", 0.25)):
+        found.vm_counts.append(VmCount("kernel of Debian 13", "disk/r4k16", way, calls, calls * 4, {"ioctl": calls}))
+    assert [row.verdict for row in verdict.targets(found)] == [verdict.REACHED, verdict.MISSED]
+    text = "\n".join(report.lines(found))
+    assert re.search(r"disk/r4k16\s+copy\s+0\.250\s+1\.0000\s+ioctl 0\.250", text)
+
+
+def test_the_report_shows_every_way() -> None:
+    lines = list(report.lines(in_vm("file/r4k1", {"loop": 7e3, "extents": 14e3})))
+    assert [line.split()[5:7] for line in lines if "file/r4k1" in line and "extents /" not in line] == [
+        ["loop", "1750"],
+        ["extents", "3500"],
+    ]
+
+
+def test_the_client_says_what_it_did(tmp_path: Path) -> None:
+    program = tmp_path / "client"
+    program.write_bytes(inbed.build_client(tmp_path))
+    program.chmod(0o755)
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(1 << 20))
+    if not images.has_direct_io(tmp_path):
+        disk = ROOT / "build" / "client-disk"
+        disk.write_bytes(bytes(1 << 20))
+    for load in (inbed.LOADS["w4k16"], inbed.LOADS["r64k8"]):
+        command = f"{program} {inbed.arguments(str(disk), load, 1 << 20, 7, ios=100)}"
+        ios, seconds = inbed.parse(subprocess.run(command, shell=True, check=True, capture_output=True, text=True).stdout)
+        assert ios == 100 and 0 < seconds < 60
+    assert len(set(disk.read_bytes())) > 2
+    with pytest.raises(ValueError, match="the client said"):
+        inbed.parse("aioload: io_submit: Input/output error")
+    disk.unlink()
+
+
+@pytest.mark.parametrize("number", [0, 1, 6])
+def test_a_guest_runs_every_load_on_every_disk_each_round(number: int) -> None:
+    lines = guest.script(guest.CELLS, 7, 50).splitlines()
+    found = [line.split()[3:5] for line in lines if line.startswith(f'echo "run {number} ')]
+    assert sorted(found) == sorted([name, disk] for name in guest.CELLS for disk in guest.WAYS)
+    assert guest.RUN.findall(f"run {number} r4k16 xvdb 120 5000\r\n") == [(str(number), "r4k16", "xvdb", "120", "5000")]
+
+
 # JSON and the report
 
 
@@ -474,6 +547,8 @@ def test_results_survive_their_json(tmp_path: Path) -> None:
     found.counts.append(Count("ram/raw/rr32", "tapdisk raw", 0.5, None, {"sendmsg": 0.25}))
     found.checks.append(Check("rss", "tapdisk vpc", 4.5, "MB"))
     found.jobs.append(JobRun(0, "copy", "cp", 1.0, 2.0, 0.5))
+    found.vm_runs.append(VmRun(0, "kernel of Debian 13", "file/r4k1", "loop", 1000, 0.5))
+    found.vm_counts.append(VmCount("kernel of Debian 13", "file/r4k16", "copy", 0.25, 1.0, {"ioctl": 0.125}))
     path = tmp_path / "r.json"
     results.save(found, path, verdict.summary(found))
     assert results.load(path) == found

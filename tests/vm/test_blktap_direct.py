@@ -177,6 +177,51 @@ def test_requests_that_a_disk_cannot_take_are_copied(tap: Tap) -> None:
         tap.remove()
 
 
+@ON_BOTH_KERNELS
+def test_a_disk_that_has_no_room_for_more_requests_is_waited_for(tap: Tap) -> None:
+    """By the worker: who submits to us may hold what that disk waits for."""
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    with null_disk(tap.bed, hw_queue_depth=1, irqmode=2, completion_nsec=300_000) as disk:
+        tap.start(extents=1, place=disk)
+        tap.load(seed, "64M").wait(timeout=300)
+        _, writes, failed = direct(tap)
+        assert writes > 0 and failed == 0
+        assert tap.count("submitted") < 50
+        tap.remove()
+
+
+@ON_BOTH_KERNELS
+def test_the_page_cache_of_a_disk_has_nothing_that_is_older_than_the_disk(tap: Tap) -> None:
+    with null_disk(tap.bed) as disk:
+        tap.start(extents=1, place=disk)
+        for turn in range(3):
+            read = f"dd if={disk} bs=4k skip={turn} count=2 status=none"
+            tap.bed.run(f"{read} of=/dev/null")
+            tap.bed.run(f"dd if=/root/random of={tap.device} bs=4k skip={9 * turn} seek={turn} count=2 oflag=direct status=none")
+            tap.bed.run(f"{read} of=/root/got; dd if=/root/random of=/root/want bs=4k skip={9 * turn} count=2 status=none")
+            tap.bed.run("cmp /root/got /root/want")
+        assert direct(tap) == (0, 3, 0)
+        tap.remove()
+
+
+@ON_BOTH_KERNELS
+def test_a_disk_may_lie_on_another_of_ours(tap: Tap) -> None:
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    upper = Tap(tap.bed)
+    with null_disk(tap.bed) as disk:
+        tap.start(extents=1, place=disk)
+        try:
+            upper.start(extents=1, place=tap.device)
+            upper.load(seed, "64M").wait(timeout=300)
+            assert min(direct(upper)[1], direct(tap)[1]) > 100 and direct(upper)[2] == direct(tap)[2] == 0
+            upper.remove()
+        finally:
+            upper.close()
+        tap.remove()
+
+
 def test_a_place_that_is_not_there_comes_back_to_the_server(tap: Tap) -> None:
     tap.bed.run(f"cp /root/random {tap.file} && truncate -s 400M {tap.file}")
     tap.start(evil="remapnone")
