@@ -28,7 +28,7 @@ class Config:
     version: int = VERSION
     image_dirs: tuple[str, ...] = ("/var/lib/xen/images", "/srv")
     engine: str = "uring"
-    kernel_io: bool = False
+    kernel_io: bool = True
     retry_errors: str = "transient"
     retry_interval: int = 1
     retry_for: int = 600

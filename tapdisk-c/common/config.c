@@ -103,6 +103,7 @@ int config_load(struct config *cfg, const char *path, struct error *err)
 
 	memset(cfg, 0, sizeof(*cfg));
 	snprintf(cfg->engine, sizeof(cfg->engine), "uring");
+	cfg->kernel_io = true;
 	cfg->retry = retry_defaults;
 
 	if (!path)

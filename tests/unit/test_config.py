@@ -34,8 +34,8 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("engine: posix\n", Config(engine="posix")),
         ("retry_errors: none\nretry_for: 0\n", Config(retry_errors="none", retry_for=0)),
         ("retry_then: pause\nno_space: fail\n", Config(retry_then="pause", no_space="fail")),
-        ("kernel_io: no\n", Config()),
-        ("kernel_io: On\n", Config(kernel_io=True)),
+        ("kernel_io: yes\n", Config()),
+        ("kernel_io: Off\n", Config(kernel_io=False)),
         ("image_dirs: [/a, '/b c']\n", Config(image_dirs=("/a", "/b c"))),
         ("image_dirs:\n- /ü\n- /x=#y\nengine: uring\n", Config(image_dirs=("/ü", "/x=#y"))),
     ],
@@ -96,7 +96,7 @@ def test_the_installed_file_has_the_defaults() -> None:
     path = bridge.ROOT / "hotplug-scripts" / "xenblk.yaml"
     assert config.load(str(path)) == Config()
     uncommented = "".join(
-        line.removeprefix("#") if line.startswith(("#image_dirs", "#  -", "#engine:", "#retry_", "#no_space:")) else line
+        line.removeprefix("#") if line.startswith(("#image_dirs", "#  -", "#engine:", "#kernel_io:", "#retry_", "#no_space:")) else line
         for line in path.read_text(encoding="utf-8").splitlines(keepends=True)
     )
     assert configfile.parse(uncommented.encode(), str(path)) == Config()
@@ -110,7 +110,7 @@ def test_the_flat_file_is_what_the_c_tools_read(files: Path) -> None:
     settings = [line for line in lines if not line.startswith("#")]
     assert settings[:4] == ["version=1", "image_dir=/a", "image_dir=/b c", "engine=posix"]
     assert settings[4:7] == ["retry_errors=transient", "retry_interval=1", "retry_for=5"]
-    assert settings[7:] == ["retry_then=fail", "no_space=wait", "kernel_io=no"]
+    assert settings[7:] == ["retry_then=fail", "no_space=wait", "kernel_io=yes"]
     assert stat.S_IMODE(flat.stat().st_mode) == 0o644
     assert stat.S_IMODE(flat.parent.stat().st_mode) & 0o755 == 0o755
 
