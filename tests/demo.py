@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.lib.apt import AptError
-from tests.lib.guest import Guest
+from tests.lib.guest import DISK_AND_EXT4, Guest
 from tests.lib.image import ImageError
 from tests.lib.qemu import BedSpec
 from tests.lib.stage import StageError
@@ -128,7 +128,7 @@ class Demo:
         step = self.screen.step
         with step("Make a base image with a file system, and the guest's snapshot of it"):
             base = self.make_images()
-        guest = Guest(self.bed, "demo", SCRIPT, disks=[f"tap2:vhd:{LEAF},xvda,w"])
+        guest = Guest(self.bed, "demo", SCRIPT, disks=[f"tap2:vhd:{LEAF},xvda,w"], modules=DISK_AND_EXT4)
         with step("The guest's configuration, and the disk as libxl is to get it"):
             guest.prepare()
             self.run(f"grep -E '^(name|type|disk)' {guest.config_path}")

@@ -46,11 +46,12 @@ void direct_off(struct blktap_direct *d)
 		d->file[i] = -1;
 }
 
-/* Goes on without. */
-static void give_up(struct blktap_direct *d, const char *what)
+/* Goes on without. usual: as with any file of its kind. */
+static void give_up(struct blktap_direct *d, const char *what, bool usual)
 {
-	log_warn("the kernel does no I/O by itself: %s minor=%d err=%d", what,
-		 d->minor, errno);
+	log_msg(usual ? LOG_LEVEL_INFO : LOG_LEVEL_WARN,
+		"the kernel does no I/O by itself: %s minor=%d err=%d", what,
+		d->minor, errno);
 	direct_rest(d);
 	d->fd = -1;
 }
@@ -145,6 +146,7 @@ void direct_rest(struct blktap_direct *d)
 static int number(struct blktap_direct *d, const struct image_run *run)
 {
 	struct blktap_file arg = { .size = sizeof(arg), .fd = run->fd };
+	int flags = fcntl(run->fd, F_GETFL);
 	unsigned int i;
 
 	for (i = 0; i < BLKTAP_MAX_FILES && d->file[i] >= 0; i++)
@@ -154,10 +156,12 @@ static int number(struct blktap_direct *d, const struct image_run *run)
 		return -1;
 	arg.number = i;
 	/* A leaf is written to sooner or later. */
-	if ((fcntl(run->fd, F_GETFL) & O_ACCMODE) == O_RDWR)
+	if ((flags & O_ACCMODE) == O_RDWR)
 		arg.flags = BLKTAP_FILE_WRITE;
 	if (ioctl(d->fd, BLKTAP_IOC_ADD_FILE, &arg) < 0) {
-		give_up(d, "ADD_FILE");
+		/* Over a network, or in memory. */
+		give_up(d, "ADD_FILE",
+			errno == EOPNOTSUPP || !(flags & O_DIRECT));
 		return -1;
 	}
 	d->file[i] = run->fd;
@@ -248,7 +252,7 @@ void direct_push(struct blktap_direct *d)
 			break;
 		if (tries > 1 || !make_room(d, &d->batch[at], errno)) {
 			if (errno != EEXIST && errno != EINTR) {
-				give_up(d, "ADD_EXTENTS");
+				give_up(d, "ADD_EXTENTS", false);
 				return;
 			}
 			at++;

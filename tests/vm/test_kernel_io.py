@@ -16,9 +16,9 @@ from tests.lib.vm import Bed
 def bed(beds: Beds) -> Iterator[Bed]:
     """A bed with nothing of tapdisk in it, before and after."""
     with tapdisks.clean(beds(xen=False)) as bed:
-        bed.run("modprobe blktap; mkdir -p /srv/k /run/xenblk; echo kernel_io=yes > /run/xenblk/config")
+        bed.run("modprobe blktap; mkdir -p /srv/k")
         yield bed
-        bed.run("rm -rf /srv/k /run/xenblk/config")
+        bed.run("rm -rf /srv/k")
 
 
 def count(bed: Bed, name: str) -> int:

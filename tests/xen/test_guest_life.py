@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests.lib import tapdisks
-from tests.lib.guest import HOME, Guest
+from tests.lib.guest import DISK_AND_EXT4, HOME, KERNEL_ARGUMENTS, Guest
 from tests.lib.vm import Bed
 
 MEGABYTES = 8
@@ -223,10 +223,10 @@ def test_dom0_uses_a_disk_as_a_frontend_before_the_guest_does(bed: Bed) -> None:
 
 
 GIVEN = ("kernel", "ramdisk", "extra")
-MENU = """default 0
+MENU = f"""default 0
 timeout 1
 title bed
-	kernel /boot/vmlinuz console=hvc0 quiet loglevel=4 mitigations=off panic=1 tsc=reliable
+	kernel /boot/vmlinuz {KERNEL_ARGUMENTS}
 	initrd /boot/initrd
 """
 
@@ -235,7 +235,8 @@ title bed
 def test_pygrub_boots_a_guest_from_the_file_system_on_its_chain(bed: Bed) -> None:
     base, leaf = "/srv/grub/base.vhd", "/srv/grub/leaf.vhd"
     script = "wait_for_disk xvda\nmount -t ext4 /dev/xvda /mnt && echo grown > /mnt/guest && cat /mnt/boot/menu.lst"
-    guest = BootedGuest(bed, "grub", f"{script}\nstat=$?; umount /mnt; exit $stat", [f"tap2:vhd:{leaf},xvda,w"])
+    script += "\nstat=$?; umount /mnt; exit $stat"
+    guest = BootedGuest(bed, "grub", script, [f"tap2:vhd:{leaf},xvda,w"], modules=DISK_AND_EXT4)
     guest.prepare()
     bed.run(f"mkdir -p /srv/grub && vhd-util create -n {base} -s 64")
     device = tapdisks.create(bed, f"vhd:{base}")
