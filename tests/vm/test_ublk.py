@@ -117,10 +117,10 @@ def test_killed_tapdisks_lose_nothing(bed: Bed, seed: int) -> None:
     with null_disk(bed, irqmode=2, completion_nsec=100_000_000, size=64) as slow:
         spec = f"aio:{slow}"
         disk = create(bed, spec)
-        writer = bed.popen(load(disk.device, seed, size="60M", iodepth=24, io_size="40M"))
+        writer = bed.popen(load(disk.device, seed, size="60M", iodepth=24, io_size="12M"))
         held: list[int] = []
-        for turn in range(1, 6):
-            requests_begun(disk, 100 * turn)
+        for turn in range(1, 4):
+            requests_begun(disk, 50 * turn)
             bed.run(f"kill -9 {disk.pid}; while kill -0 {disk.pid}; do sleep 0.05; done 2>/dev/null")
             held.append(requeued(disk))
             assert not writer.ended, "the load ended before the last kill"
