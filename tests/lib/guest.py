@@ -2,7 +2,8 @@
 """A Xen guest of a bed: Debian's kernel and a busybox initrd that runs one script and powers off.
 
 The script finds its disks as /dev/xvda and so on (`wait_for_disk xvda` waits for one), busybox's commands and the
-`files` given. What it prints is the guest's output, its exit status the guest's status.
+`files` given. What it prints is the guest's output, its exit status the guest's status; it reads what `say` sends. A file
+modules/NAME.ko.options has a module's parameters.
 """
 
 import io
@@ -182,6 +183,11 @@ class Guest:
         if check and result.status:
             raise GuestLost(f"guest {self.name}: status {result.status}\n{text[-4000:]}\n{self._state()}")
         return result
+
+    def say(self, line: str) -> None:
+        """Send a line to the guest's console."""
+        command = f"xenstore-read /local/domain/$(xl domid {self.name})/console/tty"
+        self.bed.run(f"cat > $({command})", stdin=f"{line}\n".encode())
 
     def wait_gone(self, timeout: float = 120.0) -> None:
         """Wait until the domain has been destroyed, by itself after power-off."""
