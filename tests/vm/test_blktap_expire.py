@@ -10,11 +10,13 @@ from tests.lib.toytap import EIO, SERVER, Tap
 ON_BOTH_KERNELS = pytest.mark.parametrize(
     "release", [12, pytest.param(13, marks=pytest.mark.slow)], ids="debian{}".format, scope="session"
 )
+FAILED = r"blktap2 blktap\d+: no server: \d+ requests failed, and so do new ones until there is one$"
 READ = "dd if={} of=/dev/null bs=4k count=1 iflag=direct"
 
 
 @ON_BOTH_KERNELS
 def test_requests_fail_after_the_time_that_was_set_until_a_server_comes(tap: Tap) -> None:
+    tap.bed.expect_log(FAILED)
     tap.start(hold=1)
     tap.bed.run(f"echo 300 > {tap.sysfs}/dead_timeout")
     reader = tap.bed.popen(READ.format(tap.device))
@@ -42,6 +44,7 @@ def test_requests_fail_after_the_time_that_was_set_until_a_server_comes(tap: Tap
 
 
 def test_what_is_held_can_be_failed_at_once(tap: Tap) -> None:
+    tap.bed.expect_log(FAILED)
     tap.start(hold=1)
     refused = tap.bed.run(f"tap-ctl fail -m {tap.minor}", check=False)
     assert refused.status == 1 and "a tapdisk serves it" in refused.stderr

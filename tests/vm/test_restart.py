@@ -38,7 +38,8 @@ def test_another_tapdisk_goes_on_with_what_a_killed_one_had(bed: Bed) -> None:
     seed = random.randrange(1 << 31)
     print(f"seed {seed}")
     leaf = tapdisks.make_chain(bed, "/srv/r", 2, 64)[0]
-    device = tapdisks.create(bed, f"vhd:{leaf}")
+    with tapdisks.configured(bed, "kernel_io=no"):  # so that it is tapdisk that has requests
+        device = tapdisks.create(bed, f"vhd:{leaf}")
     [first] = tapdisks.served(bed)
     writer = bed.popen(
         f"fio --name=x --filename={device} --direct=1 --ioengine=libaio --iodepth=16 --rw=randwrite --bsrange=4k-64k"
