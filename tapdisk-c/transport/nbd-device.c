@@ -256,21 +256,61 @@ static int resume(struct nbd_device *dev, struct error *err)
 			       info->sector_size, err);
 }
 
-/* A request of one piece has its own result, and flush; and see nbd-device.h. */
-static void set_limits(const struct nbd_device *dev)
+/*
+ * A request of one piece has its own result, and flush; and see nbd-device.h. Linux
+ * 6.12 freezes the queue for each, so this waits for the requests in flight,
+ * which are ours to answer: in a thread of its own.
+ */
+struct limits {
+	struct nbd_gendisk disk;
+	bool trim;
+	int minor;
+};
+
+static int set_limit(const struct nbd_gendisk *disk, const char *name,
+		     uint64_t value)
 {
-	int rc = nbd_gendisk_write(&dev->disk, "queue/max_sectors_kb",
-				   MAX_IO_KIB);
+	uint64_t now;
+
+	/* A disk that is taken over has it already. */
+	if (!nbd_gendisk_read(disk, name, &now) && now == value)
+		return 0;
+	return nbd_gendisk_write(disk, name, value);
+}
+
+static void *limits_run(void *priv)
+{
+	struct limits *limits = priv;
+	int rc = set_limit(&limits->disk, "queue/max_sectors_kb", MAX_IO_KIB);
 
 	if (!rc)
-		rc = nbd_gendisk_write(&dev->disk, "queue/io_timeout",
-				       NBD_RESEND_MS);
-	if (!rc && nbd_server_flags(&dev->server) & NBD_FLAG_SEND_TRIM)
-		rc = nbd_gendisk_write(&dev->disk, "queue/discard_max_bytes",
-				       MAX_DISCARD);
+		rc = set_limit(&limits->disk, "queue/io_timeout", NBD_RESEND_MS);
+	if (!rc && limits->trim)
+		rc = set_limit(&limits->disk, "queue/discard_max_bytes",
+			       MAX_DISCARD);
 	if (rc)
 		log_warn("goes without limits of its requests minor=%d err=%d",
+			 limits->minor, -rc);
+	free(limits);
+	return NULL;
+}
+
+static void set_limits(const struct nbd_device *dev)
+{
+	struct limits *limits = malloc(sizeof(*limits));
+	int rc = -ENOMEM;
+
+	if (limits) {
+		nbd_gendisk_of(&limits->disk, dev->minor);
+		limits->trim = nbd_server_flags(&dev->server) & NBD_FLAG_SEND_TRIM;
+		limits->minor = dev->minor;
+		rc = run_thread(limits_run, limits);
+	}
+	if (rc) {
+		free(limits);
+		log_warn("goes without limits of its requests minor=%d err=%d",
 			 dev->minor, -rc);
+	}
 }
 
 static int device_start(struct transport *transport,

@@ -96,6 +96,7 @@ def test_a_disk_has_its_own_name_and_limits(stock: Stock) -> None:
     assert device == f"{NODES}/tapdev0" and name != "tapdev0"
     assert bed.run(f"stat -L -c '%a %u:%g %t:%T' {device} /dev/{name}").stdout.split("\n")[0].startswith("600 0:0 ")
     queue = f"/sys/block/{name}/queue"
+    bed.wait_for(f"test $(cat {queue}/discard_max_bytes) -le {1 << 30}", 20, 0.2)
     values = bed.run(f"cd {queue}; cat max_sectors_kb fua write_cache logical_block_size ../ro ../size").stdout.split()
     assert values == ["256", "1", "write", "back", "512", "0", str(16 << 11)]
     assert 0 < int(bed.get(f"{queue}/discard_max_bytes")) <= 1 << 30
@@ -148,7 +149,7 @@ def test_kill_9_loses_nothing(stock: Stock) -> None:
         assert not writer.ended
         [disk] = tapdisks.served(bed)
         bed.run(f"kill -9 {disk.pid}")
-        bed.wait_for(f"tap-ctl list | grep -q '^pid=.* minor=0 state=0 ' && ! tap-ctl list | grep -q '^pid={disk.pid} '", 30, 0.1)
+        bed.wait_for(f"tap-ctl list | grep -q '^pid=.* minor=0 state=0 ' && ! tap-ctl list | grep -q '^pid={disk.pid} '", 90, 0.2)
         bed.run(f"echo 2000 > /sys/block/{name}/queue/io_timeout")
         assert bed.run(f"realpath {device}").stdout.strip() == f"/dev/{name}"
     writer.wait(120)
