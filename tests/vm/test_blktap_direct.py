@@ -187,7 +187,7 @@ def test_a_disk_that_has_no_room_for_more_requests_is_waited_for(tap: Tap) -> No
         tap.load(seed, "64M").wait(timeout=300)
         _, writes, failed = direct(tap)
         assert writes > 0 and failed == 0
-        assert tap.count("submitted") < 50
+        assert tap.count("submitted") < writes // 4  # flushes, and what came first
         tap.remove()
 
 
@@ -201,7 +201,7 @@ def test_the_page_cache_of_a_disk_has_nothing_that_is_older_than_the_disk(tap: T
             tap.bed.run(f"dd if=/root/random of={tap.device} bs=4k skip={9 * turn} seek={turn} count=2 oflag=direct status=none")
             tap.bed.run(f"{read} of=/root/got; dd if=/root/random of=/root/want bs=4k skip={9 * turn} count=2 status=none")
             tap.bed.run("cmp /root/got /root/want")
-        assert direct(tap) == (0, 3, 0)
+        assert direct(tap) == (0, 6, 0)
         tap.remove()
 
 
