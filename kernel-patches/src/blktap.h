@@ -51,7 +51,7 @@ struct blktap_alloc {
 	__u32 flags;		/* 0 */
 };
 
-#define BLKTAP_FREE_FORCE	(1u << 0)	/* although a server has the ring open: it gets -ENODEV */
+#define BLKTAP_FREE_FORCE	(1u << 0)	/* a server that has the ring gets -ENODEV */
 
 /*
  * -ENODEV: no such minor. -EBUSY: a server has the ring open. Waits for what the
@@ -87,7 +87,7 @@ struct blktap_setup {
 	__u32 entries;		/* per queue, a power of two up to 256; out: given */
 	__u32 max_io_bytes;	/* of one request, a multiple of 4096 up to 1 MiB */
 	__u32 reserved;
-	__u64 buf_addr;		/* the server's buffer, page-aligned; not a mapping of a file on a disk */
+	__u64 buf_addr;		/* the server's buffer, page-aligned, not of a file on a disk */
 	__u64 buf_len;		/* at least nr_queues * entries * max_io_bytes */
 	/* out: for mmap(MAP_SHARED) of a queue's rings at queue * ring_bytes */
 	__u64 ring_bytes;

@@ -169,7 +169,7 @@ def test_the_disk_can_be_opened_meanwhile(tmp_path: Path, chance: random.Random)
                 chain.expected.run(disk, random_batch(chain.expected, chance, 16))
             opened += 1
         job.finish()
-    assert opened > 1
+    assert opened
     assert "is valid" in ok("check", "-n", chain.leaf, "-p", "-b")
 
 
