@@ -10,8 +10,8 @@
  *                           +--> struct blktap_queue: rings, issued requests
  *
  * A request is on one list: pending (nobody has it), issued (the server has
- * it), bios or direct (the kernel is to do it, queue_rq or the worker), or the
- * kernel's own I/O for it runs. A dead server's issued requests go back to the head of pending; the
+ * it), or direct (the kernel's worker is to have it), or the kernel's own I/O for
+ * it runs. A dead server's issued requests go back to the head of pending; the
  * kernel's own I/O goes on, and only what fails comes to pending.
  *
  * Lock order: blktap.lock, then disk->open_mutex (tried only), then
@@ -22,7 +22,6 @@
 #ifndef BLKTAP_INTERNAL_H
 #define BLKTAP_INTERNAL_H
 
-#include <linux/bio.h>
 #include <linux/blk-mq.h>
 #include <linux/cdev.h>
 #include <linux/device.h>
@@ -49,29 +48,19 @@ enum blktap_state {
 
 /* A request's own data (blk-mq pdu). */
 struct blktap_rq {
-	struct list_head node;	/* in pending, issued, bios or direct */
+	struct list_head node;	/* in pending, issued or direct */
 	u8 flags;		/* BLKTAP_RQ_DIRECT_FAILED, BLKTAP_RQ_UNFIT */
 	u8 epoch;		/* in which that is counted */
 	u16 nr_bvecs;
-	/* the kernel's own I/O */
-	struct file *file;
-	u64 offset;
-	struct block_device *bdev;	/* by a bio; NULL: by the file's read_iter */
-	union {
-		struct kiocb iocb;
-		struct bio bio;
-	};
+	struct kiocb iocb;
 	struct bio_vec bvec[];	/* max_bvecs */
 };
 
 /* A registered file. */
 struct blktap_target {
 	struct file *file;	/* NULL: the number is free */
-	struct block_device *bdev;	/* if it is one */
-	u32 align;		/* masks: of offsets and lengths, */
-	u32 page_align;		/* of what is in a page */
+	u32 align;		/* a mask: offsets and lengths of direct I/O */
 	bool write;
-	bool nowait;		/* bdev fails a bio rather than wait, if asked to */
 };
 
 /* Where an extent has a request. */
@@ -158,8 +147,7 @@ struct blktap {
 	struct rb_root extents;
 	u32 nr_extents;
 	struct blktap_epochs epochs;
-	struct list_head bios;		/* for queue_rq, when its batch is complete */
-	struct list_head direct;	/* for the worker */
+	struct list_head direct;
 
 	wait_queue_head_t wait;	/* the server's, and who waits for a drain */
 	struct workqueue_struct *workqueue;	/* made with the first file */
@@ -253,17 +241,8 @@ void blktap_running_begin(struct blktap *tap, struct blktap_rq *brq);
 void blktap_running_end(struct blktap *tap, struct blktap_rq *brq);
 
 /* direct.c */
-enum blktap_way {
-	BLKTAP_SERVER,		/* the request is not for the kernel */
-	BLKTAP_BIO,		/* it is in bios: blktap_bios_start() */
-	BLKTAP_WORKER,		/* it is in direct, which was empty: blktap_direct_kick() */
-	BLKTAP_WORKER_KICKED,	/* it is in direct */
-};
-
-/* rq_lock is held. Whether the kernel does the request's I/O, and how it is begun. */
-enum blktap_way blktap_direct_try(struct blktap *tap, struct request *rq);
-/* Begins what was in bios. May wait, but not for what a request of ours needs. */
-void blktap_bios_start(struct list_head *list);
+/* rq_lock is held. True if the kernel does the request's I/O: then kick. */
+bool blktap_direct_try(struct blktap *tap, struct request *rq);
 void blktap_direct_kick(struct blktap *tap);
 /* The server says where the request's data is. It gets back what can't be done there. */
 void blktap_direct_remap(struct blktap *tap, struct request *rq, u32 file, u64 offset);

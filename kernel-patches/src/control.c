@@ -54,7 +54,6 @@ static struct blktap *blktap_new(int minor)
 	spin_lock_init(&tap->rq_lock);
 	INIT_LIST_HEAD(&tap->pending);
 	INIT_LIST_HEAD(&tap->queue.issued);
-	INIT_LIST_HEAD(&tap->bios);
 	INIT_LIST_HEAD(&tap->direct);
 	INIT_WORK(&tap->direct_work, blktap_direct_work);
 	INIT_DELAYED_WORK(&tap->dead_work, blktap_expire_work);

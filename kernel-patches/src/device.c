@@ -40,20 +40,18 @@ static bool blktap_op_allowed(struct blktap *tap, struct request *rq,
 }
 
 /*
- * The server's requests are only queued: the submitter's context must not touch
- * the server's memory, and the server, which copies the data, must find it at
- * once. Nor may it wait for a file system. What lies on a disk is begun here.
+ * Only queues: the submitter's context must not touch the server's memory, and
+ * the server, which copies the data, must find it at once. Nor may it wait, as a
+ * file system may.
  */
 static blk_status_t blktap_queue_rq(struct blk_mq_hw_ctx *hctx,
 				    const struct blk_mq_queue_data *bd)
 {
 	struct blktap *tap = hctx->queue->queuedata;
-	enum blktap_way way = BLKTAP_SERVER;
 	struct request *rq = bd->rq;
-	bool failing, was_empty;
+	bool failing, was_empty, direct;
 	unsigned long flags;
 	blk_status_t why;
-	LIST_HEAD(bios);
 
 	if (!blktap_op_allowed(tap, rq, &why))
 		return why;
@@ -62,36 +60,20 @@ static blk_status_t blktap_queue_rq(struct blk_mq_hw_ctx *hctx,
 	spin_lock_irqsave(&tap->rq_lock, flags);
 	failing = blktap_fails(tap);
 	was_empty = list_empty(&tap->pending);
-	if (!failing)
-		way = blktap_direct_try(tap, rq);
-	if (!failing && way == BLKTAP_SERVER)
+	direct = !failing && blktap_direct_try(tap, rq);
+	if (!failing && !direct)
 		list_add_tail(&blktap_rq(rq)->node, &tap->pending);
-	if (bd->last)
-		list_splice_init(&tap->bios, &bios);
 	spin_unlock_irqrestore(&tap->rq_lock, flags);
-	if (!list_empty(&bios))
-		blktap_bios_start(&bios);
 	if (failing)
 		return BLK_STS_IOERR;
-	if (way == BLKTAP_WORKER)
+	if (direct) {
 		blktap_direct_kick(tap);
+		return BLK_STS_OK;
+	}
 	/* a list with something in it has woken the server already */
-	if (way == BLKTAP_SERVER && was_empty)
+	if (was_empty)
 		blktap_wake(tap);
 	return BLK_STS_OK;
-}
-
-/* No more of a batch comes, although its last request was not that. */
-static void blktap_commit_rqs(struct blk_mq_hw_ctx *hctx)
-{
-	struct blktap *tap = hctx->queue->queuedata;
-	unsigned long flags;
-	LIST_HEAD(bios);
-
-	spin_lock_irqsave(&tap->rq_lock, flags);
-	list_splice_init(&tap->bios, &bios);
-	spin_unlock_irqrestore(&tap->rq_lock, flags);
-	blktap_bios_start(&bios);
 }
 
 /* A request waits for its server for as long as it takes. */
@@ -102,7 +84,6 @@ static enum blk_eh_timer_return blktap_timeout(struct request *rq)
 
 static const struct blk_mq_ops blktap_mq_ops = {
 	.queue_rq	= blktap_queue_rq,
-	.commit_rqs	= blktap_commit_rqs,
 	.timeout	= blktap_timeout,
 };
 
@@ -158,8 +139,7 @@ static int blktap_alloc_tags(struct blktap *tap)
 	set->numa_node = NUMA_NO_NODE;
 	set->cmd_size = struct_size_t(struct blktap_rq, bvec, tap->max_bvecs);
 	/* the guest and the image's own disk schedule already */
-	set->flags = BLK_MQ_F_SHOULD_MERGE | BLK_MQ_F_NO_SCHED_BY_DEFAULT |
-		     BLK_MQ_F_BLOCKING | BLK_MQ_F_STACKING;
+	set->flags = BLK_MQ_F_SHOULD_MERGE | BLK_MQ_F_NO_SCHED_BY_DEFAULT;
 	return blk_mq_alloc_tag_set(set);
 }
 

@@ -60,7 +60,6 @@ static int blktap_file_check(struct blktap *tap, struct file *file, bool write)
 int blktap_file_add(struct blktap *tap, int fd, u32 number, bool write)
 {
 	struct blktap_target target = { .write = write };
-	struct block_device *bdev;
 	unsigned long flags;
 	int ret;
 
@@ -76,13 +75,7 @@ int blktap_file_add(struct blktap *tap, int fd, u32 number, bool write)
 		fput(target.file);
 		return ret;
 	}
-	bdev = blktap_bdev(target.file);
-	target.align = bdev_logical_block_size(bdev) - 1;
-	target.page_align = target.align | bdev_dma_alignment(bdev);
-	if (S_ISBLK(target.file->f_mapping->host->i_mode)) {
-		target.bdev = bdev;
-		target.nowait = bdev_nowait(bdev);
-	}
+	target.align = bdev_logical_block_size(blktap_bdev(target.file)) - 1;
 	spin_lock_irqsave(&tap->rq_lock, flags);
 	tap->targets[number] = target;
 	spin_unlock_irqrestore(&tap->rq_lock, flags);
