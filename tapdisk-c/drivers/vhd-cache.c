@@ -37,19 +37,11 @@ static struct vhd_bitmap *lookup(const struct vhd_cache *cache, uint32_t block)
 	return bm;
 }
 
-const struct vhd_bitmap *vhd_cache_look(const struct vhd_cache *cache,
-					uint32_t block)
-{
-	const struct vhd_bitmap *bm = cache->nr ? lookup(cache, block) : NULL;
-
-	return bm && bm->state == BITMAP_VALID ? bm : NULL;
-}
-
 const uint8_t *vhd_cache_peek(const struct vhd_cache *cache, uint32_t block)
 {
-	const struct vhd_bitmap *bm = vhd_cache_look(cache, block);
+	struct vhd_bitmap *bm = cache->nr ? lookup(cache, block) : NULL;
 
-	return bm ? bm->map : NULL;
+	return bm && bm->state == BITMAP_VALID ? bm->map : NULL;
 }
 
 bool vhd_cache_ready(const struct vhd_cache *cache)

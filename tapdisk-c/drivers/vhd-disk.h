@@ -394,10 +394,7 @@ struct vhd_bitmap *vhd_cache_get(struct vhd_disk *disk, uint32_t block,
 /* A new block's bitmap, all clear, pinned; NULL as above. */
 struct vhd_bitmap *vhd_cache_new(struct vhd_disk *disk, uint32_t block,
 				 struct image_request *req);
-/* The block's bitmap if it is in memory, or NULL; it may go at any call. */
-const struct vhd_bitmap *vhd_cache_look(const struct vhd_cache *cache,
-					uint32_t block);
-/* Its bits. */
+/* The block's bits if they are in memory, or NULL. */
 const uint8_t *vhd_cache_peek(const struct vhd_cache *cache, uint32_t block);
 /* An entry could be had. */
 bool vhd_cache_ready(const struct vhd_cache *cache);

@@ -27,33 +27,6 @@ static bool settled(const struct vhd_disk *disk, uint32_t block)
 	       vhd_bit(disk->whole, block);
 }
 
-/*
- * Of a block that the leaf has in part: the sectors around one whose bits are in the file. A
- * write there changes no metadata, now or later, since bits are never cleared.
- */
-static bool placed(const struct vhd_disk *disk, uint32_t block, uint64_t sector,
-		   struct image_run *run)
-{
-	const struct vhd_bitmap *bm = vhd_cache_look(&disk->cache, block);
-	uint64_t start = (uint64_t)block << disk->map.shift;
-	uint32_t at = (uint32_t)(sector - start), first = at;
-	bool set;
-
-	if (disk->image.readonly || !bm || bm->dirty || bm->writing ||
-	    vhd_unpublished(disk, block) ||
-	    vhd_bat(disk->leaf, block) == VHD_BAT_UNUSED)
-		return false;
-	run->count = vhd_bitmap_run(bm->map, at, vhd_map_sectors(disk, block),
-				    &set);
-	if (!set)
-		return false;
-	while (first && vhd_bit(bm->map, first - 1))
-		first -= !(first & 7) && bm->map[first / 8 - 1] == 0xff ? 8 : 1;
-	run->sector = start + first;
-	run->count += at - first;
-	return true;
-}
-
 /* A parent's blocks may be smaller: what is left of the run from the piece that has the sector. */
 static void narrow(const struct vhd_disk *disk, unsigned int code,
 		   uint64_t sector, struct image_run *run)
@@ -91,14 +64,12 @@ bool vhd_run(struct image *image, uint64_t sector, struct image_run *run)
 	block = (uint32_t)(sector >> disk->map.shift);
 	run->write = settled(disk, block);
 	code = vhd_map_peek(disk, sector, &run->sector, &count);
-	run->count = count;
-	if (!run->write)
-		run->write = placed(disk, block, sector, run);
 	/* Only reads make the map. */
 	if (run->write)
 		code = CODE_LEAF;
 	if (code != CODE_RAW && (code < CODE_LEAF || code >= CODE_ZEROS))
 		return false;
+	run->count = count;
 	narrow(disk, code, sector, run);
 	fill(disk, code, run);
 	return true;

@@ -378,72 +378,6 @@ static void writes_that_come_together_share_their_metadata(void **state)
 	end(&b);
 }
 
-static struct image_run run_at(struct bed *b, uint64_t sector)
-{
-	struct image_run found = { 0 };
-
-	if (!vhd_run(&b->disk->image, sector, &found))
-		found.count = 0;
-	return found;
-}
-
-static bool fails_metadata(const struct io_req *req)
-{
-	return req->op == IO_WRITE && fe_len(req) == SECTOR_SIZE;
-}
-
-static int metadata_fails(struct engine *e, const struct io_req *req, bool *reached)
-{
-	(void)e;
-	*reached = false;
-	return fails_metadata(req) ? -EIO : 0;
-}
-
-/*
- * Others may write by themselves where the leaf has sectors: only if their bits
- * are in the file, for nobody would write these then.
- */
-static void others_may_write_sectors_whose_bits_are_in_the_file(void **state)
-{
-	struct spec spec = { .sectors = 4096 * 2, .block_size = 2u << 20,
-			     .parent = "base.raw", .parent_raw = true };
-	struct image_run found;
-	struct bed b;
-
-	(void)state;
-	empty_base(spec.sectors);
-	begin(&b, &spec);
-	assert_int_equal(io(&b, IMAGE_WRITE, 4096 + 104, 96), 0);
-	found = run_at(&b, 4096 + 150);
-	assert_true(found.write);
-	assert_int_equal(found.fd, b.disk->leaf->fd);
-	assert_int_equal(found.sector, 4096 + 104);
-	assert_int_equal(found.count, 96);
-	assert_int_equal(found.offset,
-			 ((uint64_t)vhd_bat(b.disk->leaf, 1) +
-			  b.disk->leaf->bitmap_sectors + 104) * SECTOR_SIZE);
-	assert_false(run_at(&b, 4096 + 103).write);
-	assert_false(run_at(&b, 4096 + 200).write);
-	b.engine.hold = metadata_waits;
-	start(&b, IMAGE_WRITE, 4096 + 200, 8);
-	run(&b);
-	assert_int_equal(b.busy, 1);
-	assert_false(run_at(&b, 4096 + 204).write);
-	assert_false(run_at(&b, 4096 + 150).write);
-	b.engine.hold = NULL;
-	settle(&b);
-	assert_int_equal(run_at(&b, 4096 + 150).count, 104);
-	b.faults = true;
-	b.engine.script = metadata_fails;
-	assert_int_equal(io(&b, IMAGE_WRITE, 4096 + 208, 8), -EIO);
-	assert_false(run_at(&b, 4096 + 208).write);
-	b.engine.script = NULL;
-	assert_int_equal(io(&b, IMAGE_WRITE, 4096 + 208, 8), 0);
-	assert_int_equal(run_at(&b, 4096 + 104).count, 112);
-	assert_int_equal(disk_close(&b), 0);
-	end(&b);
-}
-
 static unsigned int extents_of(struct bed *b, uint64_t sector, uint32_t count,
 			       struct image_extent *extents)
 {
@@ -645,7 +579,6 @@ int main(void)
 		cmocka_unit_test(an_image_is_busy_while_metadata_is_written),
 		cmocka_unit_test(a_block_without_a_parent_takes_metadata_once),
 		cmocka_unit_test(writes_that_come_together_share_their_metadata),
-		cmocka_unit_test(others_may_write_sectors_whose_bits_are_in_the_file),
 		cmocka_unit_test(status_tells_what_some_image_holds),
 		cmocka_unit_test(a_bitmap_that_stays_bad_is_an_error_and_no_endless_loop),
 		cmocka_unit_test(a_bitmap_that_cannot_be_read_hides_no_more_than_it_must),

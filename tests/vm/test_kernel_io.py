@@ -68,27 +68,6 @@ def test_each_image_of_a_chain_is_read_by_the_kernel(bed: Bed) -> None:
         tapdisks.destroy(bed, device)
 
 
-def test_the_kernel_writes_where_the_leaf_has_a_part_of_a_block(bed: Bed) -> None:
-    """Nothing but data changes then; the sectors beside come to tapdisk, which sets their bits."""
-    seed = random.randrange(1 << 31)
-    print(f"seed {seed}")
-    leaf = tapdisks.make_chain(bed, "/srv/k", 2, 64)[0]
-    device = tapdisks.create(bed, f"vhd:{leaf}")
-    try:
-        bed.run(f"dd if=/dev/urandom of={device} bs=64k count=8 seek=80 oflag=direct 2>/dev/null")
-        before = count(bed, "direct_writes")
-        bed.run(load(device, seed, bsrange="4k-16k", offset="5M", size="512k", io_size="2M"))
-        assert count(bed, "direct_writes") >= before + 50
-        # half of it is beside
-        bed.run(load(device, seed, offset="5120k", size="1M", io_size="4M"))
-        assert count(bed, "direct_failed") == 0
-        shown = sum_of(bed, device)
-    finally:
-        tapdisks.destroy(bed, device)
-    assert bed.run(f"vhd-util read -n {leaf} -r 0 -c 131072 | sha256sum").stdout.split()[0] == shown
-    bed.run(f"vhd-util check -n {leaf} -p -b")
-
-
 def test_what_is_written_over_a_parent_is_read_at_once(bed: Bed) -> None:
     """The kernel was told that the parent has it: it must forget that before the write is answered."""
     seed = random.randrange(1 << 31)
