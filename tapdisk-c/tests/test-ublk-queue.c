@@ -355,7 +355,7 @@ static void start_live(void)
 	settle(UBLK_START);
 	assert_int_equal(t->ops->ready(t, &err), 0);
 	assert_true(kernel.published);
-	assert_int_equal(kernel.writes, 3);
+	assert_int_equal(kernel.writes, 2);
 }
 
 static void stop(void)

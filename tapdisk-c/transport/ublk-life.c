@@ -16,22 +16,24 @@
 #include "transport/gendisk.h"
 #include "transport/ublk-internal.h"
 
-/* A killed tapdisk's device is quiesced when the kernel has taken down its io_uring. */
+/*
+ * A killed tapdisk's device is quiesced when the kernel has taken down its
+ * io_uring, or if it had all slots, when a request has been looked at by the
+ * timer (io_timeout below).
+ */
 #define TAKE_RETRY_NS	20000000ull
 #define TAKE_LIMIT_NS	20000000000ull
 
 /*
  * Of the queue, under /sys/block/ublkbN/queue. Requests are sorted and merged
- * by tapdisk's own scheduler. One slot fewer than there are is used (UBLK_ENTRIES): by a slot
- * that waits the kernel learns of tapdisk's death, and without one
- * START_USER_RECOVERY of 6.12 does not return. The timer ends no request.
+ * by tapdisk's own scheduler. The timer has only to see that a tapdisk is dead,
+ * which is so after a second or two then, not thirty; it ends no request.
  */
 static const struct {
 	const char *name, *value;
 } settings[] = {
 	{ "scheduler", "none" },
 	{ "io_timeout", "2000" },
-	{ "nr_requests", "63" },
 };
 
 #define NR_SETTINGS (sizeof(settings) / sizeof(settings[0]))
