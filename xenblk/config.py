@@ -32,7 +32,7 @@ class Config:
     image_dirs: tuple[str, ...] = ("/var/lib/xen/images", "/srv")
     engine: str = "uring"
     transport: tuple[str, ...] = AUTO
-    kernel_io: bool = True
+    kernel_io: bool = False
     claim_vhd: bool = False
     restart: bool = True
     dead_timeout: int = 0

@@ -174,7 +174,6 @@ int config_load(struct config *cfg, const char *path, struct error *err)
 	snprintf(cfg->engine, sizeof(cfg->engine), "uring");
 	snprintf(cfg->transport, sizeof(cfg->transport), "auto");
 	cfg->restart = true;
-	cfg->kernel_io = true;
 	cfg->retry = retry_defaults;
 
 	if (!path)

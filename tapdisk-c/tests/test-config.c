@@ -68,7 +68,7 @@ static void a_missing_file_gives_the_defaults(void **state)
 	(void)state;
 	assert_int_equal(config_load(&cfg, "none", NULL), 0);
 	assert_string_equal(cfg.engine, "uring");
-	assert_true(cfg.kernel_io);
+	assert_false(cfg.kernel_io);
 	assert_int_equal(cfg.nr_image_dirs, 2);
 	assert_string_equal(cfg.image_dir[0], "/var/lib/xen/images");
 	assert_string_equal(cfg.image_dir[1], "/srv");
@@ -84,10 +84,10 @@ static void keys_are_read_and_unknown_ones_ignored(void **state)
 	assert_int_equal(load(&cfg, "# by xenblk\nversion=1\n\nnew.key=1=2\n"
 			      "image_dir=/a b/c=d\nimage_dir=/e\nengine=posix\n"
 			      "transport=nbd,blktap\n"
-			      "kernel_io=no\nrestart=no\ndead_timeout=60\n",
+			      "kernel_io=yes\nrestart=no\ndead_timeout=60\n",
 			      NULL), 0);
 	assert_string_equal(cfg.transport, "nbd,blktap");
-	assert_false(cfg.kernel_io);
+	assert_true(cfg.kernel_io);
 	assert_false(cfg.restart);
 	assert_int_equal(cfg.dead_timeout_s, 60);
 	assert_string_equal(cfg.engine, "posix");

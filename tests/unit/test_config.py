@@ -34,12 +34,12 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("engine: posix\n", Config(engine="posix")),
         ("retry_errors: none\nretry_for: 0\n", Config(retry_errors="none", retry_for=0)),
         ("retry_then: pause\nno_space: fail\n", Config(retry_then="pause", no_space="fail")),
-        ("kernel_io: yes\n", Config()),
+        ("kernel_io: no\n", Config()),
         ("transport: auto\n", Config()),
         ("transport: [auto]\n", Config()),
         ("transport: nbd\n", Config(transport=("nbd",))),
         ("transport: [ublk, blktap]\n", Config(transport=("ublk", "blktap"))),
-        ("kernel_io: Off\n", Config(kernel_io=False)),
+        ("kernel_io: On\n", Config(kernel_io=True)),
         ("claim_vhd: yes\n", Config(claim_vhd=True)),
         ("restart: no\ndead_timeout: 60\n", Config(restart=False, dead_timeout=60)),
         ("image_dirs: [/a, '/b c']\n", Config(image_dirs=("/a", "/b c"))),
@@ -121,7 +121,7 @@ def test_the_flat_file_is_what_the_c_tools_read(files: Path) -> None:
     assert settings[:4] == ["version=1", "image_dir=/a", "image_dir=/b c", "engine=posix"]
     assert settings[4:7] == ["retry_errors=transient", "retry_interval=1", "retry_for=5"]
     assert settings[7:9] == ["retry_then=fail", "no_space=wait"]
-    assert settings[9:] == ["dead_timeout=0", "transport=auto", "kernel_io=yes", "restart=yes"]
+    assert settings[9:] == ["dead_timeout=0", "transport=auto", "kernel_io=no", "restart=yes"]
     assert "transport=ublk,nbd\n" in config.flat(Config(transport=("ublk", "nbd")))
     assert stat.S_IMODE(flat.stat().st_mode) == 0o644
     assert stat.S_IMODE(flat.parent.stat().st_mode) & 0o755 == 0o755

@@ -16,7 +16,7 @@ from tests.lib.vm import Bed
 def bed(beds: Beds) -> Iterator[Bed]:
     """A bed with nothing of tapdisk in it, before and after."""
     with tapdisks.clean(beds(xen=False)) as bed:
-        bed.run("modprobe blktap; mkdir -p /srv/k")
+        bed.run("modprobe blktap; mkdir -p /srv/k /run/xenblk; echo kernel_io=yes > /run/xenblk/config")
         yield bed
         bed.run("rm -rf /srv/k /run/xenblk/config")
 
