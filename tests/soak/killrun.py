@@ -28,8 +28,8 @@ class Transport:
     options: str = ""
 
 
-BLKTAP = Transport("blktap")
-KERNEL_IO = Transport("blktap, kernel_io", ("kernel_io=yes",))
+BLKTAP = Transport("blktap", ("restart=yes",))
+KERNEL_IO = Transport("blktap, kernel_io", ("kernel_io=yes", "restart=yes"))
 TRANSPORTS = (BLKTAP, KERNEL_IO)
 
 

@@ -17,9 +17,9 @@ from tests.lib.vm import Bed
 def bed(beds: Beds) -> Iterator[Bed]:
     """A bed with nothing of tapdisk in it, before and after."""
     with tapdisks.clean(beds(xen=False)) as bed:
-        bed.run("modprobe blktap; mkdir -p /srv/r")
+        bed.run("modprobe blktap; mkdir -p /srv/r /run/xenblk; echo restart=yes > /run/xenblk/config")
         yield bed
-        bed.run("rm -rf /srv/r")
+        bed.run("rm -rf /srv/r /run/xenblk/config")
 
 
 def kill(bed: Bed, disk: Served) -> Served:
@@ -38,8 +38,7 @@ def test_another_tapdisk_goes_on_with_what_a_killed_one_had(bed: Bed) -> None:
     seed = random.randrange(1 << 31)
     print(f"seed {seed}")
     leaf = tapdisks.make_chain(bed, "/srv/r", 2, 64)[0]
-    with tapdisks.configured(bed, "kernel_io=no"):  # so that it is tapdisk that has requests
-        device = tapdisks.create(bed, f"vhd:{leaf}")
+    device = tapdisks.create(bed, f"vhd:{leaf}")
     [first] = tapdisks.served(bed)
     writer = bed.popen(
         f"fio --name=x --filename={device} --direct=1 --ioengine=libaio --iodepth=16 --rw=randwrite --bsrange=4k-64k"

@@ -152,7 +152,7 @@ def fio(device: str, megabytes: int, rate: int) -> str:
 def test_kill_9_loses_nothing(stock: Stock) -> None:
     """Several times under load: the device holds its requests until another tapdisk has taken over."""
     bed = stock.bed
-    bed.run("rm /run/xenblk/config")
+    bed.run("echo restart=yes > /run/xenblk/config")
     leaf = stock.image("kill", 24, depth=2)
     device = stock.create(f"vhd:{leaf}")
     name = stock.kernel_name(device)

@@ -99,6 +99,7 @@ def turns(guest: Guest) -> int:
 def test_a_guest_goes_on_with_another_tapdisk_when_its_own_is_killed(bed: Bed) -> None:
     leaf, other = (tapdisks.make_chain(bed, f"/srv/{name}", 2, MEGABYTES)[0] for name in ("killed", "other"))
     with (
+        configured(bed, "restart: yes"),
         running(bed, "neighbour", TICK, f"vhd:{other}") as neighbour,
         running(bed, "killed", LOAD % 8, f"vhd:{leaf}") as guest,
     ):
