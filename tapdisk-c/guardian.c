@@ -22,8 +22,6 @@
 
 #define SECOND_NS	1000000000ull
 #define END_MS		2000
-/* How often it looks whether its ward is there, whatever the socket says */
-#define LOOK_MS		1000
 
 /* What tapdisk tells its guardian: one byte a message. */
 #define WORD_BYE	'b'
@@ -49,15 +47,6 @@ static bool wait_for_end(struct guard *g)
 	ssize_t n;
 
 	for (;;) {
-		struct pollfd p = { .fd = g->fd, .events = POLLIN };
-
-		/* Its end of the socket may outlive it: a process that it forked has its io_uring. */
-		if (poll(&p, 1, LOOK_MS) == 0) {
-			if (process_ended(g->ward))
-				return recv(g->fd, &word, 1, MSG_DONTWAIT) == 1 &&
-				       word == WORD_BYE;
-			continue;
-		}
 		n = recv(g->fd, &word, 1, 0);
 		if (n < 0 && errno == EINTR)
 			continue;
@@ -240,6 +229,7 @@ void guardian_run(int fd, int ward, char *const *argv)
 	signal(SIGPIPE, SIG_IGN);
 	prctl(PR_SET_NAME, "tapdisk-guard");
 	n = readlink("/proc/self/exe", g.path, sizeof(g.path) - 1);
+	log_close();
 	if (n < 0 || dup2(fd, STDERR_FILENO + 1) < 0 ||
 	    close_range(STDERR_FILENO + 2, ~0u, 0))
 		_exit(1);

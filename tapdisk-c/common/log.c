@@ -33,9 +33,13 @@ void log_open(const char *program, bool use_syslog, enum log_level max)
 		openlog(program, LOG_PID | LOG_NDELAY, LOG_DAEMON);
 }
 
-void log_reopen(void)
+void log_close(void)
 {
 	closelog();
+}
+
+void log_reopen(void)
+{
 	log_open(log_to.program, log_to.use_syslog, log_to.max);
 }
 

@@ -11,7 +11,8 @@
 enum log_level { LOG_LEVEL_ERROR, LOG_LEVEL_WARN, LOG_LEVEL_INFO, LOG_LEVEL_DEBUG };
 
 void log_open(const char *program, bool use_syslog, enum log_level max);
-/* After descriptors were closed that may have been its own. */
+/* Before descriptors are moved and closed, whichever they are; and after that. */
+void log_close(void);
 void log_reopen(void);
 void log_msg(enum log_level level, const char *fmt, ...)
 	__attribute__((format(printf, 2, 3)));

@@ -3,7 +3,6 @@
 
 import json
 import shlex
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,13 +80,7 @@ def openers(bed: Bed, paths: list[str]) -> set[tuple[str, str]]:
 
 def leftovers(bed: Bed) -> str:
     """Whatever of tapdisk is still there when all of it should be gone; empty if nothing is."""
-    left = bed.run(NOTHING_LEFT).output
-    # a guardian may look only once in a second whether its tapdisk has ended
-    end = time.monotonic() + 5
-    while left and all(line.endswith(": tapdisk-guard") for line in left.splitlines()) and time.monotonic() < end:
-        time.sleep(0.5)
-        left = bed.run(NOTHING_LEFT).output
-    return left
+    return bed.run(NOTHING_LEFT).output
 
 
 # Whatever state a failed test has left: mounts that hold a disk first.

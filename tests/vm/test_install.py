@@ -71,6 +71,19 @@ def test_nodes_belong_to_root_alone_whatever_the_default_rules_say(bed: Bed, dis
     assert bed.run("stat -c '%a %G' /dev/vda").stdout == "660 disk\n"
 
 
+def test_a_tapdisk_keeps_its_one_guardian_where_there_is_a_system_log(bed: Bed) -> None:
+    with tapdisks.configured(bed, "restart=yes"):
+        bed.run("truncate -s 64M /srv/install.img")
+        device = tapdisks.create(bed, "aio:/srv/install.img")
+        bed.run("sleep 3")
+        assert len(bed.run("pgrep -x tapdisk-guard").stdout.split()) == 1
+        assert bed.run("journalctl -b -t tapdisk --grep='guardian has ended'", check=False).stdout == "-- No entries --\n"
+        [disk] = tapdisks.served(bed)
+        bed.run(f"kill -9 {disk.pid}")
+        bed.wait_for(f"tap-ctl list | grep -q 'minor={disk.minor} state=0 '", 30, 0.2)
+        tapdisks.destroy(bed, device)
+
+
 @pytest.mark.parametrize(
     "content",
     [
