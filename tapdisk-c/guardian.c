@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-only */
 #include "guardian.h"
 
-#include <blktap.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -34,6 +33,7 @@ struct guard {
 	bool ours;			/* it is a child of ours */
 	int wards[GUARDIAN_WARDS];	/* whose disks the next one has to take */
 	unsigned int nr_wards;
+	unsigned int nr_disks;		/* that they had, as last counted */
 	uint64_t deaths[GUARDIAN_DEATHS];	/* when */
 	unsigned int nr_deaths;
 	char path[PATH_MAX];		/* the program, as it was called */
@@ -59,42 +59,37 @@ static bool wait_for_end(struct guard *g)
 	}
 }
 
-/* What the wards had says that nobody comes for it. */
-static void give_up(const struct guard *g)
+static bool had(const struct guard *g, const struct diskfile *file)
 {
-	bool found[BLKTAP_MAX_MINORS] = { false };
-	struct diskfile file;
-
-	diskfile_minors(found, BLKTAP_MAX_MINORS);
-	for (int minor = 0; minor < BLKTAP_MAX_MINORS; minor++) {
-		if (!found[minor] || diskfile_read(&file, minor))
-			continue;
-		for (unsigned int i = 0; i < g->nr_wards; i++) {
-			if (g->wards[i] != file.pid)
-				continue;
-			file.given_up = true;
-			diskfile_write(&file);
-			log_error("no other tapdisk is started, requests wait for `tap-ctl restart` minor=%d path=%s",
-				  minor, file.args);
-		}
-		diskfile_dispose(&file);
-	}
+	for (unsigned int i = 0; i < g->nr_wards; i++)
+		if (g->wards[i] == file->pid)
+			return true;
+	return false;
 }
 
-static bool has_disks(const struct guard *g)
+/* What the wards had says that nobody comes for it. */
+static void give_up(struct diskfile *file, void *priv)
 {
-	bool found[BLKTAP_MAX_MINORS] = { false }, has = false;
-	struct diskfile file;
+	if (!had(priv, file))
+		return;
+	file->given_up = true;
+	diskfile_write(file);
+	log_error("no other tapdisk is started, requests wait for `tap-ctl restart` minor=%d path=%s",
+		  file->minor, file->args);
+}
 
-	diskfile_minors(found, BLKTAP_MAX_MINORS);
-	for (int minor = 0; minor < BLKTAP_MAX_MINORS; minor++) {
-		if (!found[minor] || diskfile_read(&file, minor))
-			continue;
-		for (unsigned int i = 0; i < g->nr_wards; i++)
-			has |= g->wards[i] == file.pid;
-		diskfile_dispose(&file);
-	}
-	return has;
+static void count_disk(struct diskfile *file, void *priv)
+{
+	struct guard *g = priv;
+
+	g->nr_disks += had(g, file);
+}
+
+static bool has_disks(struct guard *g)
+{
+	g->nr_disks = 0;
+	diskfile_for_each(count_disk, g);
+	return g->nr_disks;
 }
 
 /* One more death; false: there were too many of late. */
@@ -112,28 +107,37 @@ static bool may_restart(struct guard *g)
 	       now - g->deaths[0] > GUARDIAN_PERIOD_S * SECOND_NS;
 }
 
-static _Noreturn void run_ward(const struct guard *g, int fd)
+/* In a child: the program with its options, fd and what is told last. Returns if that can't be. */
+static void become(const char *path, char *const *argv, int fd, char *last)
 {
-	char guardian[32], succeed[GUARDIAN_WARDS * 12 + 16];
+	char guardian[32];
 	char *args[64];
-	size_t n = 0, len;
+	size_t n = 0;
 	sigset_t none;
 
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
-	setsid();
 	snprintf(guardian, sizeof(guardian), "--guardian=%d", fd);
+	for (; argv[n] && n < 60; n++)
+		args[n] = argv[n];
+	args[n++] = guardian;
+	args[n++] = last;
+	args[n] = NULL;
+	fcntl(fd, F_SETFD, 0);
+	execv(path, args);
+}
+
+static _Noreturn void run_ward(const struct guard *g, int fd)
+{
+	char succeed[GUARDIAN_WARDS * 12 + 16];
+	size_t len;
+
+	setsid();
 	len = (size_t)snprintf(succeed, sizeof(succeed), "--succeed=");
 	for (unsigned int i = 0; i < g->nr_wards; i++)
 		len += (size_t)snprintf(succeed + len, sizeof(succeed) - len,
 					"%s%d", i ? "," : "", g->wards[i]);
-	for (; g->argv[n] && n < 60; n++)
-		args[n] = g->argv[n];
-	args[n++] = guardian;
-	args[n++] = succeed;
-	args[n] = NULL;
-	fcntl(fd, F_SETFD, 0);
-	execv(g->path, args);
+	become(g->path, g->argv, fd, succeed);
 	log_error("cannot start another tapdisk path=%s err=%d", g->path, errno);
 	_exit(127);
 }
@@ -191,7 +195,7 @@ static _Noreturn void guard(struct guard *g)
 		if (!may_restart(g)) {
 			log_error("%u tapdisks died within %d s",
 				  GUARDIAN_DEATHS, GUARDIAN_PERIOD_S);
-			give_up(g);
+			diskfile_for_each(give_up, g);
 			_exit(1);
 		}
 		/* The first at once; if it was in vain, not in a hurry. */
@@ -253,22 +257,10 @@ void guardian_run(int fd, int ward, char *const *argv)
  */
 static _Noreturn void exec_guardian(int fd, int ward, char *const *argv)
 {
-	char guardian[32], guards[32];
-	char *args[64];
-	size_t n = 0;
-	sigset_t none;
+	char guards[32];
 
-	sigemptyset(&none);
-	sigprocmask(SIG_SETMASK, &none, NULL);
-	snprintf(guardian, sizeof(guardian), "--guardian=%d", fd);
 	snprintf(guards, sizeof(guards), "--guards=%d", ward);
-	for (; argv[n] && n < 60; n++)
-		args[n] = argv[n];
-	args[n++] = guardian;
-	args[n++] = guards;
-	args[n] = NULL;
-	fcntl(fd, F_SETFD, 0);
-	execv("/proc/self/exe", args);
+	become("/proc/self/exe", argv, fd, guards);
 	_exit(127);
 }
 

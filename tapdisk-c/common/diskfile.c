@@ -210,7 +210,7 @@ void diskfile_forget(int minor, int pid)
 		unlink(path);
 }
 
-void diskfile_minors(bool *found, unsigned int max)
+static void find_minors(bool *found)
 {
 	DIR *dir = opendir(run_dir());
 	const struct dirent *entry;
@@ -219,28 +219,46 @@ void diskfile_minors(bool *found, unsigned int max)
 
 	while (dir && (entry = readdir(dir)))
 		if (sscanf(entry->d_name, "disk.%9u%c", &minor, &c) == 1 &&
-		    minor < max)
+		    minor < DISKFILE_MINORS)
 			found[minor] = true;
 	if (dir)
 		closedir(dir);
 }
 
-void diskfile_give(int from, int to)
+void diskfile_for_each(void (*see)(struct diskfile *file, void *priv),
+		       void *priv)
 {
-	static bool found[DISKFILE_MINORS];
+	bool found[DISKFILE_MINORS] = { false };
 	struct diskfile file;
 
-	memset(found, 0, sizeof(found));
-	diskfile_minors(found, DISKFILE_MINORS);
+	find_minors(found);
 	for (int minor = 0; minor < DISKFILE_MINORS; minor++) {
 		if (!found[minor] || diskfile_read(&file, minor))
 			continue;
-		if (file.pid == from) {
-			file.pid = to;
-			diskfile_write(&file);
-		}
+		see(&file, priv);
 		diskfile_dispose(&file);
 	}
+}
+
+struct gift {
+	int from, to;
+};
+
+static void give(struct diskfile *file, void *priv)
+{
+	const struct gift *gift = priv;
+
+	if (file->pid != gift->from)
+		return;
+	file->pid = gift->to;
+	diskfile_write(file);
+}
+
+void diskfile_give(int from, int to)
+{
+	struct gift gift = { .from = from, .to = to };
+
+	diskfile_for_each(give, &gift);
 }
 
 bool process_ended(int pid)

@@ -53,8 +53,9 @@ void diskfile_forget(int minor, int pid);
 /* What names the tapdisk from names the tapdisk to. */
 void diskfile_give(int from, int to);
 
-/* Sets found[minor] of max for each that there is. */
-void diskfile_minors(bool *found, unsigned int max);
+/* Calls see for each that can be read, by the order of minors; it may change and remove the file. */
+void diskfile_for_each(void (*see)(struct diskfile *file, void *priv),
+		       void *priv);
 
 /* The process is gone, or a zombie. */
 bool process_ended(int pid);

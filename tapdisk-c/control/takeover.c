@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-only */
 #include "control/takeover.h"
 
-#include <blktap.h>
 #include <errno.h>
 #include <string.h>
 #include <unistd.h>
@@ -61,57 +60,46 @@ static void adopted(struct takeover *t, const struct diskfile *file)
 		log_error("%s minor=%d", err.text, file->minor);
 }
 
-/* True if it is to be tried again. */
-static bool take(struct takeover *t, int minor)
+static void take(struct diskfile *file, void *priv)
 {
-	struct diskfile file;
-	enum wanted wanted;
+	struct takeover *t = priv;
+	enum wanted wanted = is_wanted(t, file->pid);
 	struct error err;
-	bool again;
 	int rc;
 
-	if (diskfile_read(&file, minor))
-		return false;
-	wanted = is_wanted(t, file.pid);
-	again = wanted == LATER;
-	if (wanted == NOW) {
-		rc = server_adopt(t->server, &file, &err);
-		switch (-rc) {
-		case 0:
-			adopted(t, &file);
-			break;
-		case ENOENT:
-		case ENXIO:
-		case ENODEV:
-		case ESTALE:
-			log_info("not taken over: %s", err.text);
-			diskfile_forget(minor, file.pid);
-			break;
-		case EEXIST:
-			break;
-		default:
-			t->rc = rc;
-			t->err = err;
-			if (worth_saying(t))
-				log_error("cannot be taken over yet: %s",
-					  err.text);
-			again = true;
-		}
+	if (wanted != NOW) {
+		t->again |= wanted == LATER;
+		return;
 	}
-	diskfile_dispose(&file);
-	return again;
+	rc = server_adopt(t->server, file, &err);
+	switch (-rc) {
+	case 0:
+		adopted(t, file);
+		break;
+	case ENOENT:
+	case ENXIO:
+	case ENODEV:
+	case ESTALE:
+		log_info("not taken over: %s", err.text);
+		diskfile_forget(file->minor, file->pid);
+		break;
+	case EEXIST:
+		break;
+	default:
+		t->rc = rc;
+		t->err = err;
+		if (worth_saying(t))
+			log_error("cannot be taken over yet: %s", err.text);
+		t->again = true;
+	}
 }
 
+/* True if something is to be tried again. */
 static bool take_all(struct takeover *t)
 {
-	bool found[BLKTAP_MAX_MINORS] = { false };
-	bool again = false;
-
-	diskfile_minors(found, BLKTAP_MAX_MINORS);
-	for (int minor = 0; minor < BLKTAP_MAX_MINORS; minor++)
-		if (found[minor])
-			again |= take(t, minor);
-	return again;
+	t->again = false;
+	diskfile_for_each(take, t);
+	return t->again;
 }
 
 static bool open_all(struct takeover *t)
@@ -138,10 +126,15 @@ static bool open_all(struct takeover *t)
 	return again;
 }
 
+static void link_ours(struct diskfile *file, void *priv)
+{
+	(void)priv;
+	if (file->pid == getpid())
+		link_names(file);
+}
+
 int takeover_now(struct takeover *t, int pid, struct error *err)
 {
-	bool found[BLKTAP_MAX_MINORS] = { false };
-	struct diskfile file;
 	bool again;
 
 	t->pids[0] = t->alive = pid;
@@ -156,14 +149,7 @@ int takeover_now(struct takeover *t, int pid, struct error *err)
 		*err = t->err;
 		return t->rc;
 	}
-	diskfile_minors(found, BLKTAP_MAX_MINORS);
-	for (int minor = 0; minor < BLKTAP_MAX_MINORS; minor++) {
-		if (!found[minor] || diskfile_read(&file, minor))
-			continue;
-		if (file.pid == getpid())
-			link_names(&file);
-		diskfile_dispose(&file);
-	}
+	diskfile_for_each(link_ours, NULL);
 	return 0;
 }
 
