@@ -32,12 +32,7 @@ def images_of(place: str, vdevs: list[str]) -> list[str]:
         if vdevs:
             raise UsageError(f"{place} is an image; name a disk only after a guest")
         return [place]
-    disks = guestdisks.find(place)
-    there = [str(disk.vdev) for disk in disks]
-    for vdev in vdevs:
-        if vdev not in there:
-            raise UserError(f"guest {place}: tapdisk serves no disk {vdev} of it; there are {', '.join(there)}")
-    images = [str(disk.image) for disk in disks if not vdevs or disk.vdev in vdevs]
+    images = [str(disk.image) for disk in guestdisks.named(place, vdevs)]
     vhds = [image.removeprefix("vhd:") for image in images if image.startswith("vhd:")]
     if not vhds:
         raise UserError(f"guest {place}: has no VHD there, but {', '.join(images)}")

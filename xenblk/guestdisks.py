@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,3 +144,13 @@ def find(guest: str | None = None) -> list[GuestDisk]:
     if not disks:
         raise UserError(f"guest {guest}: has no disk that tapdisk serves; xenblk ls lists all")
     return disks
+
+
+def named(guest: str, vdevs: Collection[str]) -> list[GuestDisk]:
+    """Those of a guest's disks that are named, all if none is. Raises UserError for a name that it doesn't have."""
+    disks = find(guest)
+    there = [str(disk.vdev) for disk in disks]
+    for vdev in vdevs:
+        if vdev not in there:
+            raise UserError(f"guest {guest}: tapdisk serves no disk {vdev} of it; there are {', '.join(there)}")
+    return [disk for disk in disks if not vdevs or disk.vdev in vdevs]

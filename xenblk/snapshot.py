@@ -24,19 +24,15 @@ class Snapshot:
 
 def _chosen(guest: str, vdevs: list[str]) -> list[GuestDisk]:
     """The disks that are to have a snapshot. Raises UserError if one can't."""
-    disks = guestdisks.find(guest)
-    there = [str(disk.vdev) for disk in disks]
-    for vdev in vdevs:
-        if vdev not in there:
-            raise UserError(f"guest {guest}: tapdisk serves no disk {vdev} of it; there are {', '.join(there)}")
-    chosen = [disk for disk in disks if (disk.vdev in vdevs if vdevs else disk.mode == "w")]
+    disks = guestdisks.named(guest, vdevs)
+    chosen = disks if vdevs else [disk for disk in disks if disk.mode == "w"]
     if not chosen:
         raise UserError(f"guest {guest}: has no disk that it may write")
     for disk in chosen:
         if disk.mode != "w":
             raise UserError(f"guest {guest}: {disk.vdev} is read-only, so it needs none; leave it out")
         if not str(disk.image).startswith("vhd:"):
-            others = " ".join(other for other in there if other != disk.vdev)
+            others = " ".join(str(other.vdev) for other in disks if other.vdev != disk.vdev)
             hint = f"name the others: xenblk snapshot {guest} {others}" if others and not vdevs else "leave it out"
             raise UserError(f"guest {guest}: {disk.vdev} is {disk.image}; only a vhd: can have a snapshot; {hint}")
         if disk.pid is None or disk.state in ("paused", "pausing", "closed"):

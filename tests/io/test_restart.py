@@ -58,6 +58,17 @@ class Guarded(Served):
                 found.append(int(stat.parent.name))
         return found
 
+    def kill_all(self) -> None:
+        """Guardians, and whoever has the disk; then shows the log."""
+        for pid in self.guardians():
+            os.kill(pid, signal.SIGKILL)
+        for row in self.rows():
+            if row["pid"]:
+                os.kill(row["pid"], signal.SIGKILL)
+        self.kill()
+        print(self.log())
+        self._errors.close()
+
     def finish(self) -> None:
         """Ends all in order: nothing is left."""
         self.ok("close")
@@ -74,15 +85,7 @@ def served(tmp_path: Path) -> Iterator[Guarded]:
     subprocess.run([program("vhd-util"), "create", "-n", leaf, "-s", "16"], check=True)
     disk = Guarded(tmp_path, f"vhd:{leaf}", "--retry-for=7", settings=("restart=yes",))
     yield disk
-    for pid in disk.guardians():
-        os.kill(pid, signal.SIGKILL)
-    for row in disk.rows():
-        if row["pid"]:
-            os.kill(row["pid"], signal.SIGKILL)
-    disk.process.kill()
-    disk.process.wait()
-    print(disk.log())
-    disk._errors.close()
+    disk.kill_all()
 
 
 def note(served: Guarded) -> dict[str, str]:

@@ -2,9 +2,7 @@
 """tap-ctl upgrade, without the driver: one tapdisk in the place of another, or the old one goes on."""
 
 import json
-import os
 import re
-import signal
 import socket
 import subprocess
 import time
@@ -27,13 +25,7 @@ def served(tmp_path: Path) -> Iterator[Guarded]:
     disk = Guarded(tmp_path, f"vhd:{leaf}", "--retry-for=7")
     nbd_write(disk, disk.pid, "write -P 7 0 64k")
     yield disk
-    for row in disk.rows():
-        if row["pid"]:
-            os.kill(row["pid"], signal.SIGKILL)
-    disk.process.kill()
-    disk.process.wait()
-    print(disk.log())
-    disk._errors.close()
+    disk.kill_all()
 
 
 def upgrade(served: Served, *args: str, tapdisk: str | None = None) -> "subprocess.CompletedProcess[str]":

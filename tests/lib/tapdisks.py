@@ -13,24 +13,29 @@ from tests.lib.vm import Bed
 # How a guest with tap2: disks is created.
 CREATE = "xl create"
 LOAD_DRIVER = "[ -e /dev/xen/blktap-2/control ] || modprobe blktap"
-# Run before and after most tests, so with few forks: what the shell can do itself, it does.
-NOTHING_LEFT = rf"""
-{LOAD_DRIVER}
-[ -e /dev/xen/blktap-2/control ] || echo "no /dev/xen/blktap-2/control"
+# Run before and after most tests, so with few forks: what the shell can do itself, it does. {paths}: patterns.
+_LEFT = r"""
 tap-ctl list
-for path in /dev/xen/blktap-2/* /sys/class/blktap2/* /run/blktap-control/*; do
-	case $path in /dev/xen/blktap-2/control | *\*) ;; *) echo "$path" ;; esac
+for path in /dev/xen/blktap-2/* /run/blktap-control/* {paths}; do
+	case $path in /dev/xen/blktap-2/control | *[*[]*) ;; *) echo "$path" ;; esac
 done
 for comm in /proc/[0-9]*/comm; do
 	read -r name < "$comm" || continue
 	case $name in *tapdisk*) echo "$comm: $name" ;; esac
 done 2>/dev/null
+"""
+NOTHING_LEFT = rf"""
+{LOAD_DRIVER}
+[ -e /dev/xen/blktap-2/control ] || echo "no /dev/xen/blktap-2/control"
+{_LEFT.format(paths="/sys/class/blktap2/*")}
 if command -v xenstore-ls >/dev/null; then
 	nodes=$(xenstore-ls -f /local/domain/0/backend 2>/dev/null)
 	case $nodes in *params* | *tapdisk*) echo "$nodes" ;; esac
 fi
 true
 """
+# The same where our driver isn't: the gendisks that the stock kernel makes.
+NO_STOCK_LEFT = _LEFT.format(paths="/dev/ublkb* /dev/ublkc* /sys/block/ublkb* /sys/block/nbd1[0-9][0-9][0-9]") + "true\n"
 
 
 @dataclass(frozen=True)
@@ -78,9 +83,9 @@ def openers(bed: Bed, paths: list[str]) -> set[tuple[str, str]]:
     return {(name, path) for name, _, path in (line.partition(" ") for line in lines)}
 
 
-def leftovers(bed: Bed) -> str:
+def leftovers(bed: Bed, look: str = NOTHING_LEFT) -> str:
     """Whatever of tapdisk is still there when all of it should be gone; empty if nothing is."""
-    return bed.run(NOTHING_LEFT).output
+    return bed.run(look).output
 
 
 # Whatever state a failed test has left: mounts that hold a disk first.
@@ -96,11 +101,11 @@ true
 
 
 @contextmanager
-def clean(bed: Bed) -> Iterator[Bed]:
+def clean(bed: Bed, look: str = NOTHING_LEFT) -> Iterator[Bed]:
     """Holds a test to leaving nothing of tapdisk behind, and removes what it leaves, for the next one's sake."""
-    assert leftovers(bed) == ""
+    assert leftovers(bed, look) == ""
     yield bed
-    left = leftovers(bed)
+    left = leftovers(bed, look)
     if left:
         bed.run(WIPE)
     assert left == ""
@@ -109,11 +114,13 @@ def clean(bed: Bed) -> Iterator[Bed]:
 @contextmanager
 def configured(bed: Bed, *settings: str) -> Iterator[None]:
     """With these lines, and no others, in what tapdisk reads."""
-    bed.run("mkdir -p /run/xenblk; cat > /run/xenblk/config", stdin="".join(f"{line}\n" for line in settings).encode())
+    config = "/run/xenblk/config"
+    before = bed.run(f"mkdir -p /run/xenblk; [ ! -e {config} ] || cat {config}").stdout
+    bed.run(f"cat > {config}", stdin="".join(f"{line}\n" for line in settings).encode())
     try:
         yield
     finally:
-        bed.run("rm /run/xenblk/config")
+        bed.run(f"cat > {config}" if before else f"rm {config}", stdin=before.encode())
 
 
 def create(bed: Bed, spec: str, readonly: bool = False) -> str:

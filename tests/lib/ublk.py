@@ -6,31 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from tests.lib import tapdisks
 from tests.lib.vm import Bed
 
 WITHOUT_DRIVER = (
     "rmmod blktap 2>/dev/null; test ! -e /sys/module/blktap || exit 1;"
     " mkdir -p /srv/u /run/xenblk; printf 'transport=ublk\\nrestart=no\\n' > /run/xenblk/config"
 )
-LEFT = r"""
-tap-ctl list
-for path in /dev/xen/blktap-2/* /dev/ublkb* /dev/ublkc* /run/blktap-control/*; do
-	case $path in /dev/xen/blktap-2/control | *\*) ;; *) echo "$path" ;; esac
-done
-for comm in /proc/[0-9]*/comm; do
-	read -r name < "$comm" || continue
-	case $name in *tapdisk*) echo "$comm: $name" ;; esac
-done 2>/dev/null
-true
-"""
-WIPE = r"""
-umount -l /mnt 2>/dev/null
-pkill -9 -x tapdisk
-while pgrep -x tapdisk >/dev/null; do sleep 0.2; done
-for minor in $(tap-ctl list | sed -n 's/.*minor=\([0-9]*\).*/\1/p'); do tap-ctl free -m $minor; done
-rm -f /run/blktap-control/*
-true
-"""
 
 
 @dataclass(frozen=True)
@@ -88,8 +70,6 @@ def take_over(disk: Disk, spec: str) -> Disk:
 def clean(bed: Bed) -> Iterator[Bed]:
     """Without our driver; holds a test to leaving nothing behind, and removes what it leaves."""
     bed.run(WITHOUT_DRIVER)
-    assert bed.run(LEFT).output == ""
-    yield bed
-    left = bed.run(LEFT).output
-    bed.run((WIPE if left else "") + "rm -rf /srv/u /run/xenblk/config")
-    assert left == ""
+    with tapdisks.clean(bed, tapdisks.NO_STOCK_LEFT):
+        yield bed
+        bed.run("rm -rf /srv/u /run/xenblk/config")

@@ -7,11 +7,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.lib import tapdisks
 from tests.lib.guest import Guest
 from tests.lib.qemu import BedSpec
 from tests.lib.vm import Bed
 from tests.perf.bench import say
-from tests.perf.inbed import LOADS, MIB, Load, arguments, build_client, configured, null_disk
+from tests.perf.inbed import LOADS, MIB, Load, arguments, build_client, null_disk
 from tests.perf.results import Results, VmRun
 
 PART = "guest of Debian {}"
@@ -64,7 +65,7 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="xenblk-bench-") as directory:
         client = build_client(Path(directory))
     say(f"{part}: making disks")
-    with Bed(spec(release, by_instructions)) as bed, configured(bed, kernel_io="yes"):
+    with Bed(spec(release, by_instructions)) as bed, tapdisks.configured(bed, "kernel_io=yes"):
         found.versions[part] = bed.run("uname -r").stdout.strip()
         run(found, bed, part, client, script(names, rounds, milliseconds))
     say(f"{part}: done, {time.monotonic() - start:.0f} s")

@@ -4,8 +4,6 @@
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,17 +85,6 @@ def write_all(bed: Bed, device: str, megabytes: int) -> None:
     """Write every block, and read each once: what the kernel may serve by itself it learns by reads and writes."""
     bed.run(f"dd if=/dev/urandom of={device} bs=1M count={megabytes} oflag=direct conv=fsync 2>/dev/null", timeout=600)
     bed.run(f"dd if={device} of=/dev/null bs=1M count={megabytes} iflag=direct 2>/dev/null", timeout=600)
-
-
-@contextmanager
-def configured(bed: Bed, **settings: str) -> Iterator[None]:
-    """tapdisks that begin meanwhile have these settings."""
-    lines = "\\n".join(f"{key}={value}" for key, value in settings.items())
-    bed.run(f"mkdir -p /run/xenblk; [ ! -e /run/xenblk/config ] || cp /run/xenblk/config /root/config; printf '{lines}\\n' > /run/xenblk/config")
-    try:
-        yield
-    finally:
-        bed.run("rm -f /run/xenblk/config; [ ! -e /root/config ] || mv /root/config /run/xenblk/config")
 
 
 def counter(bed: Bed, device: str, name: str) -> int:

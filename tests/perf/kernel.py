@@ -19,7 +19,6 @@ from tests.perf.inbed import (
     Load,
     arguments,
     build_client,
-    configured,
     counter,
     null_disk,
     parse,
@@ -106,7 +105,7 @@ class Disks:
                 # as on a logical volume
                 path = null_disk(self.bed, way.name, MEGABYTES + 16)
                 self.bed.run(f"vhd-util create -n {path} -s {MEGABYTES}")
-            with configured(self.bed, kernel_io=way.kernel_io):
+            with tapdisks.configured(self.bed, f"kernel_io={way.kernel_io}"):
                 device = self.bed.run(f"tap-ctl create {option} -a vhd:{path}").stdout.strip()
             write_all(self.bed, device, MEGABYTES)
             self.devices[backing, way.name] = device

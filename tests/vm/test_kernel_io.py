@@ -15,10 +15,10 @@ from tests.lib.vm import Bed
 @pytest.fixture
 def bed(beds: Beds) -> Iterator[Bed]:
     """A bed with nothing of tapdisk in it, before and after."""
-    with tapdisks.clean(beds(xen=False)) as bed:
-        bed.run("modprobe blktap; mkdir -p /srv/k /run/xenblk; echo kernel_io=yes > /run/xenblk/config")
+    with tapdisks.clean(beds(xen=False)) as bed, tapdisks.configured(bed, "kernel_io=yes"):
+        bed.run("modprobe blktap; mkdir -p /srv/k")
         yield bed
-        bed.run("rm -rf /srv/k /run/xenblk/config")
+        bed.run("rm -rf /srv/k")
 
 
 def count(bed: Bed, name: str) -> int:
@@ -137,7 +137,7 @@ def test_a_pause_waits_for_what_the_kernel_writes(bed: Bed) -> None:
 
 def test_a_killed_tapdisks_lock_holds_until_the_kernel_has_written(bed: Bed) -> None:
     """Otherwise who gets the image next would find late writes in it."""
-    bed.run("mkdir -p /run/xenblk; echo restart=no >> /run/xenblk/config")
+    bed.run("echo restart=no >> /run/xenblk/config")
     with null_disk(bed, irqmode=2, completion_nsec=3_000_000_000) as slow:
         device = tapdisks.create(bed, f"aio:{slow}")
         [disk] = tapdisks.served(bed)

@@ -16,10 +16,10 @@ from tests.lib.vm import Bed
 @pytest.fixture
 def bed(beds: Beds) -> Iterator[Bed]:
     """A bed with nothing of tapdisk in it, before and after."""
-    with tapdisks.clean(beds(xen=False)) as bed:
-        bed.run("modprobe blktap; mkdir -p /srv/r /run/xenblk; echo restart=yes > /run/xenblk/config")
+    with tapdisks.clean(beds(xen=False)) as bed, tapdisks.configured(bed, "restart=yes"):
+        bed.run("modprobe blktap; mkdir -p /srv/r")
         yield bed
-        bed.run("rm -rf /srv/r /run/xenblk/config")
+        bed.run("rm -rf /srv/r")
 
 
 def kill(bed: Bed, disk: Served) -> Served:

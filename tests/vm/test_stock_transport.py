@@ -18,7 +18,6 @@ HOME = "/srv/stock"
 NODES = "/dev/xen/blktap-2"
 # Loading our module fails, as where there is none.
 WITHOUT_OURS = "modprobe -r blktap 2>/dev/null; echo 'install blktap /bin/false' > /etc/modprobe.d/test.conf"
-LEFT = f"tap-ctl list; ls {NODES} /run/blktap-control /sys/block | grep -E '^(tapdev|minor|nbd1[0-9]{{3}}|ublkb|ctl|stats)'; pgrep -x tapdisk"
 
 
 def on(*stock: tuple[int, str]) -> pytest.MarkDecorator:
@@ -73,13 +72,9 @@ def stock(request: pytest.FixtureRequest, beds: Beds) -> Iterator[Stock]:
     bed = beds(release=release, xen=False)
     bed.run(f"{WITHOUT_OURS}; mkdir -p {HOME} /run/xenblk; echo restart=no > /run/xenblk/config")
     bed.put("/root/diskmodel.py", MODEL.read_bytes())
-    assert bed.run(LEFT, check=False).stdout == ""
-    yield Stock(bed, transport)
-    left = bed.run(LEFT, check=False).stdout
-    if left:
-        bed.run(tapdisks.WIPE)
-    bed.run(f"rm -rf {HOME} /etc/modprobe.d/test.conf /run/xenblk/config")
-    assert left == ""
+    with tapdisks.clean(bed, tapdisks.NO_STOCK_LEFT):
+        yield Stock(bed, transport)
+        bed.run(f"rm -rf {HOME} /etc/modprobe.d/test.conf /run/xenblk/config")
 
 
 @ON_EACH
