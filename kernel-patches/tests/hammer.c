@@ -26,44 +26,13 @@
 #include <unistd.h>
 
 #include "blktap.h"
+#include "roles.h"
 
 #define MINORS		2u
 #define ENTRIES		8u
 #define MAX_IO		65536u
 #define SECTORS		65536u
 #define STUCK_SECONDS	60
-
-static unsigned int seed;
-
-static unsigned int any(unsigned int below)
-{
-	return (unsigned int)rand_r(&seed) % below;
-}
-
-static bool chance(unsigned int percent)
-{
-	return any(100) < percent;
-}
-
-static time_t now(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec;
-}
-
-static int open_node(const char *format, unsigned int minor, int flags)
-{
-	char path[64];
-
-	/* an integer's worth of path: the formats are ours */
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wformat-nonliteral"
-	snprintf(path, sizeof(path), format, minor);
-#pragma GCC diagnostic pop
-	return open(path, flags | O_CLOEXEC);
-}
 
 static int free_minor(int control, unsigned int minor, unsigned int flags)
 {
@@ -72,15 +41,6 @@ static int free_minor(int control, unsigned int minor, unsigned int flags)
 	};
 
 	return ioctl(control, BLKTAP_IOC_FREE, &arg) < 0 ? -errno : 0;
-}
-
-static int open_control(void)
-{
-	int fd = open(BLKTAP_CONTROL_PATH, O_RDWR | O_CLOEXEC);
-
-	if (fd < 0)
-		err(1, "%s", BLKTAP_CONTROL_PATH);
-	return fd;
 }
 
 static void controller(void)
@@ -321,20 +281,6 @@ static void (*const roles[])(void) = {
 };
 #define NR_ROLES (sizeof(roles) / sizeof(roles[0]))
 
-static pid_t start(void (*role)(void), unsigned int child_seed)
-{
-	pid_t pid = fork();
-
-	if (pid < 0)
-		err(1, "fork");
-	if (pid == 0) {
-		seed = child_seed;
-		role();
-		_exit(0);
-	}
-	return pid;
-}
-
 /* Frees all minors, whoever had them. Returns 0, or 1 if one stays. */
 static int free_all(void)
 {
@@ -355,7 +301,6 @@ static int free_all(void)
 
 static int stop_all(const pid_t *pids)
 {
-	time_t deadline = now() + STUCK_SECONDS;
 	unsigned int i;
 	int ret;
 
@@ -363,15 +308,7 @@ static int stop_all(const pid_t *pids)
 		kill(pids[i], SIGKILL);
 	/* whoever waits for a disk gets its error now */
 	ret = free_all();
-	for (i = 0; i < NR_ROLES; i++)
-		while (waitpid(pids[i], NULL, WNOHANG) == 0) {
-			if (now() > deadline) {
-				printf("process %u is stuck\n", i);
-				return 1;
-			}
-			usleep(10000);
-		}
-	return ret;
+	return reap(pids, NR_ROLES, STUCK_SECONDS) ? 1 : ret;
 }
 
 int main(int argc, char **argv)

@@ -33,6 +33,7 @@
 #include <unistd.h>
 
 #include "blktap.h"
+#include "roles.h"
 
 #define ENTRIES		16u
 #define MAX_IO		65536u
@@ -44,19 +45,6 @@
 
 static int minor;
 static const char *file;
-/* a thread's own */
-static __thread unsigned int seed;
-
-static unsigned int any(unsigned int below)
-{
-	return (unsigned int)rand_r(&seed) % below;
-}
-
-static bool chance(unsigned int percent)
-{
-	return any(100) < percent;
-}
-
 static uint64_t any64(void)
 {
 	return (uint64_t)rand_r(&seed) << 42 ^ (uint64_t)rand_r(&seed) << 21 ^ (uint64_t)rand_r(&seed);
@@ -72,35 +60,6 @@ static uint64_t odd_number(void)
 	};
 
 	return chance(70) ? edges[any(NR(edges))] : any64() >> any(64);
-}
-
-static time_t now(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec;
-}
-
-static int open_minor(const char *format, int flags)
-{
-	char path[64];
-
-	/* an integer's worth of path: the formats are ours */
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wformat-nonliteral"
-	snprintf(path, sizeof(path), format, minor);
-#pragma GCC diagnostic pop
-	return open(path, flags | O_CLOEXEC);
-}
-
-static int open_control(void)
-{
-	int fd = open(BLKTAP_CONTROL_PATH, O_RDWR | O_CLOEXEC);
-
-	if (fd < 0)
-		err(1, "%s", BLKTAP_CONTROL_PATH);
-	return fd;
 }
 
 struct server {
@@ -147,7 +106,7 @@ static bool server_start(struct server *s)
 		.entries = ENTRIES, .max_io_bytes = MAX_IO, .buf_len = BUFFER,
 	};
 
-	s->fd = open_minor(BLKTAP_RING_PATH, O_RDWR);
+	s->fd = open_node(BLKTAP_RING_PATH, (unsigned int)minor, O_RDWR);
 	if (s->fd < 0)
 		return false;
 	s->buf = a_buffer();
@@ -304,7 +263,7 @@ static int a_file(void)
 	case 5:
 		return open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	case 6:
-		return open_minor(BLKTAP_RING_PATH, O_RDWR);
+		return open_node(BLKTAP_RING_PATH, (unsigned int)minor, O_RDWR);
 	default:
 		return open(file, O_RDWR | O_DIRECT | O_CLOEXEC);
 	}
@@ -446,7 +405,8 @@ static void user(void)
 	for (;;) {
 		if (fd >= 0)
 			close(fd);
-		fd = open_minor(BLKTAP_DEVICE_PATH, O_RDWR | (chance(50) ? O_DIRECT : 0));
+		fd = open_node(BLKTAP_DEVICE_PATH, (unsigned int)minor,
+			       O_RDWR | (chance(50) ? O_DIRECT : 0));
 		if (fd < 0)
 			usleep(500);
 		for (n = fd < 0 ? 0 : (int)any(30); n; n--) {
@@ -461,20 +421,6 @@ static void user(void)
 	}
 }
 
-static pid_t start(void (*role)(void), unsigned int child_seed)
-{
-	pid_t pid = fork();
-
-	if (pid < 0)
-		err(1, "fork");
-	if (pid == 0) {
-		seed = child_seed;
-		role();
-		_exit(0);
-	}
-	return pid;
-}
-
 static int free_minor(int control)
 {
 	struct blktap_free arg = { .size = sizeof(arg), .minor = minor };
@@ -487,21 +433,6 @@ static int free_minor(int control)
 		}
 		usleep(10000);
 	}
-	return 0;
-}
-
-static int reap(const pid_t *pids, size_t n)
-{
-	time_t deadline = now() + STUCK_SECONDS;
-
-	for (size_t i = 0; i < n; i++)
-		while (waitpid(pids[i], NULL, WNOHANG) == 0) {
-			if (now() > deadline) {
-				printf("process %d (%zu) is stuck\n", pids[i], i);
-				return 1;
-			}
-			usleep(10000);
-		}
 	return 0;
 }
 
@@ -533,7 +464,7 @@ int main(int argc, char **argv)
 			usleep(any(500000));
 			kill(pids[0], SIGKILL);
 		}
-		failed = reap(pids, 1);
+		failed = reap(pids, 1, STUCK_SECONDS);
 		lives++;
 		/* now and then who has the disk open loses it */
 		if (chance(10)) {
@@ -544,7 +475,7 @@ int main(int argc, char **argv)
 	for (size_t i = 0; i < NR(pids); i++)
 		kill(pids[i], SIGKILL);
 	failed |= free_minor(control);
-	failed |= reap(pids + 1, USERS);
+	failed |= reap(pids + 1, USERS, STUCK_SECONDS);
 	printf("%u servers\n%s\n", lives, failed ? "failed" : "quiet");
 	return failed ? 1 : 0;
 }
