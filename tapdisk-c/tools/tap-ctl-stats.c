@@ -11,6 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/attribute.h"
 #include "common/stats.h"
 #include "control/client.h"
 #include "control/stats.h"
@@ -86,19 +87,13 @@ static json_t *kernel_stats(int minor)
 	json_t *kernel = json_object();
 
 	for (size_t i = 0; i < sizeof(kernel_counters) / sizeof(kernel_counters[0]); i++) {
-		unsigned long long n = 0;
 		char path[96];
-		FILE *f;
-		int got;
+		uint64_t n;
 
 		snprintf(path, sizeof(path),
 			 "/sys/class/blktap2/blktap%d/counters/direct_%s", minor,
 			 kernel_counters[i]);
-		f = fopen(path, "re");
-		got = f ? fscanf(f, "%llu", &n) : 0;
-		if (f)
-			fclose(f);
-		if (got != 1) {
+		if (attribute_number(path, &n)) {
 			json_decref(kernel);
 			return NULL;
 		}

@@ -10,6 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "common/attribute.h"
 #include "transport/gendisk.h"
 
 /* udev, or the kernel's own thread, makes the node a moment after the module is there. */
@@ -122,33 +123,19 @@ static void sysfs_path(char *path, size_t size, int minor, const char *name)
 
 uint64_t blktap_id(int minor)
 {
-	unsigned long long id = 0;
+	uint64_t id;
 	char path[64];
-	FILE *f;
 
 	sysfs_path(path, sizeof(path), minor, "id");
-	f = fopen(path, "re");
-	if (f && fscanf(f, "%llu", &id) != 1)
-		id = 0;
-	if (f)
-		fclose(f);
-	return id;
+	return attribute_number(path, &id) ? 0 : id;
 }
 
 int blktap_set(int minor, const char *name, unsigned int value)
 {
-	char path[64], text[16];
-	int fd, n, rc = 0;
+	char path[64];
 
 	sysfs_path(path, sizeof(path), minor, name);
-	fd = open(path, O_WRONLY | O_CLOEXEC);
-	if (fd < 0)
-		return -errno;
-	n = snprintf(text, sizeof(text), "%u", value);
-	if (write(fd, text, (size_t)n) != n)
-		rc = -errno;
-	close(fd);
-	return rc;
+	return attribute_set(path, value);
 }
 
 bool blktap_has(int minor)

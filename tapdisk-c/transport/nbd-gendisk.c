@@ -4,11 +4,12 @@
 #include <blktap.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "common/attribute.h"
 
 /* The kernel removes a device in a thread of its own. */
 #define GONE_TRIES	100
@@ -22,68 +23,37 @@ void nbd_gendisk_of(struct nbd_gendisk *disk, int minor)
 	snprintf(disk->backend, sizeof(disk->backend), "xenblk-tapdev%d", minor);
 }
 
-static int attribute_open(const struct nbd_gendisk *disk, const char *attribute,
-			  int flags)
+static void attribute_path(const struct nbd_gendisk *disk, const char *attribute,
+			   char *path, size_t size)
 {
-	char path[96];
-	int fd;
-
-	snprintf(path, sizeof(path), "/sys/block/%s/%s", disk->name, attribute);
-	fd = open(path, flags | O_CLOEXEC);
-	return fd < 0 ? -errno : fd;
-}
-
-/* Without its newline. */
-static int attribute_read(const struct nbd_gendisk *disk, const char *attribute,
-			  char *text, size_t size)
-{
-	int fd = attribute_open(disk, attribute, O_RDONLY);
-	ssize_t n;
-
-	if (fd < 0)
-		return fd;
-	n = read(fd, text, size - 1);
-	if (n < 0)
-		n = -errno;
-	close(fd);
-	if (n < 0)
-		return (int)n;
-	text[n] = 0;
-	text[strcspn(text, "\n")] = 0;
-	return 0;
+	snprintf(path, size, "/sys/block/%s/%s", disk->name, attribute);
 }
 
 bool nbd_gendisk_ours(const struct nbd_gendisk *disk)
 {
-	char text[64];
+	char path[96], text[64];
 
-	return !attribute_read(disk, "backend", text, sizeof(text)) &&
+	attribute_path(disk, "backend", path, sizeof(path));
+	return !attribute_line(path, text, sizeof(text)) &&
 	       !strcmp(text, disk->backend);
 }
 
 int nbd_gendisk_read(const struct nbd_gendisk *disk, const char *attribute,
 		     uint64_t *value)
 {
-	char text[64];
-	int rc = attribute_read(disk, attribute, text, sizeof(text));
+	char path[96];
 
-	if (!rc && sscanf(text, "%" SCNu64, value) != 1)
-		rc = -EPROTO;
-	return rc;
+	attribute_path(disk, attribute, path, sizeof(path));
+	return attribute_number(path, value);
 }
 
 int nbd_gendisk_write(const struct nbd_gendisk *disk, const char *attribute,
 		      uint64_t value)
 {
-	int fd = attribute_open(disk, attribute, O_WRONLY);
-	int rc = 0;
+	char path[96];
 
-	if (fd < 0)
-		return fd;
-	if (dprintf(fd, "%" PRIu64, value) < 0)
-		rc = -errno;
-	close(fd);
-	return rc;
+	attribute_path(disk, attribute, path, sizeof(path));
+	return attribute_set(path, value);
 }
 
 static bool is_there(const struct nbd_gendisk *disk)

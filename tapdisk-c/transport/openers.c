@@ -13,22 +13,7 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
-/* The first line of a file of procfs or sysfs; false if there is none. */
-static bool first_line(const char *path, char *to, size_t size)
-{
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
-	ssize_t n;
-
-	if (fd < 0)
-		return false;
-	n = read(fd, to, size - 1);
-	close(fd);
-	if (n <= 0)
-		return false;
-	to[n] = 0;
-	to[strcspn(to, "\n")] = 0;
-	return true;
-}
+#include "common/attribute.h"
 
 /*
  * The entry of dir whose file says text; empty if there is none. With an entry of
@@ -47,7 +32,7 @@ static void find_saying(const char *dir, const char *file, const char *text,
 				 file);
 
 		if (n > 0 && (size_t)n < sizeof(path) &&
-		    first_line(path, line, sizeof(line)) && !strcmp(line, text))
+		    !attribute_line(path, line, sizeof(line)) && !strcmp(line, text))
 			snprintf(entry, size, "%s", e->d_name);
 	}
 	if (d)
@@ -109,7 +94,7 @@ static void find_process(const char *node, char *who, size_t size)
 		    atoi(e->d_name) == (int)getpid() || !has_open(e->d_name, node))
 			continue;
 		snprintf(path, sizeof(path), "/proc/%.20s/comm", e->d_name);
-		if (!first_line(path, name, sizeof(name)))
+		if (attribute_line(path, name, sizeof(name)))
 			*name = 0;
 		snprintf(who, size, "%s, pid %d", name, atoi(e->d_name));
 	}
