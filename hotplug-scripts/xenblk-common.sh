@@ -138,16 +138,17 @@ connect() {
 		"$XENBUS_PATH/hotplug-status" connected
 }
 
-# heir PID: the tapdisk that has its disks now: itself, or who has taken over.
+# heir NAME PID: sets NAME to the tapdisk that has the disks of PID now: itself,
+# or who has taken over. A fork for the latter alone.
 heir() {
-	local link=${XENBLK_CONTROL_DIR:-/run/blktap-control}/ctl$1 name=ctl$1
+	local link=${XENBLK_CONTROL_DIR:-/run/blktap-control}/ctl$2 target=ctl$2
 
-	[ ! -L "$link" ] || name=$(readlink "$link")
-	echo "${name#ctl}"
+	[ ! -L "$link" ] || target=$(readlink "$link")
+	printf -v "$1" %s "${target#ctl}"
 }
 
 is_serving() {
-	pid=$(heir "$pid")
+	heir pid "$pid"
 	[[ $(tapctl list -p "$pid" -m "$minor") == *pid=$pid\ *minor=$minor\ * ]]
 }
 
@@ -158,7 +159,7 @@ destroy() {
 
 	# Closing writes out what is pending. libxl leaves us 40 s for all.
 	error=$(tapctl destroy -p "$pid" -m "$minor" -t 25 2>&1) && return
-	pid=$(heir "$pid")
+	heir pid "$pid"
 	list=$(tapctl list -m "$minor") || return 1
 	case $list in
 	'') return 0 ;;

@@ -45,11 +45,12 @@ refuse() {
 
 # refuse_held TEXT: the process holder has a lock on the image or on a parent.
 refuse_held() {
-	local node
+	local node now
 
 	read_store "$backends/vbd"
 	for node in "${!user_pid[@]}"; do
-		[ "$(heir "${user_pid[$node]}")" != "$holder" ] || refuse "$(guest_of "$node")" "$1"
+		heir now "${user_pid[$node]}"
+		[ "$now" != "$holder" ] || refuse "$(guest_of "$node")" "$1"
 	done
 	ebusy "${1//\\/\\\\}"
 }
