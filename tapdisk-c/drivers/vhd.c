@@ -314,12 +314,19 @@ static int vhd_image_open(struct image **image,
 	return 0;
 }
 
+/* Who was killed while the file was extended may have left it without a footer at its end. */
+static bool lacks_footer(const struct vhd_disk *disk)
+{
+	return !disk->image.readonly && !disk->leaf->tail_ok &&
+	       !disk->leaf->cut_block;
+}
+
 static int vhd_image_close(struct image *image, struct error *err)
 {
 	struct vhd_disk *disk = vhd_disk_of(image);
 	int rc = 0;
 
-	if (disk->changed)
+	if (disk->changed || lacks_footer(disk))
 		rc = vhd_write_trailer(disk->leaf, err);
 	else if (!image->readonly && fdatasync(disk->leaf->fd) < 0)
 		rc = error_set(err, -errno, "%s: final sync: %s",

@@ -10,6 +10,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "common/log.h"
+
 #define LOOK_TRIES 5
 #define RECENT_SECONDS 2
 #define MAX_VERB 16
@@ -191,6 +193,8 @@ int main(int argc, char **argv)
 	const struct vhd_util_command *command = NULL;
 	int n = 0, status;
 
+	/* What only says how it went is no matter of a tool's stderr. */
+	log_open("vhd-util", false, LOG_LEVEL_WARN);
 	if (argc < 2)
 		return help(stderr);
 	if (!strcmp(argv[1], "-h") || !strcmp(argv[1], "--help") ||

@@ -5,17 +5,25 @@ QEMU's tools share what they read through the raw driver with writers, so
 qemu-img info of a raw image is not refused, whoever writes it; through vpc it is.
 """
 
+import fcntl
+import socket
+import struct
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.lib import vhdutil
 from tests.lib.disk import Disk
 from tests.lib.programs import program
 
 SIZE = 1 << 20
+OUR_BYTE = 300
+"""The one that only our programs lock: docs/architecture.md, "Image lock"."""
 LOCKED = b"locked\n"
 PROMPT = b"qemu-io> "
 
@@ -151,6 +159,30 @@ def test_an_image_opens_at_once_after_its_process_was_killed(image: Path) -> Non
         Disk(f"aio:{image}").crash()
     with Disk(f"aio:{image}") as disk:
         assert disk.read(0, 1) == [0]
+
+
+@contextmanager
+def locked_by_nobody(path: Path, seconds: float) -> Iterator[None]:
+    """Its lock is held for so long, by no process: the open file is on its way through a socket, as in a dead tapdisk's ring."""
+    near, far = socket.socketpair()
+    with near, far:
+        with path.open("r+b") as file:
+            fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, OUR_BYTE, 1, 0))
+            socket.send_fds(near, [b"x"], [file.fileno()])
+        timer = threading.Timer(seconds, far.close)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.join()
+
+
+def test_a_tool_waits_for_the_lock_of_the_dead_without_a_word(vhd: Path) -> None:
+    assert run_qemu("qemu-io", "-f", "vpc", "-c", "write 0 512", str(vhd))[0] == 0
+    with locked_by_nobody(vhd, 0.3):
+        begin = time.monotonic()
+        vhdutil.ok("repair", "-n", vhd)
+        assert time.monotonic() - begin > 0.2
 
 
 @pytest.mark.parametrize(

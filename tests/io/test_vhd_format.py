@@ -154,6 +154,21 @@ def test_one_good_footer_of_two_is_enough(tmp_path: Path) -> None:
         assert content(path) == want == vhdref.Chain(path).read(0, spec.size)
 
 
+def test_a_clean_close_restores_a_missing_footer_though_nothing_was_written(tmp_path: Path) -> None:
+    """As a tapdisk leaves it that was killed between cutting the file and extending it."""
+    path = make(tmp_path / "a.vhd", Spec(blocks=sparse(4, 4096)))
+    os.truncate(path, path.stat().st_size - 512)
+    before = path.read_bytes()
+    with Disk(f"vhd:{path}", readonly=True):
+        pass
+    assert path.read_bytes() == before
+    with Disk(f"vhd:{path}"):
+        pass
+    done = run("check", "-n", path)
+    assert (done.returncode, done.stdout.decode(), done.stderr) == (0, f"{path} is valid\n", b"")
+    assert path.read_bytes() == before + before[:512]
+
+
 def test_a_missing_footer_at_the_end_is_no_news_if_so_asked(tmp_path: Path) -> None:
     path = make(tmp_path / "a.vhd", Spec(tail=0))
     assert check_warnings(path) != []
