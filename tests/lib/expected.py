@@ -37,7 +37,8 @@ class Expected:
             self._held[sector] = True
         self._acknowledged: set[int] = set()
         self.left: dict[int, frozenset[int]] = {}
-        """What an earlier power loss may have left of sectors that the leaf does not hold: the data, not the metadata."""
+        """What a power loss or a failed write may have left of sectors that the leaf does not hold: the data, not the
+        metadata."""
         self.next_seed = 1 + max((seeds or {0: 0}).values())
 
     def __len__(self) -> int:
@@ -97,6 +98,8 @@ class Expected:
                     self._acknowledged.add(sector)
             else:
                 self.now[sector] |= new
+                if not self._held[sector]:
+                    self.left[sector] = self.left.get(sector, frozenset()) | new
 
     def _judge_read(self, place: Iterable[int], answer: str) -> None:
         wrong = []
