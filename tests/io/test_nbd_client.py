@@ -159,7 +159,7 @@ def test_requests_are_in_flight_together(tmp_path: Path) -> None:
     with nbdkit(path, "--filter=delay", "memory", "1M", "delay-read=300ms", "-t", "64"), Disk(spec(path)) as disk:
         begin = time.monotonic()
         assert disk.batch([f"r {8 * i} 8" for i in range(64)]) == ["0 0 0 0 0 0 0 0"] * 64
-        assert time.monotonic() - begin < 3
+        assert time.monotonic() - begin < 10
 
 
 def test_a_server_s_limits_are_kept_to(tmp_path: Path) -> None:

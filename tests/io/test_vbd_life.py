@@ -185,7 +185,7 @@ def test_statistics_of_a_tapdisk_that_is_stuck(tmp_path: Path, image: Path) -> N
         os.kill(served.pid, signal.SIGSTOP)
         begin = time.monotonic()
         stats = json.loads(served.ok("stats", "--json"))
-        assert time.monotonic() - begin < 2
+        assert time.monotonic() - begin < 5
         os.kill(served.pid, signal.SIGCONT)
         write = stats["write"]
         assert (write["requests"], write["bytes"], write["errors"], stats["inflight"]) == (100, 100 * 4096, 0, 0)
