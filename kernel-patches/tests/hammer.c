@@ -160,6 +160,17 @@ static struct blktap_device_params params(void)
 	};
 }
 
+/* The controller may free a minor whoever has it; all else is an error. */
+static bool server_gone(struct server *s, const char *what)
+{
+	if (errno != ENODEV)
+		err(1, "%s", what);
+	if (s->ring)
+		munmap(s->ring, s->ring_bytes);
+	close(s->fd);
+	return false;
+}
+
 /* False if the ring was taken, or went. */
 static bool server_start(struct server *s, unsigned int minor)
 {
@@ -172,11 +183,12 @@ static bool server_start(struct server *s, unsigned int minor)
 	struct blktap_device_params p = params();
 	uint8_t *mem;
 
+	s->ring = NULL;
 	s->fd = open_node(BLKTAP_RING_PATH, minor, O_RDWR);
 	if (s->fd < 0)
 		return false;
 	if (ioctl(s->fd, BLKTAP_IOC_SETUP, &setup) < 0)
-		err(1, "SETUP");
+		return server_gone(s, "SETUP");
 	s->ring_bytes = setup.ring_bytes;
 	mem = mmap(NULL, s->ring_bytes, PROT_READ | PROT_WRITE, MAP_SHARED,
 		   s->fd, 0);
@@ -187,7 +199,7 @@ static bool server_start(struct server *s, unsigned int minor)
 	s->cqes = (void *)(mem + setup.cq_off);
 	if (ioctl(s->fd, BLKTAP_IOC_CREATE_DEVICE, &p) < 0 &&
 	    ioctl(s->fd, BLKTAP_IOC_RESUME_DEVICE, &p) < 0)
-		err(1, "CREATE_DEVICE and RESUME_DEVICE");
+		return server_gone(s, "CREATE_DEVICE and RESUME_DEVICE");
 	return true;
 }
 
