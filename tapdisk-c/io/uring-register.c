@@ -11,19 +11,21 @@
 #include "io/uring-internal.h"
 
 #include <linux/magic.h>
+#include <sys/stat.h>
 #include <sys/vfs.h>
 
 /*
  * io_uring hands all I/O on a file system in memory to its threads, which costs
- * more than the I/O.
+ * more than the I/O. A device only has its name there, in /dev.
  */
 uint8_t uring_file_add(struct engine *engine, int fd)
 {
 	struct statfs fs;
+	struct stat st;
 	uint32_t type;
 
 	(void)engine;
-	if (fstatfs(fd, &fs))
+	if (fstat(fd, &st) || !S_ISREG(st.st_mode) || fstatfs(fd, &fs))
 		return 0;
 	/* 32 bits, with or without a sign */
 	type = (uint32_t)fs.f_type;

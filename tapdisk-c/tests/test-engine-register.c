@@ -3,12 +3,15 @@
  * Added files and registered buffers, holes and zeros, and files in memory: on both
  * engines, with and without what only saves time.
  */
+#include <linux/magic.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 
+#include "io/engine-internal.h"
 #include "tests/engine-bed.h"
 
 static int run_buffer(struct engine_fixture *f, enum io_op op, int fd, uint64_t offset,
@@ -301,6 +304,21 @@ static void files_in_memory_do_the_same_and_stall_nothing(void **state)
 	close(fd);
 }
 
+/* A disk's I/O waits, and its pages are not to be lent, though /dev is a tmpfs. */
+static void a_device_is_not_in_memory_though_its_name_is(void **state)
+{
+	struct engine_fixture *f = *state;
+	int fd = open("/dev/zero", O_RDONLY | O_CLOEXEC);
+	struct statfs fs;
+
+	assert_int_equal(fstatfs(fd, &fs), 0);
+	assert_int_equal((uint32_t)fs.f_type, TMPFS_MAGIC);
+	engine_file_add(f->engine, fd, 0);
+	assert_int_equal(engine_file(f->engine, fd), 0);
+	engine_file_remove(f->engine, fd);
+	close(fd);
+}
+
 /*
  * A transfer that is done at once may end short, at the end of the file or
  * where space ends, and a merged one in parts: nothing else would end the wait.
@@ -387,6 +405,7 @@ int main(void)
 		T(buffer_numbers_are_used_again),
 		T(files_beyond_the_table_are_served_too),
 		T(files_in_memory_do_the_same_and_stall_nothing),
+		T(a_device_is_not_in_memory_though_its_name_is),
 		T(what_ends_short_in_memory_goes_on_at_once),
 		T(a_command_is_answered_by_the_driver_of_its_file),
 	};
