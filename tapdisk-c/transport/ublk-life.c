@@ -277,7 +277,14 @@ static void started(struct ublk *ublk, int rc)
 	}
 	if (rc)
 		log_error("%s", err.text);
-	tune(ublk);
+	/*
+	 * Not again: a tapdisk that is killed while the queue is run empty for
+	 * a setting waits for its own answers for ever.
+	 */
+	if (fresh)
+		tune(ublk);
+	else
+		ublk->phase = UBLK_LIVE;
 }
 
 static void stopped(struct ublk *ublk, int rc)

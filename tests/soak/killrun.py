@@ -24,19 +24,24 @@ class Transport:
     """How requests get from the disk to tapdisk: lines of the configuration, options of tap-ctl create."""
 
     name: str
-    settings: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ("restart=yes",)
     options: str = ""
+    release: int = 12
 
 
-BLKTAP = Transport("blktap", ("restart=yes",))
-KERNEL_IO = Transport("blktap, kernel_io", ("kernel_io=yes", "restart=yes"))
-TRANSPORTS = (BLKTAP, KERNEL_IO)
+TRANSPORTS = (Transport("blktap"), Transport("blktap, kernel_io", ("kernel_io=yes", "restart=yes")))
+STOCK = (
+    Transport("nbd", options="--transport=nbd"),
+    Transport("ublk", options="--transport=ublk", release=13),
+)
+"""Of kernels without our driver."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Of so many kills. held: requests that the device had when its tapdisk died; reissued: of those the ones that
-    tapdisk had; outlived: those that the kernel did by itself; fenced: kills after which the image was still locked."""
+    """Of so many kills. held: requests that the device had when its tapdisk died; fenced: kills after which the image was
+    still locked. As our driver counts them, else 0, reissued: of those held the ones that tapdisk had; outlived: those
+    that the kernel did by itself."""
 
     kills: int = 0
     allocating: int = 0
@@ -50,10 +55,12 @@ class Counts:
 
 # A log that counts, since nothing else of a bed listens at /dev/log; kills; then the counts as JSON.
 KILLER = r"""
-import json, os, random, signal, socket, sys, threading, time
+import json, os, random, signal, socket, subprocess, sys, threading, time
 
 minor, kills, seed, load = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 rng = random.Random(seed)
+disk = os.path.basename(os.path.realpath(f"/dev/xen/blktap-2/tapdev{minor}"))
+ours = disk.startswith("tapdev")
 sysfs = f"/sys/class/blktap2/blktap{minor}"
 log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 try:
@@ -77,13 +84,22 @@ def number(path):
     with open(path) as file:
         return sum(map(int, file.read().split()))
 
+def counted(name):
+    return number(f"{sysfs}/counters/{name}") if ours else 0
+
 def served():
-    task = number(f"{sysfs}/task")
-    state = open(f"{sysfs}/state").read().strip()
-    return task if state == "live" else 0
+    # the pid of the tapdisk that serves the disk; 0: none does
+    if ours:
+        task = number(f"{sysfs}/task")
+        return task if open(f"{sysfs}/state").read().strip() == "live" else 0
+    listed = subprocess.run(["tap-ctl", "list", "--json"], stdout=subprocess.PIPE, check=True).stdout
+    return next((row["pid"] for row in json.loads(listed) if row["pid"] and row["minor"] == minor and not row["state"]), 0)
+
+def gone(task):
+    return number(f"{sysfs}/task") != task if ours else not os.path.exists(f"/proc/{task}")
 
 held = allocating = longest = 0
-reissued, outlived = (number(f"{sysfs}/counters/{name}") for name in ("recovered", "outlived"))
+reissued, outlived = counted("recovered"), counted("outlived")
 done = 0
 for turn in range(kills):
     if load:
@@ -94,9 +110,9 @@ for turn in range(kills):
     task = served()
     begun = time.monotonic()
     os.kill(task, signal.SIGKILL)
-    while number(f"{sysfs}/task") == task:
+    while not gone(task):
         time.sleep(0.001)
-    held += number(f"/sys/block/tapdev{minor}/inflight")
+    held += number(f"/sys/block/{disk}/inflight")
     while not served():
         if time.monotonic() - begun > 60:
             print(json.dumps({"stuck": turn, "log": lines[-20:]}))
@@ -107,8 +123,7 @@ for turn in range(kills):
 time.sleep(0.2)
 print(json.dumps({
     "kills": done, "allocating": allocating if load else 0, "held": held, "fenced": fenced, "longest_ms": longest,
-    "reissued": number(f"{sysfs}/counters/recovered") - reissued,
-    "outlived": number(f"{sysfs}/counters/outlived") - outlived,
+    "reissued": counted("recovered") - reissued, "outlived": counted("outlived") - outlived,
 }))
 """
 

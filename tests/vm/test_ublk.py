@@ -111,12 +111,13 @@ def test_a_device_that_there_is_keeps_its_size(bed: Bed) -> None:
     disk.destroy()
 
 
-def test_killed_tapdisks_lose_nothing(bed: Bed, seed: int) -> None:
+@pytest.mark.parametrize("depth", [24, 100], ids=["some slots", "all slots"])
+def test_killed_tapdisks_lose_nothing(bed: Bed, seed: int, depth: int) -> None:
     """kill -9, again and again, under load on slow storage: what the dead ones had is asked for again."""
     with null_disk(bed, irqmode=2, completion_nsec=100_000_000, size=64) as slow:
         spec = f"aio:{slow}"
         disk = create(bed, spec)
-        writer = bed.popen(load(disk.device, seed, size="60M", iodepth=24, io_size="12M"))
+        writer = bed.popen(load(disk.device, seed, size="60M", iodepth=depth, io_size="24M"))
         held: list[int] = []
         for turn in range(1, 4):
             requests_begun(disk, 50 * turn)
