@@ -39,6 +39,15 @@ static bool blktap_op_allowed(struct blktap *tap, struct request *rq,
 	       req_op(rq) == REQ_OP_FLUSH;
 }
 
+/* Requests come in batches: the server is woken for the whole of one. */
+static void blktap_commit_rqs(struct blk_mq_hw_ctx *hctx)
+{
+	struct blktap *tap = hctx->queue->queuedata;
+
+	if (!list_empty_careful(&tap->pending))
+		blktap_wake(tap);
+}
+
 /*
  * Only queues: the submitter's context must not touch the server's memory, and
  * the server, which copies the data, must find it at once. Nor may it wait, as a
@@ -49,7 +58,7 @@ static blk_status_t blktap_queue_rq(struct blk_mq_hw_ctx *hctx,
 {
 	struct blktap *tap = hctx->queue->queuedata;
 	struct request *rq = bd->rq;
-	bool failing, was_empty, direct;
+	bool failing, direct;
 	unsigned long flags;
 	blk_status_t why;
 
@@ -59,20 +68,16 @@ static blk_status_t blktap_queue_rq(struct blk_mq_hw_ctx *hctx,
 	blktap_rq(rq)->flags = 0;
 	spin_lock_irqsave(&tap->rq_lock, flags);
 	failing = blktap_fails(tap);
-	was_empty = list_empty(&tap->pending);
 	direct = !failing && blktap_direct_try(tap, rq);
 	if (!failing && !direct)
 		list_add_tail(&blktap_rq(rq)->node, &tap->pending);
 	spin_unlock_irqrestore(&tap->rq_lock, flags);
 	if (failing)
 		return BLK_STS_IOERR;
-	if (direct) {
+	if (direct)
 		blktap_direct_kick(tap);
-		return BLK_STS_OK;
-	}
-	/* a list with something in it has woken the server already */
-	if (was_empty)
-		blktap_wake(tap);
+	if (bd->last)
+		blktap_commit_rqs(hctx);
 	return BLK_STS_OK;
 }
 
@@ -84,6 +89,7 @@ static enum blk_eh_timer_return blktap_timeout(struct request *rq)
 
 static const struct blk_mq_ops blktap_mq_ops = {
 	.queue_rq	= blktap_queue_rq,
+	.commit_rqs	= blktap_commit_rqs,
 	.timeout	= blktap_timeout,
 };
 

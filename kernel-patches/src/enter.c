@@ -8,10 +8,12 @@
 #include <linux/blkdev.h>
 #include <linux/sched.h>
 #include <linux/sched/signal.h>
+#include <linux/sizes.h>
 
 #include "blktap_internal.h"
 
 #define BLKTAP_REQUEUE_MS	10
+#define BLKTAP_RESCHED_BYTES	((unsigned int)SZ_256K)
 
 /* One for all minors, so that an id outlives neither a minor nor a server. */
 static atomic64_t blktap_last_id = ATOMIC64_INIT(0);
@@ -117,10 +119,24 @@ static int blktap_complete(struct blktap *tap, const struct blktap_cqe *cqe)
 	return 0;
 }
 
+/*
+ * Not after each small request: whoever waits for it would run, and ask for the
+ * next before the others of its batch are ended.
+ */
+static void blktap_pause_copying(unsigned int *copied, unsigned int bytes)
+{
+	*copied += min(bytes, BLKTAP_RESCHED_BYTES);
+	if (*copied < BLKTAP_RESCHED_BYTES)
+		return;
+	*copied = 0;
+	cond_resched();
+}
+
 static int blktap_consume(struct blktap *tap, struct blktap_enter *enter)
 {
 	struct blktap_queue *q = &tap->queue;
 	enum blktap_refusal why;
+	unsigned int bytes, copied = 0;
 	struct blktap_cqe cqe;
 	int left, ret = 0;
 
@@ -140,7 +156,9 @@ static int blktap_consume(struct blktap *tap, struct blktap_enter *enter)
 		if (why == BLKTAP_CQE_GOOD && cqe.code == BLKTAP_CQE_REMAP &&
 		    !blktap_has_data(q->held[cqe.tag]))
 			why = BLKTAP_CQE_BAD_CODE;
+		bytes = 0;
 		if (why == BLKTAP_CQE_GOOD) {
+			bytes = blk_rq_bytes(q->held[cqe.tag]);
 			ret = blktap_complete(tap, &cqe);
 			if (ret)
 				break;
@@ -154,7 +172,7 @@ static int blktap_consume(struct blktap *tap, struct blktap_enter *enter)
 		}
 		q->cq_head++;
 		enter->completed++;
-		cond_resched();
+		blktap_pause_copying(&copied, bytes);
 	}
 	/* the entries are read: the server may write there again */
 	smp_store_release(&q->ring->cq_head, q->cq_head);
@@ -247,6 +265,7 @@ static int blktap_issue(struct blktap *tap, struct request *rq)
 static int blktap_fetch(struct blktap *tap, struct blktap_enter *enter, u32 used)
 {
 	struct blktap_queue *q = &tap->queue;
+	unsigned int bytes, copied = 0;
 	u32 first = q->sq_tail;
 	struct request *rq;
 	int ret = 0;
@@ -255,10 +274,11 @@ static int blktap_fetch(struct blktap *tap, struct blktap_enter *enter, u32 used
 		rq = blktap_take_pending(tap);
 		if (!rq)
 			break;
+		bytes = blk_rq_bytes(rq);
 		ret = blktap_issue(tap, rq);
 		if (ret)
 			break;
-		cond_resched();
+		blktap_pause_copying(&copied, bytes);
 	}
 	enter->submitted = q->sq_tail - first;
 	/* the entries, and the data in the buffer, come before sq_tail */
@@ -286,7 +306,9 @@ int blktap_enter(struct blktap *tap, struct blktap_enter *enter)
 		return used;
 	}
 	ret = blktap_consume(tap, enter);
-	if (!ret && !(enter->flags & BLKTAP_ENTER_NOFETCH))
-		ret = blktap_fetch(tap, enter, used);
-	return ret;
+	if (ret || enter->flags & BLKTAP_ENTER_NOFETCH)
+		return ret;
+	/* now is when whoever waited may ask for more: it is fetched here */
+	cond_resched();
+	return blktap_fetch(tap, enter, used);
 }

@@ -141,6 +141,24 @@ def test_strace_output_is_read_without_its_total() -> None:
     assert counting.parse_strace(STRACE) == {"io_uring_enter": 22000, "sendmsg": 11000}
 
 
+HISTOGRAM = """# event histogram
+#
+# trigger info: hist:keys=id.syscall:vals=hitcount:sort=hitcount:size=2048 if common_pid==210 [active]
+#
+
+{ id: sys_ioctl                     [ 16] } hitcount:        623
+{ id: sys_io_uring_enter            [426] } hitcount:        625
+
+Totals:
+    Hits: 1248
+"""
+
+
+def test_the_kernels_histogram_is_read() -> None:
+    assert inbed.parse_histogram(HISTOGRAM) == {"ioctl": 623, "io_uring_enter": 625}
+    assert inbed.parse_histogram("") == {}
+
+
 def test_strace_of_a_process_that_calls_nothing_is_empty() -> None:
     assert counting.parse_strace("") == {}
 

@@ -38,10 +38,11 @@ def wait_for_retries(bed: Bed) -> None:
 
 def test_a_server_that_is_away_costs_the_guest_time_and_no_error(bed: Bed) -> None:
     tapdisks.make_chain(bed, nfs.MOUNT, 2, 100)
-    bed.popen("exec /usr/libexec/tapdisk --foreground 2> /root/tapdisk.log")
-    bed.wait_for("test -e /run/blktap-control/ctl$(pgrep -x tapdisk)", 30, 0.2)
-    device = bed.run("tap-ctl allocate").stdout.strip()
-    bed.run(f"pid=$(pgrep -x tapdisk); tap-ctl attach -p $pid -m 0 && tap-ctl open -p $pid -m 0 -a vhd:{LEAF}")
+    with tapdisks.configured(bed, "kernel_io=yes"):
+        bed.popen("exec /usr/libexec/tapdisk --foreground 2> /root/tapdisk.log")
+        bed.wait_for("test -e /run/blktap-control/ctl$(pgrep -x tapdisk)", 30, 0.2)
+        device = bed.run("tap-ctl allocate").stdout.strip()
+        bed.run(f"pid=$(pgrep -x tapdisk); tap-ctl attach -p $pid -m 0 && tap-ctl open -p $pid -m 0 -a vhd:{LEAF}")
     writer = bed.popen(
         f"fio --name=x --filename={device} --direct=1 --ioengine=libaio --iodepth=8 --rw=randwrite --bs=16k"
         " --size=100M --io_size=24M --rate_iops=60 --fsync=64 --verify=crc32c --do_verify=1 --output=/root/fio.log"
