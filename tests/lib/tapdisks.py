@@ -130,6 +130,16 @@ def configured(bed: Bed, *settings: str) -> Iterator[None]:
         bed.run(f"cat > {config}" if before else f"rm {config}", stdin=before.encode())
 
 
+@contextmanager
+def with_setting(bed: Bed, setting: str) -> Iterator[None]:
+    """With one more line in xenblk.yaml, where Xen is."""
+    bed.run(f"cp /etc/xen/xenblk.yaml /root/yaml && echo '{setting}' >> /etc/xen/xenblk.yaml && xenblk config apply")
+    try:
+        yield
+    finally:
+        bed.run("mv /root/yaml /etc/xen/xenblk.yaml && xenblk config apply")
+
+
 def create(bed: Bed, spec: str, readonly: bool = False) -> str:
     """The device path of a new disk."""
     flag = "-R " if readonly else ""
