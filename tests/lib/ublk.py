@@ -56,14 +56,19 @@ def create(bed: Bed, spec: str, options: str = "") -> Disk:
     return Disk(bed, row["pid"], minor)
 
 
-def take_over(disk: Disk, spec: str) -> Disk:
-    """A dead tapdisk's disk in a new one. The image may be locked a little longer than the dead one lived."""
-    line = (
+def taking_over(disk: Disk, spec: str) -> str:
+    """The command that gives a dead tapdisk's disk to a new one, and says its pid. The image may be locked a little longer
+    than the dead one lived."""
+    return (
         f"pid=$(tap-ctl spawn) && tap-ctl attach -p $pid -m {disk.minor} || exit 1;"
         f" for try in 1 2 3 4 5 6 7 8 9 10; do tap-ctl open -p $pid -m {disk.minor} -a '{spec}' && break; done"
         " && echo $pid"
     )
-    return Disk(disk.bed, int(disk.bed.run(line).stdout), disk.minor)
+
+
+def take_over(disk: Disk, spec: str) -> Disk:
+    """A dead tapdisk's disk in a new one."""
+    return Disk(disk.bed, int(disk.bed.run(taking_over(disk, spec)).stdout), disk.minor)
 
 
 @contextmanager

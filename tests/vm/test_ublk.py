@@ -2,6 +2,7 @@
 """What is ublk's own of the disks that the stock kernel makes; what all have is in test_stock_transport.py."""
 
 import random
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from tests.lib import ublk
 from tests.lib.beds import Beds
 from tests.lib.nulldisk import null_disk
-from tests.lib.ublk import Disk, create, take_over
+from tests.lib.ublk import Disk, create, take_over, taking_over
 from tests.lib.vm import Bed, Process
 
 LOG = "/root/fio.log"
@@ -111,13 +112,12 @@ def test_a_device_that_there_is_keeps_its_size(bed: Bed) -> None:
     disk.destroy()
 
 
-@pytest.mark.parametrize("depth", [24, 100], ids=["some slots", "all slots"])
-def test_killed_tapdisks_lose_nothing(bed: Bed, seed: int, depth: int) -> None:
+def test_killed_tapdisks_lose_nothing(bed: Bed, seed: int) -> None:
     """kill -9, again and again, under load on slow storage: what the dead ones had is asked for again."""
     with null_disk(bed, irqmode=2, completion_nsec=100_000_000, size=64) as slow:
         spec = f"aio:{slow}"
         disk = create(bed, spec)
-        writer = bed.popen(load(disk.device, seed, size="60M", iodepth=depth, io_size="24M"))
+        writer = bed.popen(load(disk.device, seed, size="60M", iodepth=24, io_size="12M"))
         held: list[int] = []
         for turn in range(1, 4):
             requests_begun(disk, 50 * turn)
@@ -126,6 +126,41 @@ def test_killed_tapdisks_lose_nothing(bed: Bed, seed: int, depth: int) -> None:
             assert not writer.ended, "the load ended before the last kill"
             disk = take_over(disk, spec)
         print(f"requests that the dead ones had, issued again: {held}")
+        ended_well(bed, writer)
+        disk.destroy()
+
+
+def test_a_tapdisk_that_has_all_requests_is_succeeded(bed: Bed, seed: int) -> None:
+    """As many as the device takes: by none of its slots can the kernel see that it is dead."""
+    with null_disk(bed, irqmode=2, completion_nsec=2_000_000_000, size=64) as slow:
+        disk = create(bed, f"aio:{slow}")
+        writer = bed.popen(load(disk.device, seed, size="60M", iodepth=100, io_size="2M", bsrange="4k-4k", do_verify=0))
+        bed.wait_for(f"awk '{{ exit $2 < 64 }}' /sys/block/{disk.name}/inflight", 30, 0.1)
+        bed.run(f"kill -9 {disk.pid}; while kill -0 {disk.pid}; do sleep 0.05; done 2>/dev/null")
+        start = time.monotonic()
+        disk = take_over(disk, f"aio:{slow}")
+        seconds = time.monotonic() - start
+        print(f"taken over after {seconds:.1f} s")
+        assert seconds < 15
+        ended_well(bed, writer)
+        disk.destroy()
+
+
+def test_a_tapdisk_that_has_just_taken_over_is_succeeded(bed: Bed, seed: int) -> None:
+    """It is killed while what it took over is in its hands, and when it might still be setting up the queue."""
+    with null_disk(bed, irqmode=2, completion_nsec=4_000_000_000, size=64) as slow:
+        spec = f"aio:{slow}"
+        disk = create(bed, spec)
+        writer = bed.popen(load(disk.device, seed, size="60M", iodepth=24, io_size="512k", bsrange="4k-4k", do_verify=0))
+        bed.wait_for(f"awk '{{ exit $2 < 24 }}' /sys/block/{disk.name}/inflight", 30, 0.1)
+        bed.run(f"kill -9 {disk.pid}; while kill -0 {disk.pid}; do sleep 0.05; done 2>/dev/null")
+        second = bed.popen(taking_over(disk, spec))
+        # The dead one's requests hold the image for up to four seconds, and the second's own last four more.
+        bed.wait_for("test -n \"$(pgrep -x tapdisk)\"", 30, 0.1)
+        time.sleep(6)
+        bed.run("pid=$(pgrep -x tapdisk) && kill -9 $pid && for i in $(seq 100); do kill -0 $pid || exit 0; sleep 0.1; done; exit 1")
+        second.wait(30, check=False)
+        disk = take_over(disk, spec)
         ended_well(bed, writer)
         disk.destroy()
 
