@@ -131,9 +131,10 @@ def configured(bed: Bed, *settings: str) -> Iterator[None]:
 
 
 @contextmanager
-def with_setting(bed: Bed, setting: str) -> Iterator[None]:
-    """With one more line in xenblk.yaml, where Xen is."""
-    bed.run(f"cp /etc/xen/xenblk.yaml /root/yaml && echo '{setting}' >> /etc/xen/xenblk.yaml && xenblk config apply")
+def with_settings(bed: Bed, *settings: str) -> Iterator[None]:
+    """With these lines more in xenblk.yaml, where Xen is."""
+    lines = "\n".join(settings)
+    bed.run(f"cp /etc/xen/xenblk.yaml /root/yaml && echo '{lines}' >> /etc/xen/xenblk.yaml && xenblk config apply")
     try:
         yield
     finally:

@@ -44,7 +44,7 @@ class KillPart:
         self._commit = commit
 
     def tasks(self) -> Sequence[Task]:
-        return [Task(PART, t.name, KILLS) for t in (*killrun.TRANSPORTS, *killrun.STOCK)] + [
+        return [Task(PART, t.name, KILLS) for t in killrun.ALL] + [
             Task(PART, GUEST + t.name, GUEST_KILLS) for t in killrun.TRANSPORTS
         ]
 
@@ -115,8 +115,7 @@ def in_a_guest(bed: Bed, transport: Transport, kills: int, seed: int, program: b
 def run_slice(seed: int, kills: int, name: str) -> Counts:
     """One boot."""
     xen = name.startswith(GUEST)
-    transports = (*killrun.TRANSPORTS, *killrun.STOCK)
-    [transport] = [t for t in transports if t.name == name.removeprefix(GUEST)]
+    [transport] = [t for t in killrun.ALL if t.name == name.removeprefix(GUEST)]
     with tempfile.TemporaryDirectory() as directory:
         program = killrun.build_load(Path(directory))
     with Bed(BedSpec(release=transport.release, xen=xen)) as bed:

@@ -35,6 +35,7 @@ STOCK = (
     Transport("ublk", options="--transport=ublk", release=13),
 )
 """Of kernels without our driver."""
+ALL = (*TRANSPORTS, *STOCK)
 
 
 @dataclass(frozen=True)

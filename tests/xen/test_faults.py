@@ -89,7 +89,7 @@ def turns(guest: Guest) -> int:
 def test_a_guest_goes_on_with_another_tapdisk_when_its_own_is_killed(bed: Bed) -> None:
     leaf, other = (tapdisks.make_chain(bed, f"/srv/{name}", 2, MEGABYTES)[0] for name in ("killed", "other"))
     with (
-        tapdisks.with_setting(bed, "restart: yes"),
+        tapdisks.with_settings(bed, "restart: yes"),
         running(bed, "neighbour", TICK, f"vhd:{other}") as neighbour,
         running(bed, "killed", LOAD % 8, f"vhd:{leaf}") as guest,
     ):
@@ -107,7 +107,7 @@ def test_a_guest_goes_on_with_another_tapdisk_when_its_own_is_killed(bed: Bed) -
 
 def test_a_guest_whose_tapdisk_was_killed_can_be_destroyed(bed: Bed) -> None:
     leaf = tapdisks.make_chain(bed, "/srv/destroyed", 2, MEGABYTES)[0]
-    with tapdisks.with_setting(bed, "restart: no"), running(bed, "destroyed", LOAD % 500, f"vhd:{leaf}") as guest:
+    with tapdisks.with_settings(bed, "restart: no"), running(bed, "destroyed", LOAD % 500, f"vhd:{leaf}") as guest:
         guest.wait_text("^turn 3$")
         kill_tapdisk(bed, leaf, NONE)
         # libxl waits 10 s for the backend to close before it forces it
@@ -122,7 +122,7 @@ def test_a_guest_whose_tapdisk_was_killed_can_be_destroyed(bed: Bed) -> None:
 @pytest.mark.parametrize("option", ["", "-f"])
 def test_the_disk_of_a_killed_tapdisk_can_be_detached(bed: Bed, option: str) -> None:
     leaf = tapdisks.make_chain(bed, "/srv/detached", 2, MEGABYTES)[0]
-    with tapdisks.with_setting(bed, "restart: no"), running(bed, f"detached{option}", LOAD % 500, f"vhd:{leaf}") as guest:
+    with tapdisks.with_settings(bed, "restart: no"), running(bed, f"detached{option}", LOAD % 500, f"vhd:{leaf}") as guest:
         guest.wait_text("^turn 3$")
         kill_tapdisk(bed, leaf, NONE)
         bed.run(f"xl block-detach {guest.name} xvda {option}", timeout=60)
@@ -196,7 +196,7 @@ def check_filled(bed: Bed, output: str) -> None:
 
 
 def test_a_full_file_system_may_be_an_error_to_the_guest_until_there_is_room(bed: Bed) -> None:
-    with tapdisks.with_setting(bed, "no_space: fail"), nearly_full(bed) as disks:
+    with tapdisks.with_settings(bed, "no_space: fail"), nearly_full(bed) as disks:
         guest = Guest(bed, "full", FILL, disks)
         try:
             guest.start(create=CREATE)

@@ -156,7 +156,7 @@ def test_a_guests_data_is_right_whoever_serves_it(bed: Bed, tmp_path: Path) -> N
         model = {b.vdev: bytearray(initial) if b.spec.startswith("vhd:") else bytearray(len(initial)) for b in backings}
         guest = Serving(bed, "grid", [f"tap2:{b.spec},{b.vdev},w" for b in backings[:2]], options)
         try:
-            with tapdisks.with_setting(bed, "kernel_io: yes"):
+            with tapdisks.with_settings(bed, "kernel_io: yes"):
                 guest.start(create=tapdisks.CREATE)
                 guest.wait_text("^ready$")
             bed.run(f"echo 0 > {PERSISTENT}")

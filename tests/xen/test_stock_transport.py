@@ -12,7 +12,7 @@ from tests.lib.vm import Bed
 from tests.xen.test_main_job import MEGABYTES, USE_DISK, sums
 
 WITHOUT_OURS = "modprobe -r blktap; echo 'install blktap /bin/false' > /etc/modprobe.d/test.conf"
-WITH_OURS = "rm /etc/modprobe.d/test.conf; sed -i '/^transport:/d; /^restart:/d' /etc/xen/xenblk.yaml; xenblk config apply"
+WITH_OURS = "rm /etc/modprobe.d/test.conf"
 
 
 @pytest.fixture
@@ -20,8 +20,9 @@ def bed(request: pytest.FixtureRequest, beds: Beds) -> Iterator[Bed]:
     """Without our module, and with the transport of the parameter."""
     release, transport = request.param
     with tapdisks.clean(beds(release=release)) as bed:
-        bed.run(f"{WITHOUT_OURS}; printf 'transport: {transport}\\nrestart: yes\\n' >> /etc/xen/xenblk.yaml")
-        yield bed
+        bed.run(WITHOUT_OURS)
+        with tapdisks.with_settings(bed, f"transport: {transport}", "restart: yes"):
+            yield bed
         assert "minor=" not in bed.run("tap-ctl list").stdout
         assert bed.run("ls /run/blktap-control /dev/xen/blktap-2 | grep -E 'minor|tapdev'", check=False).stdout == ""
         bed.run(WITH_OURS)
