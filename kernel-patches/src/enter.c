@@ -123,7 +123,7 @@ static int blktap_complete(struct blktap *tap, const struct blktap_cqe *cqe)
  * Not after each small request: whoever waits for it would run, and ask for the
  * next before the others of its batch are ended.
  */
-static void blktap_pause_copying(unsigned int *copied, unsigned int bytes)
+static void blktap_resched(unsigned int *copied, unsigned int bytes)
 {
 	*copied += min(bytes, BLKTAP_RESCHED_BYTES);
 	if (*copied < BLKTAP_RESCHED_BYTES)
@@ -172,7 +172,7 @@ static int blktap_consume(struct blktap *tap, struct blktap_enter *enter)
 		}
 		q->cq_head++;
 		enter->completed++;
-		blktap_pause_copying(&copied, bytes);
+		blktap_resched(&copied, bytes);
 	}
 	/* the entries are read: the server may write there again */
 	smp_store_release(&q->ring->cq_head, q->cq_head);
@@ -278,7 +278,7 @@ static int blktap_fetch(struct blktap *tap, struct blktap_enter *enter, u32 used
 		ret = blktap_issue(tap, rq);
 		if (ret)
 			break;
-		blktap_pause_copying(&copied, bytes);
+		blktap_resched(&copied, bytes);
 	}
 	enter->submitted = q->sq_tail - first;
 	/* the entries, and the data in the buffer, come before sq_tail */
