@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.terminal import TerminalReporter
 
+from tests.lib import stuck
 from tests.lib.beds import BedPool, Beds
 
 TIERS = ("unit", "io", "vm", "xen")
@@ -24,6 +26,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if tier in TIERS:
             item.add_marker(tier)
     items.sort(key=lambda item: next((i for i, t in enumerate(TIERS) if item.get_closest_marker(t)), 0))
+
+
+def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+    """Say last what those waited for who did not end."""
+    if stuck.reports:
+        terminalreporter.section("commands in beds that did not end")
+        terminalreporter.write_line("\n\n".join(stuck.reports))
 
 
 @pytest.fixture(scope="session")

@@ -116,7 +116,8 @@ def command(spec: BedSpec, image: BaseImage, initrd: Path, socket: Path, accel: 
     args += ["-display", "none", "-vga", "none", "-nodefaults", "-no-reboot", "-monitor", "none", "-net", "none"]
     args += ["-serial", "stdio"]
     args += ["-drive", f"file={escaped(image.root)},format=raw,if=none,id=root,snapshot=on,discard=unmap"]
-    args += ["-device", "virtio-blk-pci,drive=root"]
+    # else QEMU stops the machine, without a word, when this one's disk is full
+    args += ["-device", "virtio-blk-pci,drive=root,werror=report,rerror=report"]
     for number, disk in enumerate(spec.disks):
         if disk.log:
             args += logged(disk, disk.log, f"extra{number}")
@@ -125,7 +126,7 @@ def command(spec: BedSpec, image: BaseImage, initrd: Path, socket: Path, accel: 
         drive += ",file.locking=off" if disk.shared else ""
         args += ["-drive", drive + (f",{disk.options}" if disk.options else "")]
         shared = ",share-rw=on" if disk.shared else ""
-        args += ["-device", f"virtio-blk-pci,drive=extra{number}{shared}"]
+        args += ["-device", f"virtio-blk-pci,drive=extra{number},werror=report,rerror=report{shared}"]
     args += ["-device", "virtio-serial-pci", "-chardev", f"socket,id=agent,path={escaped(socket)},server=off"]
     args += ["-device", f"virtserialport,chardev=agent,name={AGENT_PORT}"]
     if spec.xen:

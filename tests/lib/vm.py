@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tests.lib import accel, cache, checkkernel, dmesg, qemu, stage
+from tests.lib import accel, cache, checkkernel, dmesg, qemu, stage, stuck
 from tests.lib.channel import Channel, ChannelLost, Job, JobFailed
 from tests.lib.console import Console
 from tests.lib.image import BaseImage, base_image
@@ -29,6 +29,8 @@ from tests.lib.qemu import BedSpec
 BOOT_SECONDS = {"sh": 240.0, "systemd": 420.0}
 COMMAND_SECONDS = 120.0
 KILL_SECONDS = 20.0
+# What a bed may write to its root disk.
+ROOM = 2 << 30
 # A kernel with checkers is that much slower.
 CHECKED = 4
 # kmemleak takes an object for lost only if it is older than 5 s, and says so when it has scanned twice.
@@ -99,9 +101,11 @@ class Process:
         timeout *= bed.slower
         try:
             if not bed.channel.wait(self._job, timeout):
+                late = f"no end after {timeout:.0f} s of: {self.command}"
+                report = stuck.note(f"{bed}: {late[:200]}\n{bed.what_waits()}")
                 bed.channel.kill(self._job)
                 ended = bed.channel.wait(self._job, KILL_SECONDS)
-                text = f"no end after {timeout:.0f} s of: {self.command}\n{self.output()[-4000:]}"
+                text = f"{late}\n{self.output()[-4000:]}\n{report}"
                 if not ended:
                     bed.stop(f"a command can't be killed: {self.command}")
                     raise BedLost(f"{text}\nand it can't be killed\n{bed.console.tail()}")
@@ -275,6 +279,14 @@ class Bed:
             process.stdin(b"")
         return process.wait(timeout, check)
 
+    def what_waits(self) -> str:
+        """What the tasks that can't be killed wait for (lib/stuck.py), if it can be asked."""
+        job = self.channel.run(stuck.SCRIPT, {})
+        answered = self.channel.wait(job, stuck.SECONDS * self.slower)
+        said = bytes(job.output).decode(errors="replace")
+        room = shutil.disk_usage(self.directory).free >> 20
+        return f"{said if answered else f'it does not answer: {said}'}\nThe disk with {self.directory} has {room} MiB left."
+
     def put(self, path: str, data: bytes, mode: int = 0o644, timeout: float = COMMAND_SECONDS) -> None:
         """Write a file in the bed."""
         try:
@@ -368,6 +380,9 @@ def _working_directory() -> Path:
         owner = old.name.split("-")[2]
         if owner.isdigit() and not Path("/proc", owner).exists():
             shutil.rmtree(old, ignore_errors=True)
+    room = shutil.disk_usage(base).free
+    if room < ROOM:
+        raise BedError(f"{base} has {room >> 20} MiB left: a bed needs {ROOM >> 20} MiB there: make room")
     return Path(tempfile.mkdtemp(prefix=f"xenblk-bed-{os.getpid()}-", dir=base))
 
 

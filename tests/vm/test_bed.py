@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lib import stuck
 from tests.lib.beds import Beds
 from tests.lib.qemu import Disk
 from tests.lib.vm import BedLost, CommandFailed, CommandTimeout
@@ -62,7 +63,18 @@ def test_a_command_that_does_not_end_is_killed_and_the_bed_lives_on(beds: Beds) 
     bed = beds(xen=False)
     with pytest.raises(CommandTimeout, match="no end after 1 s of: echo begun"):
         bed.run("echo begun; sleep 300", timeout=1.0)
+    assert "echo begun" in stuck.reports.pop()
     assert bed.run("echo alive").stdout == "alive\n"
+
+
+def test_what_can_not_be_killed_is_told_with_what_it_waits_for(beds: Beds) -> None:
+    """A file system that is frozen has its writers wait."""
+    bed = beds.fresh(xen=False)
+    beds.expect_loss(bed)
+    bed.run("truncate -s 64M /srv/frozen && mkfs.ext4 -q /srv/frozen && mount /srv/frozen /mnt && fsfreeze -f /mnt")
+    with pytest.raises(CommandTimeout, match=r"touch \(\d+\): .*(percpu_rwsem|sb_start_write|mnt_want_write)"):
+        bed.run("touch /mnt/file", timeout=5.0)
+    assert stuck.reports.pop().startswith(f"{bed}: no end after 5 s of: touch /mnt/file\ntouch (")
 
 
 def test_root_has_room_and_takes_direct_io(beds: Beds) -> None:
