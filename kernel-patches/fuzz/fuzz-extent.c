@@ -39,7 +39,7 @@ struct model {
 struct run {
 	bool runs;
 	u64 withdrawal;		/* how many there had been when it began */
-	struct blktap_rq rq;	/* its end is of no size here */
+	u8 epoch;
 };
 
 static struct model model[SECTORS];
@@ -166,7 +166,7 @@ static void begin(const struct action *a)
 		return;
 	run->runs = true;
 	run->withdrawal = withdrawals;
-	blktap_running_begin(&tap, &run->rq);
+	run->epoch = blktap_running_begin(&tap);
 }
 
 static void finish(const struct action *a)
@@ -176,7 +176,7 @@ static void finish(const struct action *a)
 	if (!run->runs)
 		return;
 	run->runs = false;
-	blktap_running_end(&tap, &run->rq);
+	blktap_running_end(&tap, run->epoch);
 }
 
 /* Looked for as queue_rq does. */

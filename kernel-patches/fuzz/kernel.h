@@ -22,6 +22,7 @@ typedef __u32 u32;
 typedef __u64 u64;
 typedef __s32 s32;
 typedef unsigned int __poll_t;
+typedef u8 blk_status_t;
 
 #define __user
 #define U64_MAX			UINT64_MAX
@@ -43,6 +44,7 @@ struct list_head { struct list_head *next, *prev; };
 struct kiocb { int unused; };
 struct bio_vec { int unused; };
 struct bio { int unused; };
+struct bio_list { int unused; };
 struct device { int unused; };
 struct cdev { int unused; };
 struct mutex { int unused; };
@@ -51,6 +53,7 @@ struct workqueue_struct;
 struct work_struct { int unused; };
 struct delayed_work { int unused; };
 struct request;
+struct request_queue;
 struct gendisk;
 struct block_device;
 struct file;

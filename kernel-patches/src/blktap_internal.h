@@ -2,14 +2,16 @@
 /*
  * The driver's own objects.
  *
- *   minors (xarray) --> struct blktap --> gendisk --> blk-mq queue
- *                           |  ^                         | queue_rq
+ *   minors (xarray) --> struct blktap --> gendisk --> hidden gendisk, blk-mq queue
+ *                           |  ^             |           | queue_rq
  *                           |  +-------- pending <-------+
- *                           |                            |
+ *                           |                |           |
  *                           |  extents, files <-- direct-+
+ *                           |                `--- pass --> block devices
  *                           +--> struct blktap_queue: rings, issued requests
  *
- * A request is on one list: pending (nobody has it), issued (the server has
+ * A bio of the disk is passed on to a block device, or becomes a request of the
+ * queue. A request is on one list: pending (nobody has it), issued (the server has
  * it), or direct (the kernel's worker is to have it), or the kernel's own I/O for
  * it runs. A dead server's issued requests go back to the head of pending; the
  * kernel's own I/O goes on, and only what fails comes to pending.
@@ -31,12 +33,14 @@
 #include <linux/poll.h>
 #include <linux/rbtree.h>
 #include <linux/spinlock.h>
+#include <linux/version.h>
 #include <linux/wait.h>
 #include <linux/workqueue.h>
 
 #include "proto.h"
 
 #define BLKTAP_NODE_DIR	"xen/blktap-2/"
+#define BLKTAP_REQ_FAILED	REQ_DRV	/* passed on in vain: for the server */
 #define BLKTAP_MAX_DEAD_TIMEOUT	(365u * 24 * 3600)
 
 enum blktap_state {
@@ -52,6 +56,7 @@ struct blktap_rq {
 	u8 flags;		/* BLKTAP_RQ_DIRECT_FAILED, BLKTAP_RQ_UNFIT */
 	u8 epoch;		/* in which that is counted */
 	u16 nr_bvecs;
+	unsigned long start;	/* jiffies */
 	struct kiocb iocb;
 	struct bio_vec bvec[];	/* max_bvecs */
 };
@@ -59,6 +64,7 @@ struct blktap_rq {
 /* A registered file. */
 struct blktap_target {
 	struct file *file;	/* NULL: the number is free */
+	struct block_device *pass;	/* it is one that bios can be passed to */
 	u32 align;		/* a mask: offsets and lengths of direct I/O */
 	bool write;
 };
@@ -132,6 +138,7 @@ struct blktap {
 
 	/* the device */
 	struct gendisk *disk;
+	struct gendisk *queue_disk;	/* hidden: what is not passed on */
 	struct blk_mq_tag_set tag_set;
 	struct blktap_device_params params;	/* flags: queue_rq reads them */
 	u32 dev_entries;
@@ -148,10 +155,15 @@ struct blktap {
 	u32 nr_extents;
 	struct blktap_epochs epochs;
 	struct list_head direct;
+	struct blktap_pass *pass_pool;	/* made with the first file that is one */
+	struct list_head passes;	/* those that are free */
+	struct list_head passed;	/* for the worker to end */
+	struct bio_list again;		/* passed on in vain */
 
 	wait_queue_head_t wait;	/* the server's, and who waits for a drain */
 	struct workqueue_struct *workqueue;	/* made with the first file */
 	struct work_struct direct_work;
+	struct work_struct again_work;	/* may wait for a tag */
 
 	struct blktap_counters count;	/* written under lock */
 };
@@ -181,6 +193,13 @@ int blktap_enter(struct blktap *tap, struct blktap_enter *enter);
 /* Puts what a server that is gone has issued back, to be given again. */
 void blktap_hold_issued(struct blktap *tap);
 
+/* queue.c; lock is held where a queue is made and removed. */
+int blktap_queue_create(struct blktap *tap, const struct blktap_device_params *params);
+/* All of its requests have ended, or will without a server. */
+void blktap_queue_remove(struct blktap *tap);
+/* One that queue_rq has taken. */
+void blktap_end_request(struct blktap *tap, struct request *rq, blk_status_t status);
+
 /* device.c; lock is held in all of them. */
 int blktap_device_create(struct blktap *tap,
 			 const struct blktap_device_params *params);
@@ -193,6 +212,15 @@ int blktap_device_set(struct blktap *tap,
  * kernel's own I/O ran; it fails all requests, and may be removed again.
  */
 int blktap_device_remove(struct blktap *tap, bool force);
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 11, 0)
+void blktap_limits(struct blktap *tap, const struct blktap_device_params *params,
+		   struct queue_limits *lim);
+#else
+void blktap_limits(struct blktap *tap, const struct blktap_device_params *params,
+		   struct request_queue *q);
+#endif
+/* Without a lock. Gives a bio of the disk to the queue; may wait for a tag. */
+void blktap_queue_bio(struct blktap *tap, struct bio *bio);
 
 /* expire.c */
 void blktap_expire_work(struct work_struct *work);
@@ -237,8 +265,9 @@ int blktap_drain_wait(struct blktap *tap);
 /* rq_lock is held: the one extent that has all of a request's sectors. */
 bool blktap_extent_find(struct blktap *tap, u64 sector, u32 nr_sectors,
 			bool write, struct blktap_place *place);
-void blktap_running_begin(struct blktap *tap, struct blktap_rq *brq);
-void blktap_running_end(struct blktap *tap, struct blktap_rq *brq);
+/* The epoch that I/O begins in, and ends with. */
+u8 blktap_running_begin(struct blktap *tap);
+void blktap_running_end(struct blktap *tap, u8 epoch);
 
 /* direct.c */
 /* rq_lock is held. True if the kernel does the request's I/O: then kick. */
@@ -247,6 +276,21 @@ void blktap_direct_kick(struct blktap *tap);
 /* The server says where the request's data is. It gets back what can't be done there. */
 void blktap_direct_remap(struct blktap *tap, struct request *rq, u32 file, u64 offset);
 void blktap_direct_work(struct work_struct *work);
+/* The server has not taken from the file what it was registered with. */
+bool blktap_still_direct(const struct file *file);
+
+/* pass.c */
+/* lock is held; -ENOMEM. */
+int blktap_pass_init(struct blktap *tap);
+/* Nothing runs. */
+void blktap_pass_exit(struct blktap *tap);
+/* Whether any bio can be passed on to it. */
+bool blktap_pass_possible(struct block_device *bdev);
+/* False: it is for the queue. */
+bool blktap_pass_try(struct blktap *tap, struct bio *bio);
+/* What has ended, and could not where it did. */
+void blktap_pass_work(struct blktap *tap);
+void blktap_again_work(struct work_struct *work);
 
 /* sysfs.c */
 extern const struct attribute_group *blktap_groups[];

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* The control device: minors are made and freed here. */
+#include <linux/bio.h>
 #include <linux/capability.h>
 #include <linux/fs.h>
 #include <linux/ktime.h>
@@ -55,7 +56,11 @@ static struct blktap *blktap_new(int minor)
 	INIT_LIST_HEAD(&tap->pending);
 	INIT_LIST_HEAD(&tap->queue.issued);
 	INIT_LIST_HEAD(&tap->direct);
+	INIT_LIST_HEAD(&tap->passes);
+	INIT_LIST_HEAD(&tap->passed);
+	bio_list_init(&tap->again);
 	INIT_WORK(&tap->direct_work, blktap_direct_work);
+	INIT_WORK(&tap->again_work, blktap_again_work);
 	INIT_DELAYED_WORK(&tap->dead_work, blktap_expire_work);
 	tap->extents = RB_ROOT;
 	init_waitqueue_head(&tap->wait);
@@ -147,6 +152,7 @@ static int blktap_drop(s32 minor, bool force)
 		if (tap->workqueue)
 			destroy_workqueue(tap->workqueue);
 		tap->workqueue = NULL;
+		blktap_pass_exit(tap);
 	}
 	mutex_unlock(&tap->lock);
 	if (ret)

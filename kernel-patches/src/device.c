@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* The gendisk of a minor and its blk-mq queue. */
+/* The gendisk of a minor. */
 #include <linux/blk-mq.h>
 #include <linux/blkdev.h>
 #include <linux/module.h>
@@ -12,86 +12,19 @@
 #define BLKTAP_ZEROES_SECTORS	(SZ_1G >> SECTOR_SHIFT)	/* in one request */
 #define BLKTAP_MAX_IO_OPT	(16u << 20)	/* twice of it is read ahead */
 
-static bool blktap_op_allowed(struct blktap *tap, struct request *rq,
-			      blk_status_t *why)
+void blktap_queue_bio(struct blktap *tap, struct bio *bio)
 {
-	u32 flags = READ_ONCE(tap->params.flags);
-
-	*why = BLK_STS_NOTSUPP;
-	switch (req_op(rq)) {
-	case REQ_OP_READ:
-	case REQ_OP_WRITE:
-		*why = BLK_STS_IOERR;
-		if (WARN_ON_ONCE(blk_rq_bytes(rq) > tap->dev_max_io_bytes))
-			return false;
-		break;
-	case REQ_OP_FLUSH:
-		break;
-	case REQ_OP_DISCARD:
-	case REQ_OP_WRITE_ZEROES:
-		break;
-	default:
-		return false;
-	}
-	/* the block layer of 6.1 only warns of writes to a read-only disk */
-	*why = BLK_STS_IOERR;
-	return !(flags & BLKTAP_DEV_RDONLY) || !op_is_write(req_op(rq)) ||
-	       req_op(rq) == REQ_OP_FLUSH;
+	bio_set_dev(bio, tap->queue_disk->part0);
+	submit_bio_noacct(bio);
 }
 
-/* Requests come in batches: the server is woken for the whole of one. */
-static void blktap_commit_rqs(struct blk_mq_hw_ctx *hctx)
+static void blktap_submit_bio(struct bio *bio)
 {
-	struct blktap *tap = hctx->queue->queuedata;
+	struct blktap *tap = bio->bi_bdev->bd_disk->private_data;
 
-	if (!list_empty_careful(&tap->pending))
-		blktap_wake(tap);
+	if (!blktap_pass_try(tap, bio))
+		blktap_queue_bio(tap, bio);
 }
-
-/*
- * Only queues: the submitter's context must not touch the server's memory, and
- * the server, which copies the data, must find it at once. Nor may it wait, as a
- * file system may.
- */
-static blk_status_t blktap_queue_rq(struct blk_mq_hw_ctx *hctx,
-				    const struct blk_mq_queue_data *bd)
-{
-	struct blktap *tap = hctx->queue->queuedata;
-	struct request *rq = bd->rq;
-	bool failing, direct;
-	unsigned long flags;
-	blk_status_t why;
-
-	if (!blktap_op_allowed(tap, rq, &why))
-		return why;
-	blk_mq_start_request(rq);
-	blktap_rq(rq)->flags = 0;
-	spin_lock_irqsave(&tap->rq_lock, flags);
-	failing = blktap_fails(tap);
-	direct = !failing && blktap_direct_try(tap, rq);
-	if (!failing && !direct)
-		list_add_tail(&blktap_rq(rq)->node, &tap->pending);
-	spin_unlock_irqrestore(&tap->rq_lock, flags);
-	if (failing)
-		return BLK_STS_IOERR;
-	if (direct)
-		blktap_direct_kick(tap);
-	if (bd->last)
-		blktap_commit_rqs(hctx);
-	return BLK_STS_OK;
-}
-
-/* A request waits for its server for as long as it takes. */
-static enum blk_eh_timer_return blktap_timeout(struct request *rq)
-{
-	return BLK_EH_RESET_TIMER;
-}
-
-static const struct blk_mq_ops blktap_mq_ops = {
-	.queue_rq	= blktap_queue_rq,
-	.commit_rqs	= blktap_commit_rqs,
-	.timeout	= blktap_timeout,
-};
 
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 5, 0)
 static int blktap_disk_open(struct gendisk *disk, blk_mode_t mode)
@@ -129,39 +62,25 @@ static char *blktap_disk_devnode(struct gendisk *disk, umode_t *mode)
 
 static const struct block_device_operations blktap_disk_ops = {
 	.owner		= THIS_MODULE,
+	.submit_bio	= blktap_submit_bio,
 	.open		= blktap_disk_open,
 	.free_disk	= blktap_free_disk,
 	.devnode	= blktap_disk_devnode,
 };
 
-static int blktap_alloc_tags(struct blktap *tap)
-{
-	struct blk_mq_tag_set *set = &tap->tag_set;
-
-	memset(set, 0, sizeof(*set));
-	set->ops = &blktap_mq_ops;
-	set->nr_hw_queues = 1;
-	set->queue_depth = tap->queue.entries;
-	set->numa_node = NUMA_NO_NODE;
-	set->cmd_size = struct_size_t(struct blktap_rq, bvec, tap->max_bvecs);
-	/* the guest and the image's own disk schedule already */
-	set->flags = BLK_MQ_F_SHOULD_MERGE | BLK_MQ_F_NO_SCHED_BY_DEFAULT;
-	return blk_mq_alloc_tag_set(set);
-}
-
 /*
- * Segments are not limited: the data is copied page by page, whatever the
- * bvecs are.
+ * Of the disk and of its queue. Segments are not limited: the data is copied page
+ * by page, whatever the bvecs are.
  */
-static struct gendisk *blktap_alloc_disk(struct blktap *tap,
-					 const struct blktap_device_params *params)
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 11, 0)
+void blktap_limits(struct blktap *tap, const struct blktap_device_params *params,
+		   struct queue_limits *lim)
 {
 	bool discard = params->flags & BLKTAP_DEV_DISCARD;
 	bool zeroes = params->flags & BLKTAP_DEV_ZEROES;
-	bool cache = params->flags & BLKTAP_DEV_FLUSH;
-	bool fua = params->flags & BLKTAP_DEV_FUA;
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 11, 0)
-	struct queue_limits lim = {
+
+	*lim = (struct queue_limits) {
+		.features = BLK_FEAT_NOWAIT | BLK_FEAT_IO_STAT,
 		.logical_block_size = params->logical_block_size,
 		.physical_block_size = params->physical_block_size,
 		.io_min = params->io_min,
@@ -173,19 +92,24 @@ static struct gendisk *blktap_alloc_disk(struct blktap *tap,
 		.discard_granularity = discard ? params->discard_granularity : 0,
 		.max_write_zeroes_sectors = zeroes ? BLKTAP_ZEROES_SECTORS : 0,
 	};
+	if (params->flags & BLKTAP_DEV_FLUSH)
+		lim->features |= BLK_FEAT_WRITE_CACHE;
+	if (params->flags & BLKTAP_DEV_FUA)
+		lim->features |= BLK_FEAT_FUA;
+}
 
-	if (cache)
-		lim.features |= BLK_FEAT_WRITE_CACHE;
-	if (fua)
-		lim.features |= BLK_FEAT_FUA;
-	return blk_mq_alloc_disk(&tap->tag_set, &lim, tap);
+static struct gendisk *blktap_alloc_disk(struct blktap *tap,
+					 const struct blktap_device_params *params)
+{
+	struct queue_limits lim;
+
+	blktap_limits(tap, params, &lim);
+	return blk_alloc_disk(&lim, NUMA_NO_NODE);
+}
 #else
-	struct gendisk *disk = blk_mq_alloc_disk(&tap->tag_set, tap);
-	struct request_queue *q;
-
-	if (IS_ERR(disk))
-		return disk;
-	q = disk->queue;
+void blktap_limits(struct blktap *tap, const struct blktap_device_params *params,
+		   struct request_queue *q)
+{
 	blk_queue_logical_block_size(q, params->logical_block_size);
 	blk_queue_physical_block_size(q, params->physical_block_size);
 	if (params->io_min)
@@ -195,17 +119,30 @@ static struct gendisk *blktap_alloc_disk(struct blktap *tap,
 	blk_queue_max_hw_sectors(q, tap->max_io_bytes >> SECTOR_SHIFT);
 	blk_queue_max_segments(q, USHRT_MAX);
 	blk_queue_max_segment_size(q, UINT_MAX);
-	if (discard) {
+	if (params->flags & BLKTAP_DEV_DISCARD) {
 		q->limits.discard_granularity = params->discard_granularity;
 		blk_queue_max_discard_sectors(q, params->discard_max);
 	}
-	if (zeroes)
+	if (params->flags & BLKTAP_DEV_ZEROES)
 		blk_queue_max_write_zeroes_sectors(q, BLKTAP_ZEROES_SECTORS);
-	blk_queue_write_cache(q, cache, fua);
+	blk_queue_write_cache(q, params->flags & BLKTAP_DEV_FLUSH,
+			      params->flags & BLKTAP_DEV_FUA);
 	blk_queue_flag_set(QUEUE_FLAG_NONROT, q);
-	return disk;
-#endif
+	blk_queue_flag_set(QUEUE_FLAG_NOWAIT, q);
+	blk_queue_flag_set(QUEUE_FLAG_IO_STAT, q);
 }
+
+static struct gendisk *blktap_alloc_disk(struct blktap *tap,
+					 const struct blktap_device_params *params)
+{
+	struct gendisk *disk = blk_alloc_disk(NUMA_NO_NODE);
+
+	if (!disk)
+		return ERR_PTR(-ENOMEM);
+	blktap_limits(tap, params, disk->queue);
+	return disk;
+}
+#endif
 
 static struct gendisk *blktap_make_disk(struct blktap *tap,
 					const struct blktap_device_params *params)
@@ -239,14 +176,13 @@ int blktap_device_create(struct blktap *tap,
 	ret = blktap_check_params(params, tap->max_io_bytes);
 	if (ret)
 		return ret;
-	tap->max_bvecs = tap->max_io_bytes / PAGE_SIZE + 1;
-	ret = blktap_alloc_tags(tap);
+	ret = blktap_queue_create(tap, params);
 	if (ret)
 		return ret;
 	disk = blktap_make_disk(tap, params);
 	if (IS_ERR(disk)) {
 		ret = PTR_ERR(disk);
-		goto out_tags;
+		goto out_queue;
 	}
 	tap->params = *params;
 	tap->dev_entries = tap->queue.entries;
@@ -254,20 +190,21 @@ int blktap_device_create(struct blktap *tap,
 	WRITE_ONCE(tap->failing, false);
 	tap->expired = false;
 	get_device(&tap->dev);	/* the disk's, until blktap_free_disk() */
+	tap->disk = disk;	/* its I/O, which may begin at once, is counted */
 	ret = device_add_disk(&tap->dev, disk, NULL);
 	if (ret)
 		goto out_disk;
-	tap->disk = disk;
 	blktap_set_state(tap, BLKTAP_LIVE);
 	/* someone may have been quicker to read than we to go live */
 	blktap_wake(tap);
 	return 0;
 
 out_disk:
+	tap->disk = NULL;
 	put_device(&tap->dev);
 	put_disk(disk);
-out_tags:
-	blk_mq_free_tag_set(&tap->tag_set);
+out_queue:
+	blktap_queue_remove(tap);
 	return ret;
 }
 
@@ -291,6 +228,7 @@ static int blktap_device_change(struct blktap *tap,
 	}
 	if (params->sectors != tap->params.sectors) {
 		tap->params.sectors = params->sectors;
+		set_capacity(tap->queue_disk, params->sectors);
 		set_capacity_and_notify(tap->disk, params->sectors);
 	}
 	return 0;
@@ -347,7 +285,7 @@ static void blktap_fail_requests(struct blktap *tap)
 	memset(tap->queue.held_ids, 0, sizeof(tap->queue.held_ids));
 	list_for_each_entry_safe(brq, next, &failed, node) {
 		list_del(&brq->node);
-		blk_mq_end_request(blktap_request(brq), BLK_STS_IOERR);
+		blktap_end_request(tap, blktap_request(brq), BLK_STS_IOERR);
 	}
 }
 
@@ -388,8 +326,10 @@ int blktap_device_remove(struct blktap *tap, bool force)
 	ret = blktap_drain_wait(tap);
 	if (ret)
 		return ret;
+	/* what was passed on in vain fails in the queue */
+	flush_work(&tap->again_work);
 	del_gendisk(tap->disk);
-	blk_mq_free_tag_set(&tap->tag_set);
+	blktap_queue_remove(tap);
 	put_disk(tap->disk);	/* openers keep it; blktap_free_disk() is last */
 	tap->disk = NULL;
 	return 0;

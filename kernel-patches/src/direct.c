@@ -39,31 +39,49 @@ static void blktap_end_write(struct kiocb *iocb)
 }
 
 /*
- * The request's pages as they are, one page to an entry at most: entries of
- * foreign pages must not be merged by page number. False: more than there is
- * room for, or not as the file's direct I/O wants them.
+ * The request's pages as they are: those of several bios are put into one table.
+ * False: more than there is room for, or not as the file's direct I/O wants them.
  */
 static bool blktap_gather(struct blktap *tap, struct request *rq, u32 align)
 {
+	bool several = rq->bio != rq->biotail;
 	struct blktap_rq *brq = blktap_rq(rq);
 	struct req_iterator it;
 	struct bio_vec bv;
 	u32 n = 0;
 
-	rq_for_each_segment(bv, rq, it) {
+	rq_for_each_bvec(bv, rq, it) {
 		if (n == tap->max_bvecs || (bv.bv_offset | bv.bv_len) & align)
 			return false;
-		brq->bvec[n++] = bv;
+		if (several)
+			brq->bvec[n] = bv;
+		n++;
 	}
 	brq->nr_bvecs = n;
 	return true;
+}
+
+static void blktap_iter(struct blktap_rq *brq, struct request *rq,
+			unsigned int direction, struct iov_iter *iter)
+{
+	const struct bio *bio = rq->bio;
+
+	if (bio != rq->biotail) {
+		iov_iter_bvec(iter, direction, brq->bvec, brq->nr_bvecs,
+			      blk_rq_bytes(rq));
+		return;
+	}
+	iov_iter_bvec(iter, direction,
+		      __bvec_iter_bvec(bio->bi_io_vec, bio->bi_iter),
+		      brq->nr_bvecs, blk_rq_bytes(rq));
+	iter->iov_offset = bio->bi_iter.bi_bvec_done;
 }
 
 /*
  * The server still has the open file, whose flags it can change. Behind the page
  * cache, or at the file's end, the data would not be where the server looks for it.
  */
-static bool blktap_still_direct(const struct file *file)
+bool blktap_still_direct(const struct file *file)
 {
 	return (READ_ONCE(file->f_flags) & (O_DIRECT | O_APPEND)) == O_DIRECT;
 }
@@ -85,7 +103,7 @@ static bool blktap_take(struct blktap *tap, struct request *rq,
 	init_sync_kiocb(&brq->iocb, target->file);
 	get_file(target->file);
 	brq->iocb.ki_pos = place->offset;
-	blktap_running_begin(tap, brq);
+	brq->epoch = blktap_running_begin(tap);
 	list_add_tail(&brq->node, &tap->direct);
 	return true;
 }
@@ -94,7 +112,8 @@ bool blktap_direct_try(struct blktap *tap, struct request *rq)
 {
 	struct blktap_place place;
 
-	if (req_op(rq) != REQ_OP_READ && req_op(rq) != REQ_OP_WRITE)
+	if ((req_op(rq) != REQ_OP_READ && req_op(rq) != REQ_OP_WRITE) ||
+	    (rq->cmd_flags & BLKTAP_REQ_FAILED))
 		return false;
 	if (!blktap_extent_find(tap, blk_rq_pos(rq), blk_rq_sectors(rq),
 				op_is_write(req_op(rq)), &place))
@@ -160,11 +179,11 @@ static void blktap_direct_done(struct kiocb *iocb, long ret)
 		if (!failing)
 			blktap_direct_give(tap, brq);
 	}
-	blktap_running_end(tap, brq);
+	blktap_running_end(tap, brq->epoch);
 	spin_unlock_irqrestore(&tap->rq_lock, flags);
 	fput(file);
 	if (good || failing)
-		blk_mq_end_request(rq, good ? BLK_STS_OK : BLK_STS_IOERR);
+		blktap_end_request(tap, rq, good ? BLK_STS_OK : BLK_STS_IOERR);
 }
 
 static void blktap_direct_start(struct blktap_rq *brq)
@@ -175,8 +194,7 @@ static void blktap_direct_start(struct blktap_rq *brq)
 	struct iov_iter iter;
 	ssize_t ret;
 
-	iov_iter_bvec(&iter, write ? WRITE : READ, brq->bvec, brq->nr_bvecs,
-		      blk_rq_bytes(rq));
+	blktap_iter(brq, rq, write ? WRITE : READ, &iter);
 	brq->iocb.ki_complete = blktap_direct_done;
 	brq->iocb.ki_ioprio = req_get_ioprio(rq);
 	if (rq->cmd_flags & REQ_FUA)
@@ -206,6 +224,7 @@ void blktap_direct_work(struct work_struct *work)
 
 	current->flags |= PF_LOCAL_THROTTLE | PF_MEMALLOC_NOIO;
 	for (;;) {
+		blktap_pass_work(tap);
 		spin_lock_irq(&tap->rq_lock);
 		list_splice_init(&tap->direct, &list);
 		spin_unlock_irq(&tap->rq_lock);

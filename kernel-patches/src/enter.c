@@ -95,7 +95,7 @@ static int blktap_complete(struct blktap *tap, const struct blktap_cqe *cqe)
 		blktap_unhold(q, rq);
 		tap->count.requeued++;
 		blk_mq_requeue_request(rq, false);
-		blk_mq_delay_kick_requeue_list(tap->disk->queue,
+		blk_mq_delay_kick_requeue_list(tap->queue_disk->queue,
 					       BLKTAP_REQUEUE_MS);
 		return 0;
 	}
@@ -115,7 +115,7 @@ static int blktap_complete(struct blktap *tap, const struct blktap_cqe *cqe)
 	}
 	blktap_unhold(q, rq);
 	tap->count.completed++;
-	blk_mq_end_request(rq, status);
+	blktap_end_request(tap, rq, status);
 	return 0;
 }
 
@@ -250,7 +250,7 @@ static int blktap_issue(struct blktap *tap, struct request *rq)
 	}
 	if (ret) {
 		blktap_fault(tap, "written");
-		blk_mq_end_request(rq, BLK_STS_IOERR);
+		blktap_end_request(tap, rq, BLK_STS_IOERR);
 		return 0;
 	}
 	blktap_fill_sqe(tap, rq, atomic64_inc_return(&blktap_last_id), &sqe);

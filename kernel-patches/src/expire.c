@@ -24,7 +24,7 @@ static void blktap_expire(struct blktap *tap)
 		 nr);
 	list_for_each_entry_safe(brq, next, &failed, node) {
 		list_del(&brq->node);
-		blk_mq_end_request(blktap_request(brq), BLK_STS_IOERR);
+		blktap_end_request(tap, blktap_request(brq), BLK_STS_IOERR);
 	}
 }
 

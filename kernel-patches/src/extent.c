@@ -226,17 +226,19 @@ static void blktap_epoch_turn(struct blktap *tap)
 	}
 }
 
-void blktap_running_begin(struct blktap *tap, struct blktap_rq *brq)
-{
-	brq->epoch = tap->epochs.now;
-	tap->epochs.running[brq->epoch]++;
-}
-
-void blktap_running_end(struct blktap *tap, struct blktap_rq *brq)
+u8 blktap_running_begin(struct blktap *tap)
 {
 	struct blktap_epochs *ep = &tap->epochs;
 
-	if (--ep->running[brq->epoch] || ep->drained == ep->wanted)
+	ep->running[ep->now]++;
+	return ep->now;
+}
+
+void blktap_running_end(struct blktap *tap, u8 epoch)
+{
+	struct blktap_epochs *ep = &tap->epochs;
+
+	if (--ep->running[epoch] || ep->drained == ep->wanted)
 		return;
 	blktap_epoch_turn(tap);
 	if (ep->drained == ep->wanted)

@@ -60,6 +60,7 @@ static int blktap_file_check(struct blktap *tap, struct file *file, bool write)
 int blktap_file_add(struct blktap *tap, int fd, u32 number, bool write)
 {
 	struct blktap_target target = { .write = write };
+	struct block_device *bdev;
 	unsigned long flags;
 	int ret;
 
@@ -75,7 +76,11 @@ int blktap_file_add(struct blktap *tap, int fd, u32 number, bool write)
 		fput(target.file);
 		return ret;
 	}
-	target.align = bdev_logical_block_size(blktap_bdev(target.file)) - 1;
+	bdev = blktap_bdev(target.file);
+	target.align = bdev_logical_block_size(bdev) - 1;
+	if (S_ISBLK(target.file->f_mapping->host->i_mode) && blktap_pass_possible(bdev) &&
+	    !blktap_pass_init(tap))
+		target.pass = bdev;
 	spin_lock_irqsave(&tap->rq_lock, flags);
 	tap->targets[number] = target;
 	spin_unlock_irqrestore(&tap->rq_lock, flags);

@@ -12,7 +12,7 @@ from tests.lib.guest import Guest
 from tests.lib.qemu import BedSpec
 from tests.lib.vm import Bed
 from tests.perf.bench import say
-from tests.perf.inbed import LOADS, MIB, Load, arguments, build_client, null_disk
+from tests.perf.inbed import LOADS, MIB, Load, arguments, build_client, counter, null_disk
 from tests.perf.results import Results, VmRun
 
 PART = "guest of Debian {}"
@@ -65,7 +65,7 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="xenblk-bench-") as directory:
         client = build_client(Path(directory))
     say(f"{part}: making disks")
-    with Bed(spec(release, by_instructions)) as bed, tapdisks.configured(bed, "kernel_io=yes"):
+    with Bed(spec(release, by_instructions)) as bed, tapdisks.with_settings(bed, "kernel_io: yes"):
         found.versions[part] = bed.run("uname -r").stdout.strip()
         run(found, bed, part, client, script(names, rounds, milliseconds))
     say(f"{part}: done, {time.monotonic() - start:.0f} s")
@@ -90,6 +90,9 @@ def run(found: Results, bed: Bed, part: str, client: bytes, text: str) -> None:
     try:
         guest.start()
         output = guest.wait(timeout=3600).output
+        for served in tapdisks.served(bed):
+            if not counter(bed, f"tapdev{served.minor}", "direct_reads"):
+                found.failures.append(f"{part}: the kernel served no read of {served.args}")
     finally:
         guest.destroy()
     for number, load, disk, ios, nanoseconds in RUN.findall(output):

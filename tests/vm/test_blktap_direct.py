@@ -179,7 +179,6 @@ def test_requests_that_a_disk_cannot_take_are_copied(tap: Tap) -> None:
 
 @ON_BOTH_KERNELS
 def test_a_disk_that_has_no_room_for_more_requests_is_waited_for(tap: Tap) -> None:
-    """By the worker: who submits to us may hold what that disk waits for."""
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     with null_disk(tap.bed, hw_queue_depth=1, irqmode=2, completion_nsec=300_000) as disk:
@@ -188,6 +187,57 @@ def test_a_disk_that_has_no_room_for_more_requests_is_waited_for(tap: Tap) -> No
         _, writes, failed = direct(tap)
         assert writes > 0 and failed == 0
         assert tap.count("submitted") < writes // 4  # flushes, and what came first
+        tap.remove()
+
+
+@ON_BOTH_KERNELS
+def test_more_than_is_passed_on_at_a_time_goes_by_the_queue(tap: Tap) -> None:
+    """There is memory for 256."""
+    with null_disk(tap.bed, hw_queue_depth=1024, irqmode=2, completion_nsec=2_000_000_000) as slow:
+        tap.start(extents=1, place=slow)
+        tap.bed.run(
+            f"fio --name=many --filename={tap.device} --rw=randread --bs=4k --size=16M --direct=1 --ioengine=libaio"
+            " --iodepth=600 --iodepth_batch=600 --number_ios=600 --minimal",
+            timeout=120,
+        )
+        reads, _, failed = direct(tap)
+        assert reads >= 600 and failed == 0
+        tap.remove()
+
+
+@ON_BOTH_KERNELS
+def test_what_fails_waits_for_a_server_and_no_withdrawal_waits_for_it(tap: Tap) -> None:
+    """There are more than the server can hold, and it answers nothing."""
+    tap.bed.run(f"cp /root/random {tap.file} && truncate -s 400M {tap.file}")
+    with null_disk(tap.bed, badblocks="+0-511") as bad:
+        tap.start(extents=1, place=bad, entries=32, hold=1)
+        reader = tap.bed.popen(
+            f"fio --name=many --filename={tap.device} --rw=randread --norandommap --bs=4k --size=256K --direct=1 --ioengine=libaio"
+            " --iodepth=64 --minimal"
+        )
+        tap.bed.wait_for(f"test $(cat {tap.sysfs}/counters/direct_failed) -ge 64", 60, 0.2)
+        tap.signal("USR2")
+        tap.expect("withdrawn\n")
+        assert tap.count("submitted") == 32 and not reader.ended
+        tap.kill()
+        tap.resume(entries=32)
+        reader.wait()
+        assert tap.count("recovered") == 32
+        tap.remove()
+
+
+@ON_BOTH_KERNELS
+def test_all_that_is_done_is_in_the_statistics_of_the_disk(tap: Tap) -> None:
+    with null_disk(tap.bed) as disk:
+        tap.start(extents=1, place=disk, discard=1)
+        before = [int(word) for word in tap.bed.run(f"cat /sys/block/tapdev{tap.minor}/stat").stdout.split()]
+        tap.bed.run(f"dd if={tap.device} of=/dev/null bs=64k count=10 iflag=direct status=none")
+        tap.bed.run(f"dd if=/root/random of={tap.device} bs=64k count=6 oflag=direct status=none")
+        tap.bed.run(f"blkdiscard -f -o 1M -l 64k {tap.device}")
+        after = [int(word) for word in tap.bed.run(f"cat /sys/block/tapdev{tap.minor}/stat").stdout.split()]
+        done = [new - old for old, new in zip(before, after)]
+        assert (done[0], done[2], done[4], done[6], done[11], done[13]) == (10, 1280, 6, 768, 1, 128)
+        assert after[8] == 0, "none is in flight"
         tap.remove()
 
 

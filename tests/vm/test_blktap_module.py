@@ -155,7 +155,7 @@ def test_nothing_is_lost_when_servers_are_killed_under_load(tap: Tap, scheduler:
     print(f"seed {seed}")
     rng = random.Random(seed)
     tap.start(delay=40, evil="requeue")
-    tap.bed.run(f"echo {scheduler} > /sys/block/tapdev{tap.minor}/queue/scheduler")
+    tap.bed.run(f"echo {scheduler} > /sys/block/tapdev{tap.minor}-queue/queue/scheduler")
     fio = tap.load(seed)
     for _ in range(8):
         time.sleep(rng.uniform(0.1, 0.8))
