@@ -163,6 +163,7 @@ struct blktap {
 	wait_queue_head_t wait;	/* the server's, and who waits for a drain */
 	struct workqueue_struct *workqueue;	/* made with the first file */
 	struct work_struct direct_work;
+	struct workqueue_struct *again_queue;	/* made with pass_pool */
 	struct work_struct again_work;	/* may wait for a tag */
 
 	struct blktap_counters count;	/* written under lock */
@@ -195,7 +196,10 @@ void blktap_hold_issued(struct blktap *tap);
 
 /* queue.c; lock is held where a queue is made and removed. */
 int blktap_queue_create(struct blktap *tap, const struct blktap_device_params *params);
-/* All of its requests have ended, or will without a server. */
+/*
+ * All of its requests have ended, or will without a server. Whoever is about to
+ * submit to it still may: the gendisk is put by blktap_free_disk().
+ */
 void blktap_queue_remove(struct blktap *tap);
 /* One that queue_rq has taken. */
 void blktap_end_request(struct blktap *tap, struct request *rq, blk_status_t status);
@@ -220,7 +224,7 @@ void blktap_limits(struct blktap *tap, const struct blktap_device_params *params
 		   struct request_queue *q);
 #endif
 /* Without a lock. Gives a bio of the disk to the queue; may wait for a tag. */
-void blktap_queue_bio(struct blktap *tap, struct bio *bio);
+void blktap_queue_bio(struct gendisk *queue_disk, struct bio *bio);
 
 /* expire.c */
 void blktap_expire_work(struct work_struct *work);

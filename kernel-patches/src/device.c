@@ -12,29 +12,43 @@
 #define BLKTAP_ZEROES_SECTORS	(SZ_1G >> SECTOR_SHIFT)	/* in one request */
 #define BLKTAP_MAX_IO_OPT	(16u << 20)	/* twice of it is read ahead */
 
-void blktap_queue_bio(struct blktap *tap, struct bio *bio)
+void blktap_queue_bio(struct gendisk *queue_disk, struct bio *bio)
 {
-	bio_set_dev(bio, tap->queue_disk->part0);
+	bio_set_dev(bio, queue_disk->part0);
 	submit_bio_noacct(bio);
+}
+
+/*
+ * The bio is for the hidden gendisk when this is done, but not there yet: so the
+ * disk, which its submitter has open, keeps the hidden one.
+ */
+static struct gendisk *blktap_queue_disk(const struct gendisk *disk)
+{
+	return disk->private_data;
+}
+
+static struct blktap *blktap_of_disk(const struct gendisk *disk)
+{
+	return blktap_queue_disk(disk)->private_data;
 }
 
 static void blktap_submit_bio(struct bio *bio)
 {
-	struct blktap *tap = bio->bi_bdev->bd_disk->private_data;
+	const struct gendisk *disk = bio->bi_bdev->bd_disk;
 
-	if (!blktap_pass_try(tap, bio))
-		blktap_queue_bio(tap, bio);
+	if (!blktap_pass_try(blktap_of_disk(disk), bio))
+		blktap_queue_bio(blktap_queue_disk(disk), bio);
 }
 
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 5, 0)
 static int blktap_disk_open(struct gendisk *disk, blk_mode_t mode)
 {
-	struct blktap *tap = disk->private_data;
+	struct blktap *tap = blktap_of_disk(disk);
 	bool write = mode & BLK_OPEN_WRITE;
 #else
 static int blktap_disk_open(struct block_device *bdev, fmode_t mode)
 {
-	struct blktap *tap = bdev->bd_disk->private_data;
+	struct blktap *tap = blktap_of_disk(bdev->bd_disk);
 	bool write = mode & FMODE_WRITE;
 #endif
 
@@ -48,9 +62,7 @@ static int blktap_disk_open(struct block_device *bdev, fmode_t mode)
 
 static void blktap_free_disk(struct gendisk *disk)
 {
-	struct blktap *tap = disk->private_data;
-
-	put_device(&tap->dev);
+	put_disk(blktap_queue_disk(disk));
 }
 
 static char *blktap_disk_devnode(struct gendisk *disk, umode_t *mode)
@@ -158,7 +170,7 @@ static struct gendisk *blktap_make_disk(struct blktap *tap,
 	 */
 	disk->flags |= GENHD_FL_NO_PART;
 	disk->fops = &blktap_disk_ops;
-	disk->private_data = tap;
+	disk->private_data = tap->queue_disk;
 	snprintf(disk->disk_name, sizeof(disk->disk_name), "tapdev%d", tap->minor);
 	set_capacity(disk, params->sectors);
 	set_disk_ro(disk, params->flags & BLKTAP_DEV_RDONLY);
@@ -168,7 +180,7 @@ static struct gendisk *blktap_make_disk(struct blktap *tap,
 int blktap_device_create(struct blktap *tap,
 			 const struct blktap_device_params *params)
 {
-	struct gendisk *disk;
+	struct gendisk *disk, *queue_disk;
 	int ret;
 
 	if (tap->disk)
@@ -189,7 +201,6 @@ int blktap_device_create(struct blktap *tap,
 	tap->dev_max_io_bytes = tap->max_io_bytes;
 	WRITE_ONCE(tap->failing, false);
 	tap->expired = false;
-	get_device(&tap->dev);	/* the disk's, until blktap_free_disk() */
 	tap->disk = disk;	/* its I/O, which may begin at once, is counted */
 	ret = device_add_disk(&tap->dev, disk, NULL);
 	if (ret)
@@ -201,10 +212,11 @@ int blktap_device_create(struct blktap *tap,
 
 out_disk:
 	tap->disk = NULL;
-	put_device(&tap->dev);
 	put_disk(disk);
 out_queue:
+	queue_disk = tap->queue_disk;
 	blktap_queue_remove(tap);
+	put_disk(queue_disk);
 	return ret;
 }
 

@@ -38,6 +38,13 @@ int blktap_pass_init(struct blktap *tap)
 	pool = kvcalloc(BLKTAP_PASSES, sizeof(*pool), GFP_KERNEL);
 	if (!pool)
 		return -ENOMEM;
+	tap->again_queue = alloc_workqueue("blktap%d-again",
+					   WQ_UNBOUND | WQ_MEM_RECLAIM, 1,
+					   tap->minor);
+	if (!tap->again_queue) {
+		kvfree(pool);
+		return -ENOMEM;
+	}
 	spin_lock_irq(&tap->rq_lock);
 	tap->pass_pool = pool;
 	for (i = 0; i < BLKTAP_PASSES; i++) {
@@ -50,6 +57,10 @@ int blktap_pass_init(struct blktap *tap)
 
 void blktap_pass_exit(struct blktap *tap)
 {
+	if (!tap->pass_pool)
+		return;
+	destroy_workqueue(tap->again_queue);
+	tap->again_queue = NULL;
 	INIT_LIST_HEAD(&tap->passes);
 	kvfree(tap->pass_pool);
 	tap->pass_pool = NULL;
@@ -142,7 +153,9 @@ static void blktap_pass_end(struct blktap_pass *pass, blk_status_t status)
 	bio_uninit(&pass->bio);
 	blktap_pass_put(pass, status ? NULL : write ? &count->direct_writes :
 						      &count->direct_reads);
-	orig->bi_status = status;
+	/* it may have one already, of a bio that is chained to it */
+	if (status)
+		orig->bi_status = status;
 	bio_endio(orig);
 }
 
@@ -171,8 +184,9 @@ static void blktap_pass_done(struct bio *bio)
 	}
 	spin_lock_irqsave(&tap->rq_lock, flags);
 	list_add_tail(&pass->node, &tap->passed);
-	spin_unlock_irqrestore(&tap->rq_lock, flags);
+	/* once it can be ended, the disk may go */
 	blktap_direct_kick(tap);
+	spin_unlock_irqrestore(&tap->rq_lock, flags);
 }
 
 bool blktap_pass_try(struct blktap *tap, struct bio *bio)
@@ -183,6 +197,10 @@ bool blktap_pass_try(struct blktap *tap, struct bio *bio)
 
 	if ((bio_op(bio) != REQ_OP_READ && bio_op(bio) != REQ_OP_WRITE) ||
 	    (bio->bi_opf & REQ_PREFLUSH) || !bio_sectors(bio))
+		return false;
+	/* else it is a write and a flush, of which the server has to hear */
+	if ((bio->bi_opf & REQ_FUA) &&
+	    !(READ_ONCE(tap->params.flags) & BLKTAP_DEV_FUA))
 		return false;
 	if (!READ_ONCE(tap->pass_pool) || !READ_ONCE(tap->nr_extents))
 		return false;
@@ -230,7 +248,7 @@ static void blktap_pass_again(struct blktap_pass *pass)
 	spin_lock_irq(&tap->rq_lock);
 	bio_list_add(&tap->again, orig);
 	spin_unlock_irq(&tap->rq_lock);
-	queue_work(tap->workqueue, &tap->again_work);
+	queue_work(tap->again_queue, &tap->again_work);
 	blktap_pass_put(pass, &tap->count.direct_failed);
 }
 
@@ -264,6 +282,6 @@ void blktap_again_work(struct work_struct *work)
 		spin_unlock_irq(&tap->rq_lock);
 		if (!bio)
 			break;
-		blktap_queue_bio(tap, bio);
+		blktap_queue_bio(tap->queue_disk, bio);
 	}
 }

@@ -6,7 +6,9 @@
  */
 #include <linux/blk-mq.h>
 #include <linux/blkdev.h>
+#include <linux/jiffies.h>
 #include <linux/module.h>
+#include <linux/part_stat.h>
 #include <linux/version.h>
 
 #include "blktap_internal.h"
@@ -41,28 +43,49 @@ static bool blktap_op_allowed(struct blktap *tap, struct request *rq,
 /* The block layer counts no requests here: the statistics are the disk's. */
 static void blktap_account_start(struct blktap *tap, struct request *rq)
 {
+	struct blktap_rq *brq = blktap_rq(rq);
+
 	/* it may come again, from the requeue list */
 	if (rq->rq_flags & RQF_DONTPREP)
 		return;
 	rq->rq_flags |= RQF_DONTPREP;
+	brq->start = jiffies;
+	if (req_op(rq) == REQ_OP_FLUSH)
+		return;
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 4, 0)
-	blktap_rq(rq)->start = bdev_start_io_acct(tap->disk->part0, req_op(rq),
-						  jiffies);
+	bdev_start_io_acct(tap->disk->part0, req_op(rq), brq->start);
 #else
-	blktap_rq(rq)->start = bdev_start_io_acct(tap->disk->part0,
-						  blk_rq_sectors(rq), req_op(rq),
-						  jiffies);
+	bdev_start_io_acct(tap->disk->part0, blk_rq_sectors(rq), req_op(rq),
+			   brq->start);
+#endif
+}
+
+static void blktap_account_end(struct blktap *tap, struct request *rq)
+{
+	struct block_device *part = tap->disk->part0;
+	unsigned long start = blktap_rq(rq)->start;
+
+	if (!(rq->rq_flags & RQF_DONTPREP))
+		return;
+	rq->rq_flags &= ~RQF_DONTPREP;
+	if (req_op(rq) == REQ_OP_FLUSH) {
+		part_stat_lock();
+		part_stat_inc(part, ios[STAT_FLUSH]);
+		part_stat_add(part, nsecs[STAT_FLUSH],
+			      jiffies_to_nsecs(jiffies - start));
+		part_stat_unlock();
+		return;
+	}
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 4, 0)
+	bdev_end_io_acct(part, req_op(rq), blk_rq_sectors(rq), start);
+#else
+	bdev_end_io_acct(part, req_op(rq), start);
 #endif
 }
 
 void blktap_end_request(struct blktap *tap, struct request *rq, blk_status_t status)
 {
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 4, 0)
-	bdev_end_io_acct(tap->disk->part0, req_op(rq), blk_rq_sectors(rq),
-			 blktap_rq(rq)->start);
-#else
-	bdev_end_io_acct(tap->disk->part0, req_op(rq), blktap_rq(rq)->start);
-#endif
+	blktap_account_end(tap, rq);
 	blk_mq_end_request(rq, status);
 }
 
@@ -89,8 +112,10 @@ static blk_status_t blktap_queue_rq(struct blk_mq_hw_ctx *hctx,
 	unsigned long flags;
 	blk_status_t why;
 
-	if (!blktap_op_allowed(tap, rq, &why))
+	if (!blktap_op_allowed(tap, rq, &why)) {
+		blktap_account_end(tap, rq);
 		return why;
+	}
 	blk_mq_start_request(rq);
 	blktap_rq(rq)->flags = rq->cmd_flags & BLKTAP_REQ_FAILED ?
 			       BLKTAP_RQ_DIRECT_FAILED : 0;
@@ -103,8 +128,10 @@ static blk_status_t blktap_queue_rq(struct blk_mq_hw_ctx *hctx,
 	if (!failing && !direct)
 		list_add_tail(&blktap_rq(rq)->node, &tap->pending);
 	spin_unlock_irqrestore(&tap->rq_lock, flags);
-	if (failing)
+	if (failing) {
+		blktap_account_end(tap, rq);
 		return BLK_STS_IOERR;
+	}
 	if (direct)
 		blktap_direct_kick(tap);
 	if (bd->last)
@@ -124,8 +151,16 @@ static const struct blk_mq_ops blktap_mq_ops = {
 	.timeout	= blktap_timeout,
 };
 
+static void blktap_queue_free(struct gendisk *disk)
+{
+	struct blktap *tap = disk->private_data;
+
+	put_device(&tap->dev);
+}
+
 static const struct block_device_operations blktap_queue_ops = {
 	.owner		= THIS_MODULE,
+	.free_disk	= blktap_queue_free,
 };
 
 static int blktap_alloc_tags(struct blktap *tap)
@@ -180,9 +215,11 @@ int blktap_queue_create(struct blktap *tap, const struct blktap_device_params *p
 	}
 	disk->flags |= GENHD_FL_HIDDEN | GENHD_FL_NO_PART;
 	disk->fops = &blktap_queue_ops;
+	disk->private_data = tap;
 	snprintf(disk->disk_name, sizeof(disk->disk_name), "tapdev%d-queue",
 		 tap->minor);
 	set_capacity(disk, params->sectors);
+	get_device(&tap->dev);	/* the gendisk's, until blktap_queue_free() */
 	ret = device_add_disk(&tap->dev, disk, NULL);
 	if (ret)
 		goto out_disk;
@@ -190,6 +227,7 @@ int blktap_queue_create(struct blktap *tap, const struct blktap_device_params *p
 	return 0;
 
 out_disk:
+	put_device(&tap->dev);
 	put_disk(disk);
 out_tags:
 	blk_mq_free_tag_set(&tap->tag_set);
@@ -200,6 +238,5 @@ void blktap_queue_remove(struct blktap *tap)
 {
 	del_gendisk(tap->queue_disk);
 	blk_mq_free_tag_set(&tap->tag_set);
-	put_disk(tap->queue_disk);
 	tap->queue_disk = NULL;
 }

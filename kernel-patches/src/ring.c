@@ -249,10 +249,9 @@ static int blktap_ioc_add_file(struct blktap *tap, void __user *argp)
 	ret = blktap_lock_remap(tap);
 	if (ret)
 		return ret;
-	/* again_work, running and queued once more, must not keep direct_work */
 	if (!tap->workqueue)
 		tap->workqueue = alloc_workqueue("blktap%d", WQ_UNBOUND | WQ_MEM_RECLAIM,
-						 4, tap->minor);
+						 1, tap->minor);
 	ret = tap->workqueue ? blktap_file_add(tap, arg.fd, arg.number,
 					       arg.flags & BLKTAP_FILE_WRITE) :
 			       -ENOMEM;

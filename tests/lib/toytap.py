@@ -38,12 +38,14 @@ class Tap:
         self.sysfs = f"/sys/class/blktap2/blktap{self.minor}"
         self.file = f"/srv/toy{self.minor}.img"
         self.server: Process | None = None
+        self.before = ""
+        """What the server's shell does before, ended by `;`."""
         bed.run(f"rm -f {self.file} && truncate -s 400M {self.file}")
 
     def start(self, **options: int | str) -> None:
         """Start a server and wait until the device is there."""
         words = " ".join(f"{name}={value}" for name, value in options.items())
-        self.server = self.bed.popen(f"exec {SERVER} serve {self.minor} {self.file} {words}")
+        self.server = self.bed.popen(f"{self.before}exec {SERVER} serve {self.minor} {self.file} {words}")
         self.expect("ready\n")
 
     def resume(self, **options: int | str) -> None:

@@ -227,16 +227,40 @@ def test_what_fails_waits_for_a_server_and_no_withdrawal_waits_for_it(tap: Tap) 
 
 
 @ON_BOTH_KERNELS
+def test_a_write_of_several_parts_fails_when_one_of_them_does(tap: Tap) -> None:
+    """Their bios are chained: the last one, which is written, must not hide that the first is not."""
+    with null_disk(tap.bed, badblocks="+0-7") as bad:
+        tap.before = "trap '' XFSZ; ulimit -f 0; "
+        tap.start(extents=1, place=bad)
+        result = tap.bed.run(f"blkdiscard -f -z -l 4M {tap.device}", check=False)
+        assert result.status and direct(tap)[2] == 1
+        tap.bed.run(f"blkdiscard -f -z -o 1M -l 4M {tap.device}")
+        tap.remove()
+
+
+@ON_BOTH_KERNELS
+@pytest.mark.parametrize("fua", [0, 1])
+def test_a_durable_write_is_one_and_a_flush_unless_the_server_has_such_writes(tap: Tap, fua: int) -> None:
+    with null_disk(tap.bed) as disk:
+        tap.start(extents=1, place=disk, fua=fua)
+        tap.bed.run(f"dd if=/root/random of={tap.device} bs=4k count=4 oflag=direct,dsync status=none")
+        assert direct(tap) == (0, 4, 0)
+        # the kernel flushes behind each in either case
+        assert tap.count("submitted") == (4 if fua else 8)
+        tap.remove()
+
+
+@ON_BOTH_KERNELS
 def test_all_that_is_done_is_in_the_statistics_of_the_disk(tap: Tap) -> None:
     with null_disk(tap.bed) as disk:
         tap.start(extents=1, place=disk, discard=1)
         before = [int(word) for word in tap.bed.run(f"cat /sys/block/tapdev{tap.minor}/stat").stdout.split()]
         tap.bed.run(f"dd if={tap.device} of=/dev/null bs=64k count=10 iflag=direct status=none")
-        tap.bed.run(f"dd if=/root/random of={tap.device} bs=64k count=6 oflag=direct status=none")
+        tap.bed.run(f"dd if=/root/random of={tap.device} bs=64k count=6 oflag=direct conv=fsync status=none")
         tap.bed.run(f"blkdiscard -f -o 1M -l 64k {tap.device}")
         after = [int(word) for word in tap.bed.run(f"cat /sys/block/tapdev{tap.minor}/stat").stdout.split()]
         done = [new - old for old, new in zip(before, after)]
-        assert (done[0], done[2], done[4], done[6], done[11], done[13]) == (10, 1280, 6, 768, 1, 128)
+        assert (done[0], done[2], done[4], done[6], done[11], done[13], done[15]) == (10, 1280, 6, 768, 1, 128, 1)
         assert after[8] == 0, "none is in flight"
         tap.remove()
 
