@@ -108,12 +108,16 @@ static bool blktap_take(struct blktap *tap, struct request *rq,
 	return true;
 }
 
+/*
+ * With FUA only the server knows: what leads to the place, an image's tables and
+ * the file system's, has to last too.
+ */
 bool blktap_direct_try(struct blktap *tap, struct request *rq)
 {
 	struct blktap_place place;
 
 	if ((req_op(rq) != REQ_OP_READ && req_op(rq) != REQ_OP_WRITE) ||
-	    (rq->cmd_flags & BLKTAP_REQ_FAILED))
+	    (rq->cmd_flags & (BLKTAP_REQ_FAILED | REQ_FUA)))
 		return false;
 	if (!blktap_extent_find(tap, blk_rq_pos(rq), blk_rq_sectors(rq),
 				op_is_write(req_op(rq)), &place))

@@ -196,11 +196,7 @@ bool blktap_pass_try(struct blktap *tap, struct bio *bio)
 	unsigned long flags;
 
 	if ((bio_op(bio) != REQ_OP_READ && bio_op(bio) != REQ_OP_WRITE) ||
-	    (bio->bi_opf & REQ_PREFLUSH) || !bio_sectors(bio))
-		return false;
-	/* else it is a write and a flush, of which the server has to hear */
-	if ((bio->bi_opf & REQ_FUA) &&
-	    !(READ_ONCE(tap->params.flags) & BLKTAP_DEV_FUA))
+	    (bio->bi_opf & (REQ_PREFLUSH | REQ_FUA)) || !bio_sectors(bio))
 		return false;
 	if (!READ_ONCE(tap->pass_pool) || !READ_ONCE(tap->nr_extents))
 		return false;
