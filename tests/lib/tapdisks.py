@@ -141,6 +141,12 @@ def with_settings(bed: Bed, *settings: str) -> Iterator[None]:
         bed.run("mv /root/yaml /etc/xen/xenblk.yaml && xenblk config apply")
 
 
+def counters(bed: Bed, minor: int) -> dict[str, int]:
+    """What the driver has counted for a minor."""
+    lines = bed.run(f"cd /sys/class/blktap2/blktap{minor}/counters && grep . *").stdout.splitlines()
+    return {name: int(value) for name, _, value in (line.partition(":") for line in lines)}
+
+
 def create(bed: Bed, spec: str, readonly: bool = False) -> str:
     """The device path of a new disk."""
     flag = "-R " if readonly else ""

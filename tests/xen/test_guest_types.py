@@ -84,21 +84,33 @@ use_disk() {
 
 
 @pytest.mark.slow
-def test_a_pvh_guest_uses_a_chain_and_a_raw_disk(beds: Beds) -> None:
+def test_a_pvh_guest_uses_a_chain_a_raw_file_and_a_device_that_the_kernel_serves(beds: Beds) -> None:
     with tapdisks.clean(beds(cpu=PVH_CPU)) as bed:
         leaf, base = tapdisks.make_chain(bed, "/srv/pvh", 2, MEGABYTES)
-        bed.run(f"truncate -s {MEGABYTES}M /srv/pvh/raw.img")
+        bed.run(f"truncate -s {MEGABYTES}M /srv/pvh/raw.img /srv/pvh/device.img; modprobe loop")
+        device = bed.run("losetup -f --show /srv/pvh/device.img").stdout.strip()
         before = bed.run(f"sha256sum {base}").stdout
-        specs = {"xvda": f"vhd:{leaf}", "xvdb": "aio:/srv/pvh/raw.img"}
+        specs = {"xvda": f"vhd:{leaf}", "xvdb": "aio:/srv/pvh/raw.img", "xvdc": f"aio:{device}"}
         disks = [f"tap2:{spec},{vdev},w" for vdev, spec in specs.items()]
-        guest = Guest(bed, "pvh", USE_DISK + "use_disk xvda 70; use_disk xvdb 74", disks, type="pvh")
+        script = USE_DISK + "use_disk xvda 70; use_disk xvdb 74; use_disk xvdc 78; echo used; read -r line"
+        guest = Guest(bed, "pvh", script, disks, memory=384, type="pvh")
         try:
-            guest.start(create=tapdisks.CREATE)
+            with tapdisks.with_settings(bed, "kernel_io: yes"):
+                guest.start(create=tapdisks.CREATE)
+            guest.wait_text("^used$")
+            counters = {disk.args: tapdisks.counters(bed, disk.minor) for disk in tapdisks.served(bed)}
+            guest.say("end")
             output = guest.wait().output
             guest.wait_gone()
         finally:
             guest.destroy()
+        assert counters.keys() == set(specs.values())
+        for spec, count in counters.items():
+            print(spec, count)
+            assert count["direct_reads"] > 0 and count["direct_failed"] == 0
+            # the leaf of the chain has no whole block
+            assert count["direct_writes"] > 0 or spec == specs["xvda"]
         sums = dict(re.findall(r"^(xvd[a-z]) sum ([0-9a-f]{64})$", output, re.M))
         assert sums == {vdev: tapdisks.checksum(bed, spec, MEGABYTES) for vdev, spec in specs.items()}
         assert bed.run(f"sha256sum {base}").stdout == before
-        bed.run(f"vhd-util check -n {leaf} -p -b && rm -rf /srv/pvh")
+        bed.run(f"vhd-util check -n {leaf} -p -b && losetup -d {device} && rm -rf /srv/pvh")

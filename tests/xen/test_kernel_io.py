@@ -19,6 +19,7 @@ SECTORS = MEGABYTES * 2048
 HOME = "/srv/kernel-io"
 # On a disk whose sectors have 4096 bytes
 LARGE = "/srv/kernel-io-4kn"
+DEVICES = ("/dev/loop6", "/dev/loop7")
 PERSISTENT = "/sys/module/xen_blkback/parameters/feature_persistent"
 XVDA = 51712
 
@@ -44,7 +45,7 @@ class Serving(Guest):
         if options:
             files["modules/xen-blkfront.ko.options"] = f"{options}\n".encode()
         # blkfront has a page for each segment of each request of each ring that there may be
-        super().__init__(bed, name, SERVE, disks, memory=512, extra="vcpus = 2\n", files=files)
+        super().__init__(bed, name, SERVE, disks, memory=768, extra="vcpus = 2\n", files=files)
         self._told = 0
 
     def begin(self, line: str) -> str:
@@ -82,14 +83,16 @@ class Backing:
 
 @contextmanager
 def places(bed: Bed) -> Iterator[None]:
-    """HOME and LARGE."""
+    """HOME, LARGE, and DEVICES that have zeros."""
     bed.run(f"modprobe -a loop ext4; mkdir -p {HOME} {LARGE} && truncate -s 120M {LARGE}.img")
     loop = bed.run(f"losetup -f --show --sector-size 4096 {LARGE}.img").stdout.strip()
     try:
         bed.run(f"mkfs.ext4 -q {loop} && mount {loop} {LARGE}")
+        for device in DEVICES:
+            bed.run(f"truncate -s {MEGABYTES}M {HOME}/{device[5:]}.img && losetup {device} {HOME}/{device[5:]}.img")
         yield
     finally:
-        bed.run(f"umount {LARGE}; losetup -d {loop}; rm -rf {HOME} {LARGE} {LARGE}.img", check=False)
+        bed.run(f"umount {LARGE}; losetup -d {loop} {' '.join(DEVICES)}; rm -rf {HOME} {LARGE} {LARGE}.img", check=False)
 
 
 def full_chain(bed: Bed, directory: str) -> str:
@@ -126,16 +129,12 @@ def sha(data: bytes) -> str:
 
 def counters(bed: Bed) -> dict[str, dict[str, int]]:
     """The driver's counters, by what is served."""
-    result = {}
-    for disk in tapdisks.served(bed):
-        lines = bed.run(f"cd /sys/class/blktap2/blktap{disk.minor}/counters && grep . *").stdout.splitlines()
-        result[disk.args] = {name: int(value) for name, _, value in (line.partition(":") for line in lines)}
-    return result
+    return {disk.args: tapdisks.counters(bed, disk.minor) for disk in tapdisks.served(bed)}
 
 
 def test_a_guests_data_is_right_whoever_serves_it(bed: Bed, tmp_path: Path) -> None:
-    """Requests of 512 bytes to 1 MiB from anywhere in a page, on disks with sectors of 512 and of 4096 bytes, with and
-    without persistent grants, with indirect segments, rings of two pages and two queues."""
+    """Requests of 512 bytes to 1 MiB from anywhere in a page, in files, on block devices, and on disks with sectors of 512 and of
+    4096 bytes, with and without persistent grants, with indirect segments, rings of two pages and two queues."""
     seed = random.randrange(1, 1 << 24)
     print(f"seed {seed}")
     options = "max_indirect_segments=256 max_ring_page_order=1"
@@ -148,19 +147,21 @@ def test_a_guests_data_is_right_whoever_serves_it(bed: Bed, tmp_path: Path) -> N
         backings = [
             Backing("xvda", f"vhd:{first}"),
             Backing("xvdb", f"vhd:{LARGE}/b/leaf.vhd"),
-            Backing("xvdc", f"vhd:{HOME}/c/leaf.vhd", persistent=False),
-            Backing("xvdd", f"aio:{HOME}/d.img", persistent=False),
-            Backing("xvde", f"vhd:{HOME}/e/leaf.vhd", persistent=False, kernel=False),
+            Backing("xvdc", f"aio:{DEVICES[0]}"),
+            Backing("xvdd", f"vhd:{HOME}/c/leaf.vhd", persistent=False),
+            Backing("xvde", f"aio:{HOME}/d.img", persistent=False),
+            Backing("xvdf", f"aio:{DEVICES[1]}", persistent=False),
+            Backing("xvdg", f"vhd:{HOME}/e/leaf.vhd", persistent=False, kernel=False),
         ]
         initial = fetched(bed, first, tmp_path)
         model = {b.vdev: bytearray(initial) if b.spec.startswith("vhd:") else bytearray(len(initial)) for b in backings}
-        guest = Serving(bed, "grid", [f"tap2:{b.spec},{b.vdev},w" for b in backings[:2]], options)
+        guest = Serving(bed, "grid", [f"tap2:{b.spec},{b.vdev},w" for b in backings if b.persistent], options)
         try:
             with tapdisks.with_settings(bed, "kernel_io: yes"):
                 guest.start(create=tapdisks.CREATE)
                 guest.wait_text("^ready$")
             bed.run(f"echo 0 > {PERSISTENT}")
-            for backing in backings[2:]:
+            for backing in backings[3:]:
                 # past the front, which would write the settings anew
                 bed.run(f"mkdir -p /run/xenblk && echo kernel_io={'yes' if backing.kernel else 'no'} > /run/xenblk/config")
                 script = f"format=raw,script=block-xenblk,vdev={backing.vdev},access=rw,target={backing.spec}"
