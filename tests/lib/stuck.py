@@ -11,7 +11,7 @@ for task in /proc/[0-9]*/task/[0-9]*; do
 	case ${state##*) } in D*) ;; *) continue ;; esac
 	echo "$(cat "$task/comm") ($(basename "$task")):" \
 		"$(sed 's/^\[<0>\] //; s/\/0x.*//; /^\(io_schedule\|schedule\)/d' "$task/stack" 2>/dev/null | head -n 14 | tr '\n' ' ')"
-done 2>/dev/null | grep -v '^kworker[^:]*: worker_thread' | head -n 30
+done 2>/dev/null | head -n 30
 for minor in /sys/class/blktap2/blktap[0-9]*; do
 	[ -e "$minor" ] || continue
 	echo "$(basename "$minor"): $(cat "$minor/state") task $(cat "$minor/task")" \

@@ -147,6 +147,11 @@ def counters(bed: Bed, minor: int) -> dict[str, int]:
     return {name: int(value) for name, _, value in (line.partition(":") for line in lines)}
 
 
+def counters_by_image(bed: Bed) -> dict[str, dict[str, int]]:
+    """The same for all that is served, by what that is (TYPE:PATH)."""
+    return {disk.args: counters(bed, disk.minor) for disk in served(bed)}
+
+
 def create(bed: Bed, spec: str, readonly: bool = False) -> str:
     """The device path of a new disk."""
     flag = "-R " if readonly else ""

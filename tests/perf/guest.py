@@ -12,11 +12,12 @@ from tests.lib.guest import Guest
 from tests.lib.qemu import BedSpec
 from tests.lib.vm import Bed
 from tests.perf.bench import say
-from tests.perf.inbed import LOADS, MIB, Load, arguments, build_client, counter, null_disk
+from tests.perf.inbed import LOADS, MIB, Load, arguments, build_client, null_disk
 from tests.perf.results import Results, VmRun
 
 PART = "guest of Debian {}"
 MEGABYTES = 64
+MEASURED = "measured"
 CELLS = ("r4k16", "w4k16", "r64k8", "w64k8", "r1m2", "w1m2")
 QUICK = ("r4k16", "r1m2")
 RUN = re.compile(r"^run (\d+) (\S+) (xvd[a-z]) (\d+) (\d+)\r?$", re.M)
@@ -33,7 +34,8 @@ def script(names: Sequence[str], rounds: int, milliseconds: int) -> str:
     for number in range(-1, rounds):
         for name in names:
             lines += [one_run(number, LOADS[name], disk, milliseconds) for disk in order(max(0, number))]
-    return "\n".join(lines) + "\n"
+    # the disks stay until their counters are read
+    return "\n".join([*lines, f"echo {MEASURED}; read -r line"]) + "\n"
 
 
 def order(number: int) -> list[str]:
@@ -89,12 +91,15 @@ def run(found: Results, bed: Bed, part: str, client: bytes, text: str) -> None:
     )
     try:
         guest.start()
-        output = guest.wait(timeout=3600).output
-        for served in tapdisks.served(bed):
-            if not counter(bed, f"tapdev{served.minor}", "direct_reads"):
-                found.failures.append(f"{part}: the kernel served no read of {served.args}")
+        guest.wait_text(f"^{MEASURED}$", timeout=3600)
+        counters = tapdisks.counters_by_image(bed)
+        guest.say("end")
+        output = guest.wait().output
     finally:
         guest.destroy()
+    for path in (path.removeprefix("tap2:") for path in paths.values() if path.startswith("tap2:")):
+        if not counters[path]["direct_reads"]:
+            found.failures.append(f"{part}: the kernel served no read of {path}")
     for number, load, disk, ios, nanoseconds in RUN.findall(output):
         backing, way = WAYS[disk]
         found.vm_runs.append(VmRun(int(number), part, f"{backing}/{load}", way, int(ios), int(nanoseconds) / 1e9))

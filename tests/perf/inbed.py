@@ -89,7 +89,7 @@ def write_all(bed: Bed, device: str, megabytes: int) -> None:
 def counter(bed: Bed, device: str, name: str) -> int:
     """Of the driver, for a disk."""
     minor = device.rpartition("tapdev")[2]
-    return int(bed.run(f"cat /sys/class/blktap2/blktap{minor}/counters/{name}").stdout)
+    return tapdisks.counters(bed, int(minor))[name]
 
 
 EVENT = "/sys/kernel/tracing/events/raw_syscalls/sys_enter"

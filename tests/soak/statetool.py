@@ -31,9 +31,10 @@ class StateTool:
         config = directory / "tool-state.config"
         # io_uring may hold a file, and so its lock, a moment longer than the image is open.
         config.write_text("version=1\nengine=posix\n", encoding="utf-8")
+        tool = program("tests/tool-state", mode)
         self._errors = (directory / "tool-state.err").open("w+", encoding="utf-8", errors="replace")
         self._process = subprocess.Popen(
-            [program("tests/tool-state", mode)],
+            [tool],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -253,13 +253,16 @@ def test_the_server_hears_of_each_write_that_must_last(tap: Tap, fua: int) -> No
 
 @ON_BOTH_KERNELS
 def test_all_that_is_done_is_in_the_statistics_of_the_disk(tap: Tap) -> None:
+    def statistics() -> list[int]:
+        return [int(word) for word in tap.bed.run(f"cat /sys/block/tapdev{tap.minor}/stat").stdout.split()]
+
     with null_disk(tap.bed) as disk:
         tap.start(extents=1, place=disk, discard=1)
-        before = [int(word) for word in tap.bed.run(f"cat /sys/block/tapdev{tap.minor}/stat").stdout.split()]
+        before = statistics()
         tap.bed.run(f"dd if={tap.device} of=/dev/null bs=64k count=10 iflag=direct status=none")
         tap.bed.run(f"dd if=/root/random of={tap.device} bs=64k count=6 oflag=direct conv=fsync status=none")
         tap.bed.run(f"blkdiscard -f -o 1M -l 64k {tap.device}")
-        after = [int(word) for word in tap.bed.run(f"cat /sys/block/tapdev{tap.minor}/stat").stdout.split()]
+        after = statistics()
         done = [new - old for old, new in zip(before, after)]
         assert (done[0], done[2], done[4], done[6], done[11], done[13], done[15]) == (10, 1280, 6, 768, 1, 128, 1)
         assert after[8] == 0, "none is in flight"

@@ -98,7 +98,7 @@ def test_a_pvh_guest_uses_a_chain_a_raw_file_and_a_device_that_the_kernel_serves
             with tapdisks.with_settings(bed, "kernel_io: yes"):
                 guest.start(create=tapdisks.CREATE)
             guest.wait_text("^used$")
-            counters = {disk.args: tapdisks.counters(bed, disk.minor) for disk in tapdisks.served(bed)}
+            counters = tapdisks.counters_by_image(bed)
             guest.say("end")
             output = guest.wait().output
             guest.wait_gone()
