@@ -201,6 +201,8 @@ int blktap_queue_create(struct blktap *tap, const struct blktap_device_params *p
  * submit to it still may: the gendisk is put by blktap_free_disk().
  */
 void blktap_queue_remove(struct blktap *tap);
+/* Without a lock. Gives a bio of the disk to the queue; may wait for a tag. */
+void blktap_queue_bio(struct gendisk *queue_disk, struct bio *bio);
 /* One that queue_rq has taken. */
 void blktap_end_request(struct blktap *tap, struct request *rq, blk_status_t status);
 
@@ -223,8 +225,6 @@ void blktap_limits(struct blktap *tap, const struct blktap_device_params *params
 void blktap_limits(struct blktap *tap, const struct blktap_device_params *params,
 		   struct request_queue *q);
 #endif
-/* Without a lock. Gives a bio of the disk to the queue; may wait for a tag. */
-void blktap_queue_bio(struct gendisk *queue_disk, struct bio *bio);
 
 /* expire.c */
 void blktap_expire_work(struct work_struct *work);

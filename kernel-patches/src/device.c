@@ -12,12 +12,6 @@
 #define BLKTAP_ZEROES_SECTORS	(SZ_1G >> SECTOR_SHIFT)	/* in one request */
 #define BLKTAP_MAX_IO_OPT	(16u << 20)	/* twice of it is read ahead */
 
-void blktap_queue_bio(struct gendisk *queue_disk, struct bio *bio)
-{
-	bio_set_dev(bio, queue_disk->part0);
-	submit_bio_noacct(bio);
-}
-
 /*
  * The bio is for the hidden gendisk when this is done, but not there yet: so the
  * disk, which its submitter has open, keeps the hidden one.

@@ -124,9 +124,9 @@ static blk_status_t blktap_queue_rq(struct blk_mq_hw_ctx *hctx,
 	if (!failing) {
 		blktap_account_start(tap, rq);
 		direct = blktap_direct_try(tap, rq);
+		if (!direct)
+			list_add_tail(&blktap_rq(rq)->node, &tap->pending);
 	}
-	if (!failing && !direct)
-		list_add_tail(&blktap_rq(rq)->node, &tap->pending);
 	spin_unlock_irqrestore(&tap->rq_lock, flags);
 	if (failing) {
 		blktap_account_end(tap, rq);
@@ -162,6 +162,12 @@ static const struct block_device_operations blktap_queue_ops = {
 	.owner		= THIS_MODULE,
 	.free_disk	= blktap_queue_free,
 };
+
+void blktap_queue_bio(struct gendisk *queue_disk, struct bio *bio)
+{
+	bio_set_dev(bio, queue_disk->part0);
+	submit_bio_noacct(bio);
+}
 
 static int blktap_alloc_tags(struct blktap *tap)
 {
