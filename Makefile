@@ -135,6 +135,7 @@ demo: demo-deps
 
 # The quick tiers run on the sanitizer build, the beds on the release build.
 test: test-deps
+	@$(PYTHON) -m tests.lib.room
 	@$(MAKE) --no-print-directory all
 	@$(MAKE) --no-print-directory -j$(JOBS) -C tapdisk-c MODE=asan BUILD=$(BUILD)
 	@$(MAKE) --no-print-directory lint

@@ -5,6 +5,7 @@ The marker of a tier follows from the directory, so that no test is without one.
 """
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if tier in TIERS:
             item.add_marker(tier)
     items.sort(key=lambda item: next((i for i, t in enumerate(TIERS) if item.get_closest_marker(t)), 0))
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """pytest's own, gone after a test that passed: one run's images would be 20 GiB."""
+    failed = request.session.testsfailed
+    yield tmp_path
+    if request.session.testsfailed == failed:
+        subprocess.run(["rm", "-rf", "--one-file-system", "--", tmp_path], check=True)
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 STALE_SECONDS = 7 * 24 * 3600
+# of one name, the last used: work on what they are made of makes many a day, of half a GiB each
+KEPT = 3
 HEARTBEAT_SECONDS = 10.0
 
 
@@ -68,8 +70,10 @@ def _make(name: str, path: Path, make: Callable[[Path], None]) -> None:
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    for other in root().glob(f"{name}-*"):
-        if other.is_dir() and time.time() - other.stat().st_mtime > STALE_SECONDS:
+    products = [other for other in root().glob(f"{name}-*") if other.is_dir() and other != path]
+    products.sort(key=lambda other: other.stat().st_mtime, reverse=True)
+    for place, other in enumerate(products, start=2):
+        if place > KEPT or time.time() - other.stat().st_mtime > STALE_SECONDS:
             shutil.rmtree(other, ignore_errors=True)
 
 
