@@ -150,7 +150,8 @@ class Between:
         self.directory.mkdir()
         self._at = at
         self._killed = threading.Event()
-        self._threads: list[threading.Thread] = []
+        self._acceptors: list[threading.Thread] = []
+        self._relays: list[threading.Thread] = []
         self._listeners = [self._listen(number, disk) for number, disk in enumerate(disks)]
         environment = {**os.environ, "XENBLK_CONTROL_DIR": str(self.directory)}
         command = disks[0].command("snapshot", "-n", "base.vhd", *also(disks))
@@ -161,6 +162,7 @@ class Between:
         listener.bind(str(self.directory / f"ctl{disk.pid}"))
         listener.listen()
         thread = threading.Thread(target=self._accept, args=(number, disk, listener), daemon=True)
+        self._acceptors.append(thread)
         thread.start()
         return listener
 
@@ -169,7 +171,7 @@ class Between:
             while True:
                 client, _ = listener.accept()
                 thread = threading.Thread(target=self._relay, args=(number, disk, client))
-                self._threads.append(thread)
+                self._relays.append(thread)
                 thread.start()
 
     def _relay(self, number: int, disk: Served, client: socket.socket) -> None:
@@ -203,7 +205,9 @@ class Between:
         for listener in self._listeners:
             listener.shutdown(socket.SHUT_RDWR)
             listener.close()
-        for thread in self._threads:
+        for thread in self._acceptors:  # who add relays
+            thread.join(60)
+        for thread in self._relays:
             thread.join(60)
         return message
 

@@ -2,6 +2,7 @@
 """What others than tapdisk read from the files of a chain that nobody has open, held against what they must hold."""
 
 import importlib
+import itertools
 import json
 import os
 from collections import Counter
@@ -87,6 +88,8 @@ def why_not_libvhdi(members: list[Member]) -> str:
             return "it takes the size before a resize"
         if image.data[-SECTOR:][:8] != b"conectix":
             return "it needs a footer at the end"
+    if any(child.size > parent.size for child, parent in itertools.pairwise(images)):
+        return "it reads past a parent's end"
     for image in images[:-1]:
         spb = image.block_size // SECTOR
         for block in range(-(-image.size // image.block_size)):
