@@ -130,15 +130,17 @@ def test_a_disk_is_used_by_its_name(bed: Bed, disk: str) -> None:
     assert bed.run(f"mount {again} /mnt && sleep 1 && cat /mnt/file; umount /mnt").stdout == "text\n"
 
 
-def test_the_unit_is_valid_and_does_nothing_without_xen(bed: Bed) -> None:
-    assert bed.run("systemd-analyze verify --man=no xenblk.service").output == ""
-    bed.run("systemctl enable --now xenblk.service")
+def test_the_units_are_valid_and_do_nothing_without_xen(bed: Bed) -> None:
+    units = "xenblk.service xenblk-gc.service xenblk-gc.timer"
+    assert bed.run(f"systemd-analyze verify --man=no {units}").output == ""
+    bed.run("systemctl enable --now xenblk.service xenblk-gc.timer")
     try:
         shown = bed.run("systemctl show -p ActiveState,ConditionResult,Result xenblk.service").stdout
         assert sorted(shown.split()) == ["ActiveState=inactive", "ConditionResult=no", "Result=success"]
         assert bed.run("systemctl is-system-running").stdout == "running\n"
     finally:
-        bed.run("systemctl disable xenblk.service")
+        assert bed.run("systemctl show -p ActiveState --value xenblk-gc.timer").stdout == "inactive\n"
+        bed.run("systemctl disable xenblk.service xenblk-gc.timer")
 
 
 def test_the_unit_applies_the_settings(bed: Bed) -> None:
