@@ -90,8 +90,11 @@ install: all
 	install -m 644 hotplug-scripts/xenblk-common.sh hotplug-scripts/xenblk-sharing.sh $(DESTDIR)$(scriptdir)/
 	test -e $(DESTDIR)$(sysconfdir)/xen/xenblk.yaml || \
 		install -m 644 hotplug-scripts/xenblk.yaml $(DESTDIR)$(sysconfdir)/xen/
-	sed $(places) hotplug-scripts/systemd/xenblk.service.in > $(DESTDIR)$(unitdir)/xenblk.service
-	chmod 644 $(DESTDIR)$(unitdir)/xenblk.service
+	for name in xenblk xenblk-gc; do \
+		sed $(places) hotplug-scripts/systemd/$$name.service.in > $(DESTDIR)$(unitdir)/$$name.service || exit; \
+		chmod 644 $(DESTDIR)$(unitdir)/$$name.service; \
+	done
+	install -m 644 hotplug-scripts/systemd/xenblk-gc.timer $(DESTDIR)$(unitdir)/
 	install -m 644 hotplug-scripts/tmpfiles.d/xenblk.conf $(DESTDIR)$(prefix)/lib/tmpfiles.d/
 	install -m 644 hotplug-scripts/modules-load.d/xenblk.conf $(DESTDIR)$(prefix)/lib/modules-load.d/
 	install -m 644 hotplug-scripts/udev/59-xenblk.rules $(DESTDIR)$(prefix)/lib/udev/rules.d/
@@ -105,7 +108,8 @@ uninstall:
 		$(DESTDIR)$(prefix)/libexec/tapdisk $(DESTDIR)$(sbindir)/xenblk $(DESTDIR)$(sbindir)/xmsnap \
 		$(DESTDIR)$(scriptdir)/block-xenblk $(DESTDIR)$(scriptdir)/xenblk-common.sh \
 		$(DESTDIR)$(scriptdir)/xenblk-sharing.sh \
-		$(DESTDIR)$(unitdir)/xenblk.service \
+		$(DESTDIR)$(unitdir)/xenblk.service $(DESTDIR)$(unitdir)/xenblk-gc.service \
+		$(DESTDIR)$(unitdir)/xenblk-gc.timer \
 		$(DESTDIR)$(prefix)/lib/tmpfiles.d/xenblk.conf \
 		$(DESTDIR)$(prefix)/lib/modules-load.d/xenblk.conf \
 		$(DESTDIR)$(prefix)/lib/udev/rules.d/59-xenblk.rules \

@@ -77,9 +77,9 @@ create() {
 	fail "$text"
 }
 
-# The disk is the guest's now, and outlives this script.
+# The disk is the guest's now, and outlives this script. Its name is what `xenblk gc` goes by.
 keep() {
-	error=$(tapctl keep -p "$pid" -m "$minor" 2>&1) || fail "$params: ${error#tap-ctl: }"
+	error=$(tapctl keep -p "$pid" -m "$minor" --for="$XENBUS_PATH" 2>&1) || fail "$params: ${error#tap-ctl: }"
 }
 
 # Runs at exit. A command that fails inside a function ends the script past

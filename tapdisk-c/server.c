@@ -331,6 +331,14 @@ void server_set_owner(struct server *server, int minor, int owner)
 		vbd_set_owner(*vbd, owner);
 }
 
+int server_keep(struct server *server, int minor, const char *kept_for,
+		struct error *err)
+{
+	struct vbd **vbd = find(server, minor, err);
+
+	return vbd ? vbd_keep(*vbd, kept_for, err) : -ENODEV;
+}
+
 int server_set_retry(struct server *server, int minor,
 		     const struct retry_policy *policy, struct error *err)
 {

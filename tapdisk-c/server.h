@@ -110,6 +110,9 @@ void server_set_leaving(struct server *server, bool leaving);
 void server_let_go(struct server *server);
 /* The process whose disk it is until it is kept, 0: none; before the open. */
 void server_set_owner(struct server *server, int minor, int owner);
+/* It has none any more. kept_for: what list shows until it is closed, or NULL. */
+int server_keep(struct server *server, int minor, const char *kept_for,
+		struct error *err);
 /* Attaches what another process had, as it is noted; open it by server_unpause(). */
 int server_adopt(struct server *server, const struct diskfile *file,
 		 struct error *err);
@@ -129,6 +132,7 @@ struct vbd_view {
 	int minor;
 	unsigned int state;
 	const char *args;		/* "type:path", NULL while closed */
+	const char *kept_for;		/* server_keep(), or NULL */
 	bool readonly;
 	uint64_t sectors;
 	uint32_t sector_size;

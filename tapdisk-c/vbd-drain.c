@@ -361,7 +361,8 @@ static void drain_finish(struct vbd *vbd)
 			err = reset;
 		}
 		free(vbd->args);
-		vbd->args = NULL;
+		free(vbd->kept_for);
+		vbd->args = vbd->kept_for = NULL;
 		vbd->adopted = false;
 		vbd->note.owner = 0;
 	}

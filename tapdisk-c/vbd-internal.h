@@ -43,6 +43,7 @@ struct vbd {
 	struct io_stream stream;
 	struct image *image;		/* NULL while closed or paused */
 	char *args;			/* NULL while closed */
+	char *kept_for;			/* NULL: nobody has said */
 	bool readonly;
 	bool held;			/* an image is open, but a transport could not be released */
 	struct image_info info;		/* as last opened */

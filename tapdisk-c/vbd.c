@@ -46,6 +46,7 @@ static void vbd_free(struct vbd *vbd)
 	vbd_retry_destroy(vbd);
 	stats_page_free(vbd->stats);
 	free(vbd->args);
+	free(vbd->kept_for);
 	free(vbd);
 }
 
@@ -205,6 +206,7 @@ void vbd_note(struct vbd *vbd)
 	note->minor = vbd->minor;
 	note->pid = getpid();
 	note->args = vbd->args;
+	note->kept_for = vbd->kept_for;
 	note->readonly = vbd->readonly;
 	note->paused = !vbd->image && !vbd->reopen;
 	note->lost = vbd->lost;
@@ -221,13 +223,28 @@ void vbd_set_owner(struct vbd *vbd, int owner)
 		vbd_note(vbd);
 }
 
+int vbd_keep(struct vbd *vbd, const char *kept_for, struct error *err)
+{
+	char *copy = kept_for ? strdup(kept_for) : NULL;
+
+	if (kept_for && !copy)
+		return error_set(err, -ENOMEM, "minor %d: out of memory",
+				 vbd->minor);
+	free(vbd->kept_for);
+	vbd->kept_for = copy;
+	vbd_set_owner(vbd, 0);
+	return 0;
+}
+
 int vbd_adopt(struct vbd *vbd, const struct diskfile *file, struct error *err)
 {
 	if (vbd->args)
 		return error_set(err, -EBUSY, "minor %d: already has %s open",
 				 vbd->minor, vbd->args);
 	vbd->args = strdup(file->args);
-	if (!vbd->args)
+	if (file->kept_for)
+		vbd->kept_for = strdup(file->kept_for);
+	if (!vbd->args || (file->kept_for && !vbd->kept_for))
 		return error_set(err, -ENOMEM, "minor %d: out of memory",
 				 vbd->minor);
 	vbd->readonly = file->readonly;
@@ -486,6 +503,7 @@ void vbd_fill_view(const struct vbd *vbd, struct vbd_view *view)
 		.minor		= vbd->minor,
 		.state		= vbd_state(vbd),
 		.args		= vbd->args,
+		.kept_for	= vbd->kept_for,
 		.readonly	= vbd->readonly,
 		.sectors	= vbd->info.sectors,
 		.sector_size	= vbd->info.sector_size,

@@ -67,6 +67,8 @@ void vbd_when_ready(struct vbd *vbd, server_done done, void *priv);
 int vbd_adopt(struct vbd *vbd, const struct diskfile *file, struct error *err);
 /* Noted with the disk: server_set_owner(). */
 void vbd_set_owner(struct vbd *vbd, int owner);
+/* server_keep() */
+int vbd_keep(struct vbd *vbd, const char *kept_for, struct error *err);
 
 /*
  * Pause and close wait for the requests that the image has, at most timeout_ms

@@ -12,6 +12,13 @@ from xenblk import VERSION, attach, config, create, guestconfig, libxl, override
 from xenblk.errors import UsageError, UserError
 
 
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 86400:
+        raise ValueError
+    return value
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="xenblk", description="Guests whose disks tapdisk serves.", epilog="See xenblk(8) and xenblk.yaml(5)."
@@ -53,6 +60,18 @@ def _parser() -> argparse.ArgumentParser:
     snapshot.add_argument("--name", help="part of the new images' names, a.NAME.vhd; the time otherwise")
     snapshot.add_argument("--json", action="store_true")
     snapshot.set_defaults(run=_snapshot)
+
+    rubbish = commands.add_parser("gc", help="remove the disks that are left of guests that are gone")
+    rubbish.add_argument("-n", "--dry-run", action="store_true", help="say what there is, and leave it")
+    rubbish.add_argument(
+        "--settle",
+        type=_seconds,
+        default=60.0,  # longer than libxl waits for blkback and a script
+        metavar="SECONDS",
+        help="look twice, so long apart, as xl may be removing it (default: %(default)s)",
+    )
+    rubbish.add_argument("--json", action="store_true")
+    rubbish.set_defaults(run=_gc)
 
     settings = commands.add_parser("config", help="xenblk.yaml").add_subparsers(
         dest="action", required=True, metavar="ACTION"
@@ -111,6 +130,12 @@ def _snapshot(arguments: argparse.Namespace) -> None:
     from xenblk import snapshot  # noqa: PLC0415 # as above
 
     snapshot.run(arguments.guest, arguments.vdevs, arguments.name, as_json=arguments.json)
+
+
+def _gc(arguments: argparse.Namespace) -> None:
+    from xenblk import gc  # noqa: PLC0415 # as above
+
+    gc.run(dry_run=arguments.dry_run, settle=arguments.settle, as_json=arguments.json)
 
 
 def _config_apply(arguments: argparse.Namespace) -> None:

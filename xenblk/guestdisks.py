@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,8 +47,8 @@ class GuestDisk:
     error: str | None = None
 
 
-def _tapdisks() -> list[dict[str, Any]]:
-    """What tap-ctl list knows; what it says on the way goes to the user."""
+def tapdisks() -> list[dict[str, Any]]:
+    """What tap-ctl list knows; what it says on the way goes to the user. Raises UserError."""
     tap_ctl = os.environ.get("XENBLK_TAP_CTL", config.TAP_CTL)
     try:
         done = subprocess.run(
@@ -58,7 +58,7 @@ def _tapdisks() -> list[dict[str, Any]]:
         raise UserError(f"{tap_ctl}: {error.strerror}; install xenblk completely") from None
     sys.stderr.write(os.fsdecode(done.stderr))
     if done.returncode:
-        raise UserError(f"{tap_ctl} list ended with status {done.returncode}; run xenblk ls as root")
+        raise UserError(f"{tap_ctl} list ended with status {done.returncode}; run this as root")
     rows: list[dict[str, Any]] = json.loads(os.fsdecode(done.stdout))
     return rows
 
@@ -75,7 +75,7 @@ def _number(text: str | None) -> int | None:
 
 def _from_node(store: xenstore.Store, node: str, domid: int, rows: dict[int, dict[str, Any]]) -> GuestDisk | None:
     """The disk of a backend node; None if the script isn't ours. Takes its tapdisk out of rows."""
-    if os.path.basename(store.read(f"{node}/script") or "") != SCRIPT:
+    if not is_ours(store, node):
         return None
     minor = _number(store.read(f"{node}/tapdisk-minor"))
     row = rows.pop(minor, None) if minor is not None else None
@@ -117,16 +117,28 @@ def _by_hand(row: dict[str, Any]) -> GuestDisk:
     )
 
 
+def home(store: xenstore.Store) -> str:
+    """This domain's place in xenstore, where paths without a / at their start begin."""
+    return f"/local/domain/{store.read('domid') or '0'}"
+
+
+def nodes(store: xenstore.Store) -> Iterator[tuple[str, int]]:
+    """The backend nodes of this domain's vbds, whatever their script, and the domids that they are for."""
+    backends = f"{home(store)}/backend/vbd"
+    for domid in sorted(filter(str.isdecimal, store.directory(backends)), key=int):
+        for vbd in sorted(filter(str.isdecimal, store.directory(f"{backends}/{domid}")), key=int):
+            yield f"{backends}/{domid}/{vbd}", int(domid)
+
+
+def is_ours(store: xenstore.Store, node: str) -> bool:
+    """The block script of a backend node is xenblk's."""
+    return os.path.basename(store.read(f"{node}/script") or "") == SCRIPT
+
+
 def _of_guests(rows: dict[int, dict[str, Any]]) -> list[GuestDisk]:
-    found = []
     with xenstore.opened() as store:
-        backends = f"/local/domain/{store.read('domid') or '0'}/backend/vbd"
-        for domid in sorted(filter(str.isdecimal, store.directory(backends)), key=int):
-            for vbd in sorted(filter(str.isdecimal, store.directory(f"{backends}/{domid}")), key=int):
-                disk = _from_node(store, f"{backends}/{domid}/{vbd}", int(domid), rows)
-                if disk:
-                    found.append(disk)
-    return found
+        found = [_from_node(store, node, domid, rows) for node, domid in nodes(store)]
+    return [disk for disk in found if disk]
 
 
 def find(guest: str | None = None) -> list[GuestDisk]:
@@ -134,7 +146,7 @@ def find(guest: str | None = None) -> list[GuestDisk]:
 
     Raises UserError, for a guest without such disks too.
     """
-    listed = _tapdisks()
+    listed = tapdisks()
     rows = {row["minor"]: row for row in listed if row["minor"] is not None}
     on_xen = os.path.exists(_NO_XEN) or "XENSTORED_PATH" in os.environ
     disks = _of_guests(rows) if on_xen else []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-only
-"""Reading xenstore, through libxenstore: xenblk decides by it, and writes nothing there.
+"""xenstore, through libxenstore. All but gc only read it.
 
 Backend nodes are written by dom0 alone. What a guest may write (its frontend's nodes) is never read.
 """
@@ -35,6 +35,26 @@ class Store:
             return os.fsdecode(bytes(self._ffi.buffer(value, size[0])))
         finally:
             self._lib.free(value)
+
+    def write(self, path: str, value: str) -> None:
+        """Sets a node, made with its parents if need be."""
+        data = os.fsencode(value)
+        if not self._lib.xs_write(self._handle, 0, os.fsencode(path), data, len(data)):
+            self._gone(path)
+
+    def remove(self, path: str) -> None:
+        """Removes a node and all below it, if it is there."""
+        if not self._lib.xs_rm(self._handle, 0, os.fsencode(path)):
+            self._gone(path)
+
+    def has_domain(self, domid: int) -> bool:
+        """xenstored knows the domain: it is there, and not dying. Raises UserError if it can't be asked."""
+        if self._lib.xs_is_domain_introduced(self._handle, domid):
+            return True
+        # "no" is its answer to a connection that is lost, too
+        if not self._lib.xs_is_domain_introduced(self._handle, 0):
+            raise UserError("xenstore: does not know domain 0; see that xenstored runs")
+        return False
 
     def directory(self, path: str) -> list[str]:
         """The names below a node; none if there is no such node."""

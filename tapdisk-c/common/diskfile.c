@@ -31,6 +31,8 @@ static void write_lines(FILE *f, const struct diskfile *file)
 		file->args, file->readonly, file->paused, file->lost,
 		file->given_up, file->owner, (unsigned long long)file->sectors,
 		file->sector_size);
+	if (file->kept_for)
+		fprintf(f, "for=%s\n", file->kept_for);
 	retry_write(&file->retry, f);
 	for (unsigned int i = 0; i < file->nr_former; i++)
 		fprintf(f, "former=%d\n", file->former[i]);
@@ -81,6 +83,13 @@ static bool number(const char *value, uint64_t max, uint64_t *to)
 	return !errno && !*end && isdigit((unsigned char)*value) && *to <= max;
 }
 
+static bool set_text(char **to, const char *value)
+{
+	free(*to);
+	*to = strdup(value);
+	return *to;
+}
+
 /* False if the line is not understood. */
 static bool set_number(struct diskfile *file, const char *key,
 		       const char *value)
@@ -129,11 +138,10 @@ static bool set_line(struct diskfile *file, char *line)
 	for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++)
 		if (!strcmp(line, numbers[i]))
 			return set_number(file, line, eq + 1);
-	if (!strcmp(line, "args")) {
-		free(file->args);
-		file->args = strdup(eq + 1);
-		return file->args;
-	}
+	if (!strcmp(line, "args"))
+		return set_text(&file->args, eq + 1);
+	if (!strcmp(line, "for"))
+		return set_text(&file->kept_for, eq + 1);
 	rc = retry_set(&file->retry, line, eq + 1, NULL);
 	return !rc || rc == -ENOENT;
 }
@@ -178,7 +186,8 @@ int diskfile_read(struct diskfile *file, int minor)
 void diskfile_dispose(struct diskfile *file)
 {
 	free(file->args);
-	file->args = NULL;
+	free(file->kept_for);
+	file->args = file->kept_for = NULL;
 }
 
 void diskfile_add_former(struct diskfile *file, int pid)

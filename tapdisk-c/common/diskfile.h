@@ -27,6 +27,7 @@ struct diskfile {
 	bool lost;			/* a flush of tapdisk's own failed: the guest's next one must */
 	bool given_up;			/* its tapdisks died too often: no other is started */
 	int owner;			/* 0: none */
+	char *kept_for;			/* what tap-ctl keep said; NULL: nothing */
 	uint64_t sectors;		/* of the device */
 	uint32_t sector_size;
 	struct retry_policy retry;

@@ -9,7 +9,7 @@
  * detach	minor
  * open		minor, args, readonly?, owner?, retry_errors?,
  *		retry_interval?, retry_for?, retry_then?, no_space?
- * keep		minor
+ * keep		minor, for?
  * close	minor, force?, timeout?
  * pause	minor, timeout?
  * unpause	minor, args?
@@ -22,8 +22,8 @@
  * succeed	heir
  * leave
  *
- * VBD: minor, state (enum vbd_state), args (null while closed), readonly,
- * sectors, sector_size, depth. STATS: chain (paths, leaf first) and what
+ * VBD: minor, state (enum vbd_state), args (null while closed), for (null or what
+ * keep said), readonly, sectors, sector_size, depth. STATS: chain (paths, leaf first) and what
  * control/stats.h says; for who can't read the statistics page.
  *
  * child and parent are absolute paths: vbd.h, vbd_snapshot(). With decision,
@@ -37,6 +37,9 @@
  *
  * owner is a pid: when that process ends before keep, the VBD is closed and
  * detached, and its minor freed.
+ *
+ * for is whatever tells its user whose the disk is, at most 1 KiB without control
+ * characters; it stays until the disk is closed.
  *
  * yield, to one tapdisk, leaves all its disks for another one, heir; when the
  * connection ends before leave, by which it exits, it takes back those that heir

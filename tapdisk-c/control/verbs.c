@@ -71,6 +71,9 @@ static void not_understood(struct control_call *call, const char *fmt, ...)
 	call->answer(call, control_failure(-EINVAL, message), true);
 }
 
+/* Of what keep says, bytes */
+#define KEPT_FOR_MAX 1024
+
 /* How long a pause or a close may take if the request does not say. */
 #define TIMEOUT_S 30
 
@@ -91,26 +94,34 @@ struct request {
 	bool readonly;
 	bool force;
 	const char *child, *parent, *decision;
+	const char *kept_for;
 	json_int_t timeout;		/* seconds */
 	const char *retry[NR_RETRY];	/* NULL: as configured */
 };
 
+static bool has_control(const char *text)
+{
+	for (const unsigned char *p = (const void *)text; p && *p; p++)
+		if (*p < 0x20 || *p == 0x7f)
+			return true;
+	return false;
+}
+
 /* args end up in lines that scripts parse, and in the log. */
 static int check_args(const char *args, struct error *err)
 {
-	for (const unsigned char *p = (const void *)args; p && *p; p++)
-		if (*p < 0x20 || *p == 0x7f)
-			return error_set(err, -EINVAL, "the image's path holds "
-					 "a control character; rename it");
-	return 0;
+	if (!has_control(args))
+		return 0;
+	return error_set(err, -EINVAL, "the image's path holds a control character; rename it");
 }
 
 static json_t *view_json(const struct vbd_view *view)
 {
-	return json_pack("{s:i, s:i, s:o, s:b, s:I, s:I, s:I}",
+	return json_pack("{s:i, s:i, s:o, s:o, s:b, s:I, s:I, s:I}",
 			 "minor", view->minor,
 			 "state", (int)view->state,
 			 "args", text(view->args),
+			 "for", text(view->kept_for),
 			 "readonly", view->readonly,
 			 "sectors", (json_int_t)view->sectors,
 			 "sector_size", (json_int_t)view->sector_size,
@@ -145,7 +156,8 @@ static void do_list(struct control_call *call, const struct request *req)
 
 	while (bytes < LIST_BYTES && server_vbd(call->server, i, &view)) {
 		json_array_append_new(vbds, view_json(&view));
-		bytes += 200 + (view.args ? 2 * strlen(view.args) : 0);
+		bytes += 200 + (view.args ? 2 * strlen(view.args) : 0) +
+			 (view.kept_for ? 2 * strlen(view.kept_for) : 0);
 		i++;
 	}
 	reply = json_pack("{s:b, s:o}", "ok", 1, "vbds", vbds);
@@ -269,13 +281,14 @@ static void do_open(struct control_call *call, const struct request *req)
 static void do_keep(struct control_call *call, const struct request *req)
 {
 	struct error err;
-	int rc = 0;
+	int rc;
 
 	if (!owners_forget(call->owners, (int)req->minor))
 		rc = error_set(&err, -ESRCH, "minor %lld has no owner, or lost "
 			       "it", (long long)req->minor);
 	else
-		server_set_owner(call->server, (int)req->minor, 0);
+		rc = server_keep(call->server, (int)req->minor, req->kept_for,
+				 &err);
 	answer_rc(call, rc, &err);
 }
 
@@ -484,7 +497,8 @@ enum field {
 	PARENT		= 256,
 	DECISION	= 512,
 	HEIR		= 1024,
-	RETRY		= 2048,		/* the first of NR_RETRY bits */
+	KEPT_FOR	= 2048,
+	RETRY		= 4096,		/* the first of NR_RETRY bits */
 };
 
 #define ALL_RETRY (RETRY * ((1u << NR_RETRY) - 1))
@@ -499,7 +513,7 @@ static const struct verb {
 	{ "attach", MINOR, 0, do_attach },
 	{ "detach", MINOR, 0, do_detach },
 	{ "open", MINOR | ARGS, READONLY | OWNER | ALL_RETRY, do_open },
-	{ "keep", MINOR, 0, do_keep },
+	{ "keep", MINOR, KEPT_FOR, do_keep },
 	{ "close", MINOR, FORCE | TIMEOUT, do_close },
 	{ "pause", MINOR, TIMEOUT, do_pause },
 	{ "unpause", MINOR, ARGS, do_unpause },
@@ -528,6 +542,7 @@ static const struct {
 	{ "child", CHILD },
 	{ "parent", PARENT },
 	{ "decision", DECISION },
+	{ "for", KEPT_FOR },
 	{ "retry_errors", RETRY },
 	{ "retry_interval", RETRY << 1 },
 	{ "retry_for", RETRY << 2 },
@@ -577,6 +592,11 @@ static bool set_field(struct request *req, unsigned int field,
 	case DECISION:
 		req->decision = json_string_value(value);
 		return req->decision && *req->decision == '/';
+	case KEPT_FOR:
+		req->kept_for = json_string_value(value);
+		return req->kept_for && *req->kept_for &&
+		       strlen(req->kept_for) <= KEPT_FOR_MAX &&
+		       !has_control(req->kept_for);
 	case ARGS:
 		req->args = json_string_value(value);
 		return req->args;

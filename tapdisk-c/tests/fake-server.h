@@ -24,7 +24,7 @@
 
 struct fake_vbd {
 	int minor;
-	char *args;
+	char *args, *kept_for;
 	bool readonly, paused, closing;
 	struct retry_policy retry;
 	struct io_timer timer;
@@ -54,6 +54,7 @@ void server_close(struct server *server)
 {
 	for (unsigned int i = 0; i < server->nr; i++) {
 		free(server->vbd[i]->args);
+		free(server->vbd[i]->kept_for);
 		free(server->vbd[i]);
 	}
 	engine_close(server->engine);
@@ -131,6 +132,18 @@ static struct fake_vbd *fake_find(struct server *server, int minor,
 	return NULL;
 }
 
+int server_keep(struct server *server, int minor, const char *kept_for,
+		struct error *err)
+{
+	struct fake_vbd *vbd = fake_find(server, minor, err);
+
+	if (!vbd)
+		return -ENODEV;
+	free(vbd->kept_for);
+	vbd->kept_for = kept_for ? strdup(kept_for) : NULL;
+	return 0;
+}
+
 int server_attach(struct server *server, int minor, struct error *err)
 {
 	struct fake_vbd *vbd;
@@ -202,7 +215,8 @@ static inline void fake_finish(struct fake_vbd *vbd)
 	vbd->paused = !vbd->closing;
 	if (vbd->closing) {
 		free(vbd->args);
-		vbd->args = NULL;
+		free(vbd->kept_for);
+		vbd->args = vbd->kept_for = NULL;
 	}
 	done(vbd->priv, 0, NULL);
 }
@@ -365,6 +379,7 @@ bool server_vbd(struct server *server, unsigned int i, struct vbd_view *view)
 			 vbd->done ? VBD_PAUSE_REQUESTED :
 			 vbd->paused ? VBD_PAUSED : 0,
 		.args = vbd->args,
+		.kept_for = vbd->kept_for,
 		.readonly = vbd->readonly,
 		.sectors = 2048,
 		.sector_size = 512,

@@ -286,9 +286,9 @@ static void list_and_stats_show_the_vbds(void **state)
 	answer = ask(f, fd, "{\"op\":\"list\"}");
 	snprintf(want, sizeof(want), "{\"ok\":true,\"vbds\":["
 		 "{\"minor\":7,\"state\":0,\"args\":\"aio:%s/disk.vhd\","
-		 "\"readonly\":false,\"sectors\":2048,\"sector_size\":512,\"depth\":2},"
+		 "\"for\":null,\"readonly\":false,\"sectors\":2048,\"sector_size\":512,\"depth\":2},"
 		 "{\"minor\":8,\"state\":64,\"args\":null,"
-		 "\"readonly\":false,\"sectors\":2048,\"sector_size\":512,\"depth\":2}]}",
+		 "\"for\":null,\"readonly\":false,\"sectors\":2048,\"sector_size\":512,\"depth\":2}]}",
 		 dir);
 	expected = json_loads(want, 0, NULL);
 	assert_true(json_equal(answer, expected));
@@ -298,7 +298,7 @@ static void list_and_stats_show_the_vbds(void **state)
 	answer = ask(f, fd, "{\"op\":\"stats\",\"minor\":7}");
 	snprintf(want, sizeof(want), "{\"ok\":true,\"vbd\":"
 		 "{\"minor\":7,\"state\":0,\"args\":\"aio:%s/disk.vhd\","
-		 "\"readonly\":false,\"sectors\":2048,\"sector_size\":512,\"depth\":2,"
+		 "\"for\":null,\"readonly\":false,\"sectors\":2048,\"sector_size\":512,\"depth\":2,"
 		 "\"chain\":[\"%s/disk.vhd\",\"/srv/b?se.vhd\"],"
 		 "\"inflight\":15,\"merged\":16,\"waiting\":17,"
 		 "\"read\":{\"requests\":1,\"sectors\":2,\"bytes\":1024,\"errors\":3,\"retries\":0,"

@@ -86,11 +86,12 @@ json_t *vbd_output(int pid, const json_t *vbd)
 	json_t *type, *path, *out;
 
 	split_args(json_object_get(vbd, "args"), &type, &path);
-	out = json_pack("{s:o, s:O?, s:O?, s:o, s:o}",
+	out = json_pack("{s:o, s:O?, s:O?, s:o, s:o, s:O?}",
 			"pid", number_or_null(pid),
 			"minor", json_object_get(vbd, "minor"),
 			"state", json_object_get(vbd, "state"),
-			"type", type, "path", path);
+			"type", type, "path", path,
+			"for", json_object_get(vbd, "for"));
 	json_object_set(out, "readonly", open ?
 			json_object_get(vbd, "readonly") : json_null());
 	json_object_set_new(out, "size", open ? json_integer(
@@ -165,6 +166,8 @@ static json_t *unserved(int minor)
 
 	if (diskfile_read(&file, minor))
 		return vbd;
+	if (file.kept_for)
+		json_object_set_new(vbd, "for", json_string(file.kept_for));
 	if (file.given_up) {
 		json_object_set_new(vbd, "state", json_integer(VBD_GIVEN_UP));
 		json_object_set_new(vbd, "args", json_string(file.args));

@@ -78,7 +78,13 @@ int cmd_detach(const struct options *opt, struct error *err)
 
 int cmd_keep(const struct options *opt, struct error *err)
 {
-	return vbd_call("keep", opt->pid, opt->minor, err);
+	json_t *request;
+
+	if (!opt->kept_for)
+		return vbd_call("keep", opt->pid, opt->minor, err);
+	request = json_pack("{s:s, s:i, s:s}", "op", "keep", "minor",
+			    opt->minor, "for", opt->kept_for);
+	return call(opt->pid, request, NULL, TAP_CTL_TIMEOUT_MS, err);
 }
 
 int cmd_open(const struct options *opt, struct error *err)

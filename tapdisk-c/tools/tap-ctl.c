@@ -55,7 +55,7 @@ static const struct verb {
 	{ "create", "a:Ro:w:x:" RETRY, "a", "d:e:r2:sDC:t:", cmd_create,
 	  "-a TYPE:PATH [-R] [--owner=PID] [--wait=SECONDS] [--transport=LIST] [ERRORS]" },
 	{ "probe", "a:R", "a", "", cmd_probe, "-a TYPE:PATH [-R]" },
-	{ "keep", "p:m:", "pm", "", cmd_keep, "-p PID -m MINOR" },
+	{ "keep", "p:m:F:", "pm", "", cmd_keep, "-p PID -m MINOR [--for=TEXT]" },
 	{ "destroy", "p:m:ft:", "pm", "", cmd_destroy,
 	  "-p PID -m MINOR [-f] [-t SECONDS]" },
 	{ "pause", "p:m:t:", "pm", "", cmd_pause,
@@ -175,6 +175,9 @@ static bool set_option(struct options *opt, const struct verb *verb, int c)
 	case 'a':
 		opt->args = optarg;
 		return true;
+	case 'F':
+		opt->kept_for = optarg;
+		return true;
 	case 'x':
 		opt->transport = optarg;
 		return true;
@@ -223,6 +226,7 @@ static int parse(const struct verb *verb, int argc, char **argv,
 	static const struct option long_options[] = {
 		{ "json", no_argument, NULL, 'j' },
 		{ "all", no_argument, NULL, 'A' },
+		{ "for", required_argument, NULL, 'F' },
 		{ "owner", required_argument, NULL, 'o' },
 		{ "wait", required_argument, NULL, 'w' },
 		{ "also", required_argument, NULL, 'B' },

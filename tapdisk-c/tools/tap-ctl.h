@@ -34,6 +34,7 @@ struct options {
 	bool all;
 	int timeout_ms;
 	int owner;
+	const char *kept_for;
 	const char *name;		/* the parent's, of snapshot */
 	const char *also[TAP_CTL_ALSO];	/* PID:MINOR:PARENT */
 	unsigned int nr_also;

@@ -128,6 +128,19 @@ def test_a_snapshot_and_a_pause_are_kept(served: Guarded, tmp_path: Path) -> Non
     served.finish()
 
 
+def test_whom_it_was_kept_for_is_known_to_the_next_one_and_to_list(served: Guarded, tmp_path: Path) -> None:
+    served.ok("close")
+    with subprocess.Popen(["sleep", "100"]) as owner:
+        request = {"op": "open", "minor": MINOR, "args": f"vhd:{tmp_path}/a.vhd", "owner": owner.pid}
+        assert served.call(request)["ok"]
+        served.ok("keep", "--for=backend/vbd/5/51712")
+        owner.kill()
+    for _ in range(2):
+        served.kill_now()
+        assert served.rows()[0]["for"] == note(served)["for"] == "backend/vbd/5/51712"
+    served.finish()
+
+
 def test_an_image_that_is_away_is_waited_for(served: Guarded, tmp_path: Path) -> None:
     (tmp_path / "a.vhd").rename(tmp_path / "away")
     served.kill_now()

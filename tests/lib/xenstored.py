@@ -16,7 +16,7 @@ from pathlib import Path
 
 _HEADER = struct.Struct("<IIII")  # type, request id, transaction id, length
 _DIRECTORY, _READ, _TRANSACTION_START, _TRANSACTION_END = 1, 2, 6, 7
-_WRITE, _MKDIR, _RM, _ERROR, _DIRECTORY_PART = 11, 12, 13, 16, 20
+_WRITE, _MKDIR, _RM, _ERROR, _IS_DOMAIN_INTRODUCED, _DIRECTORY_PART = 11, 12, 13, 16, 17, 20
 _HOME = "/local/domain/0"
 _PAYLOAD_MAX = 4096
 
@@ -32,6 +32,7 @@ class Xenstore:
 
     def __init__(self) -> None:
         self.tree: Tree = {"/": b""}
+        self.domains = {0}  # those that have been introduced
         self.log: list[tuple[str, str]] = []  # every write and rm, in order: (path, value or "(rm)")
         self._transactions: dict[int, Tree] = {}
         self._next = 1
@@ -78,6 +79,8 @@ class Xenstore:
                     return b"OK\0"
             tree = self._transactions[transaction] if transaction else self.tree
             path, _, rest = payload.partition(b"\0")
+            if kind == _IS_DOMAIN_INTRODUCED:
+                return b"T\0" if int(path) in self.domains else b"F\0"
             return self._in_tree(tree, kind, self.absolute(os.fsdecode(path)), rest)
 
     def _in_tree(self, tree: Tree, kind: int, path: str, rest: bytes) -> bytes:

@@ -32,7 +32,7 @@ while [ $# -gt 0 ]; do
 	-R) mode='<'; shift ;;
 	-t) shift 2 ;;
 	--owner=*) owner=${1#*=}; shift ;;
-	--wait=*) shift ;;
+	--wait=* | --for=*) shift ;;
 	*) echo "tap-ctl: $1?" >&2; exit 2 ;;
 	esac
 done

@@ -168,7 +168,7 @@ def test_what_tap_ctl_says_reaches_the_user(dom0: Dom0) -> None:
     dom0.tapdisks(said="tap-ctl: no\n", status=1)
     done = dom0.run()
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines()[1].endswith("tap-ctl list ended with status 1; run xenblk ls as root")
+    assert done.stderr.splitlines()[1].endswith("tap-ctl list ended with status 1; run this as root")
 
 
 def test_a_xenstored_that_is_gone_is_named(dom0: Dom0) -> None:

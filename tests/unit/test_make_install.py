@@ -62,6 +62,8 @@ def test_all_that_xen_systemd_and_udev_look_for_is_in_its_place(usr: Path) -> No
         "/usr/bin/vhd-util",
         "/usr/lib/modules-load.d/xenblk.conf",
         "/usr/lib/systemd/system/xenblk.service",
+        "/usr/lib/systemd/system/xenblk-gc.service",
+        "/usr/lib/systemd/system/xenblk-gc.timer",
         "/usr/lib/tmpfiles.d/xenblk.conf",
         "/usr/lib/udev/rules.d/59-xenblk.rules",
         "/usr/libexec/tapdisk",

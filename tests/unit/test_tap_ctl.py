@@ -168,6 +168,7 @@ def test_list_as_json_has_null_for_what_is_absent(tap: TapCtl) -> None:
             "state": 0,
             "type": "vhd",
             "path": f"{tap.images}/a",
+            "for": None,
             "readonly": True,
             "size": 1 << 20,
             "sector_size": 512,
@@ -181,6 +182,7 @@ def test_list_as_json_has_null_for_what_is_absent(tap: TapCtl) -> None:
             "state": 0x40,
             "type": None,
             "path": None,
+            "for": None,
             "readonly": None,
             "size": None,
             "sector_size": None,
@@ -585,6 +587,28 @@ def test_a_disk_that_was_kept_outlives_its_owner(tap: TapCtl, owner: "subprocess
     time.sleep(0.3)
     assert tap.ok("list") == f"pid={pid} minor=3 state=0 args=vhd:{tap.images}/a.vhd\n"
     assert "no owner" in tap.refused("keep", "-p", pid, "-m", 3)
+
+
+def test_whom_a_disk_was_kept_for_is_shown_until_it_is_closed(tap: TapCtl, owner: "subprocess.Popen[bytes]") -> None:
+    pid, _ = open_for(tap, owner.pid, 3)
+    assert json.loads(tap.ok("list", "--json"))[0]["for"] is None
+    whom = "backend/vbd/5/51712 ü \\"
+    tap.ok("keep", "-p", pid, "-m", 3, f"--for={whom}")
+    [row] = json.loads(tap.ok("list", "--json"))
+    assert (row["pid"], row["minor"], row["for"]) == (pid, 3, whom)
+    assert tap.ok("list") == f"pid={pid} minor=3 state=0 args=vhd:{tap.images}/a.vhd\n"
+    tap.ok("close", "-p", pid, "-m", 3)
+    assert json.loads(tap.ok("list", "--json"))[0]["for"] is None
+    tap.ok("open", "-p", pid, "-m", 3, "-a", f"vhd:{tap.images}/a.vhd")
+    assert json.loads(tap.ok("list", "--json"))[0]["for"] is None
+
+
+@pytest.mark.parametrize("wrong", ["", "a\nb", "\x1b[2J", "x" * 1025])
+def test_for_whom_is_a_line_of_text(tap: TapCtl, owner: "subprocess.Popen[bytes]", wrong: str) -> None:
+    pid, _ = open_for(tap, owner.pid, 3)
+    answer = ask(tap, pid, op="keep", minor=3, **{"for": wrong})
+    assert answer["message"] == "keep: for: wrong type or out of range"
+    tap.ok("keep", "-p", pid, "-m", 3, "--for=" + "x" * 1024)
 
 
 def test_a_disk_without_an_owner_is_not_kept(tap: TapCtl) -> None:
