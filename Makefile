@@ -37,7 +37,7 @@ pages  := $(foreach p,$(pods),$(man)/$(call manname,$(basename $(notdir $(p)))))
 
 # What an installed file says of where the others are.
 places := -e 's|@pkglib@|$(pkglib)|g; s|@sbindir@|$(sbindir)|g' \
-	  -e '/^PATH=/s|/usr/sbin|$(sbindir)|' -e '/^YAML_PATH/s|/etc|$(sysconfdir)|' \
+	  -e '/^PATH=/s|/usr/sbin|$(sbindir)|' -e '/^exec .usr.libexec/s|/usr|$(prefix)|' -e '/^YAML_PATH/s|/etc|$(sysconfdir)|' \
 	  -e '/^\(TAP_CTL\|XL\) =/s|/usr/sbin|$(sbindir)|; /^VHD_UTIL =/s|/usr|$(prefix)|'
 
 all: programs bridge $(pages)
@@ -45,7 +45,10 @@ all: programs bridge $(pages)
 programs:
 	@$(MAKE) --no-print-directory -j$(JOBS) -C tapdisk-c MODE=$(MODE) BUILD=$(BUILD)
 
-bridge: $(pybuild)/stamp
+vbd:
+	@$(MAKE) --no-print-directory -C hotplug-scripts/vbd MODE=$(MODE) BUILD=$(BUILD)
+
+bridge: $(pybuild)/stamp vbd
 $(pybuild)/stamp: $(wildcard xenblk/*.py)
 	@printf '  %-4s %s\n' PY libxl
 	@rm -rf $(pybuild) && mkdir -p $(pybuild)
@@ -74,7 +77,7 @@ install: all
 	sh hotplug-scripts/set-aside-xl add '$(DESTDIR)' '$(prefix)'
 	install -m 755 $(bin)/xl $(DESTDIR)$(sbindir)/
 	install -m 755 $(bin)/vhd-util $(DESTDIR)$(prefix)/bin/
-	install -m 755 $(bin)/tapdisk $(DESTDIR)$(prefix)/libexec/
+	install -m 755 $(bin)/tapdisk $(BUILD)/$(MODE)/vbd/xenblk-vbd $(DESTDIR)$(prefix)/libexec/
 	rm -rf $(DESTDIR)$(pkglib)/xenblk && install -d $(DESTDIR)$(pkglib)/xenblk
 	install -m 644 $(filter-out %_build.py,$(wildcard xenblk/*.py)) $(pybuild)/*.so $(DESTDIR)$(pkglib)/xenblk/
 	for name in config xlcall; do \
@@ -87,7 +90,6 @@ install: all
 	sed $(places) hotplug-scripts/block-xenblk > $(DESTDIR)$(scriptdir)/block-xenblk
 	sed $(places) hotplug-scripts/xmsnap.in > $(DESTDIR)$(sbindir)/xmsnap
 	chmod 755 $(DESTDIR)$(sbindir)/xenblk $(DESTDIR)$(sbindir)/xmsnap $(DESTDIR)$(scriptdir)/block-xenblk
-	install -m 644 hotplug-scripts/xenblk-common.sh hotplug-scripts/xenblk-sharing.sh $(DESTDIR)$(scriptdir)/
 	test -e $(DESTDIR)$(sysconfdir)/xen/xenblk.yaml || \
 		install -m 644 hotplug-scripts/xenblk.yaml $(DESTDIR)$(sysconfdir)/xen/
 	for name in xenblk xenblk-gc; do \
@@ -105,9 +107,8 @@ install: all
 uninstall:
 	sh hotplug-scripts/set-aside-xl remove '$(DESTDIR)' '$(prefix)'
 	rm -f $(DESTDIR)$(sbindir)/tap-ctl $(DESTDIR)$(prefix)/bin/vhd-util \
-		$(DESTDIR)$(prefix)/libexec/tapdisk $(DESTDIR)$(sbindir)/xenblk $(DESTDIR)$(sbindir)/xmsnap \
-		$(DESTDIR)$(scriptdir)/block-xenblk $(DESTDIR)$(scriptdir)/xenblk-common.sh \
-		$(DESTDIR)$(scriptdir)/xenblk-sharing.sh \
+		$(DESTDIR)$(prefix)/libexec/tapdisk $(DESTDIR)$(prefix)/libexec/xenblk-vbd $(DESTDIR)$(sbindir)/xenblk $(DESTDIR)$(sbindir)/xmsnap \
+		$(DESTDIR)$(scriptdir)/block-xenblk \
 		$(DESTDIR)$(unitdir)/xenblk.service $(DESTDIR)$(unitdir)/xenblk-gc.service \
 		$(DESTDIR)$(unitdir)/xenblk-gc.timer \
 		$(DESTDIR)$(prefix)/lib/tmpfiles.d/xenblk.conf \
@@ -142,6 +143,7 @@ test: test-deps
 	@$(PYTHON) -m tests.lib.room
 	@$(MAKE) --no-print-directory all
 	@$(MAKE) --no-print-directory -j$(JOBS) -C tapdisk-c MODE=asan BUILD=$(BUILD)
+	@$(MAKE) --no-print-directory -C hotplug-scripts/vbd MODE=asan BUILD=$(BUILD)
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory -C tapdisk-c check BUILD=$(BUILD)
 	@$(MAKE) --no-print-directory -j$(JOBS) -C tapdisk-c check-cross BUILD=$(BUILD)
@@ -164,11 +166,11 @@ check-kernels: kernels-deps
 	@$(PYTHON) -m tests.kernels $(KERNELS_ARGS)
 
 lint:
-	@shellcheck .ci/run .ci/deps hotplug-scripts/block-xenblk hotplug-scripts/xenblk-common.sh \
-		hotplug-scripts/xenblk-sharing.sh hotplug-scripts/set-aside-xl hotplug-scripts/xmsnap.in
+	@shellcheck .ci/run .ci/deps hotplug-scripts/block-xenblk \
+		hotplug-scripts/set-aside-xl hotplug-scripts/xmsnap.in
 	@mypy --strict xenblk tests kernel-patches/patchseries
 
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all programs bridge module install uninstall install-dkms uninstall-dkms deps demo-deps test-deps bench-deps soak-deps kernels-deps demo test bench soak check-kernels lint clean
+.PHONY: all programs vbd bridge module install uninstall install-dkms uninstall-dkms deps demo-deps test-deps bench-deps soak-deps kernels-deps demo test bench soak check-kernels lint clean

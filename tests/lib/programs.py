@@ -13,13 +13,13 @@ RECORDED = os.environ.get("XENBLK_RECORDED") or "release"
 """The build whose programs are recorded, no sanitizer's: a mode, or a directory (tests/soak/mutants.py)."""
 
 
-def program(name: str, mode: str | None = None) -> Path:
-    """The path of a program of tapdisk-c ("tap-ctl", "tests/tool-disk").
+def program(name: str, mode: str | None = None, source: str = "tapdisk-c") -> Path:
+    """The path of a program of tapdisk-c ("tap-ctl", "tests/tool-disk"), or of another directory of sources.
 
     Raises FileNotFoundError, naming the command that builds it.
     """
     build = mode or os.environ.get("XENBLK_MODE") or "asan"
-    path = ROOT / "build" / build / "tapdisk-c" / name
+    path = ROOT / "build" / build / Path(source).name / name
     if not path.exists():
-        raise FileNotFoundError(f"{path}: not built; run make -C tapdisk-c MODE={build}")
+        raise FileNotFoundError(f"{path}: not built; run make -C {source} MODE={build}")
     return path

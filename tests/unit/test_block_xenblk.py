@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-only
-"""block-xenblk between Xen's real scripts and tools, a xenstored in memory and a tap-ctl that only keeps books."""
+"""block-xenblk between a xenstored in memory and a tap-ctl that only keeps books."""
 
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.lib import bridge, xenstored
+from tests.lib.programs import program
 
 pytestmark = pytest.mark.unit
 
@@ -97,6 +97,8 @@ class Dom0:
             FAKE=str(self.directory / "fake"),
             XENSTORED_PATH=str(self.directory / "xenstored"),
             XENBLK_SYSFS=str(self.directory / "sys"),
+            XENBLK_LOCK_DIR=str(self.directory / "lock"),
+            XENBLK_CONTROL_DIR=str(self.directory / "fake"),
             XENBUS_PATH=path,
             XENBUS_TYPE="vbd",
             XENBUS_BASE_PATH="backend",
@@ -152,32 +154,24 @@ class Dom0:
 
 @pytest.fixture
 def dom0(tmp_path: Path) -> Iterator[Dom0]:
-    """Xen's scripts as Debian ships them, but for the directories of this machine that they write to."""
+    """The script, and beside it Xen's, but for the directories of this machine that they write to."""
     scripts, tools = tmp_path / "scripts", tmp_path / "bin"
     for directory in (scripts, tools, tmp_path / "log", tmp_path / "fake", tmp_path / "sys" / "block"):
         directory.mkdir(parents=True)
-    files = bridge.xen_files()
-    moved = {"/var/log/xen": tmp_path / "log", "/var/run/xen-hotplug": tmp_path / "lock"}
-    for source in (files / "etc/xen/scripts").glob("*.sh"):
+    moved = {
+        "/var/log/xen": str(tmp_path / "log"),
+        "/var/run/xen-hotplug": str(tmp_path / "lock"),
+        "PATH=/usr/sbin:": f"PATH={tools}:",
+        "/usr/libexec/xenblk-vbd": str(program("xenblk-vbd", source="hotplug-scripts/vbd")),
+    }
+    for source in (bridge.ROOT / "hotplug-scripts/block-xenblk", bridge.xen_files() / "etc/xen/scripts/locking.sh"):
         text = source.read_text(encoding="utf-8")
         for old, new in moved.items():
-            text = text.replace(old, str(new))
+            text = text.replace(old, new)
         (scripts / source.name).write_text(text, encoding="utf-8")
-    (scripts / "hotplugpath.sh").write_text(f'bindir="{tools}"\nsbindir="{tools}"\nLIBEXEC_BIN="{tools}"\n')
-    for name in ("xenblk-common.sh", "xenblk-sharing.sh"):
-        shutil.copy(bridge.ROOT / "hotplug-scripts" / name, scripts)
-    script = (bridge.ROOT / "hotplug-scripts" / "block-xenblk").read_text(encoding="utf-8")
-    (scripts / "block-xenblk").write_text(script.replace("PATH=/usr/sbin:", f"PATH={tools}:"), encoding="utf-8")
-    (scripts / "block-xenblk").chmod(0o755)
-    for tool in (files / "usr/bin").glob("xenstore-*"):
-        if not tool.is_symlink():
-            (tools / tool.name).symlink_to(tool)
-    for name, text in {
-        "tap-ctl": TAP_CTL,
-        "logger": '#!/bin/sh\necho "$@" >&2\n',
-    }.items():
-        (tools / name).write_text(text, encoding="utf-8")
-        (tools / name).chmod(0o755)
+        (scripts / source.name).chmod(0o755)
+    (tools / "tap-ctl").write_text(TAP_CTL, encoding="utf-8")
+    (tools / "tap-ctl").chmod(0o755)
     with xenstored.running(tmp_path / "xenstored") as store:
         bed = Dom0(tmp_path, store, scripts / "block-xenblk")
         yield bed
@@ -550,3 +544,42 @@ def test_what_others_see_is_found_and_changed_under_xens_own_lock(dom0: Dom0, im
             assert add.wait(timeout=20) != 0
     assert dom0.key("hotplug-status") == "busy"
     assert dom0.disks() == []
+
+
+@pytest.mark.parametrize("ours_first", [True, False])
+def test_the_lock_is_the_one_of_xens_scripts(dom0: Dom0, image: Path, ours_first: bool) -> None:
+    """Whoever has it, the other one waits; the file that it is goes with it."""
+    dom0.vbd(f"vhd:{image}")
+    theirs = "set -e; . {0}/scripts/locking.sh; claim_lock block; echo theirs; {1}; release_lock block"
+    lock = dom0.directory / "lock/block"
+    if not ours_first:
+        command = theirs.format(dom0.directory, "read -r _")
+        with subprocess.Popen(["bash", "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+            assert other.stdin and other.stdout and other.stdout.readline() == "theirs\n"
+            with dom0.start("add") as add:
+                deadline = time.monotonic() + 20
+                while not dom0.disks():
+                    assert time.monotonic() < deadline
+                    time.sleep(0.01)
+                time.sleep(0.3)
+                assert add.poll() is None and dom0.key("hotplug-status") is None
+                other.stdin.write("go\n")
+                other.stdin.close()
+                assert add.wait(20) == 0
+        assert not lock.exists()
+        return
+    # keep is called under the lock
+    text = TAP_CTL.replace("keep)", 'keep)\n\twhile [ ! -e go ]; do sleep 0.05; done')
+    (dom0.directory / "bin" / "tap-ctl").write_text(text)
+    with dom0.start("add") as add:
+        deadline = time.monotonic() + 20
+        while dom0.key("hotplug-status") != "connected":
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        with subprocess.Popen(["bash", "-c", theirs.format(dom0.directory, ":")], stdout=subprocess.PIPE) as other:
+            time.sleep(0.3)
+            assert other.poll() is None and lock.exists()
+            dom0.set("go", "")
+            assert add.wait(20) == 0
+            assert other.wait(20) == 0
+    assert not lock.exists()

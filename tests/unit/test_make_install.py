@@ -57,7 +57,6 @@ def opt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_all_that_xen_systemd_and_udev_look_for_is_in_its_place(usr: Path) -> None:
     assert files(usr) >= {
         "/etc/xen/scripts/block-xenblk",
-        "/etc/xen/scripts/xenblk-common.sh",
         "/etc/xen/xenblk.yaml",
         "/usr/bin/vhd-util",
         "/usr/lib/modules-load.d/xenblk.conf",
@@ -67,6 +66,7 @@ def test_all_that_xen_systemd_and_udev_look_for_is_in_its_place(usr: Path) -> No
         "/usr/lib/tmpfiles.d/xenblk.conf",
         "/usr/lib/udev/rules.d/59-xenblk.rules",
         "/usr/libexec/tapdisk",
+        "/usr/libexec/xenblk-vbd",
         "/usr/sbin/tap-ctl",
         "/usr/sbin/xenblk",
         "/usr/sbin/xl",

@@ -1,0 +1,383 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+#include <dirent.h>
+#include <errno.h>
+#include <limits.h>
+#include <mntent.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "vbd.h"
+
+/* Who uses a file. name: a backend node, a loop device in sysfs, or text for a person. */
+struct user {
+	char *name, *path;
+	bool writes;
+};
+
+static struct user *users;
+static size_t nr_users;
+
+static void forget_all(void)
+{
+	for (size_t i = 0; i < nr_users; i++) {
+		free(users[i].name);
+		free(users[i].path);
+	}
+	nr_users = 0;
+}
+
+static char *format(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
+/* NULL: no memory. */
+static char *format(const char *fmt, ...)
+{
+	char *text;
+	va_list ap;
+	int n;
+
+	va_start(ap, fmt);
+	n = vasprintf(&text, fmt, ap);
+	va_end(ap);
+	return n < 0 ? NULL : text;
+}
+
+/* Takes both. */
+static int add(char *name, char *path, bool writes, struct error *err)
+{
+	struct user *more = reallocarray(users, nr_users + 1, sizeof(*users));
+
+	if (more)
+		users = more;
+	if (!more || !name || !path) {
+		free(name);
+		free(path);
+		return error_set(err, -ENOMEM, "out of memory");
+	}
+	users[nr_users++] = (struct user){ name, path, writes };
+	return 0;
+}
+
+static bool is_device(const char *path)
+{
+	struct stat st;
+
+	return !stat(path, &st) && S_ISBLK(st.st_mode);
+}
+
+/* Calls see for each node of a kind until one fails. */
+static int for_each_node(const struct vbd *vbd, const char *kind,
+			 int (*see)(const struct vbd *vbd, const char *node,
+				    void *priv, struct error *err),
+			 void *priv, struct error *err)
+{
+	unsigned int nr_domids, nr_devids;
+	char **domids = store_list(vbd->xs, &nr_domids, "%s/%s", vbd->backends, kind);
+	int rc = 0;
+
+	for (unsigned int i = 0; i < nr_domids && !rc; i++) {
+		char **devids = store_list(vbd->xs, &nr_devids, "%s/%s/%s",
+					   vbd->backends, kind, domids[i]);
+
+		for (unsigned int k = 0; k < nr_devids && !rc; k++) {
+			char *node = format("%s/%s/%s/%s", vbd->backends, kind,
+					    domids[i], devids[k]);
+
+			rc = node ? see(vbd, node, priv, err) :
+				    error_set(err, -ENOMEM, "out of memory");
+			free(node);
+		}
+		free(devids);
+	}
+	free(domids);
+	return rc;
+}
+
+static bool ends_with(const char *text, const char *end)
+{
+	size_t a = strlen(text), b = strlen(end);
+
+	return a >= b && !strcmp(text + a - b, end);
+}
+
+/* Our own disks are left to the lock, which knows more. */
+static int see_backend(const struct vbd *vbd, const char *node, void *priv,
+		       struct error *err)
+{
+	char *params = store_read(vbd->xs, "%s/params", node);
+	char *script = store_read(vbd->xs, "%s/script", node);
+	char *mode = store_read(vbd->xs, "%s/mode", node);
+	const char *path = params;
+	int rc = 0;
+
+	(void)priv;
+	/* TYPE:PATH, or a path */
+	if (path && *path != '/' && strchr(path, ':'))
+		path = strchr(path, ':') + 1;
+	if (path && !(script && ends_with(script, "/block-xenblk")))
+		rc = add(strdup(node), strdup(path), !mode || strchr(mode, 'w'), err);
+	free(params);
+	free(script);
+	free(mode);
+	return rc;
+}
+
+/* The first line; NULL if there is none. */
+static char *line_of(const char *path)
+{
+	FILE *f = fopen(path, "re");
+	char *line = NULL;
+	size_t size = 0;
+	ssize_t n;
+
+	if (!f)
+		return NULL;
+	n = getline(&line, &size, f);
+	fclose(f);
+	if (n < 0) {
+		free(line);
+		return NULL;
+	}
+	if (n && line[n - 1] == '\n')
+		line[n - 1] = 0;
+	return line;
+}
+
+static int look_at_loops(struct error *err)
+{
+	const char *given = getenv("XENBLK_SYSFS");
+	char block[1024], path[PATH_MAX];
+	const struct dirent *entry;
+	DIR *dir;
+	int rc = 0;
+
+	snprintf(block, sizeof(block), "%s/block", given ? given : "/sys");
+	dir = opendir(block);
+	while (dir && !rc && (entry = readdir(dir))) {
+		char *file, *ro;
+
+		if (strncmp(entry->d_name, "loop", 4))
+			continue;
+		snprintf(path, sizeof(path), "%s/%.32s/loop/backing_file", block,
+			 entry->d_name);
+		/* It has none, or goes away meanwhile. */
+		file = line_of(path);
+		if (!file)
+			continue;
+		snprintf(path, sizeof(path), "%s/%.32s/ro", block, entry->d_name);
+		ro = line_of(path);
+		rc = add(format("%s/%s", block, entry->d_name), file,
+			 !ro || strcmp(ro, "1"), err);
+		free(ro);
+	}
+	if (dir)
+		closedir(dir);
+	return rc;
+}
+
+static int look_at_mounts(struct error *err)
+{
+	FILE *f = setmntent("/proc/self/mounts", "re");
+	const struct mntent *mount;
+	int rc = 0;
+
+	while (f && !rc && (mount = getmntent(f)))
+		if (!strncmp(mount->mnt_fsname, "/dev/", 5))
+			rc = add(format("the mount %s", mount->mnt_dir),
+				 strdup(mount->mnt_fsname),
+				 !hasmntopt(mount, "ro"), err);
+	if (f)
+		endmntent(f);
+	return rc;
+}
+
+int sharing_look(const struct vbd *vbd, struct error *err)
+{
+	bool device = is_device(strchr(vbd->params, ':') + 1);
+	int rc;
+
+	forget_all();
+	rc = for_each_node(vbd, "qdisk", see_backend, NULL, err);
+	if (!rc && device)
+		rc = for_each_node(vbd, "vbd", see_backend, NULL, err);
+	if (!rc)
+		rc = look_at_loops(err);
+	if (!rc && device)
+		rc = look_at_mounts(err);
+	return rc;
+}
+
+/* Names */
+
+static const char *part_of(const char *path, unsigned int from_end, int *len)
+{
+	const char *end = path + strlen(path), *begin = end;
+
+	for (;;) {
+		while (begin > path && begin[-1] != '/')
+			begin--;
+		if (!from_end-- || begin == path)
+			break;
+		end = --begin;
+	}
+	*len = (int)(end - begin);
+	return begin;
+}
+
+/* The guest and vdev of a backend node, in words. */
+static char *guest_of(const struct vbd *vbd, const char *node)
+{
+	int len;
+	const char *domid = part_of(node, 1, &len);
+	char *name = store_read(vbd->xs, "/local/domain/%.*s/name", len, domid);
+	char *vdev = store_read(vbd->xs, "%s/dev", node);
+	char *text;
+
+	if (name)
+		text = format("guest %s (%s)", name, vdev ? vdev : part_of(node, 0, &len));
+	else
+		text = format("the disk %s", node);
+	free(name);
+	free(vdev);
+	return text;
+}
+
+struct search {
+	const char *device;		/* /dev/loopN */
+	int pid;
+	char *found;
+};
+
+/* libxl makes a loop device for a disk that is a file. */
+static int has_device(const struct vbd *vbd, const char *node, void *priv,
+		      struct error *err)
+{
+	struct search *search = priv;
+	char *device = store_read(vbd->xs, "%s/node", node);
+
+	(void)err;
+	if (device && !search->found && !strcmp(device, search->device)) {
+		char *guest = guest_of(vbd, node);
+
+		search->found = format("%s of %s", device, guest ? guest : "a guest");
+		free(guest);
+	}
+	free(device);
+	return 0;
+}
+
+static int has_tapdisk(const struct vbd *vbd, const char *node, void *priv,
+		       struct error *err)
+{
+	struct search *search = priv;
+	char *pid = store_read(vbd->xs, "%s/tapdisk-pid", node);
+
+	(void)err;
+	if (pid && !search->found && tapctl_heir(atoi(pid)) == search->pid)
+		search->found = guest_of(vbd, node);
+	free(pid);
+	return 0;
+}
+
+static char *user_name(const struct vbd *vbd, const char *name)
+{
+	struct search search = { .pid = 0 };
+	char device[64];
+
+	if (!strncmp(name, vbd->backends, strlen(vbd->backends)))
+		return guest_of(vbd, name);
+	if (!strstr(name, "/block/loop"))
+		return strdup(name);
+	snprintf(device, sizeof(device), "/dev/%.32s", strrchr(name, '/') + 1);
+	search.device = device;
+	for_each_node(vbd, "vbd", has_device, &search, NULL);
+	return search.found ? search.found : strdup(device);
+}
+
+static int refuse(const struct vbd *vbd, char *who, const char *why,
+		  struct error *err)
+{
+	char text[sizeof(err->text)];
+
+	/* why may be the text of err */
+	snprintf(text, sizeof(text), "%s", why);
+	error_set(err, -EBUSY, "%s: in use by %s; %s", vbd->params,
+		  who ? who : "somebody", text);
+	free(who);
+	return -EBUSY;
+}
+
+void sharing_name_holder(const struct vbd *vbd, struct error *err)
+{
+	struct search search = { .pid = err->holder };
+
+	for_each_node(vbd, "vbd", has_tapdisk, &search, NULL);
+	if (search.found)
+		refuse(vbd, search.found, err->text, err);
+}
+
+/* Judging */
+
+static bool same_file(const char *a, const char *b)
+{
+	struct stat sa, sb;
+
+	if (stat(a, &sa) || stat(b, &sb))
+		return false;
+	if (sa.st_dev == sb.st_dev && sa.st_ino == sb.st_ino)
+		return true;
+	return S_ISBLK(sa.st_mode) && S_ISBLK(sb.st_mode) && sa.st_rdev == sb.st_rdev;
+}
+
+int sharing_check(const struct vbd *vbd, const char *file, bool writes,
+		  struct error *err)
+{
+	for (size_t i = 0; i < nr_users; i++)
+		if ((writes || users[i].writes) && same_file(file, users[i].path))
+			return refuse(vbd, user_name(vbd, users[i].name),
+				      "end that use first", err);
+	return 0;
+}
+
+static bool opened_to_write(int pid, const char *fd)
+{
+	char path[64], line[128];
+	unsigned int flags = 0;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%d/fdinfo/%.16s", pid, fd);
+	f = fopen(path, "re");
+	while (f && fgets(line, sizeof(line), f))
+		if (sscanf(line, "flags: %o", &flags) == 1)
+			break;
+	if (f)
+		fclose(f);
+	return flags & 3;
+}
+
+int sharing_check_chain(const struct vbd *vbd, struct error *err)
+{
+	char path[64];
+	const struct dirent *entry;
+	struct stat st;
+	DIR *dir;
+	int rc = 0;
+
+	snprintf(path, sizeof(path), "/proc/%d/fd", vbd->pid);
+	dir = opendir(path);
+	if (!dir)
+		return error_set(err, -errno, "%s: tapdisk %d ended", vbd->params,
+				 vbd->pid);
+	while (!rc && (entry = readdir(dir))) {
+		snprintf(path, sizeof(path), "/proc/%d/fd/%.16s", vbd->pid,
+			 entry->d_name);
+		if (stat(path, &st) || (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode)))
+			continue;
+		rc = sharing_check(vbd, path, opened_to_write(vbd->pid, entry->d_name),
+				   err);
+	}
+	closedir(dir);
+	return rc;
+}

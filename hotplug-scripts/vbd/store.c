@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+#include <ctype.h>
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <xenstore.h>
+
+#include "vbd.h"
+
+char *store_read(struct xs_handle *xs, const char *fmt, ...)
+{
+	char path[XENSTORE_ABS_PATH_MAX + 1];
+	unsigned int len;
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(path, sizeof(path), fmt, ap);
+	va_end(ap);
+	return xs_read(xs, XBT_NULL, path, &len);
+}
+
+char **store_list(struct xs_handle *xs, unsigned int *nr, const char *fmt, ...)
+{
+	char path[XENSTORE_ABS_PATH_MAX + 1];
+	char **names;
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(path, sizeof(path), fmt, ap);
+	va_end(ap);
+	names = xs_directory(xs, XBT_NULL, path, nr);
+	if (!names)
+		*nr = 0;
+	return names;
+}
+
+int store_open(struct vbd *vbd, struct error *err)
+{
+	vbd->xs = xs_open(0);
+	if (!vbd->xs)
+		return error_set(err, errno ? -errno : -EIO,
+				 "xenstore can't be opened: %s; see that xenstored runs",
+				 strerror(errno));
+	return 0;
+}
+
+static char *key(const struct vbd *vbd, const char *name)
+{
+	char *value = store_read(vbd->xs, "%s/%s", vbd->path, name);
+
+	return value ? value : strdup("");
+}
+
+/* -1: not there, or no number. */
+static int number(const struct vbd *vbd, const char *name)
+{
+	char *value = store_read(vbd->xs, "%s/%s", vbd->path, name);
+	long n = -1;
+	char *end;
+
+	if (value && isdigit((unsigned char)*value)) {
+		errno = 0;
+		n = strtol(value, &end, 10);
+		if (errno || *end || n > 0x7fffffff)
+			n = -1;
+	}
+	free(value);
+	return (int)n;
+}
+
+void store_load(struct vbd *vbd)
+{
+	vbd->params = key(vbd, "params");
+	vbd->mode = key(vbd, "mode");
+	vbd->state = key(vbd, "state");
+	vbd->pid = number(vbd, "tapdisk-pid");
+	vbd->minor = number(vbd, "tapdisk-minor");
+	if (vbd->pid <= 0)
+		vbd->minor = -1;
+}
+
+struct pair {
+	const char *key, *value;
+};
+
+static bool write_pairs(const struct vbd *vbd, xs_transaction_t t,
+			const struct pair *pairs, size_t nr)
+{
+	char path[XENSTORE_ABS_PATH_MAX + 1];
+
+	for (size_t i = 0; i < nr; i++) {
+		snprintf(path, sizeof(path), "%s/%s", vbd->path, pairs[i].key);
+		if (!xs_write(vbd->xs, t, path, pairs[i].value,
+			      (unsigned int)strlen(pairs[i].value)))
+			return false;
+	}
+	return true;
+}
+
+/* In their order, all or none. */
+static int store_write(const struct vbd *vbd, const struct pair *pairs,
+		       size_t nr, struct error *err)
+{
+	xs_transaction_t t;
+	bool good;
+
+	do {
+		t = xs_transaction_start(vbd->xs);
+		if (t == XBT_NULL)
+			break;
+		good = write_pairs(vbd, t, pairs, nr);
+		if (xs_transaction_end(vbd->xs, t, !good) && good)
+			return 0;
+	} while (good && errno == EAGAIN);
+	return error_set(err, errno ? -errno : -EIO, "%s: can't be written: %s",
+			 vbd->path, strerror(errno));
+}
+
+int store_connect(const struct vbd *vbd, struct error *err)
+{
+	char pid[16], minor[16], device[32];
+	const struct pair pairs[] = {
+		{ "tapdisk-pid", pid },
+		{ "tapdisk-minor", minor },
+		{ "physical-device-path", vbd->device },
+		{ "physical-device", device },
+		{ "hotplug-status", "connected" },
+	};
+	struct stat st;
+
+	if (stat(vbd->device, &st) || (!S_ISBLK(st.st_mode) && !S_ISCHR(st.st_mode)))
+		return error_set(err, -ENODEV, "%s: there is no %s", vbd->params,
+				 vbd->device);
+	snprintf(pid, sizeof(pid), "%d", vbd->pid);
+	snprintf(minor, sizeof(minor), "%d", vbd->minor);
+	snprintf(device, sizeof(device), "%x:%x", major(st.st_rdev),
+		 minor(st.st_rdev));
+	return store_write(vbd, pairs, sizeof(pairs) / sizeof(pairs[0]), err);
+}
+
+int store_connected(const struct vbd *vbd, struct error *err)
+{
+	const struct pair pair = { "hotplug-status", "connected" };
+
+	return store_write(vbd, &pair, 1, err);
+}
+
+void store_fail(const struct vbd *vbd, const char *status, const char *why)
+{
+	const struct pair pairs[] = {
+		{ "hotplug-error", why },
+		{ "hotplug-status", status },
+	};
+
+	if (vbd->xs)
+		store_write(vbd, pairs, 2, NULL);
+}
+
+void store_forget(const struct vbd *vbd)
+{
+	static const char *const keys[] = { "tapdisk-pid", "tapdisk-minor" };
+	char path[XENSTORE_ABS_PATH_MAX + 1];
+
+	for (size_t i = 0; i < 2; i++) {
+		snprintf(path, sizeof(path), "%s/%s", vbd->path, keys[i]);
+		xs_rm(vbd->xs, XBT_NULL, path);
+	}
+}

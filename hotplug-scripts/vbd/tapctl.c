@@ -1,0 +1,273 @@
+/* SPDX-License-Identifier: LGPL-2.1-only */
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <spawn.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "vbd.h"
+
+/* libxl allows 40 s for all of it. */
+#define OPEN_SECONDS	"20"
+/* Closing writes out what is pending. */
+#define CLOSE_SECONDS	"25"
+#define OUTPUT_MAX	65536
+
+extern char **environ;
+
+/* Its output, of both streams; cut off where it is too long. */
+static int read_all(int fd, char *text)
+{
+	size_t have = 0;
+	char rest[512];
+	ssize_t n;
+
+	do {
+		if (have < OUTPUT_MAX - 1)
+			n = read(fd, text + have, OUTPUT_MAX - 1 - have);
+		else
+			n = read(fd, rest, sizeof(rest));
+		if (n > 0 && have < OUTPUT_MAX - 1)
+			have += (size_t)n;
+	} while (n > 0 || (n < 0 && errno == EINTR));
+	text[have] = 0;
+	return n < 0 ? -errno : 0;
+}
+
+/* Its exit status, or -errno if it could not be run, which text says too. */
+static int tapctl(const char *const argv[], char *text)
+{
+	posix_spawn_file_actions_t actions;
+	int fds[2], rc, status;
+	pid_t pid;
+
+	if (pipe2(fds, O_CLOEXEC))
+		return -errno;
+	posix_spawn_file_actions_init(&actions);
+	posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
+	posix_spawn_file_actions_adddup2(&actions, fds[1], 1);
+	posix_spawn_file_actions_adddup2(&actions, fds[1], 2);
+	/* a tapdisk must not live on with the connection to xenstore */
+	posix_spawn_file_actions_addclosefrom_np(&actions, 3);
+	rc = posix_spawnp(&pid, argv[0], &actions, NULL,
+			  (char *const *)(uintptr_t)argv, environ);
+	posix_spawn_file_actions_destroy(&actions);
+	close(fds[1]);
+	if (rc) {
+		snprintf(text, OUTPUT_MAX, "%s can't be run: %s; install xenblk completely",
+			 argv[0], strerror(rc));
+		close(fds[0]);
+		return -rc;
+	}
+	read_all(fds[0], text);
+	close(fds[0]);
+	while (waitpid(pid, &status, 0) < 0)
+		if (errno != EINTR)
+			return -errno;
+	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+static char *text_of(void)
+{
+	static char text[OUTPUT_MAX];
+
+	return text;
+}
+
+static const char *plain(const char *line)
+{
+	static const char name[] = "tap-ctl: ";
+
+	return strncmp(line, name, sizeof(name) - 1) ? line : line + sizeof(name) - 1;
+}
+
+/* The lines of a complaint as one. */
+static void say(struct error *err, int code, const char *text)
+{
+	char joined[sizeof(err->text)] = "";
+	size_t at = 0;
+
+	while (*text) {
+		size_t len = strcspn(text, "\n");
+		const char *line = plain(text);
+		int n = (int)len - (int)(line - text);
+
+		if (n > 0 && at < sizeof(joined))
+			at += (size_t)snprintf(joined + at, sizeof(joined) - at,
+					       "%s%.*s", at ? "; " : "", n, line);
+		text += len + (text[len] == '\n');
+	}
+	error_set(err, code, "%s", joined);
+}
+
+int tapctl_heir(int pid)
+{
+	const char *given = getenv("XENBLK_CONTROL_DIR");
+	char path[PATH_MAX], target[64];
+	int heir;
+	ssize_t n;
+
+	snprintf(path, sizeof(path), "%s/ctl%d",
+		 given ? given : "/run/blktap-control", pid);
+	n = readlink(path, target, sizeof(target) - 1);
+	if (n < 0)
+		return pid;
+	target[n] = 0;
+	return sscanf(target, "ctl%9d", &heir) == 1 ? heir : pid;
+}
+
+/* Takes a line of create's output, or leaves it to the caller: false. */
+static bool take_line(struct vbd *vbd, const char *line, size_t len, int *holder)
+{
+	int pid, minor;
+
+	if (*line == '/' && len < sizeof(vbd->device) &&
+	    memmem(line, len, "/tapdev", 7)) {
+		snprintf(vbd->device, sizeof(vbd->device), "%.*s", (int)len, line);
+	} else if (sscanf(line, "pid=%9d minor=%9d", &pid, &minor) == 2) {
+		vbd->pid = pid;
+		vbd->minor = minor;
+	} else if (sscanf(line, "holder=%9d", holder) != 1) {
+		return false;
+	}
+	return true;
+}
+
+int tapctl_create(struct vbd *vbd, bool readonly, struct error *err)
+{
+	char owner[32], *text = text_of(), *to;
+	const char *argv[] = {
+		"tap-ctl", "create",
+		"-a", vbd->params, owner,
+		"--wait=" OPEN_SECONDS,
+		readonly ? "-R" : NULL, NULL,
+	};
+	const char *from;
+	int holder = 0;
+	int rc;
+
+	snprintf(owner, sizeof(owner), "--owner=%d", (int)getpid());
+	vbd->pid = vbd->minor = -1;
+	rc = tapctl(argv, text);
+	for (from = to = text; *from;) {
+		size_t len = strcspn(from, "\n");
+
+		len += from[len] == '\n';
+		if (!take_line(vbd, from, strcspn(from, "\n"), &holder)) {
+			memmove(to, from, len);
+			to += len;
+		}
+		from += len;
+	}
+	*to = 0;
+	if (!rc && vbd->pid > 0 && *vbd->device)
+		return 0;
+	if (!rc)
+		return error_set(err, -EPROTO, "%s: tap-ctl create printed no device; install the tap-ctl of this release",
+				 vbd->params);
+	say(err, holder ? -EBUSY : -EIO, text);
+	err->holder = holder;
+	return err->code;
+}
+
+static const char *number(char *to, size_t size, int n)
+{
+	snprintf(to, size, "%d", n);
+	return to;
+}
+
+int tapctl_keep(const struct vbd *vbd, struct error *err)
+{
+	char pid[16], minor[16], whom[4096], *text = text_of();
+	const char *argv[] = {
+		"tap-ctl", "keep",
+		"-p", number(pid, sizeof(pid), vbd->pid),
+		"-m", number(minor, sizeof(minor), vbd->minor),
+		whom, NULL,
+	};
+
+	snprintf(whom, sizeof(whom), "--for=%s", vbd->path);
+	if (!tapctl(argv, text))
+		return 0;
+	say(err, -EIO, text);
+	return error_prefix(err, "%s", vbd->params);
+}
+
+/* pid: -1: whoever has it. */
+static int list(int pid, int minor, char *text)
+{
+	char p[16], m[16];
+	const char *argv[] = {
+		"tap-ctl", "list",
+		"-m", number(m, sizeof(m), minor),
+		pid > 0 ? "-p" : NULL,
+		pid > 0 ? number(p, sizeof(p), pid) : NULL, NULL,
+	};
+
+	return tapctl(argv, text);
+}
+
+bool tapctl_serves(struct vbd *vbd)
+{
+	char *text = text_of();
+	int pid, minor;
+
+	vbd->pid = tapctl_heir(vbd->pid);
+	return !list(vbd->pid, vbd->minor, text) &&
+	       sscanf(text, "pid=%9d minor=%9d", &pid, &minor) == 2 &&
+	       pid == vbd->pid && minor == vbd->minor;
+}
+
+/* No tapdisk has it: the device is still there. */
+static int free_minor(const struct vbd *vbd, struct error *err)
+{
+	char minor[16], *text = text_of();
+	const char *argv[] = {
+		"tap-ctl", "free",
+		"-m", number(minor, sizeof(minor), vbd->minor), NULL,
+	};
+
+	if (!tapctl(argv, text))
+		return 0;
+	say(err, -EAGAIN, text);
+	return err->code;
+}
+
+int tapctl_destroy(struct vbd *vbd, struct error *err)
+{
+	char p[16], m[16], *text = text_of();
+	const char *argv[] = {
+		"tap-ctl", "destroy",
+		"-p", number(p, sizeof(p), vbd->pid),
+		"-m", number(m, sizeof(m), vbd->minor),
+		"-t", CLOSE_SECONDS, NULL,
+	};
+	const char *args;
+	int pid;
+
+	if (!tapctl(argv, text))
+		return 0;
+	say(err, -EAGAIN, text);
+	vbd->pid = tapctl_heir(vbd->pid);
+	if (list(-1, vbd->minor, text))
+		return -EAGAIN;
+	if (!*text)
+		return 0;
+	if (sscanf(text, "pid=%9d ", &pid) != 1 || pid <= 0)
+		return free_minor(vbd, err);
+	if (pid == vbd->pid)
+		return -EAGAIN;
+	/* Ours died, and another was given its disk by hand: tap-ctl(8). Else ours was ended by hand. */
+	text[strcspn(text, "\n")] = 0;
+	args = strstr(text, " args=");
+	if (!args || strcmp(args + 6, vbd->params))
+		return 0;
+	vbd->pid = pid;
+	return -EAGAIN;
+}
