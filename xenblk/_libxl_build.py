@@ -21,6 +21,7 @@ from cffi import FFI
 DECLARATIONS = """
 /* stdio.h: what libxlutil has to say is collected in memory */
 FILE *open_memstream(char **text, size_t *size);
+int fflush(FILE *stream);
 int fclose(FILE *stream);
 void free(void *p);
 
@@ -41,6 +42,22 @@ void libxl_device_disk_dispose(libxl_device_disk *);
 char *libxl_device_disk_to_json(libxl_ctx *, libxl_device_disk *);
 int xlu_disk_parse(XLU_Config *, int nspecs, const char *const *specs, libxl_device_disk *);
 
+/* libxl.h with a running Xen. ao_how NULL: the call returns when it is done */
+typedef struct { ...; } libxl_asyncop_how;
+typedef struct { ...; } libxl_dominfo;
+typedef struct xentoollog_logger xentoollog_logger;
+xentoollog_logger *xenblk_logger(FILE *);
+void xtl_logger_destroy(xentoollog_logger *);
+libxl_ctx *xenblk_libxl(xentoollog_logger *);
+int libxl_ctx_free(libxl_ctx *);
+int libxl_domain_info(libxl_ctx *, libxl_dominfo *, uint32_t domid);
+char *libxl_domid_to_name(libxl_ctx *, uint32_t domid);
+int libxl_domain_qualifier_to_domid(libxl_ctx *, const char *name, uint32_t *domid);
+int libxl_vdev_to_device_disk(libxl_ctx *, uint32_t domid, const char *vdev, libxl_device_disk *);
+int libxl_device_disk_add(libxl_ctx *, uint32_t domid, libxl_device_disk *, const libxl_asyncop_how *ao_how);
+int libxl_device_disk_safe_remove(libxl_ctx *, uint32_t domid, libxl_device_disk *, const libxl_asyncop_how *ao_how);
+int libxl_device_disk_destroy(libxl_ctx *, uint32_t domid, libxl_device_disk *, const libxl_asyncop_how *ao_how);
+
 /* xenstore.h; every answer is to be freed */
 struct xs_handle;
 typedef uint32_t xs_transaction_t;
@@ -59,7 +76,40 @@ SOURCE = """
 #include <stdlib.h>
 #include <libxl.h>
 #include <libxlutil.h>
+#include <libxl_utils.h>
 #include <xenstore.h>
+#include <xentoollog.h>
+#include <unistd.h>
+
+/* libxl reaps only its own children, so that those of Python's subprocess stay Python's. */
+static const libxl_childproc_hooks children = { .chldowner = libxl_sigchld_owner_libxl_always_selective_reap };
+
+/* Without a handler libxl ends the process and says nothing of who it was. */
+static void disaster(void *user, libxl_event_type type, const char *msg, int errnoval)
+{
+	(void)user;
+	(void)type;
+	fprintf(stderr, "xenblk: libxl: %s: %s\\n", msg, strerror(errnoval));
+	_exit(1);
+}
+
+static const libxl_event_hooks events = { .disaster = disaster };
+
+static xentoollog_logger *xenblk_logger(FILE *stream)
+{
+	return (xentoollog_logger *)xtl_createlogger_stdiostream(stream, XTL_ERROR, XTL_STDIOSTREAM_HIDE_PROGRESS);
+}
+
+static libxl_ctx *xenblk_libxl(xentoollog_logger *logger)
+{
+	libxl_ctx *ctx;
+
+	if (libxl_ctx_alloc(&ctx, LIBXL_VERSION, 0, logger))
+		return NULL;
+	libxl_childproc_setmode(ctx, &children, NULL);
+	libxl_event_register_callbacks(ctx, &events, NULL);
+	return ctx;
+}
 """
 
 
@@ -77,7 +127,7 @@ def build(outdir: Path) -> Path:
         *shlex.split(os.environ.get("CC", "cc")),
         *shlex.split(os.environ.get("CFLAGS", "-O2 -g")),
         *("-shared", "-fPIC", f"-I{sysconfig.get_path('include')}"),
-        *("-o", f"{product}.new", str(source), "-lxlutil", "-lxenlight", "-lxenstore"),
+        *("-o", f"{product}.new", str(source), "-lxlutil", "-lxenlight", "-lxenstore", "-lxentoollog"),
     ]
     subprocess.run(command, check=True)
     os.replace(f"{product}.new", product)

@@ -44,6 +44,25 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--json", action="store_true", help="all that is known of each disk")
     listing.set_defaults(run=_ls)
 
+    info = commands.add_parser("info", help="show all that is known of a guest's disks")
+    info.add_argument("guest", help="its name or domid")
+    info.add_argument("vdevs", nargs="*", metavar="VDEV", help="only these disks")
+    info.add_argument("--json", action="store_true")
+    info.set_defaults(run=_info)
+
+    attach = commands.add_parser("attach", help="attach a disk to a guest that runs")
+    attach.add_argument("guest", help="its name or domid")
+    attach.add_argument("spec", nargs="+", help="the disk, as for xl block-attach: tap2:vhd:/srv/a.vhd,xvdb,w")
+    attach.add_argument("--json", action="store_true", help="all that is known of it then")
+    attach.set_defaults(run=_attach)
+
+    detach = commands.add_parser("detach", help="detach a disk from a guest that runs")
+    detach.add_argument("guest", help="its name or domid")
+    detach.add_argument("vdev", metavar="VDEV")
+    detach.add_argument("-f", "--force", action="store_true", help="even if the guest doesn't let it go")
+    detach.add_argument("--json", action="store_true", help="all that was known of it")
+    detach.set_defaults(run=_detach)
+
     for name, run, text in (
         ("chain", _chain, "show the images that a disk is made of, the leaf first"),
         ("check", _check, "check all images that a disk is made of"),
@@ -112,6 +131,24 @@ def _ls(arguments: argparse.Namespace) -> None:
     from xenblk import listing  # noqa: PLC0415 # the commands of xl, which are timed, don't need it
 
     listing.run(arguments.guest, as_json=arguments.json)
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    from xenblk import info  # noqa: PLC0415 # as above
+
+    info.run(arguments.guest, arguments.vdevs, as_json=arguments.json)
+
+
+def _attach(arguments: argparse.Namespace) -> None:
+    from xenblk import hotplug  # noqa: PLC0415 # as above
+
+    hotplug.attach(arguments.guest, arguments.spec, as_json=arguments.json)
+
+
+def _detach(arguments: argparse.Namespace) -> None:
+    from xenblk import hotplug  # noqa: PLC0415 # as above
+
+    hotplug.detach(arguments.guest, arguments.vdev, force=arguments.force, as_json=arguments.json)
 
 
 def _chain(arguments: argparse.Namespace) -> None:

@@ -84,28 +84,42 @@ def read_disks(source: str, data: bytes) -> list[str]:
     return disks
 
 
-def parse_disk(*parts: str) -> dict[str, Any]:
-    """The fields of libxl_device_disk (libxl_types.idl) that a spec sets to something else than the default.
+@contextlib.contextmanager
+def device_disk() -> Iterator[Any]:
+    """An empty libxl_device_disk *."""
+    module = bindings()
+    disk = module.ffi.new("libxl_device_disk *")
+    module.lib.libxl_device_disk_init(disk)
+    try:
+        yield disk
+    finally:
+        module.lib.libxl_device_disk_dispose(disk)
 
-    Several parts are read one after the other, as xl block-attach does.
+
+def fill_disk(disk: Any, *parts: str) -> None:
+    """Sets an empty libxl_device_disk to what a spec says; several parts are read one after the other, as xl block-attach does.
+
     Raises GrammarError if xl would refuse the spec.
     """
     report = _Report()
     with _config("disk", report) as (ffi, lib, cfg):
-        disk = ffi.new("libxl_device_disk *")
-        lib.libxl_device_disk_init(disk)
-        try:
-            texts = [ffi.new("char[]", os.fsencode(part)) for part in parts]
-            status = lib.xlu_disk_parse(cfg, len(texts), ffi.new("char *[]", texts), disk)
-            shown = lib.libxl_device_disk_to_json(ffi.NULL, disk) if not status else ffi.NULL
-            if shown != ffi.NULL:
-                document = os.fsdecode(ffi.string(shown))
-                lib.free(shown)
-        finally:
-            lib.libxl_device_disk_dispose(disk)
+        texts = [ffi.new("char[]", os.fsencode(part)) for part in parts]
+        status = lib.xlu_disk_parse(cfg, len(texts), ffi.new("char *[]", texts), disk)
     if status:
         raise GrammarError(report.text.strip() or os.strerror(status))
-    if shown == ffi.NULL:
-        raise OSError(errno.ENOMEM, "libxl_device_disk_to_json failed")
-    fields: dict[str, Any] = json.loads(document)
+
+
+def parse_disk(*parts: str) -> dict[str, Any]:
+    """The fields of libxl_device_disk (libxl_types.idl) that a spec sets to something else than the default.
+
+    Raises GrammarError, see fill_disk().
+    """
+    module = bindings()
+    with device_disk() as disk:
+        fill_disk(disk, *parts)
+        shown = module.lib.libxl_device_disk_to_json(module.ffi.NULL, disk)
+        if shown == module.ffi.NULL:
+            raise OSError(errno.ENOMEM, "libxl_device_disk_to_json failed")
+        fields: dict[str, Any] = json.loads(os.fsdecode(module.ffi.string(shown)))
+        module.lib.free(shown)
     return fields

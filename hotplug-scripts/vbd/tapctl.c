@@ -47,6 +47,7 @@ static int tapctl(const char *const argv[], char *text)
 	int fds[2], rc, status;
 	pid_t pid;
 
+	*text = 0;
 	if (pipe2(fds, O_CLOEXEC))
 		return -errno;
 	posix_spawn_file_actions_init(&actions);

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: LGPL-2.1-only
+"""xenblk attach and detach: a disk of a guest that runs, by libxl. What fails leaves nothing."""
+
+import dataclasses
+import json
+
+from xenblk import diskspec, guestdisks, libxl, probe, toolstack
+from xenblk.errors import UserError
+from xenblk.guestdisks import GuestDisk
+
+
+def _show(disk: GuestDisk, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(dataclasses.asdict(disk), indent=2))
+    else:
+        print(f"{disk.guest or disk.domid} {disk.vdev}: {disk.image} by {disk.device}")
+
+
+def attach(guest: str, specs: list[str], *, as_json: bool) -> None:
+    """Attaches the disk of these words, as xl block-attach reads them, and shows it. Raises UserError."""
+    text = " ".join(specs)
+    try:
+        disk = diskspec.read(*specs)
+    except libxl.GrammarError as error:
+        raise UserError(f"disk '{text}': not understood by libxl: {error}") from None
+    if not disk.driver:
+        raise UserError(f"disk '{text}': tapdisk has no part in it; use xl block-attach, or write tap2:vhd:/path or tap2:aio:/path")
+    probe.prepare([disk])
+    with toolstack.opened() as xen:
+        domid, name = xen.domain(guest)
+        if xen.has_disk(domid, disk.vdev):
+            raise UserError(f"guest {name}: has a disk {disk.vdev} already; name another, or xenblk detach {name} {disk.vdev}")
+        try:
+            xen.add_disk(domid, disk.rewritten)
+        except UserError as error:
+            raise UserError(f"guest {name}: {disk.vdev} not attached: {error}") from None
+    [made] = guestdisks.named(str(domid), [disk.vdev])
+    _show(made, as_json=as_json)
+
+
+def detach(guest: str, vdev: str, *, force: bool, as_json: bool) -> None:
+    """Detaches a disk that tapdisk serves, and shows what it was. Raises UserError."""
+    with toolstack.opened() as xen:
+        domid, name = xen.domain(guest)
+        [disk] = guestdisks.named(str(domid), [vdev])
+        try:
+            xen.remove_disk(domid, vdev, force=force)
+        except UserError as error:
+            hint = "" if force else "; the guest was asked to let go and still may: detach it again then, or now with -f"
+            raise UserError(f"guest {name}: {vdev} not detached: {error}{hint}") from None
+    _show(disk, as_json=as_json)
