@@ -6,6 +6,7 @@
 #   make test        on a bare Debian 12: all tests
 #   make soak        crash states and fuzz executions by the million; can be stopped, goes on: docs/testing.md
 #   make check-kernels   the driver's tests under kernels with KASAN, lockdep, kmemleak and KCSAN: docs/testing.md
+#   make check-xen   the tests on Xen, on Debian 12 and on Debian 13: docs/matrix.md
 #   make bench       our NBD server and vhd-util against others; QUICK=1 in four minutes; see docs/performance.md
 #   make install     DESTDIR= prefix= sysconfdir=
 #   make uninstall
@@ -165,6 +166,11 @@ check-kernels: kernels-deps
 	@$(MAKE) --no-print-directory all
 	@$(PYTHON) -m tests.kernels $(KERNELS_ARGS)
 
+# MATRIX_ARGS: more of `python3 -m tests.matrix --help`.
+check-xen: test-deps
+	@$(MAKE) --no-print-directory all
+	@$(PYTHON) -m tests.matrix $(MATRIX_ARGS)
+
 lint:
 	@shellcheck .ci/run .ci/deps hotplug-scripts/block-xenblk \
 		hotplug-scripts/set-aside-xl hotplug-scripts/xmsnap.in
@@ -173,4 +179,4 @@ lint:
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all programs vbd bridge module install uninstall install-dkms uninstall-dkms deps demo-deps test-deps bench-deps soak-deps kernels-deps demo test bench soak check-kernels lint clean
+.PHONY: all programs vbd bridge module install uninstall install-dkms uninstall-dkms deps demo-deps test-deps bench-deps soak-deps kernels-deps demo test bench soak check-kernels check-xen lint clean

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.lib.image import BaseImage
+from tests.lib.release import RELEASES
 
 # The steadiest for Xen under TCG: SMAP crashes dom0, rdtscp crashes PVH guests. PVH guests need "max,-smap,-rdtscp".
 XEN_CPU = "Nehalem,+svm,+npt,-smap,-rdtscp"
@@ -51,14 +52,14 @@ class Disk:
 class BedSpec:
     """What kind of bed. Beds of equal specs are interchangeable.
 
-    release: 12 or 13. xen: boot Xen and its dom0, else Linux alone. init: "sh" (a short script) or "systemd".
+    release: 12 or 13; $XENBLK_RELEASE, or 12, if not given. xen: boot Xen and its dom0, else Linux alone. init: "sh" (a short script) or "systemd".
     packages: Debian packages beside those every bed has. cpu: a QEMU CPU model. memory: MiB of the machine (0: 3072
     with Xen, else 1024), dom0_memory: MiB of dom0. disks: extra disks. kernel: one with checkers in it (lib/checkkernel.py) in the
     place of Debian's, without Xen; $XENBLK_KERNEL if not given. icount: a nanosecond of the bed is half an
     instruction, whatever else this machine does: for figures that can be compared. It takes cpus=1, and emulation.
     """
 
-    release: int = 12
+    release: int = field(default_factory=lambda: int(os.environ.get("XENBLK_RELEASE") or 12))
     xen: bool = True
     init: str = "sh"
     packages: tuple[str, ...] = ()
@@ -73,6 +74,8 @@ class BedSpec:
     icount: bool = False
 
     def __post_init__(self) -> None:
+        if self.release not in RELEASES:
+            raise ValueError(f"release={self.release!r}: not one of {', '.join(map(str, RELEASES))}")
         if self.init not in ("sh", "systemd"):
             raise ValueError(f"init={self.init!r}: not one of sh, systemd")
         if self.xen and self.kernel:
