@@ -371,5 +371,5 @@ def test_calls_from_everywhere_at_once_leave_nothing_behind(beds: Beds, toys: Pa
     assert bed.run("cat /sys/kernel/slab/kmalloc-8k/poison").stdout == "1\n"
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
-    assert bed.run(f"{HAMMER} 60 {seed}", timeout=240).stdout.endswith("quiet\n")
+    assert bed.run(f"{HAMMER} {20 * bed.slower} {seed}", timeout=240).stdout.endswith("quiet\n")
     bed.run("modprobe -r blktap; test ! -e /dev/xen/blktap-2/control")
