@@ -31,7 +31,11 @@ TESTS = (
     "tests/vm/test_kernel_io.py",
 )
 # Those that a kernel alone can run
-OWN_TESTS = {"kasan": ("tests/kernels/test_starved.py",), "kasan-13": ("tests/kernels/test_starved.py",)}
+OWN_TESTS = {
+    "kasan": ("tests/kernels/test_starved.py",),
+    "kasan-13": ("tests/kernels/test_starved.py",),
+    "uml": ("tests/kernels/test_uml.py",),
+}
 # The kernel is the spec's, whatever release the test asks for.
 SELECT = "not debian13"
 CHECKERS = {
@@ -77,7 +81,7 @@ def run_kernel(name: str, arguments: list[str]) -> Run:
     log, report = OUT / f"{name}.dmesg", OUT / f"{name}.xml"
     for path in (log, report):
         path.unlink(missing_ok=True)
-    tests = arguments or [*TESTS, *OWN_TESTS.get(name, ())]
+    tests = arguments or [*(() if KERNELS[name].arch == "um" else TESTS), *OWN_TESTS.get(name, ())]
     begun = time.monotonic()
     subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-k", SELECT, "--timeout=3600", f"--junitxml={report}", *tests],

@@ -2,7 +2,8 @@
 """Kernels with the kernel's own checkers in them, built from Debian's linux-source and cached.
 
 A bed boots one in the place of Debian's kernel when $XENBLK_KERNEL names it (lib/qemu.py). All that a bed needs is built
-in, but for the driver, which is built against the tree that is kept beside the kernel.
+in, but for the driver, which is built against the tree that is kept beside the kernel. That of user-mode Linux runs as a
+process instead (lib/uml.py).
 """
 
 import shutil
@@ -28,21 +29,25 @@ class CheckKernel:
     release: int
     source: str
     parts: tuple[str, ...]
+    arch: str = "x86"
 
     @property
     def fragments(self) -> list[Path]:
         """The files of its configuration, in their order."""
-        return [CONFIGS / f"{part}.config" for part in ("base", *self.parts)]
+        return [CONFIGS / f"{part}.config" for part in self.parts]
 
 
 KERNELS = {
     kernel.name: kernel
     for kernel in (
-        CheckKernel("kasan", 12, "linux-source-6.1", ("pc", "kasan")),
-        CheckKernel("kcsan", 12, "linux-source-6.1", ("pc", "kcsan")),
-        CheckKernel("kasan-13", 13, "linux-source-6.12", ("pc", "kasan")),
+        CheckKernel("kasan", 12, "linux-source-6.1", ("base", "pc", "kasan")),
+        CheckKernel("kcsan", 12, "linux-source-6.1", ("base", "pc", "kcsan")),
+        CheckKernel("kasan-13", 13, "linux-source-6.12", ("base", "pc", "kasan")),
+        CheckKernel("uml", 12, "linux-source-6.1", ("uml",), "um"),
     )
 }
+# What of a build boots, by architecture: the target, and its file
+BOOTS = {"x86": ("bzImage", "arch/x86/boot/bzImage"), "um": ("linux", "linux")}
 
 
 class KernelError(Exception):
@@ -99,7 +104,7 @@ def _make(directory: Path, kernel: CheckKernel) -> None:
     with cache.step(f"source of {kernel.source}"):
         _unpack(directory, kernel, source)
     build.mkdir()
-    make = ["make", "-s", "-C", str(source), f"O={build}", "ARCH=x86"]
+    make = ["make", "-s", "-C", str(source), f"O={build}", f"ARCH={kernel.arch}"]
     wanted = wanted_lines(kernel)
     (build / "wanted").write_text("".join(f"{line}\n" for line in wanted), encoding="ascii")
     _tool("configuration", [*make, f"KCONFIG_ALLCONFIG={build}/wanted", "allnoconfig"], directory)
@@ -107,8 +112,9 @@ def _make(directory: Path, kernel: CheckKernel) -> None:
     if missing:
         raise KernelError(f"kernel {kernel.name}: its source does not take {', '.join(missing)}")
     with cache.step(f"kernel {kernel.name}, about 5 minutes on two idle cores"):
-        _tool("kernel", [*make, f"-j{JOBS}", "bzImage", "modules_prepare"], directory)
+        _tool("kernel", [*make, f"-j{JOBS}", BOOTS[kernel.arch][0], "modules_prepare"], directory)
     version = _tool("version", [*make, "kernelrelease"], directory).split()[-1]
+    shutil.copy(build / BOOTS[kernel.arch][1], directory / "linux")
     _keep(directory, source, build, version)
 
 
@@ -146,9 +152,8 @@ def unmet(wanted: list[str], config: str) -> list[str]:
 
 
 def _keep(directory: Path, source: Path, build: Path, version: str) -> None:
-    """Keep what boots, and what a module's build needs."""
+    """Keep what a module's build needs."""
     (directory / "version").write_text(f"{version}\n", encoding="ascii")
-    shutil.copy(build / "arch/x86/boot/bzImage", directory / "linux")
     modules = directory / "modules/usr/lib/modules" / version
     modules.mkdir(parents=True)
     for name in ("modules.builtin", "modules.builtin.modinfo"):
@@ -169,5 +174,5 @@ def _keep(directory: Path, source: Path, build: Path, version: str) -> None:
         ["find", str(build), "-not", "-path", "*/scripts/*", "-not", "-path", "*/tools/*", "-name", "*.[oa]", "-delete"],
         check=True,
     )
-    for name in ("vmlinux", "vmlinux.unstripped"):
+    for name in ("vmlinux", "vmlinux.unstripped", "linux"):
         (build / name).unlink(missing_ok=True)
