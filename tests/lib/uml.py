@@ -71,6 +71,8 @@ def run(module: Path, script: str) -> Ended:
         command = [str(made / "linux"), f"mem={MEMORY}", f"uml_dir={directory}", "umid=uml", "root=/dev/root"]
         command += ["rootfstype=hostfs", "rootflags=/", "ro", f"init={init}", "con=null", "con0=null,fd:2", "quiet", "panic=1"]
         command += ["null_blk.nr_devices=1", "null_blk.gb=1", "null_blk.memory_backed=1"]
+        # its I/O ends in an interrupt, as a disk's does
+        command += ["null_blk.irqmode=2", "null_blk.completion_nsec=20000"]
         try:
             done = subprocess.run(
                 command,
