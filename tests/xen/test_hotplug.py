@@ -102,6 +102,7 @@ def test_what_can_not_be_attached_is_one_line_and_leaves_nothing(bed: Bed, guest
     assert "/srv/none.vhd" in refused(bed, "attach hot tap2:vhd:/srv/none.vhd,xvdb,w")
     assert "not understood by libxl" in refused(bed, "attach hot tap2:vhd:/srv/more/1.vhd,xvdb,w,nonsense=1")
     assert "tapdisk has no part in it" in refused(bed, "attach hot phy:/dev/vda,xvdb,r")
+    assert "a driver domain serves it" in refused(bed, "attach hot tap2:vhd:/srv/more/1.vhd,xvdb,w,backend=other")
     # the script's own word, after libxl has begun
     assert refused(bed, "attach hot tap2:vhd:/srv/hot/1.vhd,xvdb,w").startswith(
         "guest hot: xvdb not attached: vhd:/srv/hot/1.vhd: in use by guest hot (xvda); "
