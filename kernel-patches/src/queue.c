@@ -196,6 +196,7 @@ static struct gendisk *blktap_alloc_queue(struct blktap *tap,
 	if (!IS_ERR(disk))
 		disk->queue->limits.features &= ~BLK_FEAT_IO_STAT;
 #else
+
 	disk = blk_mq_alloc_disk(&tap->tag_set, tap);
 	if (!IS_ERR(disk)) {
 		blktap_limits(tap, params, disk->queue);
