@@ -5,23 +5,15 @@
 #include <stdlib.h>
 #include <string.h>
 #include <syslog.h>
-#include <time.h>
 #include <unistd.h>
 #include <xenstore.h>
 
+#include "common/clock.h"
 #include "vbd.h"
 
 /* blkback closes the device a moment after it says Closed. */
-#define CLOSE_NS	10000000000ll
+#define CLOSE_NS	10000000000ull
 #define AGAIN_NS	200000000l
-
-static long long now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * 1000000000ll + ts.tv_nsec;
-}
 
 /* stderr is xen-hotplug.log. */
 static void complain(const char *text)
@@ -92,7 +84,7 @@ static int add(struct vbd *vbd, struct error *err)
 static int remove_disk(struct vbd *vbd, struct error *err)
 {
 	const struct timespec again = { .tv_nsec = AGAIN_NS };
-	long long end = now_ns() + CLOSE_NS;
+	uint64_t end = now_ns() + CLOSE_NS;
 
 	if (vbd->minor < 0)
 		return 0;

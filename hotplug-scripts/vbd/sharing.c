@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "control/control.h"
 #include "vbd.h"
 
 /* Who uses a file. name: a backend node, a loop device in sysfs, or text for a person. */
@@ -211,32 +212,19 @@ int sharing_look(const struct vbd *vbd, struct error *err)
 
 /* Names */
 
-static const char *part_of(const char *path, unsigned int from_end, int *len)
-{
-	const char *end = path + strlen(path), *begin = end;
-
-	for (;;) {
-		while (begin > path && begin[-1] != '/')
-			begin--;
-		if (!from_end-- || begin == path)
-			break;
-		end = --begin;
-	}
-	*len = (int)(end - begin);
-	return begin;
-}
-
 /* The guest and vdev of a backend node, in words. */
 static char *guest_of(const struct vbd *vbd, const char *node)
 {
-	int len;
-	const char *domid = part_of(node, 1, &len);
-	char *name = store_read(vbd->xs, "/local/domain/%.*s/name", len, domid);
+	/* .../DOMID/DEVID */
+	const char *devid = strrchr(node, '/');
+	const char *domid = memrchr(node, '/', (size_t)(devid - node));
+	char *name = store_read(vbd->xs, "/local/domain%.*s/name", (int)(devid - domid),
+				domid);
 	char *vdev = store_read(vbd->xs, "%s/dev", node);
 	char *text;
 
 	if (name)
-		text = format("guest %s (%s)", name, vdev ? vdev : part_of(node, 0, &len));
+		text = format("guest %s (%s)", name, vdev ? vdev : devid + 1);
 	else
 		text = format("the disk %s", node);
 	free(name);
@@ -275,7 +263,7 @@ static int has_tapdisk(const struct vbd *vbd, const char *node, void *priv,
 	char *pid = store_read(vbd->xs, "%s/tapdisk-pid", node);
 
 	(void)err;
-	if (pid && !search->found && tapctl_heir(atoi(pid)) == search->pid)
+	if (pid && !search->found && control_heir(atoi(pid)) == search->pid)
 		search->found = guest_of(vbd, node);
 	free(pid);
 	return 0;

@@ -11,28 +11,38 @@
 
 #include "vbd.h"
 
+static const char *path_of(const char *fmt, va_list ap)
+	__attribute__((format(printf, 1, 0)));
+
+/* Valid until the next call. */
+static const char *path_of(const char *fmt, va_list ap)
+{
+	static char path[XENSTORE_ABS_PATH_MAX + 1];
+
+	vsnprintf(path, sizeof(path), fmt, ap);
+	return path;
+}
+
 char *store_read(struct xs_handle *xs, const char *fmt, ...)
 {
-	char path[XENSTORE_ABS_PATH_MAX + 1];
 	unsigned int len;
+	char *value;
 	va_list ap;
 
 	va_start(ap, fmt);
-	vsnprintf(path, sizeof(path), fmt, ap);
+	value = xs_read(xs, XBT_NULL, path_of(fmt, ap), &len);
 	va_end(ap);
-	return xs_read(xs, XBT_NULL, path, &len);
+	return value;
 }
 
 char **store_list(struct xs_handle *xs, unsigned int *nr, const char *fmt, ...)
 {
-	char path[XENSTORE_ABS_PATH_MAX + 1];
 	char **names;
 	va_list ap;
 
 	va_start(ap, fmt);
-	vsnprintf(path, sizeof(path), fmt, ap);
+	names = xs_directory(xs, XBT_NULL, path_of(fmt, ap), nr);
 	va_end(ap);
-	names = xs_directory(xs, XBT_NULL, path, nr);
 	if (!names)
 		*nr = 0;
 	return names;

@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "control/control.h"
 #include "vbd.h"
 
 /* libxl allows 40 s for all of it. */
@@ -21,8 +22,10 @@
 
 extern char **environ;
 
-/* Its output, of both streams; cut off where it is too long. */
-static int read_all(int fd, char *text)
+/* What tap-ctl said last, on both streams; cut off where it is too long. */
+static char output[OUTPUT_MAX];
+
+static void read_all(int fd)
 {
 	size_t have = 0;
 	char rest[512];
@@ -30,24 +33,23 @@ static int read_all(int fd, char *text)
 
 	do {
 		if (have < OUTPUT_MAX - 1)
-			n = read(fd, text + have, OUTPUT_MAX - 1 - have);
+			n = read(fd, output + have, OUTPUT_MAX - 1 - have);
 		else
 			n = read(fd, rest, sizeof(rest));
 		if (n > 0 && have < OUTPUT_MAX - 1)
 			have += (size_t)n;
 	} while (n > 0 || (n < 0 && errno == EINTR));
-	text[have] = 0;
-	return n < 0 ? -errno : 0;
+	output[have] = 0;
 }
 
-/* Its exit status, or -errno if it could not be run, which text says too. */
-static int tapctl(const char *const argv[], char *text)
+/* Its exit status, or -errno if it could not be run, which output says too. */
+static int tapctl(const char *const argv[])
 {
 	posix_spawn_file_actions_t actions;
 	int fds[2], rc, status;
 	pid_t pid;
 
-	*text = 0;
+	*output = 0;
 	if (pipe2(fds, O_CLOEXEC))
 		return -errno;
 	posix_spawn_file_actions_init(&actions);
@@ -61,24 +63,17 @@ static int tapctl(const char *const argv[], char *text)
 	posix_spawn_file_actions_destroy(&actions);
 	close(fds[1]);
 	if (rc) {
-		snprintf(text, OUTPUT_MAX, "%s can't be run: %s; install xenblk completely",
+		snprintf(output, sizeof(output), "%s can't be run: %s; install xenblk completely",
 			 argv[0], strerror(rc));
 		close(fds[0]);
 		return -rc;
 	}
-	read_all(fds[0], text);
+	read_all(fds[0]);
 	close(fds[0]);
 	while (waitpid(pid, &status, 0) < 0)
 		if (errno != EINTR)
 			return -errno;
 	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-}
-
-static char *text_of(void)
-{
-	static char text[OUTPUT_MAX];
-
-	return text;
 }
 
 static const char *plain(const char *line)
@@ -89,38 +84,23 @@ static const char *plain(const char *line)
 }
 
 /* The lines of a complaint as one. */
-static void say(struct error *err, int code, const char *text)
+static void say(struct error *err, int code)
 {
 	char joined[sizeof(err->text)] = "";
+	const char *from = output;
 	size_t at = 0;
 
-	while (*text) {
-		size_t len = strcspn(text, "\n");
-		const char *line = plain(text);
-		int n = (int)len - (int)(line - text);
+	while (*from) {
+		size_t len = strcspn(from, "\n");
+		const char *line = plain(from);
+		int n = (int)len - (int)(line - from);
 
 		if (n > 0 && at < sizeof(joined))
 			at += (size_t)snprintf(joined + at, sizeof(joined) - at,
 					       "%s%.*s", at ? "; " : "", n, line);
-		text += len + (text[len] == '\n');
+		from += len + (from[len] == '\n');
 	}
 	error_set(err, code, "%s", joined);
-}
-
-int tapctl_heir(int pid)
-{
-	const char *given = getenv("XENBLK_CONTROL_DIR");
-	char path[PATH_MAX], target[64];
-	int heir;
-	ssize_t n;
-
-	snprintf(path, sizeof(path), "%s/ctl%d",
-		 given ? given : "/run/blktap-control", pid);
-	n = readlink(path, target, sizeof(target) - 1);
-	if (n < 0)
-		return pid;
-	target[n] = 0;
-	return sscanf(target, "ctl%9d", &heir) == 1 ? heir : pid;
 }
 
 /* Takes a line of create's output, or leaves it to the caller: false. */
@@ -142,7 +122,7 @@ static bool take_line(struct vbd *vbd, const char *line, size_t len, int *holder
 
 int tapctl_create(struct vbd *vbd, bool readonly, struct error *err)
 {
-	char owner[32], *text = text_of(), *to;
+	char owner[32], *to;
 	const char *argv[] = {
 		"tap-ctl", "create",
 		"-a", vbd->params, owner,
@@ -155,8 +135,8 @@ int tapctl_create(struct vbd *vbd, bool readonly, struct error *err)
 
 	snprintf(owner, sizeof(owner), "--owner=%d", (int)getpid());
 	vbd->pid = vbd->minor = -1;
-	rc = tapctl(argv, text);
-	for (from = to = text; *from;) {
+	rc = tapctl(argv);
+	for (from = to = output; *from;) {
 		size_t len = strcspn(from, "\n");
 
 		len += from[len] == '\n';
@@ -172,7 +152,7 @@ int tapctl_create(struct vbd *vbd, bool readonly, struct error *err)
 	if (!rc)
 		return error_set(err, -EPROTO, "%s: tap-ctl create printed no device; install the tap-ctl of this release",
 				 vbd->params);
-	say(err, holder ? -EBUSY : -EIO, text);
+	say(err, holder ? -EBUSY : -EIO);
 	err->holder = holder;
 	return err->code;
 }
@@ -185,7 +165,7 @@ static const char *number(char *to, size_t size, int n)
 
 int tapctl_keep(const struct vbd *vbd, struct error *err)
 {
-	char pid[16], minor[16], whom[4096], *text = text_of();
+	char pid[16], minor[16], whom[4096];
 	const char *argv[] = {
 		"tap-ctl", "keep",
 		"-p", number(pid, sizeof(pid), vbd->pid),
@@ -194,14 +174,14 @@ int tapctl_keep(const struct vbd *vbd, struct error *err)
 	};
 
 	snprintf(whom, sizeof(whom), "--for=%s", vbd->path);
-	if (!tapctl(argv, text))
+	if (!tapctl(argv))
 		return 0;
-	say(err, -EIO, text);
+	say(err, -EIO);
 	return error_prefix(err, "%s", vbd->params);
 }
 
 /* pid: -1: whoever has it. */
-static int list(int pid, int minor, char *text)
+static int list(int pid, int minor)
 {
 	char p[16], m[16];
 	const char *argv[] = {
@@ -211,38 +191,37 @@ static int list(int pid, int minor, char *text)
 		pid > 0 ? number(p, sizeof(p), pid) : NULL, NULL,
 	};
 
-	return tapctl(argv, text);
+	return tapctl(argv);
 }
 
 bool tapctl_serves(struct vbd *vbd)
 {
-	char *text = text_of();
 	int pid, minor;
 
-	vbd->pid = tapctl_heir(vbd->pid);
-	return !list(vbd->pid, vbd->minor, text) &&
-	       sscanf(text, "pid=%9d minor=%9d", &pid, &minor) == 2 &&
+	vbd->pid = control_heir(vbd->pid);
+	return !list(vbd->pid, vbd->minor) &&
+	       sscanf(output, "pid=%9d minor=%9d", &pid, &minor) == 2 &&
 	       pid == vbd->pid && minor == vbd->minor;
 }
 
 /* No tapdisk has it: the device is still there. */
 static int free_minor(const struct vbd *vbd, struct error *err)
 {
-	char minor[16], *text = text_of();
+	char minor[16];
 	const char *argv[] = {
 		"tap-ctl", "free",
 		"-m", number(minor, sizeof(minor), vbd->minor), NULL,
 	};
 
-	if (!tapctl(argv, text))
+	if (!tapctl(argv))
 		return 0;
-	say(err, -EAGAIN, text);
+	say(err, -EAGAIN);
 	return err->code;
 }
 
 int tapctl_destroy(struct vbd *vbd, struct error *err)
 {
-	char p[16], m[16], *text = text_of();
+	char p[16], m[16];
 	const char *argv[] = {
 		"tap-ctl", "destroy",
 		"-p", number(p, sizeof(p), vbd->pid),
@@ -252,21 +231,21 @@ int tapctl_destroy(struct vbd *vbd, struct error *err)
 	const char *args;
 	int pid;
 
-	if (!tapctl(argv, text))
+	if (!tapctl(argv))
 		return 0;
-	say(err, -EAGAIN, text);
-	vbd->pid = tapctl_heir(vbd->pid);
-	if (list(-1, vbd->minor, text))
+	say(err, -EAGAIN);
+	vbd->pid = control_heir(vbd->pid);
+	if (list(-1, vbd->minor))
 		return -EAGAIN;
-	if (!*text)
+	if (!*output)
 		return 0;
-	if (sscanf(text, "pid=%9d ", &pid) != 1 || pid <= 0)
+	if (sscanf(output, "pid=%9d ", &pid) != 1 || pid <= 0)
 		return free_minor(vbd, err);
 	if (pid == vbd->pid)
 		return -EAGAIN;
 	/* Ours died, and another was given its disk by hand: tap-ctl(8). Else ours was ended by hand. */
-	text[strcspn(text, "\n")] = 0;
-	args = strstr(text, " args=");
+	output[strcspn(output, "\n")] = 0;
+	args = strstr(output, " args=");
 	if (!args || strcmp(args + 6, vbd->params))
 		return 0;
 	vbd->pid = pid;

@@ -63,8 +63,6 @@ int tapctl_keep(const struct vbd *vbd, struct error *err);
 /* Ends the service of pid and minor; -EAGAIN: it may be tried again. */
 int tapctl_destroy(struct vbd *vbd, struct error *err);
 bool tapctl_serves(struct vbd *vbd);
-/* The tapdisk that has the disks of pid now: itself, or who has taken over. */
-int tapctl_heir(int pid);
 
 /*
  * sharing.c: who else uses an image, by dev:inode. The image lock is the last

@@ -28,6 +28,15 @@ int vbd_call(const char *op, int pid, int minor, struct error *err)
 		    NULL, TAP_CTL_TIMEOUT_MS, err);
 }
 
+/* text: the field's value, or NULL: without it. */
+static int call_with(const char *op, const struct options *opt, const char *field,
+		     const char *text, struct error *err)
+{
+	return call(opt->pid, json_pack("{s:s, s:i, s:s*}", "op", op, "minor",
+					opt->minor, field, text),
+		    NULL, TAP_CTL_TIMEOUT_MS, err);
+}
+
 int vbd_open(int pid, int minor, const struct options *opt, int owner,
 	     int timeout_ms, struct error *err)
 {
@@ -78,13 +87,7 @@ int cmd_detach(const struct options *opt, struct error *err)
 
 int cmd_keep(const struct options *opt, struct error *err)
 {
-	json_t *request;
-
-	if (!opt->kept_for)
-		return vbd_call("keep", opt->pid, opt->minor, err);
-	request = json_pack("{s:s, s:i, s:s}", "op", "keep", "minor",
-			    opt->minor, "for", opt->kept_for);
-	return call(opt->pid, request, NULL, TAP_CTL_TIMEOUT_MS, err);
+	return call_with("keep", opt, "for", opt->kept_for, err);
 }
 
 int cmd_open(const struct options *opt, struct error *err)
@@ -107,11 +110,5 @@ int cmd_pause(const struct options *opt, struct error *err)
 
 int cmd_unpause(const struct options *opt, struct error *err)
 {
-	json_t *request;
-
-	if (!opt->args)
-		return vbd_call("unpause", opt->pid, opt->minor, err);
-	request = json_pack("{s:s, s:i, s:s}", "op", "unpause", "minor",
-			    opt->minor, "args", opt->args);
-	return call(opt->pid, request, NULL, TAP_CTL_TIMEOUT_MS, err);
+	return call_with("unpause", opt, "args", opt->args, err);
 }
