@@ -65,7 +65,6 @@ struct xs_handle *xs_open(unsigned long flags);
 void xs_close(struct xs_handle *);
 void *xs_read(struct xs_handle *, xs_transaction_t, const char *path, unsigned int *len);
 char **xs_directory(struct xs_handle *, xs_transaction_t, const char *path, unsigned int *num);
-bool xs_write(struct xs_handle *, xs_transaction_t, const char *path, const void *data, unsigned int len);
 bool xs_rm(struct xs_handle *, xs_transaction_t, const char *path);
 bool xs_is_domain_introduced(struct xs_handle *, unsigned int domid);
 """

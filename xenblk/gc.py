@@ -9,11 +9,10 @@ anybody has open: nothing is forced.
 import json
 import os
 import re
-import subprocess
 import time
 from dataclasses import asdict, dataclass, replace
 
-from xenblk import config, guestdisks, xenstore
+from xenblk import guestdisks, tapctl, xenstore
 from xenblk.errors import UserError
 
 # As libxl names it to the script: below the home of this domain
@@ -86,19 +85,15 @@ def _remove_node(node: str) -> bool:
 
 def _remove_tapdisk(node: str, minor: int) -> str | None:
     """What is wrong, None if nothing is. Another disk that has the minor by now is not touched."""
-    tap_ctl = os.environ.get("XENBLK_TAP_CTL", config.TAP_CTL)
     rows = [row for row in guestdisks.tapdisks() if row["minor"] == minor]
     pids = [row["pid"] for row in rows if _NODE.fullmatch(row["for"] or "") and node.endswith(f"/{row['for']}")]
     if not pids:
         return None
-    command = [tap_ctl, "free", "-m", str(minor)]
-    if pids[0] is not None:
-        command = [tap_ctl, "destroy", "-p", str(pids[0]), "-m", str(minor), "-t", "25"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    if not done.returncode:
-        return None
-    lines = os.fsdecode(done.stderr).strip().splitlines()
-    return lines[-1].removeprefix("tap-ctl: ") if lines else f"{tap_ctl} ended with status {done.returncode}"
+    if pids[0] is None:
+        done = tapctl.run("free", "-m", str(minor))
+    else:
+        done = tapctl.run("destroy", "-p", str(pids[0]), "-m", str(minor), "-t", "25")
+    return tapctl.complaint(done) if done.returncode else None
 
 
 def _remove(one: LeftOver) -> LeftOver | None:

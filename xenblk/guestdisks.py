@@ -3,13 +3,12 @@
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from xenblk import config, xenstore
+from xenblk import tapctl, xenstore
 from xenblk.diskspec import SCRIPT
 from xenblk.errors import UserError
 
@@ -49,16 +48,10 @@ class GuestDisk:
 
 def tapdisks() -> list[dict[str, Any]]:
     """What tap-ctl list knows; what it says on the way goes to the user. Raises UserError."""
-    tap_ctl = os.environ.get("XENBLK_TAP_CTL", config.TAP_CTL)
-    try:
-        done = subprocess.run(
-            [tap_ctl, "list", "--json"], stdin=subprocess.DEVNULL, capture_output=True, check=False
-        )
-    except OSError as error:
-        raise UserError(f"{tap_ctl}: {error.strerror}; install xenblk completely") from None
+    done = tapctl.run("list", "--json")
     sys.stderr.write(os.fsdecode(done.stderr))
     if done.returncode:
-        raise UserError(f"{tap_ctl} list ended with status {done.returncode}; run this as root")
+        raise UserError(f"{done.args[0]} list ended with status {done.returncode}; run this as root")
     rows: list[dict[str, Any]] = json.loads(os.fsdecode(done.stdout))
     return rows
 

@@ -4,10 +4,9 @@
 import dataclasses
 import json
 import os
-import subprocess
 from typing import Any
 
-from xenblk import config, guestdisks
+from xenblk import guestdisks, tapctl
 from xenblk.guestdisks import GuestDisk
 from xenblk.table import human, printable
 
@@ -19,9 +18,7 @@ def _stats(disk: GuestDisk) -> dict[str, Any] | None:
     """What tap-ctl stats knows of it, None while no tapdisk has it."""
     if disk.pid is None:
         return None
-    command = [os.environ.get("XENBLK_TAP_CTL", config.TAP_CTL), "stats"]
-    command += ["-p", str(disk.pid), "-m", str(disk.minor), "--json"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    done = tapctl.run("stats", "-p", str(disk.pid), "-m", str(disk.minor), "--json")
     if done.returncode:
         return None
     found: dict[str, Any] = json.loads(os.fsdecode(done.stdout))

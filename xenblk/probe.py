@@ -9,7 +9,7 @@ import re
 import socket
 import stat
 
-from xenblk import config
+from xenblk import config, tapctl
 from xenblk.diskspec import Disk
 from xenblk.errors import UserError
 
@@ -69,19 +69,11 @@ def check(disks: list[Disk], source: str | None = None) -> None:
 
 def _probe(driver: str, path: str, readonly: bool) -> tuple[int | None, str]:
     """What is wrong with opening an image, "" if nothing, and the process that holds it, if that is why."""
-    import subprocess  # noqa: PLC0415 # slow to import, and most guests have no disk of ours
-
-    tap_ctl = os.environ.get("XENBLK_TAP_CTL", config.TAP_CTL)
-    command = [tap_ctl, "probe", "-a", f"{driver}:{path}", *(["-R"] if readonly else [])]
-    try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    except OSError as error:
-        raise UserError(f"{tap_ctl}: {error.strerror}; install xenblk completely") from None
+    done = tapctl.run("probe", "-a", f"{driver}:{path}", *(["-R"] if readonly else []))
     if not done.returncode:
         return None, ""
-    why = os.fsdecode(done.stderr).strip().removeprefix("tap-ctl: ")
     holder = done.stdout.startswith(b"holder=") and int(done.stdout.removeprefix(b"holder="))
-    return holder or None, why or f"tap-ctl probe ended with status {done.returncode}"
+    return holder or None, tapctl.complaint(done)
 
 
 def _check_ours(disk: Disk) -> None:

@@ -4,11 +4,10 @@
 import json
 import os
 import re
-import subprocess
 import time
 from dataclasses import dataclass
 
-from xenblk import config, guestdisks
+from xenblk import guestdisks, tapctl
 from xenblk.errors import UsageError, UserError
 from xenblk.guestdisks import GuestDisk
 
@@ -54,15 +53,13 @@ def make(guest: str, vdevs: list[str], name: str | None) -> tuple[list[Snapshot]
     disks = _chosen(guest, vdevs)
     leaves = [os.path.realpath(str(disk.image).removeprefix("vhd:")) for disk in disks]
     parents = [_parent_name(leaf, name) for leaf in leaves]
-    command = [os.environ.get("XENBLK_TAP_CTL", config.TAP_CTL), "snapshot"]
-    command += ["-p", str(disks[0].pid), "-m", str(disks[0].minor), "-n", parents[0]]
+    command = ["snapshot", "-p", str(disks[0].pid), "-m", str(disks[0].minor), "-n", parents[0]]
     command += [
         f"--also={disk.pid}:{disk.minor}:{parent}" for disk, parent in zip(disks[1:], parents[1:], strict=True)
     ]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    done = tapctl.run(*command)
     if done.returncode:
-        why = os.fsdecode(done.stderr).strip().removeprefix("tap-ctl: ")
-        raise UserError(f"guest {guest}: {why or f'tap-ctl snapshot ended with status {done.returncode}'}")
+        raise UserError(f"guest {guest}: {tapctl.complaint(done)}")
     stall = re.fullmatch(rb"stall_us=(\d+)\n", done.stdout)
     made = [
         Snapshot(str(disk.vdev), os.path.join(os.path.dirname(leaf), parent), leaf)

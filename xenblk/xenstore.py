@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-only
-"""xenstore, through libxenstore. All but gc only read it.
+"""xenstore, through libxenstore: gc removes nodes, nobody else changes anything.
 
 Backend nodes are written by dom0 alone. What a guest may write (its frontend's nodes) is never read.
 """
@@ -35,12 +35,6 @@ class Store:
             return os.fsdecode(bytes(self._ffi.buffer(value, size[0])))
         finally:
             self._lib.free(value)
-
-    def write(self, path: str, value: str) -> None:
-        """Sets a node, made with its parents if need be."""
-        data = os.fsencode(value)
-        if not self._lib.xs_write(self._handle, 0, os.fsencode(path), data, len(data)):
-            self._gone(path)
 
     def remove(self, path: str) -> None:
         """Removes a node and all below it, if it is there."""
