@@ -17,7 +17,7 @@ from datetime import date
 from pathlib import Path
 from xml.etree import ElementTree
 
-from tests.kernels.__main__ import head
+from tests.lib.commit import head
 from tests.lib.release import RELEASES
 
 ROOT = Path(__file__).parents[1]
@@ -109,7 +109,7 @@ def main() -> int:
     args = parser.parse_args()
     runs = [run_release(release, args.tests) for release in args.release or RELEASES]
     good = all(run.good for run in runs)
-    text = page(runs, head())
+    text = page(runs, head("."))
     path = PAGE if good and not args.release and not args.tests else OUT / "matrix.md"
     path.write_text(text, encoding="utf-8")
     print(f"{text}\nwritten to {path}")

@@ -6,22 +6,19 @@ import os
 import re
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.lib import waiting
 from tests.lib.programs import program
 from tests.lib.tapctl import MINOR, Served
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end, f"not within 30 s: {what}"
-        time.sleep(0.01)
+    waiting.wait_for(condition, what, 30)
 
 
 class Guarded(Served):

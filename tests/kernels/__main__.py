@@ -9,7 +9,6 @@ under all kernels, docs/kernels.md is written; else, and for some kernels or tes
 
 import argparse
 import os
-import re
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from xml.etree import ElementTree
 
 from tests.lib import dmesg
 from tests.lib.checkkernel import KERNELS, built
+from tests.lib.commit import head
 
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "build" / "kernels"
@@ -124,19 +124,6 @@ def page(runs: list[Run], commit: str) -> str:
     )
 
 
-def head() -> str:
-    """The commit, with + if the tree has changes."""
-    commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    changes = subprocess.run(
-        ["git", "status", "--porcelain", "--", "kernel-patches", "tests", "tapdisk-c"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return re.sub(r"\s", "", commit.stdout) + ("+" if changes.stdout.strip() else "")
-
-
 def main() -> int:
     """The program. Returns its exit status."""
     parser = argparse.ArgumentParser(prog="tests.kernels", description=__doc__.partition("\n")[0])
@@ -144,7 +131,7 @@ def main() -> int:
     parser.add_argument("tests", nargs="*", help="these tests alone, as pytest takes them")
     args = parser.parse_args()
     runs = [run_kernel(name, args.tests) for name in args.kernel or KERNELS]
-    text = page(runs, head())
+    text = page(runs, head("kernel-patches", "tests", "tapdisk-c"))
     whole = not args.kernel and not args.tests and not any(run.failed for run in runs)
     path = PAGE if whole else OUT / "kernels.md"
     path.write_text(text, encoding="utf-8")

@@ -11,6 +11,10 @@ HAMMER = "/root/hammer"
 HOSTILE = "/root/hostile"
 STORM = "/root/storm"
 STARVE = "/root/starve"
+# What the driver says of a server that does as STORM's and HAMMER's do
+REFUSED = r"completion refused|[cs]q_\w+ of task|the buffer of task"
+STORM_LOG = rf"blktap2 blktap9: (?:{REFUSED})"
+HAMMER_LOG = rf"blktap2 blktap[01]: (?:{REFUSED}|no server: \d+ requests failed)"
 START_SECONDS = 60.0
 EIO = "Input/output error"
 

@@ -27,7 +27,7 @@ dmesg -C
 echo "{begin}"
 sh {script} 2>&1
 echo "{status}$?"
-rmmod blktap || echo "rmmod: $?"
+rmmod blktap
 echo "{log}"
 dmesg --color=never
 exec /usr/bin/python3 -c 'import ctypes; ctypes.CDLL(None).reboot(0x4321fedc)'
@@ -88,7 +88,8 @@ def run(module: Path, script: str) -> Ended:
         text = said.decode(errors="replace").replace("\r", "")
     before, begun, rest = text.partition(f"{_BEGIN}\n")
     output, ended, rest = rest.partition(_STATUS)
-    status, _, log = rest.partition("\n")
-    if not begun or not ended or f"{_LOG}\n" not in log:
-        raise UmlError(f"user-mode Linux did not end:\n{text[-8000:]}")
+    status, _, rest = rest.partition("\n")
+    unloading, last, log = rest.partition(f"{_LOG}\n")
+    if not begun or not ended or not last or unloading:
+        raise UmlError(f"user-mode Linux, or the driver in it, did not end:\n{text[-8000:]}")
     return Ended(int(status), output, log)

@@ -13,6 +13,7 @@ from pathlib import Path
 from random import SystemRandom
 from types import FrameType
 
+from tests.lib.commit import head
 from tests.lib.programs import ROOT
 from tests.perf import machine
 from tests.soak import coverage, report, state
@@ -20,7 +21,7 @@ from tests.soak.crashpart import CrashPart
 from tests.soak.fuzz import FuzzPart
 from tests.soak.killpart import KillPart
 from tests.soak.runner import Runner, Wanted
-from tests.soak.work import BUILD, DIRECTORY, Part, Programs, SoakError, Stopped, commit, take_lock
+from tests.soak.work import BUILD, DIRECTORY, Part, Programs, SoakError, Stopped, take_lock
 
 STATE = DIRECTORY / "state.json"
 PAGE = ROOT / "docs" / "soak.md"
@@ -86,7 +87,7 @@ def _run(args: argparse.Namespace, programs: Programs, seed: int) -> int:
             say(f"FOUND earlier by {finding.name}: {finding.text}\n  again: {finding.repeat}")
         say("once that is fixed, start over with --fresh")
         return FOUND
-    this = commit(programs)
+    this = head("tapdisk-c", "kernel-patches", "tests")
     parts: list[Part] = [make_part(programs, this) for name, make_part in PARTS.items() if name in args.part]
     for part in parts:
         say(f"building what {part.name} runs")

@@ -126,12 +126,3 @@ def make(programs: Programs, *args: str, directory: str = "tapdisk-c") -> None:
     status, out = programs.run(argv)
     if status:
         raise SoakError("\n".join([*out.splitlines()[-20:], f"{' '.join(argv)} failed; its output is above"]))
-
-
-def commit(programs: Programs) -> str:
-    """The commit of the tree, with + if it has changes."""
-    status, head = programs.run(["git", "rev-parse", "--short=12", "HEAD"])
-    if status:
-        return "unknown"
-    _, changes = programs.run(["git", "status", "--porcelain", "--", "tapdisk-c", "kernel-patches", "tests"])
-    return head.strip() + ("+" if changes.strip() else "")

@@ -13,6 +13,7 @@ import pytest
 
 from tests.lib import bridge, xenstored
 from tests.lib.programs import program
+from tests.lib.waiting import wait_for
 
 pytestmark = pytest.mark.unit
 
@@ -375,10 +376,7 @@ def test_remove_during_add_waits_for_it_and_undoes_it(dom0: Dom0, image: Path) -
     dom0.set("create-delay", "1")
     dom0.vbd(f"vhd:{image}")
     with dom0.start("add") as add:
-        deadline = time.monotonic() + 20
-        while not dom0.calls():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for(dom0.calls, "a call of tap-ctl", 20)
         assert dom0.run("remove") == 0
         assert add.wait(timeout=20) == 0
     assert dom0.disks() == []
@@ -392,10 +390,7 @@ def test_a_slow_image_holds_up_no_other_disk(dom0: Dom0, image: Path) -> None:
     dom0.vbd(f"vhd:{dom0.directory}/b.vhd", other)
     with dom0.start("add") as slow:
         try:
-            deadline = time.monotonic() + 20
-            while not dom0.calls():
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
+            wait_for(dom0.calls, "a call of tap-ctl", 20)
             assert dom0.run("add", other) == 0
             assert slow.poll() is None
         finally:
@@ -532,10 +527,7 @@ def test_what_others_see_is_found_and_changed_under_xens_own_lock(dom0: Dom0, im
     with subprocess.Popen(["flock", "-x", str(lock), "sh", "-c", "echo; read x"], stdin=-1, stdout=-1) as holder:
         assert holder.stdin and holder.stdout and holder.stdout.readline()
         with dom0.start("add") as add:
-            deadline = time.monotonic() + 20
-            while not dom0.disks():
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
+            wait_for(dom0.disks, "a disk", 20)
             time.sleep(0.5)
             assert add.poll() is None and dom0.key("physical-device") is None
             # what has come meanwhile is seen
@@ -546,37 +538,36 @@ def test_what_others_see_is_found_and_changed_under_xens_own_lock(dom0: Dom0, im
     assert dom0.disks() == []
 
 
-@pytest.mark.parametrize("ours_first", [True, False])
-def test_the_lock_is_the_one_of_xens_scripts(dom0: Dom0, image: Path, ours_first: bool) -> None:
-    """Whoever has it, the other one waits; the file that it is goes with it."""
+# Xen's own claim_lock
+THEIRS = "set -e; . {0}/scripts/locking.sh; claim_lock block; echo theirs; {1}; release_lock block"
+
+
+def test_a_script_of_xen_that_has_the_lock_is_waited_for(dom0: Dom0, image: Path) -> None:
     dom0.vbd(f"vhd:{image}")
-    theirs = "set -e; . {0}/scripts/locking.sh; claim_lock block; echo theirs; {1}; release_lock block"
-    lock = dom0.directory / "lock/block"
-    if not ours_first:
-        command = theirs.format(dom0.directory, "read -r _")
-        with subprocess.Popen(["bash", "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-            assert other.stdin and other.stdout and other.stdout.readline() == "theirs\n"
-            with dom0.start("add") as add:
-                deadline = time.monotonic() + 20
-                while not dom0.disks():
-                    assert time.monotonic() < deadline
-                    time.sleep(0.01)
-                time.sleep(0.3)
-                assert add.poll() is None and dom0.key("hotplug-status") is None
-                other.stdin.write("go\n")
-                other.stdin.close()
-                assert add.wait(20) == 0
-        assert not lock.exists()
-        return
+    command = ["bash", "-c", THEIRS.format(dom0.directory, "read -r _")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdin and other.stdout and other.stdout.readline() == "theirs\n"
+        with dom0.start("add") as add:
+            wait_for(dom0.disks, "a disk", 20)
+            time.sleep(0.3)
+            assert add.poll() is None and dom0.key("hotplug-status") is None
+            other.stdin.write("go\n")
+            other.stdin.close()
+            assert add.wait(20) == 0
+    assert not (dom0.directory / "lock/block").exists()
+
+
+def test_a_script_of_xen_waits_for_ours(dom0: Dom0, image: Path) -> None:
+    """The file that the lock is goes with it."""
+    dom0.vbd(f"vhd:{image}")
     # keep is called under the lock
-    text = TAP_CTL.replace("keep)", 'keep)\n\twhile [ ! -e go ]; do sleep 0.05; done')
+    text = TAP_CTL.replace("keep)", "keep)\n\twhile [ ! -e go ]; do sleep 0.05; done")
     (dom0.directory / "bin" / "tap-ctl").write_text(text)
+    lock = dom0.directory / "lock/block"
     with dom0.start("add") as add:
-        deadline = time.monotonic() + 20
-        while dom0.key("hotplug-status") != "connected":
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        with subprocess.Popen(["bash", "-c", theirs.format(dom0.directory, ":")], stdout=subprocess.PIPE) as other:
+        wait_for(lambda: dom0.key("hotplug-status") == "connected", "the disk's status", 20)
+        command = ["bash", "-c", THEIRS.format(dom0.directory, ":")]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
             time.sleep(0.3)
             assert other.poll() is None and lock.exists()
             dom0.set("go", "")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lib import waiting
 from tests.lib.programs import program
 
 
@@ -84,10 +85,7 @@ class TapCtl:
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, f"not within 10 s: {what}"
-        time.sleep(0.01)
+    waiting.wait_for(condition, what, 10)
 
 
 def has_ended(pid: int) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.lib.beds import Beds
-from tests.lib.toytap import EIO, HAMMER, SERVER, Tap, prepare, wait_for_output
+from tests.lib.toytap import EIO, HAMMER, HAMMER_LOG, SERVER, Tap, prepare, wait_for_output
 from tests.lib.vm import Bed
 
 # a completion that must be refused, whose request then waits for the right one
@@ -367,7 +367,7 @@ def test_minors_come_and_go(bed: Bed) -> None:
 def test_calls_from_everywhere_at_once_leave_nothing_behind(beds: Beds, toys: Path, release: int) -> None:
     """Freed memory is poisoned and checked in this kernel: what is used after its end shows in the log."""
     bed = prepare(beds.fresh(release=release, xen=False, kernel_args="slub_debug=FZPU"), toys)
-    bed.expect_log(r"blktap2 blktap[01]: (?:completion refused|[cs]q_\w+ of task|the buffer of task|no server: \d+ requests failed)")
+    bed.expect_log(HAMMER_LOG)
     assert bed.run("cat /sys/kernel/slab/kmalloc-8k/poison").stdout == "1\n"
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")

@@ -137,9 +137,9 @@ def test_the_units_are_valid_and_do_nothing_without_xen(bed: Bed) -> None:
     try:
         shown = bed.run("systemctl show -p ActiveState,ConditionResult,Result xenblk.service").stdout
         assert sorted(shown.split()) == ["ActiveState=inactive", "ConditionResult=no", "Result=success"]
+        assert bed.run("systemctl show -p ActiveState --value xenblk-gc.timer").stdout == "inactive\n"
         assert bed.run("systemctl is-system-running").stdout == "running\n"
     finally:
-        assert bed.run("systemctl show -p ActiveState --value xenblk-gc.timer").stdout == "inactive\n"
         bed.run("systemctl disable xenblk.service xenblk-gc.timer")
 
 
