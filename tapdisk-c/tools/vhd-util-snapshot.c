@@ -16,6 +16,21 @@ static bool is_empty(const struct vhd_image *image)
 }
 
 /*
+ * Whether the image's parent reads as it does, at its size. What a longer parent
+ * has behind that is hidden by the image.
+ */
+static bool adds_nothing(const struct vhd_chain *chain, unsigned int i)
+{
+	const struct vhd_image *image = chain->image[i];
+	uint64_t parent = i + 1 < chain->nr_vhd ?
+		chain->image[i + 1]->footer.current_size :
+		chain->raw_sectors * VHD_SECTOR;
+
+	return image->footer.type == VHD_DIFF && is_empty(image) &&
+	       parent <= image->footer.current_size;
+}
+
+/*
  * As XenServer does: an empty differencing image is no use as a parent, its
  * own parent is taken instead, at the size of the one that was named.
  */
@@ -23,19 +38,16 @@ static int skip_empty(struct vhd_create_args *args,
 		      const struct vhd_chain *chain, char **parent,
 		      struct error *err)
 {
-	const char *found = NULL;
+	const char *found;
+	unsigned int i = 0;
 
-	for (unsigned int i = 0; i < chain->nr_vhd && !found; i++)
-		if (chain->image[i]->footer.type != VHD_DIFF ||
-		    !is_empty(chain->image[i]))
-			found = chain->image[i]->path;
-	if (found == chain->image[0]->path)
+	while (i < chain->nr_vhd && adds_nothing(chain, i))
+		i++;
+	if (!i)
 		return 0;
 	args->size = chain->image[0]->footer.current_size;
-	if (!found) {
-		found = chain->raw_path;
-		args->parent_raw = true;
-	}
+	args->parent_raw = i == chain->nr_vhd;
+	found = args->parent_raw ? chain->raw_path : chain->image[i]->path;
 	*parent = strdup(found);
 	if (!*parent)
 		return error_set(err, -ENOMEM, "%s: out of memory", found);

@@ -7,6 +7,7 @@ import socket
 import stat
 import subprocess
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
@@ -150,6 +151,31 @@ def test_empty_parent_is_skipped_unless_asked_for(tmp_path: Path) -> None:
     empty = snapshot(tmp_path / "b.vhd", base)
     assert ok("query", "-n", snapshot(tmp_path / "c.vhd", empty), "-p") == f"{base}\n"
     assert ok("query", "-n", snapshot(tmp_path / "d.vhd", empty, "-e"), "-p") == f"{empty}\n"
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_empty_parent_that_hides_the_end_of_a_larger_one_is_kept(tmp_path: Path, raw: bool) -> None:
+    base = tmp_path / "base"
+    if raw:
+        base.write_bytes(os.urandom(8 * MIB))
+    else:
+        create(base, 8)
+        with Disk(f"vhd:{base}") as disk:
+            assert disk.write(5 * MIB // 512, 9, 5) == "ok"
+    spec = vhdmake.Spec(
+        size=4 * MIB,
+        kind=vhdmake.DIFFERENCING,
+        parent_uuid=UUID(int=0) if raw else vhdref.Image(base).footer.uuid,
+        parent_name=base.name,
+        locators=(vhdmake.Locator(b"W2ru", ".\\base".encode("utf-16-le")),),
+    )
+    small = vhdmake.make(tmp_path / "small", spec)
+    grown = snapshot(tmp_path / "grown", small, "-e")
+    ok("resize", "-n", grown, "-s", 8)
+    for named in (small, grown):
+        made = snapshot(tmp_path / f"on-{named.name}", named)
+        assert content(made) == content(named)
+        assert ok("query", "-n", made, "-p") == f"{small}\n"
 
 
 def test_raw_parent(tmp_path: Path) -> None:
