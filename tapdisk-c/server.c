@@ -285,11 +285,16 @@ int server_detach(struct server *server, int minor, struct error *err)
 }
 
 void server_open_image(struct server *server, int minor, const char *args,
-		       bool readonly, server_done done, void *priv)
+		       bool readonly, bool inactive, server_done done,
+		       void *priv)
 {
 	struct error err;
 	struct vbd **vbd = find(server, minor, &err);
-	int rc = vbd ? vbd_open(*vbd, args, readonly, &err) : -ENODEV;
+	int rc = -ENODEV;
+
+	if (vbd)
+		rc = inactive ? vbd_open_inactive(*vbd, args, readonly, &err) :
+				vbd_open(*vbd, args, readonly, &err);
 
 	if (rc)
 		done(priv, rc, &err);

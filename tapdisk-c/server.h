@@ -63,9 +63,13 @@ int server_detach(struct server *server, int minor, struct error *err);
 /* What the next image of the minor does about errors, in place of the configuration's. */
 int server_set_retry(struct server *server, int minor,
 		     const struct retry_policy *policy, struct error *err);
-/* Opens TYPE:PATH and makes the gendisk: done is called when that is there. */
+/*
+ * Opens TYPE:PATH and makes the gendisk: done is called when that is there.
+ * inactive: vbd_open_inactive().
+ */
 void server_open_image(struct server *server, int minor, const char *args,
-		       bool readonly, server_done done, void *priv);
+		       bool readonly, bool inactive, server_done done,
+		       void *priv);
 /*
  * Drains, removes the gendisk and closes the image. -EBUSY while the gendisk
  * is open, unless force: then it is failed and removed. -ETIMEDOUT: I/O did

@@ -195,6 +195,8 @@ static void open_step(struct vbd *vbd)
 		return;
 	if (!rc) {
 		vbd->drain = DRAIN_NONE;
+		if (!vbd->image)
+			vbd_hold_all(vbd);
 		vbd_drain_answer(vbd, 0, NULL);
 		return;
 	}
@@ -367,6 +369,7 @@ static void drain_finish(struct vbd *vbd)
 		vbd->note.owner = 0;
 	}
 	vbd->reopen = false;
+	vbd_inactive_end(vbd);
 	vbd->drain = DRAIN_NONE;
 	if (!server_leaves_all(vbd->server))
 		vbd_note(vbd);

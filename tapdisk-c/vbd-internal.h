@@ -5,6 +5,7 @@
  *   vbd.c        its life: transports, image, open; requests
  *   vbd-drain.c  pause, unpause, close, snapshot
  *   vbd-group.c  a snapshot that is one of several
+ *   vbd-inactive.c  an image that somebody else still has
  *   vbd-retry.c  requests whose image failed: they wait and are tried again
  *   vbd-stats.c  counting
  *
@@ -72,6 +73,10 @@ struct vbd {
 	uint64_t stall_ns;		/* snapshot: the longest time for which requests waited */
 	uint64_t hold_ns;		/* when the hold began */
 
+	/* vbd-inactive.c */
+	struct io_timer inactive_timer;	/* set while the image is waited for */
+	uint64_t inactive_said_ns;
+
 	/* vbd-retry.c */
 	struct retry_policy retry;
 	struct list waiting;		/* vbd_request.wait */
@@ -107,6 +112,15 @@ void vbd_hold_all(struct vbd *vbd);
 int vbd_release_all(struct vbd *vbd, struct error *err);
 /* The same after a pause, or for what was adopted. */
 int vbd_start_all(struct vbd *vbd, struct error *err);
+
+/* The disk as vbd->info says, without an image: its requests wait. */
+int vbd_open_held(struct vbd *vbd, const char *args, bool readonly,
+		  struct error *err);
+
+/* vbd-inactive.c */
+void vbd_inactive_init(struct vbd *vbd);
+/* The image is waited for no more. */
+void vbd_inactive_end(struct vbd *vbd);
 
 /* vbd-drain.c */
 void vbd_drain_init(struct vbd *vbd);

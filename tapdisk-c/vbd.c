@@ -34,6 +34,7 @@ static struct vbd *vbd_new(struct server *server, int minor)
 	list_init(&vbd->transports);
 	vbd_retry_init(vbd);
 	vbd_drain_init(vbd);
+	vbd_inactive_init(vbd);
 	vbd_stats_describe(vbd);
 	return vbd;
 }
@@ -43,6 +44,7 @@ static void vbd_free(struct vbd *vbd)
 {
 	if (vbd->claim >= 0)
 		close(vbd->claim);
+	vbd_inactive_end(vbd);
 	vbd_retry_destroy(vbd);
 	stats_page_free(vbd->stats);
 	free(vbd->args);
@@ -327,6 +329,28 @@ int vbd_open(struct vbd *vbd, const char *args, bool readonly,
 	log_info("opened minor=%d path=%s chain=%u engine=%s%s", vbd->minor,
 		 args, vbd->info.depth, engine_name(server_engine(vbd->server)),
 		 readonly ? " readonly" : "");
+	return 0;
+}
+
+int vbd_open_held(struct vbd *vbd, const char *args, bool readonly,
+		  struct error *err)
+{
+	int rc;
+
+	vbd->args = strdup(args);
+	if (!vbd->args)
+		return error_set(err, -ENOMEM, "%s: out of memory", args);
+	vbd->readonly = readonly;
+	vbd->lost = 0;
+	rc = start_all(vbd, err);
+	if (rc) {
+		free(vbd->args);
+		vbd->args = NULL;
+		return rc;
+	}
+	vbd->reopen = true;
+	vbd_note(vbd);
+	vbd_stats_open(vbd);
 	return 0;
 }
 

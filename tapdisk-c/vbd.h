@@ -55,6 +55,12 @@ void vbd_set_retry(struct vbd *vbd, const struct retry_policy *policy);
 int vbd_open(struct vbd *vbd, const char *args, bool readonly,
 	     struct error *err);
 /*
+ * The same, but if somebody else has the image's lock the disk is there at once,
+ * its requests wait, and the image is opened when the lock is free (vbd-inactive.c).
+ */
+int vbd_open_inactive(struct vbd *vbd, const char *args, bool readonly,
+		      struct error *err);
+/*
  * After a vbd_open(): calls done when all transports are ready. If one fails, the
  * VBD is closed first.
  */

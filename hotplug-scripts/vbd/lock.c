@@ -16,7 +16,7 @@
 
 #include "vbd.h"
 
-#define LOCKS 2
+#define LOCKS 3
 
 static struct {
 	char path[PATH_MAX];

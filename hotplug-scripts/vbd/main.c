@@ -37,7 +37,7 @@ static int check(const struct vbd *vbd, struct error *err)
  * Xen's scripts look and take under the lock "block", so that what is found there
  * holds until others can see this disk. No image is opened under it.
  */
-static int publish(struct vbd *vbd, struct error *err)
+static int publish(struct vbd *vbd, bool joined, struct error *err)
 {
 	int rc = lock_named("block", err);
 
@@ -47,12 +47,13 @@ static int publish(struct vbd *vbd, struct error *err)
 		rc = sharing_check_chain(vbd, err);
 	if (!rc)
 		rc = store_connect(vbd, err);
-	return rc ? rc : tapctl_keep(vbd, err);
+	/* One that is joined is kept by the other already. */
+	return rc || joined ? rc : tapctl_keep(vbd, err);
 }
 
 static int add(struct vbd *vbd, struct error *err)
 {
-	bool writes = strchr(vbd->mode, 'w');
+	bool writes = strchr(vbd->mode, 'w'), joined = false;
 	struct error undo;
 	int rc;
 
@@ -66,14 +67,16 @@ static int add(struct vbd *vbd, struct error *err)
 		rc = sharing_check(vbd, strchr(vbd->params, ':') + 1, writes, err);
 	if (rc)
 		return rc;
-	rc = tapctl_create(vbd, !writes, err);
-	if (rc) {
+	rc = tapctl_create(vbd, !writes, store_arrives(vbd), err);
+	if (rc == -EBUSY)
+		joined = twin_join(vbd, err->holder);
+	if (rc && !joined) {
 		if (rc == -EBUSY)
 			sharing_name_holder(vbd, err);
 		return rc;
 	}
-	rc = publish(vbd, err);
-	if (rc && tapctl_destroy(vbd, &undo)) {
+	rc = publish(vbd, joined, err);
+	if (rc && !joined && tapctl_destroy(vbd, &undo)) {
 		error_prefix(&undo, "%s: pid=%d minor=%d is left over", vbd->params,
 			     vbd->pid, vbd->minor);
 		complain(undo.text);
@@ -85,10 +88,15 @@ static int remove_disk(struct vbd *vbd, struct error *err)
 {
 	const struct timespec again = { .tv_nsec = AGAIN_NS };
 	uint64_t end = now_ns() + CLOSE_NS;
+	bool stays;
+	int rc;
 
 	if (vbd->minor < 0)
 		return 0;
-	while (tapctl_destroy(vbd, err)) {
+	rc = twin_stays(vbd, &stays, err);
+	if (rc)
+		return rc;
+	while (!stays && tapctl_destroy(vbd, err)) {
 		if (now_ns() > end)
 			return error_prefix(err, "pid=%d minor=%d is still there",
 					    vbd->pid, vbd->minor);

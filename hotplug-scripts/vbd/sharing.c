@@ -68,34 +68,6 @@ static bool is_device(const char *path)
 	return !stat(path, &st) && S_ISBLK(st.st_mode);
 }
 
-/* Calls see for each node of a kind until one fails. */
-static int for_each_node(const struct vbd *vbd, const char *kind,
-			 int (*see)(const struct vbd *vbd, const char *node,
-				    void *priv, struct error *err),
-			 void *priv, struct error *err)
-{
-	unsigned int nr_domids, nr_devids;
-	char **domids = store_list(vbd->xs, &nr_domids, "%s/%s", vbd->backends, kind);
-	int rc = 0;
-
-	for (unsigned int i = 0; i < nr_domids && !rc; i++) {
-		char **devids = store_list(vbd->xs, &nr_devids, "%s/%s/%s",
-					   vbd->backends, kind, domids[i]);
-
-		for (unsigned int k = 0; k < nr_devids && !rc; k++) {
-			char *node = format("%s/%s/%s/%s", vbd->backends, kind,
-					    domids[i], devids[k]);
-
-			rc = node ? see(vbd, node, priv, err) :
-				    error_set(err, -ENOMEM, "out of memory");
-			free(node);
-		}
-		free(devids);
-	}
-	free(domids);
-	return rc;
-}
-
 static bool ends_with(const char *text, const char *end)
 {
 	size_t a = strlen(text), b = strlen(end);
@@ -200,9 +172,9 @@ int sharing_look(const struct vbd *vbd, struct error *err)
 	int rc;
 
 	forget_all();
-	rc = for_each_node(vbd, "qdisk", see_backend, NULL, err);
+	rc = store_for_each(vbd, "qdisk", see_backend, NULL, err);
 	if (!rc && device)
-		rc = for_each_node(vbd, "vbd", see_backend, NULL, err);
+		rc = store_for_each(vbd, "vbd", see_backend, NULL, err);
 	if (!rc)
 		rc = look_at_loops(err);
 	if (!rc && device)
@@ -215,16 +187,13 @@ int sharing_look(const struct vbd *vbd, struct error *err)
 /* The guest and vdev of a backend node, in words. */
 static char *guest_of(const struct vbd *vbd, const char *node)
 {
-	/* .../DOMID/DEVID */
-	const char *devid = strrchr(node, '/');
-	const char *domid = memrchr(node, '/', (size_t)(devid - node));
-	char *name = store_read(vbd->xs, "/local/domain%.*s/name", (int)(devid - domid),
-				domid);
+	char *name = store_read(vbd->xs, "/local/domain/%d/name", node_domid(node));
 	char *vdev = store_read(vbd->xs, "%s/dev", node);
 	char *text;
 
 	if (name)
-		text = format("guest %s (%s)", name, vdev ? vdev : devid + 1);
+		text = format("guest %s (%s)", name,
+			      vdev ? vdev : strrchr(node, '/') + 1);
 	else
 		text = format("the disk %s", node);
 	free(name);
@@ -280,7 +249,7 @@ static char *user_name(const struct vbd *vbd, const char *name)
 		return strdup(name);
 	snprintf(device, sizeof(device), "/dev/%.32s", strrchr(name, '/') + 1);
 	search.device = device;
-	for_each_node(vbd, "vbd", has_device, &search, NULL);
+	store_for_each(vbd, "vbd", has_device, &search, NULL);
 	return search.found ? search.found : strdup(device);
 }
 
@@ -301,7 +270,7 @@ void sharing_name_holder(const struct vbd *vbd, struct error *err)
 {
 	struct search search = { .pid = err->holder };
 
-	for_each_node(vbd, "vbd", has_tapdisk, &search, NULL);
+	store_for_each(vbd, "vbd", has_tapdisk, &search, NULL);
 	if (search.found)
 		refuse(vbd, search.found, err->text, err);
 }

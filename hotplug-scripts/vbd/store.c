@@ -48,6 +48,32 @@ char **store_list(struct xs_handle *xs, unsigned int *nr, const char *fmt, ...)
 	return names;
 }
 
+int store_for_each(const struct vbd *vbd, const char *kind,
+		   int (*see)(const struct vbd *vbd, const char *node,
+			      void *priv, struct error *err),
+		   void *priv, struct error *err)
+{
+	unsigned int nr_domids, nr_devids;
+	char **domids = store_list(vbd->xs, &nr_domids, "%s/%s", vbd->backends, kind);
+	int rc = 0;
+
+	for (unsigned int i = 0; i < nr_domids && !rc; i++) {
+		char **devids = store_list(vbd->xs, &nr_devids, "%s/%s/%s",
+					   vbd->backends, kind, domids[i]);
+
+		for (unsigned int k = 0; k < nr_devids && !rc; k++) {
+			char node[XENSTORE_ABS_PATH_MAX + 1];
+
+			snprintf(node, sizeof(node), "%s/%s/%s/%s", vbd->backends,
+				 kind, domids[i], devids[k]);
+			rc = see(vbd, node, priv, err);
+		}
+		free(devids);
+	}
+	free(domids);
+	return rc;
+}
+
 int store_open(struct vbd *vbd, struct error *err)
 {
 	vbd->xs = xs_open(0);
@@ -56,6 +82,15 @@ int store_open(struct vbd *vbd, struct error *err)
 				 "xenstore can't be opened: %s; see that xenstored runs",
 				 strerror(errno));
 	return 0;
+}
+
+int node_domid(const char *node)
+{
+	/* .../DOMID/DEVID */
+	const char *devid = strrchr(node, '/');
+	const char *domid = devid ? memrchr(node, '/', (size_t)(devid - node)) : NULL;
+
+	return domid ? atoi(domid + 1) : -1;
 }
 
 static char *key(const struct vbd *vbd, const char *name)
@@ -150,6 +185,18 @@ int store_connect(const struct vbd *vbd, struct error *err)
 	snprintf(device, sizeof(device), "%x:%x", major(st.st_rdev),
 		 minor(st.st_rdev));
 	return store_write(vbd, pairs, sizeof(pairs) / sizeof(pairs[0]), err);
+}
+
+bool store_arrives(const struct vbd *vbd)
+{
+	static const char mark[] = "--incoming";	/* tools/xl/xl_vmcontrol.c */
+	char *name = store_read(vbd->xs, "/local/domain/%d/name", node_domid(vbd->path));
+	size_t len = name ? strlen(name) : 0;
+	bool arrives = len >= sizeof(mark) - 1 &&
+		       !strcmp(name + len - (sizeof(mark) - 1), mark);
+
+	free(name);
+	return arrives;
 }
 
 int store_connected(const struct vbd *vbd, struct error *err)

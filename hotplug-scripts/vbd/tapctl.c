@@ -120,20 +120,26 @@ static bool take_line(struct vbd *vbd, const char *line, size_t len, int *holder
 	return true;
 }
 
-int tapctl_create(struct vbd *vbd, bool readonly, struct error *err)
+int tapctl_create(struct vbd *vbd, bool readonly, bool inactive,
+		  struct error *err)
 {
 	char owner[32], *to;
 	const char *argv[] = {
 		"tap-ctl", "create",
 		"-a", vbd->params, owner,
 		"--wait=" OPEN_SECONDS,
-		readonly ? "-R" : NULL, NULL,
+		NULL, NULL, NULL,
 	};
+	int argc = 6;
 	const char *from;
 	int holder = 0;
 	int rc;
 
 	snprintf(owner, sizeof(owner), "--owner=%d", (int)getpid());
+	if (readonly)
+		argv[argc++] = "-R";
+	if (inactive)
+		argv[argc++] = "--inactive";
 	vbd->pid = vbd->minor = -1;
 	rc = tapctl(argv);
 	for (from = to = output; *from;) {

@@ -33,11 +33,20 @@ char *store_read(struct xs_handle *xs, const char *fmt, ...)
 /* The names below a node, to be freed as one; NULL if there are none. */
 char **store_list(struct xs_handle *xs, unsigned int *nr, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
+/* Calls see for each backend node of a kind until one fails. */
+int store_for_each(const struct vbd *vbd, const char *kind,
+		   int (*see)(const struct vbd *vbd, const char *node,
+			      void *priv, struct error *err),
+		   void *priv, struct error *err);
 int store_open(struct vbd *vbd, struct error *err);
+/* The frontend's domain of a backend node; -1: it is none. */
+int node_domid(const char *node);
 /* Fills params to minor. */
 void store_load(struct vbd *vbd);
 /* What Xen's write_dev does, and our keys, in one transaction. */
 int store_connect(const struct vbd *vbd, struct error *err);
+/* The guest comes from another host, or from this one, where it has its disk until it is here. */
+bool store_arrives(const struct vbd *vbd);
 /* hotplug-status alone: the disk is served already. */
 int store_connected(const struct vbd *vbd, struct error *err);
 /* Why it failed, where libxl finds it; status is "error" or "busy". */
@@ -55,9 +64,11 @@ void unlock_all(void);
 
 /*
  * Opens params for this process: pid, minor, device. -EBUSY: another process
- * of this host, err->holder if it is known, has the image locked.
+ * of this host, err->holder if it is known, has the image locked. inactive: then
+ * the disk is there all the same, and has the image when that is let go.
  */
-int tapctl_create(struct vbd *vbd, bool readonly, struct error *err);
+int tapctl_create(struct vbd *vbd, bool readonly, bool inactive,
+		  struct error *err);
 /* The disk is the guest's, and outlives this process. */
 int tapctl_keep(const struct vbd *vbd, struct error *err);
 /* Ends the service of pid and minor; -EAGAIN: it may be tried again. */
@@ -80,5 +91,15 @@ int sharing_check(const struct vbd *vbd, const char *file, bool writes,
 int sharing_check_chain(const struct vbd *vbd, struct error *err);
 /* Names the guest that err->holder serves, if it serves one. */
 void sharing_name_holder(const struct vbd *vbd, struct error *err);
+
+/* twin.c */
+
+/*
+ * True if holder, which has params, serves them to the other one of the two: pid,
+ * minor and device are those, and the lock of the minor is held.
+ */
+bool twin_join(struct vbd *vbd, int holder);
+/* Whether another node has the minor, whose lock is held after 0. */
+int twin_stays(const struct vbd *vbd, bool *stays, struct error *err);
 
 #endif

@@ -131,6 +131,11 @@ static int test_byte(int fd, short byte)
 	return rc ? rc : fl.l_type == F_UNLCK ? 0 : -EBUSY;
 }
 
+bool lock_is_free(int fd)
+{
+	return test_byte(fd, BYTE_OURS) != -EBUSY;
+}
+
 bool lock_is_moving(int fd)
 {
 	return test_byte(fd, BYTE_MOVES) == -EBUSY;

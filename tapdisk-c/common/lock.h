@@ -32,6 +32,9 @@ uint64_t lock_child(const struct stat *st, const uint8_t uuid[16]);
 int lock_take(int fd, const char *path, enum lock_mode mode, uint64_t child,
 	      struct error *err);
 
+/* Nobody has it with another mode than LOCK_PARENT. Takes nothing, and does not wait. */
+bool lock_is_free(int fd);
+
 /* Whether another one has the file with LOCK_COALESCE or LOCK_GROW now. */
 bool lock_is_moving(int fd);
 

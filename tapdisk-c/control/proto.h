@@ -7,7 +7,7 @@
  * list		first?					vbds: [VBD], next?
  * attach	minor
  * detach	minor
- * open		minor, args, readonly?, owner?, retry_errors?,
+ * open		minor, args, readonly?, inactive?, owner?, retry_errors?,
  *		retry_interval?, retry_for?, retry_then?, no_space?
  * keep		minor, for?
  * close	minor, force?, timeout?
@@ -34,6 +34,9 @@
  * timeout is in seconds, 30 if not given. What open says of errors is text as in
  * the configuration (docs/architecture.md), which holds for what it does not
  * say.
+ *
+ * inactive: if somebody else has the image's lock, the disk is there at once, its
+ * requests wait, and the image is opened when the lock is free.
  *
  * owner is a pid: when that process ends before keep, the VBD is closed and
  * detached, and its minor freed.

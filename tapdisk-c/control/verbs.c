@@ -92,6 +92,7 @@ struct request {
 	json_int_t heir;
 	const char *args;		/* lives as long as the message */
 	bool readonly;
+	bool inactive;
 	bool force;
 	const char *child, *parent, *decision;
 	const char *kept_for;
@@ -275,7 +276,7 @@ static void do_open(struct control_call *call, const struct request *req)
 	call->opened = (int)req->minor;
 	server_set_owner(call->server, (int)req->minor, (int)req->owner);
 	server_open_image(call->server, (int)req->minor, req->args,
-			  req->readonly, open_done, call);
+			  req->readonly, req->inactive, open_done, call);
 }
 
 static void do_keep(struct control_call *call, const struct request *req)
@@ -498,7 +499,8 @@ enum field {
 	DECISION	= 512,
 	HEIR		= 1024,
 	KEPT_FOR	= 2048,
-	RETRY		= 4096,		/* the first of NR_RETRY bits */
+	INACTIVE	= 4096,
+	RETRY		= 8192,		/* the first of NR_RETRY bits */
 };
 
 #define ALL_RETRY (RETRY * ((1u << NR_RETRY) - 1))
@@ -512,7 +514,7 @@ static const struct verb {
 	{ "list", 0, FIRST, do_list },
 	{ "attach", MINOR, 0, do_attach },
 	{ "detach", MINOR, 0, do_detach },
-	{ "open", MINOR | ARGS, READONLY | OWNER | ALL_RETRY, do_open },
+	{ "open", MINOR | ARGS, READONLY | INACTIVE | OWNER | ALL_RETRY, do_open },
 	{ "keep", MINOR, KEPT_FOR, do_keep },
 	{ "close", MINOR, FORCE | TIMEOUT, do_close },
 	{ "pause", MINOR, TIMEOUT, do_pause },
@@ -534,6 +536,7 @@ static const struct {
 	{ "minor", MINOR },
 	{ "args", ARGS },
 	{ "readonly", READONLY },
+	{ "inactive", INACTIVE },
 	{ "force", FORCE },
 	{ "first", FIRST },
 	{ "owner", OWNER },
@@ -602,6 +605,9 @@ static bool set_field(struct request *req, unsigned int field,
 		return req->args;
 	case READONLY:
 		req->readonly = json_is_true(value);
+		return json_is_boolean(value);
+	case INACTIVE:
+		req->inactive = json_is_true(value);
 		return json_is_boolean(value);
 	case FORCE:
 		req->force = json_is_true(value);

@@ -167,6 +167,13 @@ struct image_driver {
 		    struct error *err);
 
 	/*
+	 * Optional. What open() would find now, of an image that somebody else may
+	 * have open and write: without its lock. depth is that of the first file, 1.
+	 */
+	int (*look)(struct image_info *info, const struct image_open_args *args,
+		    struct error *err);
+
+	/*
 	 * Required. No request is in flight, and it is not busy. Writes
 	 * what a clean close leaves behind, releases files and locks. The image is gone even
 	 * if an error is returned.

@@ -71,81 +71,105 @@ static int raw_geometry(struct raw_image *raw, uint64_t *size, uint32_t *block,
 	return 0;
 }
 
-static int raw_open(struct image **image, const struct image_open_args *args,
-		    struct error *err)
+/* Without the lock. */
+static int open_file(struct raw_image *raw, const struct image_open_args *args,
+		     struct error *err)
 {
 	const int direct = args->buffered ? 0 : O_DIRECT;
-	struct raw_image *raw;
-	uint64_t size, child = 0;
-	uint32_t block = 0;
-	int rc;
 
-	raw = calloc(1, sizeof(*raw));
-	if (!raw)
-		return error_set(err, -ENOMEM, "%s: out of memory", args->path);
-	raw->fd = -1;
 	raw->path = strdup(args->path);
-	if (!raw->path) {
-		rc = error_set(err, -ENOMEM, "%s: out of memory", args->path);
-		goto out;
-	}
+	if (!raw->path)
+		return error_set(err, -ENOMEM, "%s: out of memory", args->path);
 	/* O_NONBLOCK: opening a FIFO must not hang. */
 	raw->fd = open(args->path, direct | O_CLOEXEC | O_NONBLOCK |
 		       (args->readonly ? O_RDONLY : O_RDWR));
-	if (raw->fd < 0) {
-		rc = -errno;
-		if (rc == -EINVAL)
-			error_set(err, rc,
-				  "%s: its file system does not take O_DIRECT; move the image to one that does",
-				  args->path);
-		else
-			error_set(err, rc, "%s: %s", args->path, strerror(-rc));
-		goto out;
-	}
+	if (raw->fd < 0 && errno == EINVAL)
+		return error_set(err, -EINVAL,
+				 "%s: its file system does not take O_DIRECT; move the image to one that does",
+				 args->path);
+	if (raw->fd < 0)
+		return error_set(err, -errno, "%s: %s", args->path,
+				 strerror(errno));
 	/* With it io_uring may answer EAGAIN for ever instead of waiting. */
-	if (fcntl(raw->fd, F_SETFL, direct) < 0) {
-		rc = error_set(err, -errno, "%s: fcntl: %s", args->path,
-			       strerror(errno));
-		goto out;
-	}
-	if (args->child) {
+	if (fcntl(raw->fd, F_SETFL, direct) < 0)
+		return error_set(err, -errno, "%s: fcntl: %s", args->path,
+				 strerror(errno));
+	return 0;
+}
+
+static int lock_file(const struct raw_image *raw,
+		     const struct image_open_args *args, struct error *err)
+{
+	uint64_t child = 0;
+	int rc = 0;
+
+	if (args->child)
 		rc = vhd_child_key(args->child, &child, err);
-		if (rc)
-			goto out;
-	}
-	rc = lock_take(raw->fd, args->path,
-		       args->readonly ? LOCK_READER :
-		       args->child ? LOCK_COALESCE : LOCK_WRITER, child, err);
+	if (!rc)
+		rc = lock_take(raw->fd, args->path,
+			       args->readonly ? LOCK_READER :
+			       args->child ? LOCK_COALESCE : LOCK_WRITER, child,
+			       err);
+	if (rc || args->readonly)
+		return rc;
+	return args->child ? vhd_check_other_children(raw->fd, args->path,
+						      args->child, err) :
+			     vhd_check_no_children(raw->fd, args->path, err);
+}
+
+static int fill_info(struct raw_image *raw, struct image_info *info,
+		     struct error *err)
+{
+	uint64_t size;
+	int rc;
+
+	rc = raw_geometry(raw, &size, &info->sector_size, err);
 	if (rc)
-		goto out;
-	if (!args->readonly) {
-		rc = args->child ?
-			vhd_check_other_children(raw->fd, args->path,
-						 args->child, err) :
-			vhd_check_no_children(raw->fd, args->path, err);
-		if (rc)
-			goto out;
-	}
-	rc = raw_geometry(raw, &size, &raw->image.info.sector_size, err);
-	if (rc)
-		goto out;
+		return rc;
 	/* A partial last sector can't be shown; hiding it could lose data. */
-	if (!size || size % raw->image.info.sector_size) {
-		rc = error_set(err, -EINVAL,
-			       "%s: its size, %llu bytes, is not a positive multiple of %u; resize it with truncate -s",
-			       args->path, (unsigned long long)size,
-			       raw->image.info.sector_size);
-		goto out;
+	if (!size || size % info->sector_size)
+		return error_set(err, -EINVAL,
+				 "%s: its size, %llu bytes, is not a positive multiple of %u; resize it with truncate -s",
+				 raw->path, (unsigned long long)size,
+				 info->sector_size);
+	info->sectors = size >> SECTOR_SHIFT;
+	info->depth = 1;
+	info->remote = image_file_is_remote(raw->fd);
+	info->can = IMAGE_CAN_DISCARD | IMAGE_CAN_ZERO | IMAGE_CAN_STATUS;
+	return 0;
+}
+
+static void raw_free(struct raw_image *raw)
+{
+	if (raw->fd >= 0)
+		close(raw->fd);
+	free(raw->path);
+	free(raw);
+}
+
+static int raw_open(struct image **image, const struct image_open_args *args,
+		    struct error *err)
+{
+	struct raw_image *raw = calloc(1, sizeof(*raw));
+	uint32_t block = 0;
+	int rc;
+
+	if (!raw)
+		return error_set(err, -ENOMEM, "%s: out of memory", args->path);
+	raw->fd = -1;
+	rc = open_file(raw, args, err);
+	if (!rc)
+		rc = lock_file(raw, args, err);
+	if (!rc)
+		rc = fill_info(raw, &raw->image.info, err);
+	if (rc) {
+		raw_free(raw);
+		return rc;
 	}
 	raw->image.driver = &raw_driver;
 	raw->image.engine = args->engine;
 	raw->image.stream = args->stream;
 	raw->image.readonly = args->readonly;
-	raw->image.info.sectors = size >> SECTOR_SHIFT;
-	raw->image.info.depth = 1;
-	raw->image.info.remote = image_file_is_remote(raw->fd);
-	raw->image.info.can = IMAGE_CAN_DISCARD | IMAGE_CAN_ZERO |
-			      IMAGE_CAN_STATUS;
 	/* Requests keep to the sector size, or the engine carries them. */
 	if (args->any_sector) {
 		block = raw->image.info.sector_size;
@@ -154,11 +178,19 @@ static int raw_open(struct image **image, const struct image_open_args *args,
 	engine_file_add(args->engine, raw->fd, block);
 	*image = &raw->image;
 	return 0;
-out:
-	if (raw->fd >= 0)
-		close(raw->fd);
-	free(raw->path);
-	free(raw);
+}
+
+static int raw_look(struct image_info *info, const struct image_open_args *args,
+		    struct error *err)
+{
+	struct raw_image raw = { .fd = -1 };
+	int rc = open_file(&raw, args, err);
+
+	if (!rc)
+		rc = fill_info(&raw, info, err);
+	if (raw.fd >= 0)
+		close(raw.fd);
+	free(raw.path);
 	return rc;
 }
 
@@ -171,9 +203,7 @@ static int raw_close(struct image *image, struct error *err)
 		rc = error_set(err, -errno, "%s: final sync: %s", raw->path,
 			       strerror(errno));
 	engine_file_remove(image->engine, raw->fd);
-	close(raw->fd);
-	free(raw->path);
-	free(raw);
+	raw_free(raw);
 	return rc;
 }
 
@@ -342,6 +372,7 @@ const struct image_driver raw_driver = {
 	.type		= "aio",
 	.alias		= "raw",
 	.open		= raw_open,
+	.look		= raw_look,
 	.close		= raw_close,
 	.submit		= raw_submit,
 	.run		= raw_run,

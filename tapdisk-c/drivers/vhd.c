@@ -228,6 +228,12 @@ static bool chain_is_remote(const struct vhd_chain *chain)
 	return remote;
 }
 
+static unsigned int what_can_be_done(const struct image_open_args *args)
+{
+	return IMAGE_CAN_STATUS |
+	       (args->readonly ? 0 : IMAGE_CAN_DISCARD | IMAGE_CAN_ZERO);
+}
+
 int vhd_disk_new(struct vhd_disk **out, struct vhd_chain *chain,
 		 const struct image_open_args *args, struct error *err)
 {
@@ -251,8 +257,7 @@ int vhd_disk_new(struct vhd_disk **out, struct vhd_chain *chain,
 	disk->image.info.sector_size = SECTOR_SIZE;
 	disk->image.info.depth = disk->chain->depth;
 	disk->image.info.remote = chain_is_remote(disk->chain);
-	disk->image.info.can = IMAGE_CAN_STATUS |
-		(args->readonly ? 0 : IMAGE_CAN_DISCARD | IMAGE_CAN_ZERO);
+	disk->image.info.can = what_can_be_done(args);
 
 	list_init(&disk->free_ops);
 	list_init(&disk->starved);
@@ -283,6 +288,27 @@ out:
 	disk->chain = NULL;
 	vhd_disk_free(disk);
 	return rc;
+}
+
+static int vhd_image_look(struct image_info *info,
+			  const struct image_open_args *args,
+			  struct error *err)
+{
+	struct vhd_image *leaf;
+	int rc;
+
+	rc = vhd_open(&leaf, args->path, VHD_OPEN_DIRECT | VHD_OPEN_NOLOCK, err);
+	if (rc)
+		return rc;
+	*info = (struct image_info) {
+		.sectors	= leaf->footer.current_size >> SECTOR_SHIFT,
+		.sector_size	= SECTOR_SIZE,
+		.depth		= 1,
+		.remote		= image_file_is_remote(leaf->fd),
+		.can		= what_can_be_done(args),
+	};
+	vhd_close(leaf);
+	return 0;
 }
 
 static int vhd_image_open(struct image **image,
@@ -360,6 +386,7 @@ static const char *vhd_chain_path(const struct image *image, unsigned int i)
 const struct image_driver vhd_driver = {
 	.type		= "vhd",
 	.open		= vhd_image_open,
+	.look		= vhd_image_look,
 	.close		= vhd_image_close,
 	.busy		= vhd_busy,
 	.submit		= vhd_submit,

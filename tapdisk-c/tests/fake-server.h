@@ -190,12 +190,14 @@ static int fake_open(struct fake_vbd *vbd, const char *args, struct error *err)
 }
 
 void server_open_image(struct server *server, int minor, const char *args,
-		       bool readonly, server_done done, void *priv)
+		       bool readonly, bool inactive, server_done done,
+		       void *priv)
 {
 	struct error err;
 	struct fake_vbd *vbd = fake_find(server, minor, &err);
 	int rc = vbd ? 0 : -ENODEV;
 
+	(void)inactive;
 	if (vbd && vbd->args)
 		rc = error_set(&err, -EBUSY, "minor %d: already has %s open",
 			       minor, vbd->args);

@@ -185,6 +185,8 @@ static void what_is_no_request_ends_its_connection_alone(void **state)
 		"{\"op\":\"open\",\"args\":\"aio:/x\"}",
 		"{\"op\":\"open\",\"minor\":1,\"args\":7}",
 		"{\"op\":\"open\",\"minor\":1,\"args\":\"aio:/x\",\"readonly\":1}",
+		"{\"op\":\"open\",\"minor\":1,\"args\":\"aio:/x\",\"inactive\":1}",
+		"{\"op\":\"unpause\",\"minor\":1,\"inactive\":true}",
 		"{\"op\":\"open\",\"minor\":1,\"args\":\"aio:/x\",\"read-only\":true}",
 		"{\"op\":\"open\",\"minor\":1,\"args\":\"aio:/x\\u0000y\"}",
 		"{\"op\":\"open\",\"minor\":1,\"args\":\"aio:/\xe4\"}",

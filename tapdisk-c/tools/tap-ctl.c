@@ -47,13 +47,13 @@ static const struct verb {
 	{ "fail", "m:", "m", "", cmd_fail, "-m MINOR" },
 	{ "spawn", "", "", "", cmd_spawn, "" },
 	{ "attach", "p:m:", "pm", "", cmd_attach, "-p PID -m MINOR" },
-	{ "open", "p:m:a:R" RETRY, "pma", "e:r2:sDC:t:E", cmd_open,
-	  "-p PID -m MINOR -a TYPE:PATH [-R] [ERRORS]" },
+	{ "open", "p:m:a:Ri" RETRY, "pma", "e:r2:sDC:t:E", cmd_open,
+	  "-p PID -m MINOR -a TYPE:PATH [-R] [--inactive] [ERRORS]" },
 	{ "close", "p:m:ft:", "pm", "", cmd_close,
 	  "-p PID -m MINOR [-f] [-t SECONDS]" },
 	{ "detach", "p:m:", "pm", "", cmd_detach, "-p PID -m MINOR" },
-	{ "create", "a:Ro:w:x:" RETRY, "a", "d:e:r2:sDC:t:", cmd_create,
-	  "-a TYPE:PATH [-R] [--owner=PID] [--wait=SECONDS] [--transport=LIST] [ERRORS]" },
+	{ "create", "a:Rio:w:x:" RETRY, "a", "d:e:r2:sDC:t:", cmd_create,
+	  "-a TYPE:PATH [-R] [--inactive] [--owner=PID] [--wait=SECONDS] [--transport=LIST] [ERRORS]" },
 	{ "probe", "a:R", "a", "", cmd_probe, "-a TYPE:PATH [-R]" },
 	{ "keep", "p:m:F:", "pm", "", cmd_keep, "-p PID -m MINOR [--for=TEXT]" },
 	{ "destroy", "p:m:ft:", "pm", "", cmd_destroy,
@@ -184,6 +184,9 @@ static bool set_option(struct options *opt, const struct verb *verb, int c)
 	case 'R':
 		opt->readonly = true;
 		return true;
+	case 'i':
+		opt->inactive = true;
+		return true;
 	case 'A':
 		opt->all = true;
 		return true;
@@ -227,6 +230,7 @@ static int parse(const struct verb *verb, int argc, char **argv,
 		{ "json", no_argument, NULL, 'j' },
 		{ "all", no_argument, NULL, 'A' },
 		{ "for", required_argument, NULL, 'F' },
+		{ "inactive", no_argument, NULL, 'i' },
 		{ "owner", required_argument, NULL, 'o' },
 		{ "wait", required_argument, NULL, 'w' },
 		{ "also", required_argument, NULL, 'B' },

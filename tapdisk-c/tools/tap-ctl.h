@@ -29,6 +29,7 @@ struct options {
 	const char *type;
 	const char *file;
 	bool readonly;
+	bool inactive;
 	bool force;
 	bool json;
 	bool all;

@@ -119,6 +119,13 @@ class Served:
         self.process.kill()
         self.process.wait()
 
+    def end(self) -> None:
+        """As it ends when its disk is removed."""
+        self.ok("close", "-f")
+        self.ok("detach")
+        status = self.process.wait(timeout=60)
+        assert status == 0, f"{status}: {self.log()}"
+
     def __enter__(self) -> "Served":
         return self
 
@@ -126,10 +133,7 @@ class Served:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None and self.process.poll() is None:
-            self.ok("close", "-f")
-            self.ok("detach")
-            status = self.process.wait(timeout=60)
-            assert status == 0, f"{status}: {self.log()}"
+            self.end()
         else:
             self.kill()
             print(self.log())

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-only
 """Fixtures of the unit tests."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 import xenblk
-from tests.lib import bridge, xlhost
+from tests.lib import blockscript, bridge, xlhost
 
 # How long one example takes says nothing on a busy machine.
 settings.register_profile("unit", deadline=None, print_blob=True)
@@ -32,3 +33,18 @@ def xenblk_command(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def host(tmp_path: Path, xenblk_command: Path) -> xlhost.Host:
     """xenblk with an image and a program in xl's place."""
     return xlhost.make(tmp_path, xenblk_command)
+
+
+@pytest.fixture
+def dom0(tmp_path: Path) -> Iterator[blockscript.Dom0]:
+    """The block script, and what it talks to."""
+    with blockscript.running(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """A file that no real tapdisk opens."""
+    path = tmp_path / "a.vhd"
+    path.write_bytes(b"x" * 512)
+    return path
