@@ -20,15 +20,17 @@ from tests.soak import coverage, report, state
 from tests.soak.crashpart import CrashPart
 from tests.soak.fuzz import FuzzPart
 from tests.soak.killpart import KillPart
+from tests.soak.movepart import MovePart
 from tests.soak.runner import Runner, Wanted
 from tests.soak.work import BUILD, DIRECTORY, Part, Programs, SoakError, Stopped, take_lock
 
 STATE = DIRECTORY / "state.json"
 PAGE = ROOT / "docs" / "soak.md"
-PARTS: dict[str, type[FuzzPart] | type[CrashPart] | type[KillPart]] = {
+PARTS: dict[str, type[FuzzPart] | type[CrashPart] | type[KillPart] | type[MovePart]] = {
     "fuzz": FuzzPart,
     "crash": CrashPart,
     "kills": KillPart,
+    "migrations": MovePart,
 }
 FOUND, ERROR, INTERRUPTED = 1, 2, 130
 
@@ -37,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(
         "python3 -m tests.soak",
-        description="Fuzz executions and crash states by the million, and kills of tapdisk under load. Stop it when you like: what was done is in "
+        description="Fuzz executions and crash states by the million, kills of tapdisk under load, and migrations. Stop it when you like: what was done is in "
         "build/soak, and the next call goes on. Status 1: something was found.",
     )
     result.add_argument("--part", choices=PARTS, action="append", help="only this one (repeats)")
@@ -71,10 +73,13 @@ def _write_page(args: argparse.Namespace, runner: Runner, wanted: list[Wanted], 
     say(f"figures: {page}")
 
 
-def _write_section(runner: Runner, wanted: list[Wanted]) -> None:
-    """The kills alone need no soak of the rest: their section of the page is replaced."""
-    PAGE.write_text(report.splice(PAGE.read_text(), report.kills_section(runner.state, wanted)))
-    say(f"section on kills: {PAGE}")
+SECTIONS = {"kills": report.kills_section, "migrations": report.migrations_section}
+"""Parts that alone need no soak of the rest: their section of the page is replaced."""
+
+
+def _write_section(part: str, runner: Runner, wanted: list[Wanted]) -> None:
+    PAGE.write_text(report.splice(PAGE.read_text(), SECTIONS[part](runner.state, wanted)))
+    say(f"section on {part}: {PAGE}")
 
 
 def _run(args: argparse.Namespace, programs: Programs, seed: int) -> int:
@@ -105,8 +110,8 @@ def _run(args: argparse.Namespace, programs: Programs, seed: int) -> int:
         programs.stop()
         whole = not runner.missing() and args.scale >= 1 and len(parts) == len(PARTS)
         _write_page(args, runner, wanted, seed, whole)
-        if args.part == ["kills"] and not runner.missing() and args.scale >= 1:
-            _write_section(runner, wanted)
+        if len(args.part) == 1 and args.part[0] in SECTIONS and not runner.missing() and args.scale >= 1:
+            _write_section(args.part[0], runner, wanted)
     if runner.state.findings:
         say(f"{len(runner.state.findings)} findings")
         return FOUND

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
-from tests.soak import coverage, crashpart, fuzz, killpart
+from tests.soak import coverage, crashpart, fuzz, killpart, movepart
 from tests.soak.runner import Wanted
 from tests.soak.state import Covered, Slice, State
 
@@ -159,6 +159,34 @@ def _kills(state: State, wanted: Sequence[Wanted]) -> Iterator[str]:
     yield f"Seeds: {_seeds(slices)}."
 
 
+def migrations_section(state: State, wanted: Sequence[Wanted]) -> str:
+    """The section of the migrations, with its heading."""
+    return "\n".join(_migrations(state, wanted)) + "\n"
+
+
+def _migrations(state: State, wanted: Sequence[Wanted]) -> Iterator[str]:
+    slices = state.of(movepart.PART)
+    findings = sum(f.part == movepart.PART for f in state.findings)
+    sums = {name: sum(s.detail.get(name, 0) for s in slices) for name in ("asked_again", "answered_late", "compared")}
+    yield "## Migrations"
+    yield ""
+    yield (
+        f"{sum(s.count for s in slices):,} of {sum(w.count for w in wanted):,}, of a guest that writes to the last moment, between "
+        f"two run directories with one image; differences: {findings}. {_took(slices)}."
+    )
+    if slices:
+        dates = sorted(s.date for s in slices)
+        yield f"From {dates[0]} to {dates[-1]}, commit {', '.join(sorted({s.commit for s in slices}))}."
+    yield ""
+    yield (
+        f"The source had {sums['asked_again']:,} requests under way when the guest stopped, which it asked for again at the "
+        f"destination; {sums['answered_late']:,} of them the source answered meanwhile. All of the disk was compared after each migration, "
+        f"{sums['compared'] >> 20:,} MiB."
+    )
+    yield ""
+    yield f"Seeds: {_seeds(slices)}."
+
+
 def text(state: State, wanted: Sequence[Wanted], machine: dict[str, Any], seed: int) -> str:
     """The whole page."""
     return "\n".join(_lines(state, wanted, machine, seed)) + "\n"
@@ -189,6 +217,7 @@ def _lines(state: State, wanted: Sequence[Wanted], machine: dict[str, Any], seed
         yield ""
     fuzzed = [w for w in wanted if w.task.part == fuzz.PART]
     killed = [w for w in wanted if w.task.part == killpart.PART]
+    moved = [w for w in wanted if w.task.part == movepart.PART]
     crashed = [w for w in wanted if w.task.part == crashpart.PART]
     if fuzzed:
         yield from _fuzz(state, fuzzed)
@@ -201,3 +230,6 @@ def _lines(state: State, wanted: Sequence[Wanted], machine: dict[str, Any], seed
         yield ""
     if killed:
         yield from _kills(state, killed)
+        yield ""
+    if moved:
+        yield from _migrations(state, moved)
