@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-only */
 /*
  * A disk that two domains have: a guest, and the domain that its device model runs
- * in, whose `target` is the guest. Both have the gendisk of one tapdisk, which ends
- * with the last of them. Who joins and who leaves take turns by a lock of the minor.
+ * in (libxl: tools/libs/light/libxl_dm.c). Both have the gendisk of one tapdisk,
+ * which ends with the last of them. Who joins and who leaves take turns by a lock of
+ * the minor. Only the other domain's nodes are read, however many disks there are.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,23 +11,6 @@
 
 #include "control/control.h"
 #include "vbd.h"
-
-static bool is_target(const struct vbd *vbd, int domid, int of)
-{
-	char *target = store_read(vbd->xs, "/local/domain/%d/target", of);
-	bool is = target && atoi(target) == domid;
-
-	free(target);
-	return is;
-}
-
-static int lock_minor(int minor, struct error *err)
-{
-	char name[32];
-
-	snprintf(name, sizeof(name), "xenblk-minor-%d", minor);
-	return lock_named(name, err);
-}
 
 static int number(const struct vbd *vbd, const char *node, const char *key)
 {
@@ -37,80 +21,99 @@ static int number(const struct vbd *vbd, const char *node, const char *key)
 	return n;
 }
 
-struct search {
-	int holder;
-	int pid, minor;			/* -1: not found */
-	char *device;
-};
-
-static bool may_join(const struct vbd *vbd, const char *node)
+/* The guest of our domain, or its device model's domain. 0: there is none. */
+static int other_domid(const struct vbd *vbd)
 {
-	int ours = node_domid(vbd->path), theirs = node_domid(node);
+	char ours[64];
+	int domid;
+
+	snprintf(ours, sizeof(ours), "/local/domain/%d", node_domid(vbd->path));
+	domid = number(vbd, ours, "target");
+	if (domid <= 0)
+		domid = number(vbd, ours, "image/device-model-domid");
+	return domid > 0 ? domid : 0;
+}
+
+static int lock_minor(int minor, struct error *err)
+{
+	char name[32];
+
+	snprintf(name, sizeof(name), "xenblk-minor-%d", minor);
+	return lock_named(name, err);
+}
+
+/* The first of the other domain's nodes that fits; true if there is one. */
+static bool find(const struct vbd *vbd,
+		 bool (*fits)(const struct vbd *vbd, const char *node, int holder),
+		 int holder, char *node, size_t size)
+{
+	int domid = other_domid(vbd);
+	bool found = false;
+	unsigned int nr;
+	char **devids;
+
+	if (!domid)
+		return false;
+	devids = store_list(vbd->xs, &nr, "%s/vbd/%d", vbd->backends, domid);
+	for (unsigned int i = 0; i < nr && !found; i++) {
+		snprintf(node, size, "%s/vbd/%d/%s", vbd->backends, domid,
+			 devids[i]);
+		found = fits(vbd, node, holder);
+	}
+	free(devids);
+	return found;
+}
+
+static bool may_join(const struct vbd *vbd, const char *node, int holder)
+{
 	char *params = store_read(vbd->xs, "%s/params", node);
 	char *mode = store_read(vbd->xs, "%s/mode", node);
-	bool may = params && mode && !strcmp(params, vbd->params) &&
-		   (strchr(mode, 'w') || !strchr(vbd->mode, 'w')) &&
-		   (is_target(vbd, ours, theirs) || is_target(vbd, theirs, ours));
+	int pid = number(vbd, node, "tapdisk-pid");
+	bool may = pid > 0 && control_heir(pid) == holder && params && mode &&
+		   !strcmp(params, vbd->params) &&
+		   (strchr(mode, 'w') || !strchr(vbd->mode, 'w'));
 
 	free(params);
 	free(mode);
 	return may;
 }
 
-static int see_twin(const struct vbd *vbd, const char *node, void *priv,
-		    struct error *err)
-{
-	struct search *search = priv;
-	int pid = number(vbd, node, "tapdisk-pid");
-
-	(void)err;
-	if (search->minor >= 0 || pid <= 0 ||
-	    control_heir(pid) != search->holder || !may_join(vbd, node))
-		return 0;
-	search->minor = number(vbd, node, "tapdisk-minor");
-	search->pid = search->holder;
-	search->device = store_read(vbd->xs, "%s/physical-device-path", node);
-	return 0;
-}
-
 bool twin_join(struct vbd *vbd, int holder)
 {
-	struct search search = { .holder = holder, .pid = -1, .minor = -1 };
+	char node[256], *device = NULL;
+	int minor = -1;
 	bool joined = false;
 
-	store_for_each(vbd, "vbd", see_twin, &search, NULL);
-	if (search.minor >= 0 && search.device &&
-	    strlen(search.device) < sizeof(vbd->device) &&
-	    !lock_minor(search.minor, NULL)) {
-		vbd->pid = search.pid;
-		vbd->minor = search.minor;
-		strcpy(vbd->device, search.device);
+	if (find(vbd, may_join, holder, node, sizeof(node))) {
+		minor = number(vbd, node, "tapdisk-minor");
+		device = store_read(vbd->xs, "%s/physical-device-path", node);
+	}
+	if (minor >= 0 && device && strlen(device) < sizeof(vbd->device) &&
+	    !lock_minor(minor, NULL)) {
+		vbd->pid = holder;
+		vbd->minor = minor;
+		strcpy(vbd->device, device);
 		/* The other one may have left before the lock was ours. */
 		joined = tapctl_serves(vbd);
 	}
 	if (!joined)
 		vbd->pid = vbd->minor = -1;
-	free(search.device);
+	free(device);
 	return joined;
 }
 
-static int see_user(const struct vbd *vbd, const char *node, void *priv,
-		    struct error *err)
+static bool has_minor(const struct vbd *vbd, const char *node, int holder)
 {
-	bool *shared = priv;
-
-	(void)err;
-	if (strcmp(node, vbd->path) &&
-	    number(vbd, node, "tapdisk-minor") == vbd->minor &&
-	    control_heir(number(vbd, node, "tapdisk-pid")) == control_heir(vbd->pid))
-		*shared = true;
-	return 0;
+	(void)holder;
+	return number(vbd, node, "tapdisk-minor") == vbd->minor &&
+	       control_heir(number(vbd, node, "tapdisk-pid")) == control_heir(vbd->pid);
 }
 
 int twin_stays(const struct vbd *vbd, bool *stays, struct error *err)
 {
+	char node[256];
 	int rc = lock_minor(vbd->minor, err);
 
-	*stays = false;
-	return rc ? rc : store_for_each(vbd, "vbd", see_user, stays, err);
+	*stays = !rc && find(vbd, has_minor, 0, node, sizeof(node));
+	return rc;
 }

@@ -43,7 +43,9 @@ create)
 	[ -e "${args#*:}" ] || { echo "tap-ctl: $args: No such file or directory" >&2; exit 1; }
 	eval "exec 3$mode\"\${args#*:}\""
 	[ ! -e parent ] || exec 4<"$(cat parent)"
-	setsid sleep 1000 </dev/null >/dev/null 2>&1 &
+	exec 8>books
+	flock 8
+	setsid sleep 1000 </dev/null >/dev/null 2>&1 8>&- &
 	minor=$(cat next-minor 2>/dev/null || echo 0)
 	echo "$((minor + 1))" >next-minor
 	echo "pid=$! minor=$minor state=0 args=$args" >>disks
@@ -55,7 +57,7 @@ create)
 	;;
 keep)
 	[ ! -e keep-fails ] || { cat keep-fails >&2; exit 1; }
-	[ -n "$(line)" ] && rm owner
+	[ -n "$(line)" ] && rm -f owner
 	;;
 list) line ;;
 destroy)
@@ -66,6 +68,8 @@ destroy)
 		exit 1
 	fi
 	kill "$pid"
+	exec 8>books
+	flock 8
 	sed -i "/^pid=$pid minor=$minor /d" disks
 	rm "tapdev$minor"
 	;;

@@ -2,7 +2,7 @@
 """A xenstored without Xen: a tree in memory behind a unix socket, for libxenstore and the xenstore-* tools.
 
 The wire format is xen/include/public/io/xs_wire.h of Xen. Use it with XENSTORED_PATH=<socket>. Not here, because no
-user of it needs them: watches, permissions, quotas, conflicts between transactions.
+user of it needs them: watches, permissions, quotas, conflicts between transactions, nodes removed in them.
 """
 
 import contextlib
@@ -34,7 +34,8 @@ class Xenstore:
         self.tree: Tree = {"/": b""}
         self.domains = {0}  # those that have been introduced
         self.log: list[tuple[str, str]] = []  # every write and rm, in order: (path, value or "(rm)")
-        self._transactions: dict[int, Tree] = {}
+        self.asked = 0  # requests
+        self._transactions: dict[int, tuple[Tree, list[tuple[str, bytes]]]] = {}
         self._next = 1
         self._lock = threading.Lock()
 
@@ -65,23 +66,29 @@ class Xenstore:
     def answer(self, kind: int, transaction: int, payload: bytes) -> bytes:
         """The payload of the answer to a request. Raises _Refused."""
         with self._lock:
+            self.asked += 1
             if kind == _TRANSACTION_START:
                 number, self._next = self._next, self._next + 1
-                self._transactions[number] = dict(self.tree)
+                self._transactions[number] = (dict(self.tree), [])
                 return f"{number}".encode() + b"\0"
             if transaction:
                 if transaction not in self._transactions:
                     raise _Refused(errno.ENOENT)
                 if kind == _TRANSACTION_END:
-                    tree = self._transactions.pop(transaction)
-                    if payload.startswith(b"T"):
-                        self.tree = tree
+                    _, written = self._transactions.pop(transaction)
+                    for path, value in written if payload.startswith(b"T") else ():
+                        self._write(self.tree, path, value)
                     return b"OK\0"
-            tree = self._transactions[transaction] if transaction else self.tree
-            path, _, rest = payload.partition(b"\0")
+            tree, written = self._transactions[transaction] if transaction else (self.tree, [])
+            name, _, rest = payload.partition(b"\0")
             if kind == _IS_DOMAIN_INTRODUCED:
-                return b"T\0" if int(path) in self.domains else b"F\0"
-            return self._in_tree(tree, kind, self.absolute(os.fsdecode(path)), rest)
+                return b"T\0" if int(name) in self.domains else b"F\0"
+            path = self.absolute(os.fsdecode(name))
+            if transaction and kind == _WRITE:
+                tree[path] = rest
+                written.append((path, rest))
+                return b"OK\0"
+            return self._in_tree(tree, kind, path, rest)
 
     def _in_tree(self, tree: Tree, kind: int, path: str, rest: bytes) -> bytes:
         if kind == _WRITE:

@@ -20,6 +20,7 @@ def held(dom0: Dom0, pid: object) -> None:
 def stubdomain(dom0: Dom0) -> None:
     """Domain 6 runs the device model of domain 5."""
     dom0.store.write("/local/domain/6/target", "5")
+    dom0.store.write("/local/domain/5/image/device-model-domid", "6")
 
 
 # Migration
@@ -99,6 +100,7 @@ def test_what_the_other_does_not_have_is_not_shared(
 
 def test_two_guests_share_nothing(dom0: Dom0, image: Path) -> None:
     dom0.store.write("/local/domain/6/target", "7")
+    dom0.store.write("/local/domain/5/image/device-model-domid", "0")
     dom0.store.write("/local/domain/6/name", "other")
     dom0.vbd(f"vhd:{image}", THERE)
     assert dom0.run("add", THERE) == 0
