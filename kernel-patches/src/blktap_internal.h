@@ -205,6 +205,9 @@ void blktap_queue_remove(struct blktap *tap);
 void blktap_queue_bio(struct gendisk *queue_disk, struct bio *bio);
 /* One that queue_rq has taken. */
 void blktap_end_request(struct blktap *tap, struct request *rq, blk_status_t status);
+/* In the disk's statistics. start: jiffies. */
+void blktap_account_end(struct block_device *part, enum req_op op,
+			unsigned int sectors, unsigned long start);
 
 /* device.c; lock is held in all of them. */
 int blktap_device_create(struct blktap *tap,

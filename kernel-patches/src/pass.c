@@ -16,16 +16,21 @@
 
 #define BLKTAP_PASSES	256	/* of a minor at a time; more go by the queue */
 
-/* One that is under way. */
+/* One that is under way, and what its submitter had in it. */
 struct blktap_pass {
-	struct bio bio;			/* what the block device gets */
-	struct bio *orig;
+	struct bio *bio;
+	struct block_device *bdev;
+	struct bvec_iter iter;
+	bio_end_io_t *end_io;
+	void *private;
+	blk_opf_t opf;
+	unsigned short flags;
+	u8 epoch;
 	struct blktap *tap;
 	struct file *file;
 	u64 offset;			/* in the file, bytes */
 	unsigned long start;		/* jiffies */
 	struct list_head node;		/* in passes or passed */
-	u8 epoch;
 };
 
 int blktap_pass_init(struct blktap *tap)
@@ -142,44 +147,54 @@ static void blktap_pass_put(struct blktap_pass *pass, u64 *count)
 	fput(file);
 }
 
-/* In any context. */
-static void blktap_pass_end(struct blktap_pass *pass, blk_status_t status)
+/* The bio is its submitter's again. */
+static void blktap_pass_give_back(const struct blktap_pass *pass)
+{
+	struct bio *bio = pass->bio;
+
+	blktap_account_end(pass->bdev, bio_op(bio),
+			   pass->iter.bi_size >> SECTOR_SHIFT, pass->start);
+	bio->bi_bdev = pass->bdev;
+	bio->bi_opf = pass->opf;
+	bio->bi_end_io = pass->end_io;
+	bio->bi_private = pass->private;
+}
+
+/* In any context. The block layer has ended the bio for the block device. */
+static void blktap_pass_end(struct blktap_pass *pass)
 {
 	struct blktap_counters *count = &pass->tap->count;
-	bool write = op_is_write(bio_op(&pass->bio));
-	struct bio *orig = pass->orig;
+	struct bio *bio = pass->bio;
+	bool write = op_is_write(bio_op(bio));
 
-	bio_end_io_acct(orig, pass->start);
-	bio_uninit(&pass->bio);
-	blktap_pass_put(pass, status ? NULL : write ? &count->direct_writes :
-						      &count->direct_reads);
-	/* it may have one already, of a bio that is chained to it */
-	if (status)
-		orig->bi_status = status;
-	bio_endio(orig);
+	blktap_pass_give_back(pass);
+	blktap_pass_put(pass, bio->bi_status ? NULL :
+			      write ? &count->direct_writes :
+				      &count->direct_reads);
+	bio->bi_end_io(bio);
 }
 
 /* What the block device has done needs no more of us, or the worker. */
 static bool blktap_pass_over(const struct blktap_pass *pass)
 {
-	const struct bio *bio = &pass->bio;
+	const struct bio *bio = pass->bio;
 
 	if (bio->bi_status == BLK_STS_OK)
 		return !op_is_write(bio_op(bio)) ||
 		       !blktap_pass_cached(pass->file, pass->offset,
-					   pass->orig->bi_iter.bi_size);
+					   pass->iter.bi_size);
 	/* the caller asked not to wait, and will ask again */
-	return bio->bi_status == BLK_STS_AGAIN && (bio->bi_opf & REQ_NOWAIT);
+	return bio->bi_status == BLK_STS_AGAIN && (pass->opf & REQ_NOWAIT);
 }
 
 static void blktap_pass_done(struct bio *bio)
 {
-	struct blktap_pass *pass = container_of(bio, struct blktap_pass, bio);
+	struct blktap_pass *pass = bio->bi_private;
 	struct blktap *tap = pass->tap;
 	unsigned long flags;
 
 	if (likely(blktap_pass_over(pass))) {
-		blktap_pass_end(pass, bio->bi_status);
+		blktap_pass_end(pass);
 		return;
 	}
 	spin_lock_irqsave(&tap->rq_lock, flags);
@@ -189,39 +204,50 @@ static void blktap_pass_done(struct bio *bio)
 	spin_unlock_irqrestore(&tap->rq_lock, flags);
 }
 
+/*
+ * The bio itself goes on, so it must be ended by the block device alone: one that
+ * others are chained to would wait for them, and a pause for it.
+ */
+static bool blktap_pass_suits(const struct bio *bio)
+{
+	return (bio_op(bio) == REQ_OP_READ || bio_op(bio) == REQ_OP_WRITE) &&
+	       !(bio->bi_opf & (REQ_PREFLUSH | REQ_FUA | REQ_INTEGRITY)) &&
+	       bio_sectors(bio) && !bio_flagged(bio, BIO_CHAIN);
+}
+
 bool blktap_pass_try(struct blktap *tap, struct bio *bio)
 {
-	struct block_device *bdev;
 	struct blktap_pass *pass;
 	unsigned long flags;
 
-	if ((bio_op(bio) != REQ_OP_READ && bio_op(bio) != REQ_OP_WRITE) ||
-	    (bio->bi_opf & (REQ_PREFLUSH | REQ_FUA)) || !bio_sectors(bio))
-		return false;
-	if (!READ_ONCE(tap->pass_pool) || !READ_ONCE(tap->nr_extents))
+	if (!READ_ONCE(tap->pass_pool) || !READ_ONCE(tap->nr_extents) ||
+	    !blktap_pass_suits(bio))
 		return false;
 	spin_lock_irqsave(&tap->rq_lock, flags);
 	pass = blktap_pass_take(tap, bio);
 	spin_unlock_irqrestore(&tap->rq_lock, flags);
 	if (!pass)
 		return false;
-	bdev = I_BDEV(pass->file->f_mapping->host);
-	if (bio_init_clone(bdev, &pass->bio, bio, GFP_NOWAIT)) {
-		blktap_pass_put(pass, NULL);
-		return false;
-	}
-	pass->orig = bio;
-	pass->bio.bi_iter.bi_sector = pass->offset >> SECTOR_SHIFT;
-	pass->bio.bi_end_io = blktap_pass_done;
+	pass->bio = bio;
+	pass->bdev = bio->bi_bdev;
+	pass->iter = bio->bi_iter;
+	pass->end_io = bio->bi_end_io;
+	pass->private = bio->bi_private;
+	pass->opf = bio->bi_opf;
+	pass->flags = bio->bi_flags;
 	pass->start = bio_start_io_acct(bio);
-	submit_bio_noacct(&pass->bio);
+	bio->bi_iter.bi_sector = pass->offset >> SECTOR_SHIFT;
+	bio->bi_end_io = blktap_pass_done;
+	bio->bi_private = pass;
+	bio_set_dev(bio, I_BDEV(pass->file->f_mapping->host));
+	submit_bio_noacct(bio);
 	return true;
 }
 
 /* In the worker. The pages that a write went past are old. */
 static void blktap_pass_forget(const struct blktap_pass *pass)
 {
-	u64 last = pass->offset + pass->orig->bi_iter.bi_size - 1;
+	u64 last = pass->offset + pass->iter.bi_size - 1;
 
 	invalidate_inode_pages2_range(pass->file->f_mapping,
 				      pass->offset >> PAGE_SHIFT,
@@ -235,14 +261,18 @@ static void blktap_pass_forget(const struct blktap_pass *pass)
 static void blktap_pass_again(struct blktap_pass *pass)
 {
 	struct blktap *tap = pass->tap;
-	struct bio *orig = pass->orig;
+	struct bio *bio = pass->bio;
 
-	bio_end_io_acct(orig, pass->start);
-	bio_uninit(&pass->bio);
-	orig->bi_opf |= BLKTAP_REQ_FAILED | REQ_NOMERGE;
-	orig->bi_opf &= ~REQ_NOWAIT;
+	blktap_pass_give_back(pass);
+	bio->bi_iter = pass->iter;
+	bio->bi_flags = pass->flags;
+	bio->bi_opf |= BLKTAP_REQ_FAILED | REQ_NOMERGE;
+	bio->bi_opf &= ~REQ_NOWAIT;
+	bio->bi_status = BLK_STS_OK;
+	/* the block device may have split it; the queue may split it again */
+	atomic_set(&bio->__bi_remaining, 1);
 	spin_lock_irq(&tap->rq_lock);
-	bio_list_add(&tap->again, orig);
+	bio_list_add(&tap->again, bio);
 	spin_unlock_irq(&tap->rq_lock);
 	queue_work(tap->again_queue, &tap->again_work);
 	blktap_pass_put(pass, &tap->count.direct_failed);
@@ -258,12 +288,12 @@ void blktap_pass_work(struct blktap *tap)
 	spin_unlock_irq(&tap->rq_lock);
 	list_for_each_entry_safe(pass, next, &list, node) {
 		list_del(&pass->node);
-		if (pass->bio.bi_status != BLK_STS_OK) {
+		if (pass->bio->bi_status != BLK_STS_OK) {
 			blktap_pass_again(pass);
 			continue;
 		}
 		blktap_pass_forget(pass);
-		blktap_pass_end(pass, BLK_STS_OK);
+		blktap_pass_end(pass);
 	}
 }
 

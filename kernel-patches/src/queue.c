@@ -40,8 +40,7 @@ static bool blktap_op_allowed(struct blktap *tap, struct request *rq,
 	       req_op(rq) == REQ_OP_FLUSH;
 }
 
-/* The block layer counts no requests here: the statistics are the disk's. */
-static void blktap_account_start(struct blktap *tap, struct request *rq)
+static void blktap_account_rq(struct blktap *tap, struct request *rq)
 {
 	struct blktap_rq *brq = blktap_rq(rq);
 
@@ -60,15 +59,10 @@ static void blktap_account_start(struct blktap *tap, struct request *rq)
 #endif
 }
 
-static void blktap_account_end(struct blktap *tap, struct request *rq)
+void blktap_account_end(struct block_device *part, enum req_op op,
+			unsigned int sectors, unsigned long start)
 {
-	struct block_device *part = tap->disk->part0;
-	unsigned long start = blktap_rq(rq)->start;
-
-	if (!(rq->rq_flags & RQF_DONTPREP))
-		return;
-	rq->rq_flags &= ~RQF_DONTPREP;
-	if (req_op(rq) == REQ_OP_FLUSH) {
+	if (op == REQ_OP_FLUSH) {
 		part_stat_lock();
 		part_stat_inc(part, ios[STAT_FLUSH]);
 		part_stat_add(part, nsecs[STAT_FLUSH],
@@ -77,15 +71,25 @@ static void blktap_account_end(struct blktap *tap, struct request *rq)
 		return;
 	}
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 4, 0)
-	bdev_end_io_acct(part, req_op(rq), blk_rq_sectors(rq), start);
+	bdev_end_io_acct(part, op, sectors, start);
 #else
-	bdev_end_io_acct(part, req_op(rq), start);
+	bdev_end_io_acct(part, op, start);
 #endif
+}
+
+/* The block layer counts no requests here: the statistics are the disk's. */
+static void blktap_account_rq_end(struct blktap *tap, struct request *rq)
+{
+	if (!(rq->rq_flags & RQF_DONTPREP))
+		return;
+	rq->rq_flags &= ~RQF_DONTPREP;
+	blktap_account_end(tap->disk->part0, req_op(rq), blk_rq_sectors(rq),
+			   blktap_rq(rq)->start);
 }
 
 void blktap_end_request(struct blktap *tap, struct request *rq, blk_status_t status)
 {
-	blktap_account_end(tap, rq);
+	blktap_account_rq_end(tap, rq);
 	blk_mq_end_request(rq, status);
 }
 
@@ -113,7 +117,7 @@ static blk_status_t blktap_queue_rq(struct blk_mq_hw_ctx *hctx,
 	blk_status_t why;
 
 	if (!blktap_op_allowed(tap, rq, &why)) {
-		blktap_account_end(tap, rq);
+		blktap_account_rq_end(tap, rq);
 		return why;
 	}
 	blk_mq_start_request(rq);
@@ -122,14 +126,14 @@ static blk_status_t blktap_queue_rq(struct blk_mq_hw_ctx *hctx,
 	spin_lock_irqsave(&tap->rq_lock, flags);
 	failing = blktap_fails(tap);
 	if (!failing) {
-		blktap_account_start(tap, rq);
+		blktap_account_rq(tap, rq);
 		direct = blktap_direct_try(tap, rq);
 		if (!direct)
 			list_add_tail(&blktap_rq(rq)->node, &tap->pending);
 	}
 	spin_unlock_irqrestore(&tap->rq_lock, flags);
 	if (failing) {
-		blktap_account_end(tap, rq);
+		blktap_account_rq_end(tap, rq);
 		return BLK_STS_IOERR;
 	}
 	if (direct)

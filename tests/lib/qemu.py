@@ -54,7 +54,8 @@ class BedSpec:
     release: 12 or 13; $XENBLK_RELEASE, or 12, if not given. xen: boot Xen and its dom0, else Linux alone. init: "sh" (a short script) or "systemd".
     packages: Debian packages beside those every bed has. cpu: a QEMU CPU model. memory: MiB of the machine (0: 3072
     with Xen, else 1024), dom0_memory: MiB of dom0. disks: extra disks. kernel: one with checkers in it (lib/checkkernel.py) in the
-    place of Debian's, without Xen; $XENBLK_KERNEL if not given. icount: a nanosecond of the bed is half an
+    place of Debian's, without Xen; $XENBLK_KERNEL if not given. link: a socket by which two beds are connected, each by
+    a network card (modprobe virtio_net); link_first: it makes the socket. icount: a nanosecond of the bed is half an
     instruction, whatever else this machine does: for figures that can be compared. It takes cpus=1, and emulation.
     """
 
@@ -71,6 +72,8 @@ class BedSpec:
     disks: tuple[Disk, ...] = field(default=())
     kernel: str = field(default_factory=lambda: os.environ.get("XENBLK_KERNEL", ""))
     icount: bool = False
+    link: Path | None = None
+    link_first: bool = False
 
     def __post_init__(self) -> None:
         if self.init not in ("sh", "systemd"):
@@ -127,6 +130,10 @@ def command(spec: BedSpec, image: BaseImage, initrd: Path, socket: Path, accel: 
         args += ["-drive", drive + (f",{disk.options}" if disk.options else "")]
         shared = ",share-rw=on" if disk.shared else ""
         args += ["-device", f"virtio-blk-pci,drive=extra{number},werror=report,rerror=report{shared}"]
+    if spec.link:
+        server = "on" if spec.link_first else "off"
+        args += ["-netdev", f"stream,id=link,server={server},addr.type=unix,addr.path={escaped(spec.link)}"]
+        args += ["-device", f"virtio-net-pci,netdev=link,mac=52:54:00:00:00:0{2 - spec.link_first}"]
     args += ["-device", "virtio-serial-pci", "-chardev", f"socket,id=agent,path={escaped(socket)},server=off"]
     args += ["-device", f"virtserialport,chardev=agent,name={AGENT_PORT}"]
     if spec.xen:
