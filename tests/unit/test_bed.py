@@ -138,6 +138,28 @@ def test_data_races_count_if_the_driver_is_in_them() -> None:
     assert dmesg.races(text) == (3, 1)
 
 
+OURS = "blktap_end_request+0xb1/0xc0 [blktap]"
+
+
+@pytest.mark.parametrize(
+    ("frames", "count"),
+    [
+        ([OURS], 1),
+        (["__list_add_valid+0x1/0x90", OURS], 1),
+        (["list_bl+0x1/0x2", "add+0x1/0x3", OURS], 1),
+        (["iocb_put+0xc4/0x530", "aio_complete_rw+0x200/0x280", "bio_endio+0x1/0x8", OURS], 0),
+        ([], 1),
+    ],
+)
+def test_a_data_race_is_the_drivers_if_it_touches_the_data_or_has_it_touched(frames: list[str], count: int) -> None:
+    lines = ["=" * 66, "BUG: KCSAN: data-race in a / b", "", "read-write (marked) to 0xff of 8 bytes by task 7 on cpu 0:"]
+    lines += [" aio_read_events+0x1/0x2", " x+0x1/0x2", " y+0x1/0x2", " z+0x1/0x2", "", "read to 0xff of 8 bytes by interrupt on cpu 1:"]
+    lines += [f" {frame}" for frame in frames]
+    text = "".join(f"[    1.0] {line}\n" for line in [*(lines if frames else lines[:3]), "=" * 66])
+    assert dmesg.races(text) == (1, count)
+    assert len(dmesg.findings(text)) == count
+
+
 def test_what_a_test_provokes_is_no_finding_of_it() -> None:
     line = "[    1.0] blktap2 blktap9: cq_tail of task 7 is beyond the ring\n"
     assert dmesg.findings(line, [r"blktap2 blktap9: \w+ of task \d+ is beyond the ring$"]) == []
