@@ -14,7 +14,7 @@ BED_MODULES = """
     loop nbd brd null_blk ublk_drv target_core_mod target_core_user tcm_loop
     dm-mod dm-snapshot dm-thin-pool dm-log-writes dm-flakey dm-delay dm-crypt dm-mirror scsi_debug sd_mod
     xen-netfront tun bridge autofs4 efivarfs configfs fuse overlay
-    nfsd nfs nfsv3 nfsv4
+    nfsd nfs nfsv3 nfsv4 virtio_net
 """.split()
 
 

@@ -17,7 +17,7 @@ from tests.lib.programs import ROOT
 from tests.lib.release import RELEASES
 from tests.lib.vm import BedError
 from tests.perf import cells as cell_module
-from tests.perf import checks, guest, jobs, kernel, machine, report, results, verdict
+from tests.perf import attach, checks, guest, jobs, kernel, machine, report, results, verdict
 from tests.perf.bench import Bench, Settings, public, say
 from tests.perf.cells import Cell
 from tests.perf.images import GIB, MIB, Images, PrepareError, has_direct_io
@@ -25,8 +25,8 @@ from tests.perf.media import RamDisk, scratch
 from tests.perf.servers import Server, TemplateError, parse_template, peers, tapdisk
 
 OUTPUT = ROOT / "build" / "bench"
-PARTS = ("servers", "jobs", "kernel", "guest")
-VIRTUAL = ("kernel", "guest")
+PARTS = ("servers", "jobs", "kernel", "guest", "attach")
+VIRTUAL = {"kernel": kernel, "guest": guest, "attach": attach}
 """Parts in virtual machines: not in a quick bench, unless asked for."""
 
 
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
         "--part",
         choices=PARTS,
         action="append",
-        help="only the servers' cells, the work on image files, the driver in a virtual machine, or a guest of Xen there",
+        help="only the servers' cells, the work on image files, the driver in a virtual machine, a guest of Xen there, or an attach to one",
     )
     result.add_argument("--rounds", type=int, metavar="N", help="rounds (default 7, quick 3)")
     result.add_argument("--milliseconds", type=int, metavar="MS", help="length of a run (default 1200, quick 500)")
@@ -167,7 +167,7 @@ def measure(args: argparse.Namespace, found: results.Results, path: Path) -> Non
             if part in VIRTUAL:
                 measure_virtual(args, found, part)
     finally:
-        if found.runs or found.jobs or found.vm_runs:
+        if found.runs or found.jobs or found.vm_runs or found.attaches:
             results.save(found, path, verdict.summary(found))
 
 
@@ -186,7 +186,7 @@ def measure_jobs(args: argparse.Namespace, found: results.Results) -> None:
 
 def measure_virtual(args: argparse.Namespace, found: results.Results, part: str) -> None:
     """The driver, or a guest of Xen, in a virtual machine."""
-    module = kernel if part == "kernel" else guest
+    module = VIRTUAL[part]
     rounds = args.rounds or (1 if args.quick else 7)
     milliseconds = args.milliseconds or (50 if args.clock == "instructions" else 500)
     by_instructions = args.clock == "instructions"

@@ -126,6 +126,20 @@ def vm_lines(results: Results) -> Iterator[str]:
         yield from table(rows, 3)
 
 
+def attach_lines(results: Results) -> Iterator[str]:
+    """What an attach takes."""
+    if not results.attaches:
+        return
+    yield ""
+    yield f"A disk of a guest, by {results.settings.get('vm_clock', 'time')}: seconds and processes, medians with bounds"
+    rows = [["machine", "way", "connected", "gone again", "processes", "rounds"]]
+    for part, entry in dict.fromkeys((run.part, run.entry) for run in results.attaches):
+        series = {name: list(results.attach_series(part, entry, name).values()) for name in ("seconds", "gone", "forks")}
+        shown = [verdict.show(stats.interval(series[name]), 2 if name != "forks" else 0) for name in series]
+        rows.append([part, entry, *shown, str(len(series["forks"]))])
+    yield from table(rows, 2)
+
+
 def ratio_lines(results: Results) -> Iterator[str]:
     """Ours against the best other."""
     found = verdict.ratios(results)
@@ -182,6 +196,7 @@ def lines(results: Results) -> Iterator[str]:
     yield from check_lines(results)
     yield from job_lines(results)
     yield from vm_lines(results)
+    yield from attach_lines(results)
     yield from ratio_lines(results)
     yield from target_lines(results)
     busy = [run.others_cpu for run in results.runs if not run.entry.startswith("no-server")]

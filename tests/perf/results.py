@@ -108,6 +108,18 @@ class VmCount:
     calls: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class AttachRun:
+    """A disk attached to a guest and detached, in a virtual machine: seconds until connected, until gone; processes made."""
+
+    round: int
+    part: str
+    entry: str
+    seconds: float
+    gone: float
+    forks: int
+
+
 @dataclass
 class Results:
     """All of a bench."""
@@ -126,6 +138,7 @@ class Results:
     jobs: list[JobRun] = field(default_factory=list)
     vm_runs: list[VmRun] = field(default_factory=list)
     vm_counts: list[VmCount] = field(default_factory=list)
+    attaches: list[AttachRun] = field(default_factory=list)
 
     def cells(self) -> list[str]:
         """The cells that have runs, in the order of the first round."""
@@ -169,6 +182,10 @@ class Results:
         """IOPS by round."""
         return {run.round: run.iops for run in self.vm_runs if (run.part, run.cell, run.entry) == (part, cell, entry)}
 
+    def attach_series(self, part: str, entry: str, name: str = "seconds") -> dict[int, float]:
+        """One figure of a way to attach by round."""
+        return {run.round: float(getattr(run, name)) for run in self.attaches if (run.part, run.entry) == (part, entry)}
+
     def series(self, cell: str, entry: str, name: str) -> dict[int, float]:
         """One figure by round."""
         return {run.round: float(getattr(run, name)) for run in self.of(cell, entry)}
@@ -192,4 +209,5 @@ def load(path: Path) -> Results:
     document["jobs"] = [JobRun(**job) for job in document.get("jobs", [])]
     document["vm_runs"] = [VmRun(**run) for run in document.get("vm_runs", [])]
     document["vm_counts"] = [VmCount(**count) for count in document.get("vm_counts", [])]
+    document["attaches"] = [AttachRun(**run) for run in document.get("attaches", [])]
     return Results(**document)

@@ -295,9 +295,34 @@ def virtual(results: Results) -> list[Target]:
     return rows
 
 
+ATTACH_RATIO = 0.5
+"""Of phy's time, by our front."""
+ATTACH_FORKS = 20
+
+
+def attached(results: Results) -> list[Target]:
+    """Targets of an attach."""
+    rows = []
+    for part in dict.fromkeys(run.part for run in results.attaches):
+        phy = results.attach_series(part, "phy")
+        for way in ("tap2", "script"):
+            ours = results.attach_series(part, way)
+            if not ours.keys() & phy.keys():
+                continue
+            found = stats.paired(ours, phy)
+            rows.append(
+                Target(f"{part}: time of {way} / phy", show(found), f"at most {ATTACH_RATIO}", at_most(found, ATTACH_RATIO))
+            )
+            forks = stats.interval(list(results.attach_series(part, way, "forks").values()))
+            rows.append(
+                Target(f"{part}: processes, {way}", show(forks, 0), f"at most {ATTACH_FORKS}", at_most(forks, ATTACH_FORKS))
+            )
+    return rows
+
+
 def targets(results: Results) -> list[Target]:
     """All targets but those of the cells."""
-    return [*counted(results), *compared(results), *checked(results), *jobs(results), *virtual(results)]
+    return [*counted(results), *compared(results), *checked(results), *jobs(results), *virtual(results), *attached(results)]
 
 
 def summary(results: Results) -> list[dict[str, Any]]:
