@@ -15,7 +15,7 @@ from _pytest.terminal import TerminalReporter
 from tests.lib import stuck
 from tests.lib.beds import BedPool, Beds
 
-TIERS = ("unit", "io", "vm", "xen")
+TIERS = ("unit", "io", "vm", "xen", "hosts")
 # for kernels with checkers: `make check-kernels`
 collect_ignore = [] if os.environ.get("XENBLK_KERNEL") else ["kernels"]
 

@@ -23,7 +23,7 @@ from tests.lib.release import RELEASES
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "build" / "matrix"
 PAGE = ROOT / "docs" / "matrix.md"
-TESTS = ("tests/xen",)
+TESTS = ("tests/xen", "tests/hosts")
 # What a bed says of itself: programs whose versions are told in one line
 VERSIONS = "xl info xen_version; uname -r; set -- /usr/libexec/xen-qemu-system-i386 /usr/bin/qemu-system-i386; for q; do [ ! -x $q ] || break; done; $q --version | head -n 1"
 

@@ -32,7 +32,7 @@ from tests.perf import (
     verdict,
 )
 from tests.perf.fio import PATTERNS
-from tests.perf.results import Check, Count, JobRun, Results, Run, VmCount, VmRun
+from tests.perf.results import AttachRun, Check, Count, JobRun, Results, Run, VmCount, VmRun
 from tests.perf.servers import Server, TemplateError
 
 # Statistics
@@ -476,7 +476,7 @@ def test_no_work_is_measured_in_memory(monkeypatch: pytest.MonkeyPatch, tmp_path
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        ([], ["servers", "jobs", "kernel", "guest"]),
+        ([], ["servers", "jobs", "kernel", "guest", "attach"]),
         (["--quick"], ["servers", "jobs"]),
         (["--quick", "--part", "kernel"], ["kernel"]),
         (["--part", "jobs"], ["jobs"]),
@@ -557,6 +557,20 @@ def test_a_guest_runs_every_load_on_every_disk_each_round(number: int) -> None:
     assert guest.RUN.findall(f"run {number} r4k16 xvdb 120 5000\r\n") == [(str(number), "r4k16", "xvdb", "120", "5000")]
 
 
+def test_an_attach_is_judged_by_its_time_and_its_processes() -> None:
+    found = Results(date="2026-01-01T0000Z")
+    for number in range(7):
+        for way, seconds, forks in (("phy", 0.6, 55), ("tap2", 0.45, 11), ("script", 0.2, 21)):
+            found.attaches.append(AttachRun(number, "attach on Debian 12", way, seconds * (1 + number), 0.1, forks))
+    assert [(row.name, row.value, row.verdict) for row in verdict.targets(found)] == [
+        ("attach on Debian 12: time of tap2 / phy", "0.75 [0.75, 0.75]", verdict.MISSED),
+        ("attach on Debian 12: processes, tap2", "11 [11, 11]", verdict.REACHED),
+        ("attach on Debian 12: time of script / phy", "0.33 [0.33, 0.33]", verdict.REACHED),
+        ("attach on Debian 12: processes, script", "21 [21, 21]", verdict.MISSED),
+    ]
+    assert any(re.search(r"attach on Debian 12 +phy +2\.40", line) for line in report.lines(found))
+
+
 # JSON and the report
 
 
@@ -567,6 +581,7 @@ def test_results_survive_their_json(tmp_path: Path) -> None:
     found.jobs.append(JobRun(0, "copy", "cp", 1.0, 2.0, 0.5))
     found.vm_runs.append(VmRun(0, "kernel of Debian 13", "file/r4k1", "loop", 1000, 0.5))
     found.vm_counts.append(VmCount("kernel of Debian 13", "file/r4k16", "copy", 0.25, 1.0, {"ioctl": 0.125}))
+    found.attaches.append(AttachRun(0, "attach on Debian 12", "phy", 0.6, 0.2, 55))
     path = tmp_path / "r.json"
     results.save(found, path, verdict.summary(found))
     assert results.load(path) == found
