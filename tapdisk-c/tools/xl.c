@@ -20,6 +20,8 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+#include "tools/xl-plain.h"
+
 #define SELF "/proc/self/exe"
 #define VERSION_DIR "/sys/hypervisor/version"
 /* Set by xenblk to its process id, which exec keeps: rewritten, go on to Xen's xl. */
@@ -358,6 +360,33 @@ out:
 	return EXIT_NOT_FOUND;
 }
 
+/*
+ * argv[at] is the word block-attach. Returns -1 if xenblk is to see to it; else the exit status of an xl that could not
+ * be run.
+ */
+static int attach_plainly(int argc, char **argv, int at)
+{
+	static char end_of_options[] = "--";
+	char directory[PATH_MAX], tap_ctl[PATH_MAX + 16];
+	struct xl_plain disk;
+	char **args;
+
+	if (argc != at + 3 || argv[at + 1][0] == '-' || !xl_plain_read(argv[at + 2], &disk) ||
+	    own_directory(directory, sizeof(directory)))
+		return -1;
+	snprintf(tap_ctl, sizeof(tap_ctl), "%s/tap-ctl", directory);
+	if (!xl_plain_ready(&disk, tap_ctl))
+		return -1;
+	args = calloc((size_t)argc + 2, sizeof(*args));
+	if (!args)
+		return -1;
+	memcpy(args, argv, (size_t)(at + 1) * sizeof(*args));
+	args[at + 1] = end_of_options;
+	args[at + 2] = argv[at + 1];
+	args[at + 3] = xl_plain_rewritten(&disk);
+	return args[at + 3] ? become_xl(args) : -1;
+}
+
 static bool come_from_xenblk(void)
 {
 	const char *mark = getenv(REWRITTEN);
@@ -377,6 +406,7 @@ int main(int argc, char **argv)
 	const struct command *command;
 	bool rewrite;
 	char **copy;
+	int at, rc = -1;
 
 	if (argc < 1)
 		return EXIT_NOT_FOUND;
@@ -387,7 +417,8 @@ int main(int argc, char **argv)
 		;
 	if (optind >= argc)
 		return become_xl(argv);
-	command = find_command(argv[optind]);
+	at = optind;
+	command = find_command(argv[at]);
 	if (!command)
 		return become_xl(argv);
 	/* getopt puts the words last */
@@ -397,7 +428,11 @@ int main(int argc, char **argv)
 		return EXIT_NOT_FOUND;
 	}
 	memcpy(copy, argv, (size_t)argc * sizeof(*copy));
-	rewrite = needs_rewriting(command, argc - optind, copy + optind);
+	rewrite = needs_rewriting(command, argc - at, copy + at);
 	free(copy);
-	return rewrite ? become_xenblk(argc, argv) : become_xl(argv);
+	if (!rewrite)
+		return become_xl(argv);
+	if (!strcmp(command->name, "block-attach"))
+		rc = attach_plainly(argc, argv, at);
+	return rc < 0 ? become_xenblk(argc, argv) : rc;
 }

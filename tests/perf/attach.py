@@ -65,7 +65,7 @@ def measure(
     with Bed(spec(release, by_instructions)) as bed:
         found.versions[part] = bed.run("uname -r").stdout.strip()
         bed.run(
-            "modprobe blktap; modprobe loop; mkdir -p /srv/attach; cd /srv/attach; vhd-util create -n 1.vhd -s 64"
+            "xenblk config apply; modprobe blktap; modprobe loop; mkdir -p /srv/attach; cd /srv/attach; vhd-util create -n 1.vhd -s 64"
             " && truncate -s 64M raw && losetup /dev/loop0 raw"
         )
         guest = Guest(bed, "attach", "echo ready; read -r line\n")

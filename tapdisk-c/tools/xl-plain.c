@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+#include "xl-plain.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <spawn.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* As in xenblk/config.py and probe.py. */
+#define YAML "/etc/xen/xenblk.yaml"
+#define FLAT "/run/xenblk/config"
+#define ON_XEN "/proc/xen/capabilities"
+#define XENSTORED "/run/xenstored/socket"
+
+extern char **environ;
+
+static const char *place(const char *variable, const char *usual)
+{
+	const char *given = getenv(variable);
+
+	return given ? given : usual;
+}
+
+/* The part of text before the first of ends, if all of it is one of what is allowed; 0: it isn't. */
+static size_t word(const char *text, const char *allowed, char end)
+{
+	size_t len = 0;
+
+	while (isalnum((unsigned char)text[len]) || (text[len] && strchr(allowed, text[len])))
+		len++;
+	return text[len] == end ? len : 0;
+}
+
+static bool read_vdev(const char *text, size_t len)
+{
+	if (len < 4 || len > 5 || strncmp(text, "xvd", 3))
+		return false;
+	return islower((unsigned char)text[3]) && (len == 4 || islower((unsigned char)text[4]));
+}
+
+bool xl_plain_read(const char *spec, struct xl_plain *disk)
+{
+	static const char *const taps[] = { "tap:", "tap2:" };
+	const char *at = spec;
+	size_t path, vdev, target;
+
+	for (size_t i = 0; i < 2 && at == spec; i++) {
+		if (!strncmp(spec, taps[i], strlen(taps[i])))
+			at += strlen(taps[i]);
+	}
+	if (at == spec || (strncmp(at, "vhd:/", 5) && strncmp(at, "aio:/", 5)))
+		return false;
+	path = word(at + 4, "/._-", ',');
+	target = 4 + path;
+	if (!path || target >= sizeof(disk->target))
+		return false;
+	vdev = word(at + target + 1, "", ',');
+	if (!read_vdev(at + target + 1, vdev))
+		return false;
+	memcpy(disk->target, at, target);
+	disk->target[target] = '\0';
+	memcpy(disk->vdev, at + target + 1, vdev);
+	disk->vdev[vdev] = '\0';
+	at += target + 1 + vdev + 1;
+	disk->writes = *at == 'w';
+	return (*at == 'w' || *at == 'r') && !at[1];
+}
+
+char *xl_plain_rewritten(const struct xl_plain *disk)
+{
+	char *text;
+
+	if (asprintf(&text, "format=raw,script=block-xenblk,vdev=%s,access=%c,target=%s", disk->vdev,
+		     disk->writes ? 'w' : 'r', disk->target) < 0)
+		return NULL;
+	return text;
+}
+
+static bool later(struct timespec a, struct timespec b)
+{
+	return a.tv_sec != b.tv_sec ? a.tv_sec > b.tv_sec : a.tv_nsec > b.tv_nsec;
+}
+
+/* Nobody has touched the settings since they were applied, or there are none. */
+static bool settings_apply(void)
+{
+	const char *yaml_path = place("XENBLK_YAML", YAML), *flat_path = place("XENBLK_CONFIG", FLAT);
+	struct stat yaml, flat;
+
+	if (stat(yaml_path, &yaml))
+		return errno == ENOENT && stat(flat_path, &flat) && errno == ENOENT;
+	return !stat(flat_path, &flat) && later(flat.st_mtim, yaml.st_ctim);
+}
+
+static bool xenstored_answers(void)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	const char *path = place("XENSTORED_PATH", XENSTORED);
+	bool answers;
+	int fd;
+
+	if (access(ON_XEN, F_OK))
+		return true;
+	if (strlen(path) >= sizeof(address.sun_path))
+		return false;
+	strcpy(address.sun_path, path);
+	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	answers = fd >= 0 && !connect(fd, (const struct sockaddr *)&address, sizeof(address));
+	if (fd >= 0)
+		close(fd);
+	return answers;
+}
+
+static bool opens(const struct xl_plain *disk, const char *tap_ctl)
+{
+	const char *const argv[] = { "tap-ctl", "probe", "-a", disk->target, disk->writes ? NULL : "-R", NULL };
+	posix_spawn_file_actions_t actions;
+	int status, rc;
+	pid_t pid;
+
+	posix_spawn_file_actions_init(&actions);
+	posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
+	posix_spawn_file_actions_addopen(&actions, 1, "/dev/null", O_WRONLY, 0);
+	posix_spawn_file_actions_addopen(&actions, 2, "/dev/null", O_WRONLY, 0);
+	rc = posix_spawn(&pid, place("XENBLK_TAP_CTL", tap_ctl), &actions, NULL,
+			 (char *const *)(uintptr_t)argv, environ);
+	posix_spawn_file_actions_destroy(&actions);
+	return !rc && waitpid(pid, &status, 0) == pid && WIFEXITED(status) && !WEXITSTATUS(status);
+}
+
+bool xl_plain_ready(const struct xl_plain *disk, const char *tap_ctl)
+{
+	return settings_apply() && xenstored_answers() && opens(disk, tap_ctl);
+}
