@@ -8,10 +8,8 @@ import json
 import random
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from datetime import datetime, timezone
 from pathlib import Path
 
 from tests.lib import tapdisks
@@ -21,7 +19,7 @@ from tests.lib.vm import Bed
 from tests.soak import killrun
 from tests.soak.killrun import Counts, Transport
 from tests.soak.state import Finding, Slice
-from tests.soak.work import Programs, SoakError, Task, make
+from tests.soak.work import Programs, Task, make, run_slice
 
 PART = "kills"
 MARK = "kills slice: "
@@ -56,23 +54,9 @@ class KillPart:
 
     def run(self, task: Task, seed: int, count: int, seconds: float) -> tuple[Slice, list[Finding]]:
         argv = [sys.executable, "-m", "tests.soak.killpart", str(seed), str(min(count, self.guess(task))), task.name]
-        begun = time.monotonic()
-        status, out = self._programs.run(argv)
-        found = out.rpartition(MARK)[2] if MARK in out else ""
-        if status or not found:
-            raise SoakError(f"{out[-4000:]}\n{' '.join(argv)} failed; its output is above")
-        result = json.loads(found.splitlines()[0])
+        result, record = run_slice(self._programs, task, seed, argv, MARK, self._commit)
         losses = result.pop("losses")
-        done = Slice(
-            PART,
-            task.name,
-            seed,
-            int(result.pop("kills")),
-            round(time.monotonic() - begun, 1),
-            self._commit,
-            datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            result,
-        )
+        done = record(int(result.pop("kills")), result)
         repeat = f"python3 -m tests.soak.killpart {seed} {count} '{task.name}'"
         return done, [Finding(PART, task.name, seed, loss, repeat, self._commit) for loss in losses]
 
@@ -112,7 +96,7 @@ def in_a_guest(bed: Bed, transport: Transport, kills: int, seed: int, program: b
     return replace(counts, losses=tuple(losses))
 
 
-def run_slice(seed: int, kills: int, name: str) -> Counts:
+def one_boot(seed: int, kills: int, name: str) -> Counts:
     """One boot."""
     xen = name.startswith(GUEST)
     [transport] = [t for t in killrun.ALL if t.name == name.removeprefix(GUEST)]
@@ -128,7 +112,7 @@ def run_slice(seed: int, kills: int, name: str) -> Counts:
 def main() -> int:
     """One slice."""
     seed, kills, name = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    print(f"{MARK}{json.dumps(asdict(run_slice(seed, kills, name)))}")
+    print(f"{MARK}{json.dumps(asdict(one_boot(seed, kills, name)))}")
     return 0
 
 

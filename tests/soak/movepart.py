@@ -7,16 +7,14 @@
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime, timezone
 from pathlib import Path
 from random import Random
 
 from tests.lib import migration
 from tests.soak.state import Finding, Slice
-from tests.soak.work import Programs, SoakError, Task, make
+from tests.soak.work import Programs, Task, make, run_slice
 
 PART = "migrations"
 MARK = "migrations slice: "
@@ -45,23 +43,9 @@ class MovePart:
 
     def run(self, task: Task, seed: int, count: int, seconds: float) -> tuple[Slice, list[Finding]]:
         argv = [sys.executable, "-m", "tests.soak.movepart", str(seed), str(count)]
-        begun = time.monotonic()
-        status, out = self._programs.run(argv)
-        found = out.rpartition(MARK)[2] if MARK in out else ""
-        if status or not found:
-            raise SoakError(f"{out[-4000:]}\n{' '.join(argv)} failed; its output is above")
-        result = json.loads(found.splitlines()[0])
+        result, record = run_slice(self._programs, task, seed, argv, MARK, self._commit)
         loss = result.pop("loss")
-        done = Slice(
-            PART,
-            task.name,
-            seed,
-            int(result.pop("migrations")),
-            round(time.monotonic() - begun, 1),
-            self._commit,
-            datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            result,
-        )
+        done = record(int(result.pop("migrations")), result)
         repeat = f"python3 -m tests.soak.movepart {seed} {count}"
         return done, [Finding(PART, task.name, seed, loss, repeat, self._commit)] if loss else []
 

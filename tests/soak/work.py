@@ -3,6 +3,7 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -10,8 +11,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from tests.lib.programs import ROOT
 from tests.soak.state import Finding, Slice
@@ -106,6 +108,24 @@ class Programs:
                         os.killpg(process.pid, sig)
             while any(process.poll() is None for process in running) and time.monotonic() < end:
                 time.sleep(0.05)
+
+
+def run_slice(
+    programs: Programs, task: Task, seed: int, argv: Sequence[str], mark: str, commit: str
+) -> tuple[dict[str, Any], Callable[[int, dict[str, Any]], Slice]]:
+    """What a slice that is a program of its own prints as JSON behind mark, and what makes its record: count, details."""
+    begun = time.monotonic()
+    status, out = programs.run(argv)
+    found = out.rpartition(mark)[2] if mark in out else ""
+    if status or not found:
+        raise SoakError(f"{out[-4000:]}\n{' '.join(argv)} failed; its output is above")
+
+    def record(count: int, detail: dict[str, Any]) -> Slice:
+        took = round(time.monotonic() - begun, 1)
+        date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        return Slice(task.part, task.name, seed, count, took, commit, date, detail)
+
+    return json.loads(found.splitlines()[0]), record
 
 
 def take_lock(path: Path, say: Callable[[str], None]) -> int:
