@@ -43,7 +43,7 @@ class KillPart:
 
     def tasks(self) -> Sequence[Task]:
         return [Task(PART, t.name, KILLS) for t in killrun.ALL] + [
-            Task(PART, GUEST + t.name, GUEST_KILLS) for t in killrun.TRANSPORTS
+            Task(PART, GUEST + t.name, GUEST_KILLS) for t in killrun.GUESTS
         ]
 
     def prepare(self) -> None:
