@@ -8,10 +8,10 @@ import pytest
 from tests.lib import bridge, tapdisks
 from tests.lib.beds import Beds
 from tests.lib.guest import Guest
+from tests.lib.release import RELEASES
 from tests.lib.vm import Bed
 
 MEGABYTES = 24
-REAL_XL = "/usr/lib/xen-4.17/bin/xl"
 SAVE_SECONDS = 240.0
 
 # Counts on its disk, read back past the cache, and on the console, until a second disk comes; then copies itself there.
@@ -42,6 +42,11 @@ rm -f /etc/cron.d/guest /root/cron.begun
 cat /root/cron.output
 exit "$(cat /root/cron.status)"
 """
+
+
+def real_xl(bed: Bed) -> str:
+    """Xen's own, of the bed's release."""
+    return f"/usr/lib/xen-{RELEASES[bed.spec.release].xen}/bin/xl"
 
 
 @pytest.fixture
@@ -89,8 +94,8 @@ def test_a_shell_creates_a_guest_and_saves_and_restores_it_with_its_configuratio
         # nothing of ours is left between the shell and xl's own daemon
         daemon = bed.run("pgrep -x xl").stdout.split()
         assert len(daemon) == 1
-        assert bed.run(f"readlink /proc/{daemon[0]}/exe").stdout == f"{REAL_XL}\n"
-        assert bed.run("ps -C xl -o args=").stdout.startswith(f"{REAL_XL} create {guest.config_path} disk=[")
+        assert bed.run(f"readlink /proc/{daemon[0]}/exe").stdout == f"{real_xl(bed)}\n"
+        assert bed.run("ps -C xl -o args=").stdout.startswith(f"{real_xl(bed)} create {guest.config_path} disk=[")
         assert bed.run("pgrep -f '[x]enblk ' || true").stdout == ""
         shown = bed.run(f"xl -N config-update {guest.name} {guest.config_path}").stdout
         assert '"script": "block-xenblk"' in shown
@@ -141,7 +146,7 @@ def test_sudo_and_cron_get_a_guest_with_its_tap_disk(bed: Bed) -> None:
         for caller in ("sudo -n", "/root/from-cron"):
             guest.start(create=f"{caller} xl cr -p")
             assert [served.args for served in tapdisks.served(bed)] == [f"vhd:{disk}"]
-            assert bed.run("ps -C xl -o args=").stdout.startswith(f"{REAL_XL} cr -p {guest.config_path} disk=[")
+            assert bed.run("ps -C xl -o args=").stdout.startswith(f"{real_xl(bed)} cr -p {guest.config_path} disk=[")
             bed.run(f"xl destroy {guest.name}")
             guest.wait_gone()
             assert tapdisks.served(bed) == []
@@ -154,7 +159,7 @@ def test_exit_status_and_words_are_those_of_xens_xl(bed: Bed) -> None:
     bed.put("/srv/status/cfg", b"name = 'x'\ndisk = [ 'tap2:vhd:/srv/none.vhd,xvda,w' ]\n")
     for words in ("list", "list nosuch", "domid nosuch", "nosuch", "-Z", "", "create /nosuch", "create -z", "save"):
         ours = bed.run(f"xl {words}", check=False)
-        xens = bed.run(f"{REAL_XL} {words}", check=False)
+        xens = bed.run(f"{real_xl(bed)} {words}", check=False)
         assert (ours.status, ours.stderr) == (xens.status, xens.stderr), words
     refused = bed.run("xl create /srv/status/cfg", check=False)
     assert refused.status == 1
