@@ -297,6 +297,28 @@ void vbd_set_retry(struct vbd *vbd, const struct retry_policy *policy)
 	vbd->retry = *policy;
 }
 
+/* With the image that is open, or without: then requests wait. Takes args. */
+static int begin(struct vbd *vbd, char *args, bool readonly, struct error *err)
+{
+	int rc;
+
+	vbd->args = args;
+	vbd->readonly = readonly;
+	vbd->lost = 0;
+	rc = start_all(vbd, err);
+	if (rc) {
+		if (vbd->image)
+			vbd_image_close(vbd, NULL);
+		free(vbd->args);
+		vbd->args = NULL;
+		return rc;
+	}
+	vbd->reopen = !vbd->image;
+	vbd_note(vbd);
+	vbd_stats_open(vbd);
+	return 0;
+}
+
 int vbd_open(struct vbd *vbd, const char *args, bool readonly,
 	     struct error *err)
 {
@@ -314,18 +336,9 @@ int vbd_open(struct vbd *vbd, const char *args, bool readonly,
 		free(copy);
 		return rc;
 	}
-	vbd->args = copy;
-	vbd->readonly = readonly;
-	vbd->lost = 0;
-	rc = start_all(vbd, err);
-	if (rc) {
-		vbd_image_close(vbd, NULL);
-		free(vbd->args);
-		vbd->args = NULL;
+	rc = begin(vbd, copy, readonly, err);
+	if (rc)
 		return rc;
-	}
-	vbd_note(vbd);
-	vbd_stats_open(vbd);
 	log_info("opened minor=%d path=%s chain=%u engine=%s%s", vbd->minor,
 		 args, vbd->info.depth, engine_name(server_engine(vbd->server)),
 		 readonly ? " readonly" : "");
@@ -335,23 +348,11 @@ int vbd_open(struct vbd *vbd, const char *args, bool readonly,
 int vbd_open_held(struct vbd *vbd, const char *args, bool readonly,
 		  struct error *err)
 {
-	int rc;
+	char *copy = strdup(args);
 
-	vbd->args = strdup(args);
-	if (!vbd->args)
+	if (!copy)
 		return error_set(err, -ENOMEM, "%s: out of memory", args);
-	vbd->readonly = readonly;
-	vbd->lost = 0;
-	rc = start_all(vbd, err);
-	if (rc) {
-		free(vbd->args);
-		vbd->args = NULL;
-		return rc;
-	}
-	vbd->reopen = true;
-	vbd_note(vbd);
-	vbd_stats_open(vbd);
-	return 0;
+	return begin(vbd, copy, readonly, err);
 }
 
 static bool round_all(struct vbd *vbd)

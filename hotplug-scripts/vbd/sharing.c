@@ -68,13 +68,6 @@ static bool is_device(const char *path)
 	return !stat(path, &st) && S_ISBLK(st.st_mode);
 }
 
-static bool ends_with(const char *text, const char *end)
-{
-	size_t a = strlen(text), b = strlen(end);
-
-	return a >= b && !strcmp(text + a - b, end);
-}
-
 /* Our own disks are left to the lock, which knows more. */
 static int see_backend(const struct vbd *vbd, const char *node, void *priv,
 		       struct error *err)

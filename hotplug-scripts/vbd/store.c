@@ -100,10 +100,9 @@ static char *key(const struct vbd *vbd, const char *name)
 	return value ? value : strdup("");
 }
 
-/* -1: not there, or no number. */
-static int number(const struct vbd *vbd, const char *name)
+int store_number(struct xs_handle *xs, const char *node, const char *name)
 {
-	char *value = store_read(vbd->xs, "%s/%s", vbd->path, name);
+	char *value = store_read(xs, "%s/%s", node, name);
 	long n = -1;
 	char *end;
 
@@ -122,8 +121,8 @@ void store_load(struct vbd *vbd)
 	vbd->params = key(vbd, "params");
 	vbd->mode = key(vbd, "mode");
 	vbd->state = key(vbd, "state");
-	vbd->pid = number(vbd, "tapdisk-pid");
-	vbd->minor = number(vbd, "tapdisk-minor");
+	vbd->pid = store_number(vbd->xs, vbd->path, "tapdisk-pid");
+	vbd->minor = store_number(vbd->xs, vbd->path, "tapdisk-minor");
 	if (vbd->pid <= 0)
 		vbd->minor = -1;
 }
@@ -187,13 +186,18 @@ int store_connect(const struct vbd *vbd, struct error *err)
 	return store_write(vbd, pairs, sizeof(pairs) / sizeof(pairs[0]), err);
 }
 
+bool ends_with(const char *text, const char *end)
+{
+	size_t a = strlen(text), b = strlen(end);
+
+	return a >= b && !strcmp(text + a - b, end);
+}
+
 bool store_arrives(const struct vbd *vbd)
 {
-	static const char mark[] = "--incoming";	/* tools/xl/xl_vmcontrol.c */
 	char *name = store_read(vbd->xs, "/local/domain/%d/name", node_domid(vbd->path));
-	size_t len = name ? strlen(name) : 0;
-	bool arrives = len >= sizeof(mark) - 1 &&
-		       !strcmp(name + len - (sizeof(mark) - 1), mark);
+	/* tools/xl/xl_vmcontrol.c */
+	bool arrives = name && ends_with(name, "--incoming");
 
 	free(name);
 	return arrives;

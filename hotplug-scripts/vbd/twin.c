@@ -12,15 +12,6 @@
 #include "control/control.h"
 #include "vbd.h"
 
-static int number(const struct vbd *vbd, const char *node, const char *key)
-{
-	char *value = store_read(vbd->xs, "%s/%s", node, key);
-	int n = value ? atoi(value) : -1;
-
-	free(value);
-	return n;
-}
-
 /* The guest of our domain, or its device model's domain. 0: there is none. */
 static int other_domid(const struct vbd *vbd)
 {
@@ -28,9 +19,9 @@ static int other_domid(const struct vbd *vbd)
 	int domid;
 
 	snprintf(ours, sizeof(ours), "/local/domain/%d", node_domid(vbd->path));
-	domid = number(vbd, ours, "target");
+	domid = store_number(vbd->xs, ours, "target");
 	if (domid <= 0)
-		domid = number(vbd, ours, "image/device-model-domid");
+		domid = store_number(vbd->xs, ours, "image/device-model-domid");
 	return domid > 0 ? domid : 0;
 }
 
@@ -68,7 +59,7 @@ static bool may_join(const struct vbd *vbd, const char *node, int holder)
 {
 	char *params = store_read(vbd->xs, "%s/params", node);
 	char *mode = store_read(vbd->xs, "%s/mode", node);
-	int pid = number(vbd, node, "tapdisk-pid");
+	int pid = store_number(vbd->xs, node, "tapdisk-pid");
 	bool may = pid > 0 && control_heir(pid) == holder && params && mode &&
 		   !strcmp(params, vbd->params) &&
 		   (strchr(mode, 'w') || !strchr(vbd->mode, 'w'));
@@ -85,7 +76,7 @@ bool twin_join(struct vbd *vbd, int holder)
 	bool joined = false;
 
 	if (find(vbd, may_join, holder, node, sizeof(node))) {
-		minor = number(vbd, node, "tapdisk-minor");
+		minor = store_number(vbd->xs, node, "tapdisk-minor");
 		device = store_read(vbd->xs, "%s/physical-device-path", node);
 	}
 	if (minor >= 0 && device && strlen(device) < sizeof(vbd->device) &&
@@ -105,8 +96,8 @@ bool twin_join(struct vbd *vbd, int holder)
 static bool has_minor(const struct vbd *vbd, const char *node, int holder)
 {
 	(void)holder;
-	return number(vbd, node, "tapdisk-minor") == vbd->minor &&
-	       control_heir(number(vbd, node, "tapdisk-pid")) == control_heir(vbd->pid);
+	return store_number(vbd->xs, node, "tapdisk-minor") == vbd->minor &&
+	       control_heir(store_number(vbd->xs, node, "tapdisk-pid")) == control_heir(vbd->pid);
 }
 
 int twin_stays(const struct vbd *vbd, bool *stays, struct error *err)

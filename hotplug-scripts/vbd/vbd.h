@@ -41,6 +41,9 @@ int store_for_each(const struct vbd *vbd, const char *kind,
 int store_open(struct vbd *vbd, struct error *err);
 /* The frontend's domain of a backend node; -1: it is none. */
 int node_domid(const char *node);
+/* -1: not there, or no number. */
+int store_number(struct xs_handle *xs, const char *node, const char *name);
+bool ends_with(const char *text, const char *end);
 /* Fills params to minor. */
 void store_load(struct vbd *vbd);
 /* What Xen's write_dev does, and our keys, in one transaction. */
