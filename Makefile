@@ -4,6 +4,7 @@
 #   make module      build blktap.ko for the running kernel (KDIR= for another)
 #   make demo        on a bare Debian 12: xl create of a guest on a VHD chain, shown step by step
 #   make test        on a bare Debian 12: all tests
+#   make check       of these, what boots nothing
 #   make soak        crash states and fuzz executions by the million; can be stopped, goes on: docs/testing.md
 #   make check-kernels   the driver's tests under kernels with KASAN, lockdep, kmemleak and KCSAN: docs/testing.md
 #   make check-xen   the tests on Xen, on Debian 12 and on Debian 13: docs/matrix.md
@@ -140,7 +141,11 @@ demo: demo-deps
 	@$(PYTHON) -m tests.demo
 
 # The quick tiers run on the sanitizer build, the beds on the release build.
-test: test-deps
+test: check
+	@$(PYTHON) -m pytest tests/vm tests/xen
+
+# All of `make test` that boots nothing: before each commit.
+check: test-deps
 	@$(PYTHON) -m tests.lib.room
 	@$(MAKE) --no-print-directory all
 	@$(MAKE) --no-print-directory -j$(JOBS) -C tapdisk-c MODE=asan BUILD=$(BUILD)
@@ -150,7 +155,6 @@ test: test-deps
 	@$(MAKE) --no-print-directory -j$(JOBS) -C tapdisk-c check-cross BUILD=$(BUILD)
 	@$(MAKE) --no-print-directory -C kernel-patches check
 	@$(PYTHON) -m pytest -n $(AT_ONCE) tests/unit tests/io
-	@$(PYTHON) -m pytest tests/vm tests/xen
 
 # BENCH_ARGS: more of `python3 -m tests.perf --help`.
 bench: bench-deps
@@ -179,4 +183,4 @@ lint:
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all programs vbd bridge module install uninstall install-dkms uninstall-dkms deps demo-deps test-deps bench-deps soak-deps kernels-deps demo test bench soak check-kernels check-xen lint clean
+.PHONY: all programs vbd bridge module install uninstall install-dkms uninstall-dkms deps demo-deps test-deps bench-deps soak-deps kernels-deps demo test check bench soak check-kernels check-xen lint clean

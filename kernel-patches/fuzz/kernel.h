@@ -40,6 +40,7 @@ typedef u8 blk_status_t;
 #define check_add_overflow(a, b, sum)	__builtin_add_overflow(a, b, sum)
 #define cond_resched()		fuzz_may_sleep()
 
+enum req_op { REQ_OP_READ };
 struct list_head { struct list_head *next, *prev; };
 struct kiocb { int unused; };
 struct bio_vec { int unused; };
