@@ -18,6 +18,7 @@
 #include "common/clock.h"
 #include "common/diskfile.h"
 #include "common/log.h"
+#include "common/process.h"
 
 #define SECOND_NS	1000000000ull
 #define END_MS		2000

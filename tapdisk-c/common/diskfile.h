@@ -58,7 +58,4 @@ void diskfile_give(int from, int to);
 void diskfile_for_each(void (*see)(struct diskfile *file, void *priv),
 		       void *priv);
 
-/* The process is gone, or a zombie. */
-bool process_ended(int pid);
-
 #endif

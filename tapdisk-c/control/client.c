@@ -15,7 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "common/diskfile.h"
+#include "common/process.h"
 #include "control/control.h"
 #include "control/proto.h"
 
@@ -311,7 +311,10 @@ int control_pids(int **pids, size_t *n, struct error *err)
 		    !is_dead(control_heir(pid)))
 			continue;
 		if (is_dead(pid)) {
-			unlinkat(dirfd(dir), entry->d_name, 0);
+			if (control)
+				control_forget(pid);
+			else
+				unlinkat(dirfd(dir), entry->d_name, 0);
 			continue;
 		}
 		if (!control)

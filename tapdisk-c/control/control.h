@@ -34,6 +34,8 @@ int control_socket_path(char *path, size_t size, int pid, struct error *err);
  */
 void control_link(int pid);
 void control_unlink_all(void);
+/* Removes the name of pid if who it leads to is dead; perhaps it is not there. */
+void control_forget(int pid);
 /* Where the name of pid leads: pid itself, or who has taken over from it. */
 int control_heir(int pid);
 /* The name of that socket before it listens. */

@@ -1,14 +1,21 @@
 /* SPDX-License-Identifier: LGPL-2.1-only */
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #include "common/log.h"
+#include "common/process.h"
 #include "common/rundir.h"
 #include "control/control.h"
+
+/* Of who holds the lock too long: stopped, or of another use of the directory's lock. */
+#define LOCK_TRIES	100u
+#define LOCK_WAIT_US	1000u
 
 const char *control_dir(void)
 {
@@ -31,18 +38,45 @@ int control_early_path(char *path, size_t size, int pid, struct error *err)
 	return run_path(path, size, "ctl%d.%d", pid, pid) ? too_long(err) : 0;
 }
 
+/*
+ * Without it a name could be removed that has just been led to another tapdisk.
+ * A descriptor, to be closed; -1: not to be had.
+ */
+static int lock_names(void)
+{
+	int fd = open(run_dir(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+	for (unsigned int i = 0; fd >= 0 && i < LOCK_TRIES; i++) {
+		if (!flock(fd, LOCK_EX | LOCK_NB))
+			return fd;
+		usleep(LOCK_WAIT_US);
+	}
+	if (fd >= 0)
+		close(fd);
+	return -1;
+}
+
+static void unlock_names(int lock)
+{
+	if (lock >= 0)
+		close(lock);
+}
+
 void control_link(int pid)
 {
 	char path[PATH_MAX], new[PATH_MAX], target[32];
+	int lock;
 
 	snprintf(target, sizeof(target), "ctl%d", (int)getpid());
 	if (pid == getpid() || run_path(path, sizeof(path), "ctl%d", pid) ||
 	    run_path(new, sizeof(new), "ctl%d.%d", pid, (int)getpid()))
 		return;
+	lock = lock_names();
 	unlink(new);
 	if (symlink(target, new) || rename(new, path))
 		log_warn("tap-ctl will not find us as tapdisk %d err=%d", pid,
 			 errno);
+	unlock_names(lock);
 }
 
 static int link_target(int pid)
@@ -65,8 +99,20 @@ int control_heir(int pid)
 	return heir ? heir : pid;
 }
 
+void control_forget(int pid)
+{
+	char path[PATH_MAX];
+	int lock = lock_names();
+
+	if (lock >= 0 && process_ended(control_heir(pid)) &&
+	    !run_path(path, sizeof(path), "ctl%d", pid))
+		unlink(path);
+	unlock_names(lock);
+}
+
 void control_unlink_all(void)
 {
+	int lock = lock_names();
 	DIR *dir = opendir(run_dir());
 	const struct dirent *entry;
 	int pid;
@@ -78,4 +124,5 @@ void control_unlink_all(void)
 			unlinkat(dirfd(dir), entry->d_name, 0);
 	if (dir)
 		closedir(dir);
+	unlock_names(lock);
 }

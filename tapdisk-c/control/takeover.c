@@ -8,6 +8,7 @@
 #include "common/clock.h"
 #include "common/diskfile.h"
 #include "common/log.h"
+#include "common/process.h"
 #include "control/control.h"
 
 #define SECOND_NS	1000000000ull

@@ -14,6 +14,7 @@
 
 #include "common/diskfile.h"
 #include "common/log.h"
+#include "common/process.h"
 
 static char dir[] = "/tmp/test-diskfile-XXXXXX";
 

@@ -7,6 +7,7 @@
 #include <time.h>
 
 #include "common/diskfile.h"
+#include "common/process.h"
 #include "server.h"
 
 #define TRIES	100

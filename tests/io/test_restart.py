@@ -6,7 +6,9 @@ import os
 import re
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +77,23 @@ class Guarded(Served):
         wait_for(lambda: os.listdir(self.directory) == [], f"no file is left: {os.listdir(self.directory)}")
 
 
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[Guarded]:
+@contextmanager
+def guarded(tmp_path: Path, env: dict[str, str] | None = None) -> Iterator[Guarded]:
     """A VHD, served with restart: yes."""
     leaf = tmp_path / "a.vhd"
     subprocess.run([program("vhd-util"), "create", "-n", leaf, "-s", "16"], check=True)
-    disk = Guarded(tmp_path, f"vhd:{leaf}", "--retry-for=7", settings=("restart=yes",))
-    yield disk
-    disk.kill_all()
+    disk = Guarded(tmp_path, f"vhd:{leaf}", "--retry-for=7", settings=("restart=yes",), env=env)
+    try:
+        yield disk
+    finally:
+        disk.kill_all()
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Guarded]:
+    """See guarded()."""
+    with guarded(tmp_path) as disk:
+        yield disk
 
 
 def note(served: Guarded) -> dict[str, str]:
@@ -105,6 +116,29 @@ def test_another_one_takes_over(served: Guarded) -> None:
     assert note(served)["retry_for"] == "7"
     assert not [name for name in os.listdir(served.directory) if re.search(rf"(nbd|stats){served.pid}\.", name)]
     served.finish()
+
+
+def test_its_old_names_lead_to_it_while_others_list(tmp_path: Path) -> None:
+    over = threading.Event()
+
+    def list_them(served: Guarded) -> None:
+        while not over.is_set():
+            served.rows()
+
+    with guarded(tmp_path, {"XENBLK_RESTART_ALWAYS": "1"}) as served:
+        listers = [threading.Thread(target=list_them, args=[served]) for _ in range(4)]
+        for lister in listers:
+            lister.start()
+        try:
+            for _ in range(12):
+                pid = served.kill_now()
+                # the test's own command goes by the first name
+                assert json.loads(served.ok("stats"))["pid"] == pid
+        finally:
+            over.set()
+            for lister in listers:
+                lister.join()
+        served.finish()
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT])
