@@ -43,7 +43,7 @@ class KillPart:
 
     def tasks(self) -> Sequence[Task]:
         return [Task(PART, t.name, KILLS) for t in killrun.ALL] + [
-            Task(PART, GUEST + t.name, GUEST_KILLS) for t in killrun.GUESTS
+            Task(PART, GUEST + t.name, GUEST_KILLS) for t in killrun.ALL
         ]
 
     def prepare(self) -> None:
@@ -78,7 +78,7 @@ def in_a_guest(bed: Bed, transport: Transport, kills: int, seed: int, program: b
             guest.start(create="env XENBLK_RESTART_ALWAYS=1 xl create")
             guest.wait_text("^begun$")
             [disk] = [disk for disk in tapdisks.served(bed) if disk.args == f"vhd:{leaf}"]
-            counts = killrun.kill(bed, disk.minor, kills, rng.randrange(1 << 31))
+            counts = killrun.kill(bed, transport, disk.minor, kills, rng.randrange(1 << 31))
             losses += counts.losses
             # The sign to end: another disk.
             sign = f"format=raw,script=block-xenblk,vdev=xvdb,access=r,target=aio:{directory}/sign"

@@ -150,10 +150,10 @@ def _kills(state: State, wanted: Sequence[Wanted]) -> Iterator[str]:
     yield from table(["transport", "kills", "wanted", *names, "longest, ms"], rows)
     yield ""
     yield (
-        "allocating: kills while new blocks were written. held: requests that the device had when its tapdisk died (ublk's kernel does "
-        "not count them). reissued: of these, those that tapdisk had, given to the next one (only our driver says). outlived: those that the kernel itself did, which were not. fenced: kills "
-        "after which the next tapdisk waited for the image's lock. longest: from a kill to the next tapdisk, in emulation. In a guest "
-        "the load allocates all the time."
+        "allocating: kills while new blocks were written. held: requests that the device had when its tapdisk died. reissued: of these, "
+        "those that tapdisk had, given to the next one (only our driver says). outlived: those that the kernel itself did, which were "
+        "not. fenced: kills after which the next tapdisk waited for the image's lock. longest: from a kill to the next tapdisk, in "
+        "emulation. In a guest the load allocates all the time."
     )
     yield ""
     yield f"Seeds: {_seeds(slices)}."
