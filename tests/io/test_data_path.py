@@ -2,7 +2,6 @@
 """What is written to a disk is what is read from it, whatever the chain beneath."""
 
 import hashlib
-import importlib
 import random
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lib import vhdref
+from tests.lib import vhdi, vhdref
 from tests.lib.disk import Disk, pattern, write_raw
 from tests.lib.programs import program
 
@@ -29,15 +28,6 @@ def vhd_util(*args: str | Path) -> None:
 
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def libvhdi_read(path: Path, length: int) -> bytes:
-    """The start of an image as libvhdi reads it. It is wrong about chains with partly filled blocks."""
-    image = importlib.import_module("pyvhdi").file()
-    image.open(str(path))
-    data = bytes(image.read_buffer_at_offset(length, 0))
-    image.close()
-    return data
 
 
 class Model:
@@ -168,7 +158,8 @@ def test_other_readers_agree_on_what_was_written(tmp_path: Path, depth: int, roo
     expected = b"".join(pattern(i, seed) if seed else bytes(512) for i, seed in enumerate(model.seeds))
     assert vhdref.Chain(paths[0]).read(0, len(expected)) == expected
     if depth == 1:
-        assert libvhdi_read(paths[0], len(expected)) == expected
+        # It is wrong about chains with partly filled blocks.
+        assert vhdi.read(paths[:1])[: len(expected)] == expected
         subprocess.run(["qemu-img", "convert", "-f", "vpc", "-O", "raw", paths[0], tmp_path / "raw"], check=True)
         assert (tmp_path / "raw").read_bytes()[: len(expected)] == expected
 

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-only
 """What others than tapdisk read from the files of a chain that nobody has open, held against what they must hold."""
 
-import importlib
 import itertools
 import json
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
-from tests.lib import vhdref
+from tests.lib import vhdi, vhdref
 from tests.lib.chainfiles import RAW, ChainFiles, Member
 from tests.lib.guestbytes import SECTOR
 from tests.lib.vhdutil import ok, run
@@ -105,21 +103,11 @@ def libvhdi(files: ChainFiles) -> None:
     if reason:
         consulted[f"not libvhdi: {reason}"] += 1
         return
-    opened: list[Any] = []
-    try:
-        for member in files.members:
-            image = importlib.import_module("pyvhdi").file()
-            image.open(str(member.path))
-            opened.append(image)
-        for child, parent in zip(opened, opened[1:], strict=False):
-            child.set_parent(parent)
-        size = opened[0].get_media_size()
-        files.leaf.holds.judge_all(bytes(opened[0].read_buffer_at_offset(size, 0)), "libvhdi")
-    finally:
-        for image in opened:
-            image.close()
+    paths = [member.path for member in reversed(files.members)]
+    size = min([vhdref.Image(path).block_size or 2 * vhdi.MIB for path in paths])
+    files.leaf.holds.judge_all(vhdi.read(paths, size), "libvhdi")
     consulted["libvhdi"] += 1
-    consulted[f"libvhdi, chains of {min(len(opened), 3)}"] += 1
+    consulted[f"libvhdi, chains of {min(len(paths), 3)}"] += 1
 
 
 def judge(files: ChainFiles, *, parents: bool = True) -> None:
