@@ -108,8 +108,9 @@ def held_now():
     if not disk.startswith("ublk"):
         return number(f"/sys/block/{disk}/inflight")
     queue = f"{debug}/block/{disk}/hctx0"
-    tags = next(path for path in (f"{queue}/sched_tags", f"{queue}/tags") if os.path.exists(path))
-    return sum(map(int, re.findall("^busy=([0-9]+)", open(tags).read(), re.M)))
+    # without a scheduler, its tags are an empty file
+    tags = open(f"{queue}/sched_tags").read() or open(f"{queue}/tags").read()
+    return sum(map(int, re.findall("^busy=([0-9]+)", tags, re.M)))
 
 def gone(task):
     return number(f"{sysfs}/task") != task if ours else not os.path.exists(f"/proc/{task}")
