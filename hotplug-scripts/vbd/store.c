@@ -221,13 +221,20 @@ void store_fail(const struct vbd *vbd, const char *status, const char *why)
 		store_write(vbd, pairs, 2, NULL);
 }
 
+/* Both or none: who is killed here leaves what another remove can find. */
 void store_forget(const struct vbd *vbd)
 {
 	static const char *const keys[] = { "tapdisk-pid", "tapdisk-minor" };
 	char path[XENSTORE_ABS_PATH_MAX + 1];
+	xs_transaction_t t;
 
-	for (size_t i = 0; i < 2; i++) {
-		snprintf(path, sizeof(path), "%s/%s", vbd->path, keys[i]);
-		xs_rm(vbd->xs, XBT_NULL, path);
-	}
+	do {
+		t = xs_transaction_start(vbd->xs);
+		if (t == XBT_NULL)
+			return;
+		for (size_t i = 0; i < 2; i++) {
+			snprintf(path, sizeof(path), "%s/%s", vbd->path, keys[i]);
+			xs_rm(vbd->xs, t, path);
+		}
+	} while (!xs_transaction_end(vbd->xs, t, false) && errno == EAGAIN);
 }

@@ -2,7 +2,7 @@
 """A xenstored without Xen: a tree in memory behind a unix socket, for libxenstore and the xenstore-* tools.
 
 The wire format is xen/include/public/io/xs_wire.h of Xen. Use it with XENSTORED_PATH=<socket>. Not here, because no
-user of it needs them: watches, permissions, quotas, conflicts between transactions, nodes removed in them.
+user of it needs them: watches, permissions, quotas, conflicts between transactions.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ class Xenstore:
         self.domains = {0}  # those that have been introduced
         self.log: list[tuple[str, str]] = []  # every write and rm, in order: (path, value or "(rm)")
         self.asked = 0  # requests
-        self._transactions: dict[int, tuple[Tree, list[tuple[str, bytes]]]] = {}
+        self._transactions: dict[int, tuple[Tree, list[tuple[str, bytes | None]]]] = {}  # None: removed
         self._next = 1
         self._lock = threading.Lock()
 
@@ -77,7 +77,10 @@ class Xenstore:
                 if kind == _TRANSACTION_END:
                     _, written = self._transactions.pop(transaction)
                     for path, value in written if payload.startswith(b"T") else ():
-                        self._write(self.tree, path, value)
+                        if value is None:
+                            self._remove(self.tree, path)
+                        else:
+                            self._write(self.tree, path, value)
                     return b"OK\0"
             tree, written = self._transactions[transaction] if transaction else (self.tree, [])
             name, _, rest = payload.partition(b"\0")
@@ -87,6 +90,9 @@ class Xenstore:
             if transaction and kind == _WRITE:
                 tree[path] = rest
                 written.append((path, rest))
+                return b"OK\0"
+            if transaction and kind == _RM and path in tree:
+                written.append((path, None))
                 return b"OK\0"
             return self._in_tree(tree, kind, path, rest)
 
@@ -112,11 +118,14 @@ class Xenstore:
                 raise _Refused(errno.E2BIG)
             return listing
         if kind == _RM:
-            for key in [key for key in tree if key == path or key.startswith(path + "/")]:
-                del tree[key]
-            self.log.append((path, "(rm)"))
+            self._remove(tree, path)
             return b"OK\0"
         raise _Refused(errno.ENOSYS)
+
+    def _remove(self, tree: Tree, path: str) -> None:
+        for key in [key for key in tree if key == path or key.startswith(path + "/")]:
+            del tree[key]
+        self.log.append((path, "(rm)"))
 
     def _write(self, tree: Tree, path: str, value: bytes) -> None:
         parent = path
