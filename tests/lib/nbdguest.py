@@ -27,10 +27,11 @@ class Request:
         with self._losing():
             match op.kind:
                 case "write":
-                    self.buffer = nbd.Buffer.from_bytearray(bytearray(op.content()))
+                    self.buffer = bytearray(op.content())
                     self.cookie = connection.aio_pwrite(self.buffer, place, flags=flags)
                 case "read":
-                    self.buffer = nbd.Buffer(length)
+                    # libnbd 1.14 never frees an nbd.Buffer
+                    self.buffer = bytearray(length)
                     self.cookie = connection.aio_pread(self.buffer, place)
                 case "zero":
                     flags |= nbd.CMD_FLAG_NO_HOLE if op.no_hole else 0
@@ -60,7 +61,7 @@ class Request:
 
     def data(self) -> bytes:
         """What was read."""
-        return bytes(self.buffer.to_bytearray())
+        return bytes(self.buffer)
 
 
 class Guest:
