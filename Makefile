@@ -7,7 +7,7 @@
 #   make check       of these, what boots nothing
 #   make soak        crash states and fuzz executions by the million; can be stopped, goes on: docs/testing.md
 #   make check-kernels   the driver's tests under kernels with KASAN, lockdep, kmemleak and KCSAN: docs/testing.md
-#   make check-xen   the tests on Xen, on Debian 12 and on Debian 13: docs/matrix.md
+#   make check-xen   the tests on Xen, on Debian 12 and on Debian 13: docs/matrix.md; XEN=DIR for one built from source
 #   make bench       our NBD server and vhd-util against others; QUICK=1 in four minutes; see docs/performance.md
 #   make install     DESTDIR= prefix= sysconfdir=
 #   make uninstall
@@ -170,10 +170,10 @@ check-kernels: kernels-deps
 	@$(MAKE) --no-print-directory all
 	@$(PYTHON) -m tests.kernels $(KERNELS_ARGS)
 
-# MATRIX_ARGS: more of `python3 -m tests.matrix --help`.
+# XEN: the tree that `make install` of a Xen built from source left. MATRIX_ARGS: more of `python3 -m tests.matrix --help`.
 check-xen: test-deps
 	@$(MAKE) --no-print-directory all
-	@$(PYTHON) -m tests.matrix $(MATRIX_ARGS)
+	@$(PYTHON) -m tests.matrix $(if $(XEN),--xen=$(XEN)) $(MATRIX_ARGS)
 
 lint:
 	@shellcheck .ci/run .ci/deps hotplug-scripts/block-xenblk \

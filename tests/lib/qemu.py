@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.lib import xentree
 from tests.lib.image import BaseImage
 
 # The steadiest for Xen under TCG: SMAP crashes dom0, rdtscp crashes PVH guests. PVH guests need "max,-smap,-rdtscp".
@@ -137,7 +138,9 @@ def command(spec: BedSpec, image: BaseImage, initrd: Path, socket: Path, accel: 
     args += ["-device", "virtio-serial-pci", "-chardev", f"socket,id=agent,path={escaped(socket)},server=off"]
     args += ["-device", f"virtserialport,chardev=agent,name={AGENT_PORT}"]
     if spec.xen:
-        args += ["-kernel", str(image.xen), "-append", xen_arguments(spec)]
+        given = xentree.given()
+        xen = xentree.prepared(given)[1] if given else image.xen
+        args += ["-kernel", str(xen), "-append", xen_arguments(spec)]
         args += ["-initrd", f"{image.kernel} {kernel_arguments(spec, accel)},{initrd}"]
     else:
         args += ["-kernel", str(image.kernel), "-append", kernel_arguments(spec, accel), "-initrd", str(initrd)]

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from tests.lib import builder, cache, kmod
+from tests.lib import builder, cache, kmod, xentree
 from tests.lib.image import BaseImage
 from tests.lib.initrd import Overlay
 
@@ -28,7 +28,9 @@ def _make(what: str, image: BaseImage, arguments: list[str]) -> None:
     root = builder.builder(image.release) if builder.foreign(image.release) else None
     with cache.step(what):
         if root:
-            command = builder.inside(root, [REPOSITORY, image.directory], REPOSITORY, command)
+            xen = xentree.given()
+            visible = [REPOSITORY, image.directory, *([xen.directory] if xen else [])]
+            command = builder.inside(root, visible, REPOSITORY, command)
         result = builder.run(command, REPOSITORY)
     if result.returncode:
         raise StageError(f"{what}: make {' '.join(arguments)} failed:\n{result.stdout[-6000:]}")
@@ -43,14 +45,18 @@ def stage_tree(image: BaseImage) -> Path:
         if not path.is_dir():
             raise StageError(f"{STAGE_VARIABLE}={given}: no such directory")
         return path
-    tree = BUILD / (f"stage-{image.release}" if not given else "stage-none")
+    xen = xentree.given()
+    name = f"{image.release}-{xentree.prepared(xen)[0].parent.name}" if xen else str(image.release)
+    tree = BUILD / f"stage-{'none' if given else name}"
     with cache.locked("stage"):
         shutil.rmtree(tree, ignore_errors=True)
         tree.mkdir(parents=True)
         if not given:
             arguments = ["install", f"DESTDIR={tree}", "prefix=/usr", "JOBS=2"]
-            if builder.foreign(image.release):
-                arguments.append(f"BUILD={BUILD / str(image.release)}")
+            if xen or builder.foreign(image.release):
+                arguments.append(f"BUILD={BUILD / name}")
+            if xen:
+                arguments.append(f"CFLAGS={xen.flags()}")
             _make(f"our build for Debian {image.release}", image, arguments)
     return tree
 
@@ -90,4 +96,6 @@ def module_files(image: BaseImage, module: Path) -> dict[str, bytes]:
 def overlay(image: BaseImage) -> Overlay:
     """What a bed of this image has of ours."""
     module = built_module(image)
-    return Overlay((stage_tree(image),), module_files(image, module) if module else {})
+    xen = xentree.given()
+    trees = (*([xentree.prepared(xen)[0]] if xen else []), stage_tree(image))
+    return Overlay(trees, module_files(image, module) if module else {})

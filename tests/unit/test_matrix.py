@@ -3,6 +3,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests import matrix
 
 REPORT = """<?xml version="1.0"?><testsuites><testsuite name="pytest" tests="4">
@@ -34,12 +36,23 @@ def test_a_run_without_a_report_or_tests_is_not_good(tmp_path: Path) -> None:
 def test_the_page_counts_by_file_and_names_what_failed() -> None:
     runs = [
         matrix.Run(12, ("4.17.6", "6.1.0"), {"test_a: one": True, "test_b: two": True}, 61.0),
-        matrix.Run(13, (), {"test_a: one": True, "test_a: three": False}, 600.0),
+        matrix.Run(13, (), {"test_a: one": True, "test_a: three": False}, 600.0, "abc", "2026-11-27", source=True),
     ]
-    lines = matrix.page(runs, "abc").splitlines()
-    assert "| | Debian 12 | Debian 13 |" in lines
+    lines = matrix.page(runs).splitlines()
+    assert "| | Debian 12 | Debian 13, Xen of source |" in lines
+    assert "| commit, day | ,  | abc, 2026-11-27 |" in lines
     assert "| Xen, Linux, QEMU | 4.17.6<br>6.1.0 | not told |" in lines
     assert "| `test_a` | 1 of 1 | 1 of 2 |" in lines
     assert "| `test_b` | 1 of 1 | 0 of 0 |" in lines
     assert "| minutes | 1 | 10 |" in lines
-    assert lines[-1] == "Debian 13: not passed: `test_a: three`"
+    assert lines[-1] == "Debian 13, Xen of source: not passed: `test_a: three`"
+
+
+def test_runs_are_kept_by_release_and_xen_until_the_next_of_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matrix, "OUT", tmp_path)
+    assert matrix.all_kept() == []
+    of_source = matrix.Run(13, ("4.23",), {"a: b": False}, 2.0, "abc", "2026-11-27", source=True)
+    first, second = (matrix.Run(13, (version, "6.12"), {"a: b": True}, 1.0) for version in ("4.20.0", "4.20.3"))
+    for run in (of_source, first, second):
+        matrix.keep(run)
+    assert matrix.all_kept() == [second, of_source]
