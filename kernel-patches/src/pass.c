@@ -208,7 +208,7 @@ static void blktap_pass_done(struct bio *bio)
  * The bio itself goes on, so it must be ended by the block device alone: one that
  * others are chained to would wait for them, and a pause for it.
  */
-static bool blktap_pass_suits(const struct bio *bio)
+static bool blktap_pass_suits(struct bio *bio)
 {
 	return (bio_op(bio) == REQ_OP_READ || bio_op(bio) == REQ_OP_WRITE) &&
 	       !(bio->bi_opf & (REQ_PREFLUSH | REQ_FUA | REQ_INTEGRITY)) &&
