@@ -119,6 +119,12 @@ def test_lines_are_as_short_as_checkpatch_wants_them() -> None:
         for number, line in enumerate(path.read_text().splitlines(), 1)
         if len(line.expandtabs(8)) > 100 and '"' not in line  # messages are not to be split
     ]
+    long += [
+        f"{path.name}:{number}"
+        for path in sorted((SRC.parent / "messages").glob("*.txt"))
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if len(line) > 75 and not line.startswith("Files:")
+    ]
     assert long == []
 
 
