@@ -99,6 +99,9 @@ def _prepare(tree: XenTree, directory: Path) -> None:
     for folder in ("sbin", "lib/xen/bin"):
         for program in (root / tree.prefix / folder).iterdir():
             (programs / program.name).symlink_to("/" / program.relative_to(root))
+    for package in (root / tree.prefix).glob("lib*/**/xen/lowlevel"):
+        (programs.parent / "lib").mkdir()
+        (programs.parent / "lib/python").symlink_to("/" / package.parents[1].relative_to(root))
     for library in (root / tree.libraries().relative_to(tree.directory)).glob("*.so.*"):
         place = root / SYSTEM_LIBRARIES / library.name
         if not place.exists():

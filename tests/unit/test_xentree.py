@@ -10,9 +10,12 @@ from tests.lib import xentree
 from tests.lib.xentree import VARIABLE, XenTree, XenTreeError
 
 
+LOWLEVEL = "lib/python3.13/dist-packages/xen/lowlevel/xc.so"
+
+
 def make(directory: Path, prefix: str = "usr/local") -> Path:
     """What Xen's make install leaves, in small."""
-    for name in ("sbin/xl", "sbin/xenstored", "lib/xen/bin/xen-init-dom0", "lib/libxenlight.so.4.23.0", "include/libxl.h"):
+    for name in ("sbin/xl", "sbin/xenstored", "lib/xen/bin/xen-init-dom0", "lib/libxenlight.so.4.23.0", "include/libxl.h", LOWLEVEL):
         path = directory / prefix / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
@@ -71,6 +74,7 @@ def test_its_programs_are_where_debians_would_be(monkeypatch: pytest.MonkeyPatch
     assert not (root / "usr/local/sbin/xl").exists()
     assert (programs / "xenstored").readlink() == Path("/usr/local/sbin/xenstored")
     assert (programs / "xen-init-dom0").readlink() == Path("/usr/local/lib/xen/bin/xen-init-dom0")
+    assert (root / "usr/lib/xen-4.23/lib/python").readlink() == Path("/usr/local/lib/python3.13/dist-packages")
     library = root / "usr/lib/x86_64-linux-gnu/libxenlight.so.4.23"
     assert library.is_file() and not library.is_symlink()
     assert not list(root.rglob("*.a")) and not list(root.rglob("include")) and not (root / "boot").exists()

@@ -14,7 +14,7 @@ SCRIPT = "/etc/xen/scripts/block-xenblk"
 # What ends a domain without a word to xl: XEN_DOMCTL_destroydomain.
 HYPERCALL = """
 import glob, sys
-sys.path[:0] = glob.glob("/usr/lib/xen-*/lib/python")
+sys.path[:0] = sorted(glob.glob("/usr/lib/xen-*/lib/python"))[-1:]
 from xen.lowlevel import xc
 xc.xc().domain_destroy(int(sys.argv[1]))
 """
