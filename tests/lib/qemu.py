@@ -138,7 +138,7 @@ def command(spec: BedSpec, image: BaseImage, initrd: Path, socket: Path, accel: 
     args += ["-device", "virtio-serial-pci", "-chardev", f"socket,id=agent,path={escaped(socket)},server=off"]
     args += ["-device", f"virtserialport,chardev=agent,name={AGENT_PORT}"]
     if spec.xen:
-        given = xentree.given()
+        given = xentree.given(spec.release)
         xen = xentree.prepared(given)[1] if given else image.xen
         args += ["-kernel", str(xen), "-append", xen_arguments(spec)]
         args += ["-initrd", f"{image.kernel} {kernel_arguments(spec, accel)},{initrd}"]

@@ -28,7 +28,7 @@ def _make(what: str, image: BaseImage, arguments: list[str]) -> None:
     root = builder.builder(image.release) if builder.foreign(image.release) else None
     with cache.step(what):
         if root:
-            xen = xentree.given()
+            xen = xentree.given(image.release)
             visible = [REPOSITORY, image.directory, *([xen.directory] if xen else [])]
             command = builder.inside(root, visible, REPOSITORY, command)
         result = builder.run(command, REPOSITORY)
@@ -45,7 +45,7 @@ def stage_tree(image: BaseImage) -> Path:
         if not path.is_dir():
             raise StageError(f"{STAGE_VARIABLE}={given}: no such directory")
         return path
-    xen = xentree.given()
+    xen = xentree.given(image.release)
     name = f"{image.release}-{xentree.prepared(xen)[0].parent.name}" if xen else str(image.release)
     tree = BUILD / f"stage-{'none' if given else name}"
     with cache.locked("stage"):
@@ -96,6 +96,6 @@ def module_files(image: BaseImage, module: Path) -> dict[str, bytes]:
 def overlay(image: BaseImage) -> Overlay:
     """What a bed of this image has of ours."""
     module = built_module(image)
-    xen = xentree.given()
+    xen = xentree.given(image.release)
     trees = (*([xentree.prepared(xen)[0]] if xen else []), stage_tree(image))
     return Overlay(trees, module_files(image, module) if module else {})

@@ -34,6 +34,7 @@ def forget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nothing is remembered from one test to the next, and the cache is the test's."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setenv("XENBLK_RELEASE", "12")
     xentree.given.cache_clear()
     xentree.prepared.cache_clear()
 
@@ -42,20 +43,21 @@ def forget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_it_is_found_where_it_was_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, prefix: str) -> None:
     directory = make(tmp_path / "xen", prefix)
     monkeypatch.setenv(VARIABLE, str(directory))
-    tree = xentree.given()
+    tree = xentree.given(12)
     assert tree == XenTree(directory, Path(prefix))
     assert tree.version == "4.23" and tree.hypervisor() == b"the hypervisor"
+    assert xentree.given(13) is None
     assert f"-I{directory}/{prefix}/include -L{directory}/{prefix}/lib" in tree.flags()
 
 
 def test_nothing_is_given_unless_it_is_said() -> None:
-    assert xentree.given() is None
+    assert xentree.given(12) is None
 
 
 def test_what_is_no_such_tree_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(VARIABLE, str(tmp_path))
     with pytest.raises(XenTreeError, match=f"{VARIABLE}={tmp_path}: no sbin/xl in usr/local or usr"):
-        xentree.given()
+        xentree.given(12)
     tree = XenTree(make(tmp_path / "xen"), Path("usr/local"))
     (tree.directory / "boot/xen-4.23.gz").unlink()
     with pytest.raises(XenTreeError, match=r"0 of boot/xen\*.gz, not one"):
