@@ -5,20 +5,27 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from tests.lib.guest import HOME, Guest, quoted
+from tests.lib.guest import CREATE_SECONDS, HOME, Guest, quoted
 from tests.lib.initrd import SCRIPTS
 from tests.lib.vm import Bed
 
 SECTOR = 512
 # What bootsector.S reads and writes: sectors of four different blocks of a VHD.
 READ_LEAF, READ_BASE, WRITE_FLUSHED, WRITE_CACHED = 5001, 9001, 13001, 17001
+# What twopaths.S does.
+SHARED, COPY = 5001, 13001
 
 
 class HvmGuest(Guest):
-    """A guest that boots from the first of its `disks`. Its console is its serial port; it never powers off."""
+    """A guest that boots from the first of its `disks`. Its console is its serial port; it never powers off. `arguments`:
+    more of QEMU's. With `hears`, `say` sends to its serial port."""
 
-    def __init__(self, bed: Bed, name: str, disks: list[str]) -> None:
+    def __init__(
+        self, bed: Bed, name: str, disks: list[str], arguments: tuple[str, ...] = (), *, hears: bool = False
+    ) -> None:
         super().__init__(bed, name, "", disks, memory=64)
+        self.arguments = arguments
+        self.hears = hears
 
     @property
     def log(self) -> str:
@@ -40,17 +47,34 @@ class HvmGuest(Guest):
             "vnc = 0",
             "sdl = 0",
             "usb = 0",
-            f'serial = "file:{self.log}"',
+            'serial = "pty"' if self.hears else f'serial = "file:{self.log}"',
             'on_poweroff = "destroy"',
             'on_reboot = "destroy"',
             'on_crash = "destroy"',
             f"disk = [ {', '.join(quoted(disk) for disk in self.disks)} ]",
         ]
+        if self.arguments:
+            lines.append(f"device_model_args = [ {', '.join(map(quoted, self.arguments))} ]")
         return "\n".join(lines) + "\n"
 
     def prepare(self) -> None:
         """Put the configuration into the bed."""
         self.bed.put(self.config_path, self.config_text.encode())
+
+    def start(self, create: str = "xl create", timeout: float = CREATE_SECONDS) -> None:
+        """Create the domain and follow its serial port."""
+        super().start(f"{create} -p" if self.hears else create, timeout)
+        if self.hears:
+            # before its first word, which nothing keeps
+            self.bed.run(f"stty -F $({self._tty}) raw -echo; setsid cat $({self._tty}) > {self.log} & sleep 1; xl unpause {self.name}")
+
+    @property
+    def _tty(self) -> str:
+        return f"xenstore-read /local/domain/$(xl domid {self.name})/serial/0/tty"
+
+    def say(self, line: str) -> None:
+        """Send some characters to the guest's serial port."""
+        self.bed.run(f"printf %s {line} > $({self._tty})")
 
     def qemu_arguments(self) -> list[str]:
         """The command line of the guest's QEMU."""
@@ -61,16 +85,25 @@ class HvmGuest(Guest):
 
 def boot_sector() -> bytes:
     """Bootsector.S, assembled."""
-    symbols = {
-        "READ_LEAF": READ_LEAF,
-        "READ_BASE": READ_BASE,
-        "WRITE_FLUSHED": WRITE_FLUSHED,
-        "WRITE_CACHED": WRITE_CACHED,
-    }
+    return _assembled(
+        "bootsector.S",
+        READ_LEAF=READ_LEAF,
+        READ_BASE=READ_BASE,
+        WRITE_FLUSHED=WRITE_FLUSHED,
+        WRITE_CACHED=WRITE_CACHED,
+    )
+
+
+def two_paths() -> bytes:
+    """Twopaths.S, assembled."""
+    return _assembled("twopaths.S", SHARED=SHARED, COPY=COPY)
+
+
+def _assembled(name: str, **symbols: int) -> bytes:
     defines = [word for name, value in symbols.items() for word in ("--defsym", f"{name}={value}")]
     with tempfile.TemporaryDirectory() as directory:
         assembled, linked = Path(directory, "boot.o"), Path(directory, "boot.bin")
-        source = SCRIPTS / "bootsector.S"
+        source = SCRIPTS / name
         subprocess.run(["as", "--32", *defines, "-o", str(assembled), str(source)], check=True)
         place = ["-Ttext=0x7c00", "--oformat=binary"]
         subprocess.run(["ld", "-m", "elf_i386", *place, "-o", str(linked), str(assembled)], check=True)
