@@ -8,6 +8,7 @@
 #   make soak        crash states and fuzz executions by the million; can be stopped, goes on: docs/testing.md
 #   make check-kernels   the driver's tests under kernels with KASAN, lockdep, kmemleak and KCSAN: docs/testing.md
 #   make check-xen   the tests on Xen, on Debian 12 and on Debian 13: docs/matrix.md; XEN=DIR for one built from source
+#   make check-ioemu the series for the QEMUs of Debian 12 and 13 on Debian's sources, built and asked: docs/ioemu.md
 #   make bench       our NBD server and vhd-util against others; QUICK=1 in four minutes; see docs/performance.md
 #   make install     DESTDIR= prefix= sysconfdir=
 #   make uninstall
@@ -135,6 +136,8 @@ soak-deps:
 	@.ci/deps soak
 kernels-deps:
 	@.ci/deps kernels
+ioemu-deps:
+	@.ci/deps ioemu
 
 demo: demo-deps
 	@$(MAKE) --no-print-directory all
@@ -175,6 +178,11 @@ check-xen: test-deps
 	@$(MAKE) --no-print-directory all
 	@$(PYTHON) -m tests.matrix $(if $(XEN),--xen=$(XEN)) $(MATRIX_ARGS)
 
+# The first time some ten minutes for each.
+check-ioemu: ioemu-deps
+	@$(PYTHON) -m tests.ioemu.qemu --release=12
+	@$(PYTHON) -m tests.ioemu.qemu --release=13
+
 lint:
 	@shellcheck .ci/run .ci/deps hotplug-scripts/block-xenblk \
 		hotplug-scripts/set-aside-xl hotplug-scripts/xmsnap.in
@@ -183,4 +191,4 @@ lint:
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all programs vbd bridge module install uninstall install-dkms uninstall-dkms deps demo-deps test-deps bench-deps soak-deps kernels-deps demo test check bench soak check-kernels check-xen lint clean
+.PHONY: all programs vbd bridge module install uninstall install-dkms uninstall-dkms deps demo-deps test-deps bench-deps soak-deps kernels-deps ioemu-deps demo test check bench soak check-kernels check-xen check-ioemu lint clean

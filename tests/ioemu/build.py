@@ -6,10 +6,11 @@ Not all of it can be: what is compared is what is compiled before and after a ch
 
 import os
 import re
-import subprocess
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.ioemu.series import git, run
 
 # Of these objects the series changes the sources, so that a comparison without them would be void.
 NEEDED = ("i386-dm/xenstore.o", "i386-dm/vl.o", "i386-dm/xen_machine_pv.o")
@@ -26,10 +27,6 @@ HOSTED = "#include <sys/uio.h>\n#include <sys/socket.h>\n#define iovec minios_io
 SPINLOCK = "typedef struct { int locked; } spinlock_t;\n#define SPIN_LOCK_UNLOCKED {0}\n"
 
 
-class SeriesError(Exception):
-    """The series is not what it should be, or can't be tried."""
-
-
 @dataclass(frozen=True)
 class Build:
     """What came of a tree. unresolved: what objects want and none has."""
@@ -42,31 +39,6 @@ class Build:
     def __str__(self) -> str:
         missing = ", ".join(sorted(self.tried - self.compiled))
         return f"{len(self.compiled)} of {len(self.tried)} objects compile" + (f" (not: {missing})" if missing else "")
-
-
-def run(command: list[str], cwd: Path, check: bool = True) -> str:
-    """The output of a command, with its errors."""
-    env = {**os.environ, "LC_ALL": "C", "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1"}
-    # of a make that this runs under
-    env = {name: value for name, value in env.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "XEN_ROOT")}
-    result = subprocess.run(
-        command,
-        cwd=cwd,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    if check and result.returncode:
-        raise SeriesError(f"{' '.join(command[:4])}: status {result.returncode}\n{result.stdout[-3000:]}")
-    return result.stdout
-
-
-def git(tree: Path, *arguments: str) -> str:
-    """Git's output."""
-    return run(["git", "-c", "user.name=check", "-c", "user.email=check@localhost", *arguments], tree)
 
 
 class Xen:

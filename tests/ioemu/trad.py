@@ -16,10 +16,10 @@ import tempfile
 from pathlib import Path
 
 from tests.ioemu import disks
-from tests.ioemu.build import BLKTAPLIB, NEEDED, Build, SeriesError, Xen, build, configure, git, run, sources, worse
+from tests.ioemu.build import BLKTAPLIB, NEEDED, Build, Xen, build, configure, sources, worse
+from tests.ioemu.series import PATCHES, Series, SeriesError, git, report, run
 
-ROOT = Path(__file__).parents[2]
-SERIES = ROOT / "ioemu-patches" / "qemu-traditional"
+SERIES = Series(PATCHES / "qemu-traditional")
 NAMES_BLKTAP = re.compile(r"blktap|tapdisk", re.IGNORECASE)
 # The lines that may, and why.
 LEFT = {
@@ -28,32 +28,13 @@ LEFT = {
 }
 
 
-def base(directory: Path = SERIES) -> dict[str, str]:
-    """Where the series applies: repository, commit."""
-    lines = (directory / "base").read_text(encoding="ascii").splitlines()
-    return {name: value for name, _, value in (line.partition(": ") for line in lines)}
-
-
-def patches(directory: Path = SERIES) -> list[str]:
-    """The names in `series`."""
-    return (directory / "series").read_text(encoding="ascii").splitlines()
-
-
 def clone(source: Path, tree: Path) -> None:
     """The base's files."""
     try:
         git(Path("/"), "clone", "-q", "--no-checkout", str(source.resolve()), str(tree))
-        git(tree, "checkout", "-q", "--detach", base()["commit"])
+        git(tree, "checkout", "-q", "--detach", SERIES.base()["commit"])
     except SeriesError as error:
-        raise SeriesError(f"{source} is no clone of {base()['repository']} with its commit: {error}") from None
-
-
-def apply(name: str, tree: Path) -> None:
-    """Apply a patch, as `git am` does: the lines around must be there as they are, be it elsewhere."""
-    try:
-        git(tree, "am", "-q", str(SERIES / name))
-    except SeriesError as error:
-        raise SeriesError(f"{name} does not apply: {error}") from None
+        raise SeriesError(f"{source} is no clone of {SERIES.base()['repository']} with its commit: {error}") from None
 
 
 def naming(tree: Path) -> list[str]:
@@ -104,20 +85,12 @@ def opening(before: Path, after: Path) -> list[str]:
     return found
 
 
-def report(what: str, found: list[str], good: str) -> int:
-    """Say what was found. Returns how much."""
-    print(f"{what}: {f'{len(found)} found' if found else good}", flush=True)
-    for text in found:
-        print(f"  {text}", flush=True)
-    return len(found)
-
-
 def build_base(tree: Path, xen: Xen) -> Build:
     """Compile the base. If too little of it is, that is an error."""
     first = build(tree, xen)
     if missing := [name for name in NEEDED if name not in first.compiled]:
         raise SeriesError(f"the base's {', '.join(missing)} can't be compiled: libxen-dev and zlib1g-dev are needed")
-    print(f"{base()['commit'][:12]}: {first}", flush=True)
+    print(f"{SERIES.base()['commit'][:12]}: {first}", flush=True)
     return first
 
 
@@ -130,9 +103,9 @@ def check(source: Path, directory: Path, ends: bool, blktaplib: str) -> int:
     first = last = build_base(before, xen)
     base_program = disk_program(before, xen)
     count = 0
-    for name in patches():
-        apply(name, after)
-        whole = name == patches()[-1]
+    for name in SERIES.patches():
+        SERIES.apply(name, after)
+        whole = name == SERIES.patches()[-1]
         if whole:
             xen.without_blktap()
         if whole or not ends:
@@ -151,7 +124,7 @@ def check(source: Path, directory: Path, ends: bool, blktaplib: str) -> int:
 def main() -> int:
     """The program. Returns its exit status."""
     parser = argparse.ArgumentParser(prog="tests.ioemu.trad", description=__doc__.partition("\n")[0])
-    parser.add_argument("tree", type=Path, metavar="QEMU_TREE", help=f"a clone of {base()['repository']}")
+    parser.add_argument("tree", type=Path, metavar="QEMU_TREE", help=f"a clone of {SERIES.base()['repository']}")
     parser.add_argument("--ends", action="store_true", help="compile before and after the series, not after each patch")
     parser.add_argument("--blktaplib", type=Path, metavar="FILE", help="Xen 4.2's own blktaplib.h, for the base")
     args = parser.parse_args()

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-only
 """A xenstored without Xen: a tree in memory behind a unix socket, for libxenstore and the xenstore-* tools.
 
-The wire format is xen/include/public/io/xs_wire.h of Xen. Use it with XENSTORED_PATH=<socket>. Not here, because no
-user of it needs them: watches, permissions, quotas, conflicts between transactions.
+The wire format is xen/include/public/io/xs_wire.h of Xen. Use it with XENSTORED_PATH=<socket>. Of a watch there is
+only the event right after it was set. Not here, because no user of it needs them: permissions, quotas, conflicts
+between transactions.
 """
 
 import contextlib
@@ -15,8 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _HEADER = struct.Struct("<IIII")  # type, request id, transaction id, length
-_DIRECTORY, _READ, _TRANSACTION_START, _TRANSACTION_END = 1, 2, 6, 7
-_WRITE, _MKDIR, _RM, _ERROR, _IS_DOMAIN_INTRODUCED, _DIRECTORY_PART = 11, 12, 13, 16, 17, 20
+_DIRECTORY, _READ, _WATCH, _UNWATCH, _TRANSACTION_START, _TRANSACTION_END = 1, 2, 4, 5, 6, 7
+_GET_DOMAIN_PATH, _WRITE, _MKDIR, _RM, _SET_PERMS, _WATCH_EVENT = 10, 11, 12, 13, 14, 15
+_ERROR, _IS_DOMAIN_INTRODUCED, _DIRECTORY_PART = 16, 17, 20
 _HOME = "/local/domain/0"
 _PAYLOAD_MAX = 4096
 
@@ -86,6 +88,10 @@ class Xenstore:
             name, _, rest = payload.partition(b"\0")
             if kind == _IS_DOMAIN_INTRODUCED:
                 return b"T\0" if int(name) in self.domains else b"F\0"
+            if kind == _GET_DOMAIN_PATH:
+                return b"/local/domain/" + name + b"\0"
+            if kind in (_WATCH, _UNWATCH, _SET_PERMS):
+                return b"OK\0"
             path = self.absolute(os.fsdecode(name))
             if transaction and kind == _WRITE:
                 tree[path] = rest
@@ -155,6 +161,8 @@ def _serve(store: Xenstore, connection: socket.socket) -> None:
             except _Refused as refused:
                 kind, answer = _ERROR, errno.errorcode[refused.args[0]].encode() + b"\0"
             connection.sendall(_HEADER.pack(kind, request, transaction, len(answer)) + answer)
+            if kind == _WATCH:
+                connection.sendall(_HEADER.pack(_WATCH_EVENT, 0, 0, len(payload)) + payload)
 
 
 @contextlib.contextmanager
