@@ -117,8 +117,15 @@ CASES = (
     Case("an image that tapdisk writes", f"aio:{IMAGE}", f"raw over file {IMAGE} rw", new=False, locked=True),
     Case("the same, locking", f"aio:{IMAGE}", REFUSED, options=LOCKING, locked=True, said='"write" lock'),
     Case("an image, locking", f"aio:{IMAGE}", f"raw over file {IMAGE} rw, locked", options=LOCKING),
-    Case("an IDE drive", None, f"{RAW}", new=False, drive=True, options=at(IDE, TAPDEV)),
+    Case("an IDE drive", None, RAW, new=False, drive=True, options=at(IDE, TAPDEV)),
     Case("an IDE drive, direct", None, f"{RAW} direct", drive=True, options=(*DIRECT, *at(IDE, TAPDEV))),
+    Case(
+        "an IDE drive, direct, of a guest that is restored",
+        None,
+        f"{RAW} direct",
+        drive=True,
+        options=("-incoming", "defer", *DIRECT, *at(IDE, TAPDEV)),
+    ),
     Case("a SCSI drive, direct", None, f"{RAW} direct", drive=True, options=(*DIRECT, *at(SCSI, TAPDEV))),
     Case(
         "an IDE drive of a file, to be direct if it were a device",
