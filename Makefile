@@ -178,10 +178,13 @@ check-xen: test-deps
 	@$(MAKE) --no-print-directory all
 	@$(PYTHON) -m tests.matrix $(if $(XEN),--xen=$(XEN)) $(MATRIX_ARGS)
 
-# The first time some ten minutes for each.
+# The first time some ten minutes for each. QEMU_TRAD: a clone of xenserver/qemu-xen-4.2, whose series is then checked too.
 check-ioemu: ioemu-deps
-	@$(PYTHON) -m tests.ioemu.qemu --release=12
-	@$(PYTHON) -m tests.ioemu.qemu --release=13
+	@$(MAKE) --no-print-directory all
+	@for release in 12 13; do \
+		$(PYTHON) -m tests.ioemu.qemu --release=$$release && $(PYTHON) -m tests.ioemu.inbed --release=$$release || exit 1; \
+	done
+	@$(if $(QEMU_TRAD),$(PYTHON) -m tests.ioemu.trad $(QEMU_TRAD))
 
 lint:
 	@shellcheck .ci/run .ci/deps hotplug-scripts/block-xenblk \

@@ -43,8 +43,8 @@ CONFIGURE = (
     "--disable-guest-agent",
     "--disable-install-blobs",
 )
-# QEMU 7.2 has its vpc driver always, and would have git fetch what Debian's source has no need of.
-OF_RELEASE = {12: ("--with-git-submodules=ignore",), 13: ("--enable-vpc",)}
+# QEMU 7.2 has its vpc driver and vnc always, and would have git fetch what Debian's source has no need of. libxl has -vnc none.
+OF_RELEASE = {12: ("--with-git-submodules=ignore",), 13: ("--enable-vpc", "--enable-pixman", "--enable-vnc")}
 WARNING = re.compile(r"^(?:\.\./)?(\S+?):\d+:\d+: warning: (.*)$", re.MULTILINE)
 JUDGED_CLEAN = re.compile(r"^total: 0 errors, 0 warnings,", re.MULTILINE)
 

@@ -18,14 +18,22 @@ SHARED, COPY = 5001, 13001
 
 class HvmGuest(Guest):
     """A guest that boots from the first of its `disks`. Its console is its serial port; it never powers off. `arguments`:
-    more of QEMU's. With `hears`, `say` sends to its serial port."""
+    more of QEMU's. `emulator`: another QEMU than the bed's. With `hears`, `say` sends to its serial port."""
 
     def __init__(
-        self, bed: Bed, name: str, disks: list[str], arguments: tuple[str, ...] = (), *, hears: bool = False
+        self,
+        bed: Bed,
+        name: str,
+        disks: list[str],
+        arguments: tuple[str, ...] = (),
+        *,
+        hears: bool = False,
+        emulator: str = "",
     ) -> None:
         super().__init__(bed, name, "", disks, memory=64)
         self.arguments = arguments
         self.hears = hears
+        self.emulator = emulator
 
     @property
     def log(self) -> str:
@@ -55,6 +63,8 @@ class HvmGuest(Guest):
         ]
         if self.arguments:
             lines.append(f"device_model_args = [ {', '.join(map(quoted, self.arguments))} ]")
+        if self.emulator:
+            lines.append(f'device_model_override = "{self.emulator}"')
         return "\n".join(lines) + "\n"
 
     def prepare(self) -> None:
