@@ -18,7 +18,8 @@ from tests.lib.twopaths import line
 from tests.lib.vm import Bed, BedError
 
 PLACE = f"/srv/{EMULATOR}"
-COHERENT = ("-global", "ide-hd.direct-host-device=on")
+# Debian's keymaps, which the built one looks for elsewhere
+COHERENT = ("-L", "/usr/share/qemu", "-global", "ide-hd.direct-host-device=on")
 O_DIRECT = 0o40000
 
 
