@@ -52,11 +52,6 @@ class Run:
         return f"Debian {self.release}{', Xen of source' if self.source else ''}"
 
     @property
-    def kept(self) -> Path:
-        """The file that it is kept in."""
-        return OUT / f"debian{self.release}{'-source' if self.source else ''}.json"
-
-    @property
     def good(self) -> bool:
         return bool(self.passed) and all(self.passed.values())
 
@@ -95,9 +90,14 @@ def run_release(release: int, xen: Path | None, tests: list[str]) -> Run:
     return Run(release, versions, outcomes(report), seconds, commit, date.today().isoformat(), bool(xen))
 
 
+def kept(release: int, source: bool) -> Path:
+    """The file that a run is kept in."""
+    return OUT / f"debian{release}{'-source' if source else ''}.json"
+
+
 def keep(run: Run) -> None:
     """For the page."""
-    run.kept.write_text(json.dumps(asdict(run)), encoding="utf-8")
+    kept(run.release, run.source).write_text(json.dumps(asdict(run)), encoding="utf-8")
 
 
 def all_kept() -> list[Run]:
@@ -105,7 +105,7 @@ def all_kept() -> list[Run]:
     runs = []
     for source in (False, True):
         for release in RELEASES:
-            path = Run(release, (), {}, 0, source=source).kept
+            path = kept(release, source)
             if path.exists():
                 fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
                 runs.append(Run(versions=tuple(fields.pop("versions")), **fields))

@@ -13,8 +13,8 @@ from tests.ioemu import qemusource
 from tests.ioemu.qemu import EMULATOR, SERIES, built
 from tests.lib import hvm, tapdisks, twopaths
 from tests.lib.qemu import BedSpec
+from tests.lib.hvm import line
 from tests.lib.release import RELEASES
-from tests.lib.twopaths import line
 from tests.lib.vm import Bed, BedError
 
 PLACE = f"/srv/{EMULATOR}"
@@ -59,8 +59,7 @@ def coherent(bed: Bed) -> None:
     """With the series, and its property, it sees all that comes by blkback."""
     with twopaths.begun(bed, COHERENT, PLACE) as paths:
         assert paths.guest.qemu_arguments()[0] == PLACE
-        pid = int(bed.run("xenstore-read /local/domain/$(xl domid paths)/image/device-model-pid").stdout)
-        assert opened_directly(bed, pid, paths.device()), "the drive is not past the page cache"
+        assert opened_directly(bed, paths.guest.qemu_pid(), paths.device()), "the drive is not past the page cache"
         seen = [paths.first]
         paths.connect()
         for text in ("second", "third", "fourth"):

@@ -22,8 +22,8 @@ from collections import Counter
 from pathlib import Path
 
 from tests.ioemu import drives, qemuroot, qemusource
-from tests.ioemu.series import PATCHES, Series, SeriesError, git, report, run
-from tests.lib import apt, builder, cache
+from tests.ioemu.series import PATCHES, Series, git, report, run, verdict
+from tests.lib import builder, cache
 from tests.lib.release import RELEASES
 
 HERE = Path(__file__).parent
@@ -145,13 +145,7 @@ def main() -> int:
     parser.add_argument("--release", type=int, choices=sorted(SERIES), required=True, help="of Debian")
     number = parser.parse_args().release
     name = f"{SERIES[number].directory.name} on {SERIES[number].base()['version']}"
-    try:
-        count = check(number)
-    except (SeriesError, apt.AptError, OSError) as error:
-        print(f"{name}: FAILED: {error}")
-        return 1
-    print(f"{name}: {f'FAILED: {count} found' if count else 'ok'}")
-    return 1 if count else 0
+    return verdict(name, lambda: check(number))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,11 @@
 
 import os
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.lib import apt
 
 PATCHES = Path(__file__).parents[2] / "ioemu-patches"
 COVER = "0000-cover-letter.patch"
@@ -72,3 +75,14 @@ def report(what: str, found: list[str], good: str) -> int:
     for text in found:
         print(f"  {text}", flush=True)
     return len(found)
+
+
+def verdict(name: str, look: Callable[[], int]) -> int:
+    """Say how a check ended that returns how much it found. Returns the program's exit status."""
+    try:
+        count = look()
+    except (SeriesError, apt.AptError, OSError) as error:
+        print(f"{name}: FAILED: {error}")
+        return 1
+    print(f"{name}: {f'FAILED: {count} found' if count else 'ok'}")
+    return 1 if count else 0

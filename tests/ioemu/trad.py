@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tests.ioemu import disks
 from tests.ioemu.build import BLKTAPLIB, NEEDED, Build, Xen, build, configure, sources, worse
-from tests.ioemu.series import PATCHES, Series, SeriesError, git, report, run
+from tests.ioemu.series import PATCHES, Series, SeriesError, git, report, run, verdict
 
 SERIES = Series(PATCHES / "qemu-traditional")
 NAMES_BLKTAP = re.compile(r"blktap|tapdisk", re.IGNORECASE)
@@ -128,15 +128,13 @@ def main() -> int:
     parser.add_argument("--ends", action="store_true", help="compile before and after the series, not after each patch")
     parser.add_argument("--blktaplib", type=Path, metavar="FILE", help="Xen 4.2's own blktaplib.h, for the base")
     args = parser.parse_args()
-    try:
+
+    def look() -> int:
         blktaplib = args.blktaplib.read_text(encoding="utf-8") if args.blktaplib else BLKTAPLIB
         with tempfile.TemporaryDirectory(prefix="xenblk-ioemu-", dir="/var/tmp") as directory:
-            count = check(args.tree, Path(directory), args.ends, blktaplib)
-    except (SeriesError, OSError) as error:
-        print(f"qemu-traditional: FAILED: {error}")
-        return 1
-    print(f"qemu-traditional: {f'FAILED: {count} found' if count else 'ok'}")
-    return 1 if count else 0
+            return check(args.tree, Path(directory), args.ends, blktaplib)
+
+    return verdict("qemu-traditional", look)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-only
 """An HVM guest of a bed: a BIOS, an IDE disk, and a boot sector that uses the disk and tells the serial port."""
 
+import secrets
 import subprocess
 import tempfile
 from pathlib import Path
@@ -14,6 +15,24 @@ SECTOR = 512
 READ_LEAF, READ_BASE, WRITE_FLUSHED, WRITE_CACHED = 5001, 9001, 13001, 17001
 # What twopaths.S does.
 SHARED, COPY = 5001, 13001
+
+
+def line(text: str) -> bytes:
+    """A sector with a line of text that no test has had before."""
+    return f"{text} {secrets.token_hex(8)}\n".encode().ljust(SECTOR, b"\0")
+
+
+def text_of(sector: bytes) -> str:
+    """That line."""
+    return sector.rstrip(b"\0\n").decode()
+
+
+def in_image(bed: Bed, leaf: str, number: int) -> bytes:
+    """What a guest would read there, by vhd-util, which needs no tapdisk."""
+    bed.run(f"vhd-util read -n {leaf} -r {number} > /srv/sector")
+    data = bed.get("/srv/sector")
+    bed.run("rm /srv/sector")
+    return data
 
 
 class HvmGuest(Guest):
@@ -86,11 +105,13 @@ class HvmGuest(Guest):
         """Send some characters to the guest's serial port."""
         self.bed.run(f"printf %s {line} > $({self._tty})")
 
+    def qemu_pid(self) -> int:
+        """Of the guest's QEMU."""
+        return int(self.bed.run(f"xenstore-read /local/domain/$(xl domid {self.name})/image/device-model-pid").stdout)
+
     def qemu_arguments(self) -> list[str]:
         """The command line of the guest's QEMU."""
-        command = f"xenstore-read /local/domain/$(xl domid {self.name})/image/device-model-pid"
-        pid = int(self.bed.run(command).stdout)
-        return self.bed.get(f"/proc/{pid}/cmdline").decode().rstrip("\0").split("\0")
+        return self.bed.get(f"/proc/{self.qemu_pid()}/cmdline").decode().rstrip("\0").split("\0")
 
 
 def boot_sector() -> bytes:
@@ -114,7 +135,7 @@ def _assembled(name: str, **symbols: int) -> bytes:
     with tempfile.TemporaryDirectory() as directory:
         assembled, linked = Path(directory, "boot.o"), Path(directory, "boot.bin")
         source = SCRIPTS / name
-        subprocess.run(["as", "--32", *defines, "-o", str(assembled), str(source)], check=True)
+        subprocess.run(["as", "--32", f"-I{SCRIPTS}", *defines, "-o", str(assembled), str(source)], check=True)
         place = ["-Ttext=0x7c00", "--oformat=binary"]
         subprocess.run(["ld", "-m", "elf_i386", *place, "-o", str(linked), str(assembled)], check=True)
         code = linked.read_bytes()

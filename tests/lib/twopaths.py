@@ -2,12 +2,11 @@
 """A disk that an HVM guest uses by QEMU's emulated IDE, and dom0 by blkback, as the guest's own driver would."""
 
 import contextlib
-import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tests.lib import hvm, tapdisks
-from tests.lib.hvm import HvmGuest
+from tests.lib.hvm import HvmGuest, line, text_of
 from tests.lib.vm import Bed
 
 MEGABYTES = 10
@@ -24,16 +23,6 @@ xenstore-write "$XENBUS_PATH/hotplug-status" connected
 """
 
 
-def line(text: str) -> bytes:
-    """A sector with a line of text that no test has had before."""
-    return f"{text} {secrets.token_hex(8)}\n".encode().ljust(hvm.SECTOR, b"\0")
-
-
-def text_of(sector: bytes) -> str:
-    """That line."""
-    return sector.rstrip(b"\0\n").decode()
-
-
 @dataclass(frozen=True)
 class TwoPaths:
     """The guest runs twopaths.S and has read SHARED once, which was `first`."""
@@ -43,9 +32,7 @@ class TwoPaths:
 
     def in_image(self, number: int) -> bytes:
         """What tapdisk has been given for this sector."""
-        bed = self.guest.bed
-        bed.run(f"vhd-util read -n {LEAF} -r {number} > {HOME}/sector")
-        return bed.get(f"{HOME}/sector")
+        return hvm.in_image(self.guest.bed, LEAF, number)
 
     def device(self) -> str:
         """The gendisk."""

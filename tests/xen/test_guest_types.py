@@ -2,34 +2,18 @@
 """What kinds of guests can use a disk that tapdisk serves: HVM by QEMU's IDE, PVH by blkfront."""
 
 import re
-import secrets
 
 import pytest
 
 from tests.lib import hvm, tapdisks
 from tests.lib.beds import Beds
 from tests.lib.guest import Guest
-from tests.lib.hvm import HvmGuest
+from tests.lib.hvm import HvmGuest, in_image, line, text_of
 from tests.lib.vm import Bed
 
 MEGABYTES = 10
 # PVH guests need more than the default model has; with AVX, programs in dom0 crash now and then.
 PVH_CPU = "max,-smap,-rdtscp,-xsave,-avx,-avx2"
-
-
-def line(text: str) -> bytes:
-    """A sector with a line of text that no test has had before."""
-    return f"{text} {secrets.token_hex(8)}\n".encode().ljust(hvm.SECTOR, b"\0")
-
-
-def text_of(sector: bytes) -> str:
-    return sector.rstrip(b"\0\n").decode()
-
-
-def guest_sector(bed: Bed, leaf: str, number: int) -> bytes:
-    """What a guest would read there, by vhd-util, which needs no tapdisk."""
-    bed.run(f"vhd-util read -n {leaf} -r {number} > /srv/sector")
-    return bed.get("/srv/sector")
 
 
 def test_an_hvm_guest_boots_from_a_chain_through_stock_qemu(bed: Bed) -> None:
@@ -60,15 +44,15 @@ def test_an_hvm_guest_boots_from_a_chain_through_stock_qemu(bed: Bed) -> None:
         [(user, _)] = tapdisks.openers(bed, [device])
         assert "qemu" in user
         # What the guest flushed is in the image while QEMU still runs.
-        assert guest_sector(bed, leaf, hvm.WRITE_FLUSHED) == from_base
+        assert in_image(bed, leaf, hvm.WRITE_FLUSHED) == from_base
         bed.run(f"xl destroy {guest.name}")
     finally:
         guest.destroy()
     # QEMU is killed, but keeps nothing to itself: what the guest did not flush is there as well.
-    assert guest_sector(bed, leaf, hvm.WRITE_CACHED) == from_base
-    assert guest_sector(bed, leaf, hvm.WRITE_FLUSHED) == from_base
+    assert in_image(bed, leaf, hvm.WRITE_CACHED) == from_base
+    assert in_image(bed, leaf, hvm.WRITE_FLUSHED) == from_base
     assert bed.run(f"sha256sum {base}").stdout == before
-    bed.run(f"vhd-util check -n {leaf} -p -b && rm -rf /srv/hvm /srv/sector")
+    bed.run(f"vhd-util check -n {leaf} -p -b && rm -rf /srv/hvm")
 
 
 USE_DISK = """
