@@ -69,7 +69,8 @@ def built_module(image: BaseImage) -> Path | None:
     out = BUILD / f"module-{image.kernel_version}"
     with cache.locked("stage"):
         out.mkdir(parents=True, exist_ok=True)
-        arguments = ["-C", "kernel-patches", f"KDIR={image.headers}", f"OUT={out}"]
+        # of W=1, too
+        arguments = ["-C", "kernel-patches", f"KDIR={image.headers}", f"OUT={out}", "KCFLAGS=-Werror"]
         _make(f"module for Linux {image.kernel_version}", image, arguments)
     module = out / f"{MODULE}.ko"
     if not module.exists():
