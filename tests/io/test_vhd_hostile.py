@@ -313,16 +313,16 @@ def test_corrupt_images(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "a.vhd"
     path.write_bytes(KINDS[kind]())
     assert read_only_use(path, base)
+    vhdmake.set_footer(path, "current size", bytes(8), front=kind != "fixed")
+    assert not read_only_use(path, base)
     corrupter = Corrupter(KINDS[kind](), random.Random(seed))
-    accepted = 0
     for number in range(count):
         case = corrupter.case(number)
         print(f"case {number}: {case.what}", flush=True)
         path.write_bytes(case.data)
-        accepted += read_only_use(path, base)
+        read_only_use(path, base)
         if number % 3 == 0:
             writing_use(path, case.data, base)
-    assert 0 < accepted < count
 
 
 U32, U64 = struct.Struct(">I").pack, struct.Struct(">Q").pack
