@@ -27,6 +27,7 @@ from tests.lib.nbdguest import Guest, Request
 from tests.lib.recordlog import MAGIC, SIZE, read_log
 from tests.lib.tapctl import Served
 from tests.lib.vhdmake import MIB
+from tests.lib.waiting import after_a_kill
 
 EXAMPLES = int(os.environ.get("XENBLK_MODEL_EXAMPLES", "30"))
 ENOUGH = 30
@@ -131,7 +132,7 @@ class ChainMachine(RuleBasedStateMachine):
         """By a new tapdisk."""
         self.log.unlink(missing_ok=True)
         name = f"record:{self.log}:uring" if engine == "record" else engine
-        self.served = Served(self.directory, self.files.leaf.spec, engine=name)
+        self.served = after_a_kill(lambda: Served(self.directory, self.files.leaf.spec, engine=name))
         self.connect()
 
     def connect(self) -> None:

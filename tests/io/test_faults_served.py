@@ -15,6 +15,7 @@ from tests.lib.disk import write_raw
 from tests.lib.expected import Expected, random_batch
 from tests.lib.faults import Faults
 from tests.lib.nbddisk import LOST, NbdDisk, Tapdisk
+from tests.lib.waiting import after_a_kill
 
 FAIL = ["retry_errors=none", "no_space=fail"]
 
@@ -179,7 +180,7 @@ def test_sigterm_ends_a_server_whose_writes_wait(tmp_path: Path, size: int) -> N
                 disk.wait(waiting, 0.5)
             begin = time.monotonic()
             tapdisk.stop()
-            assert time.monotonic() - begin < 5
+            assert time.monotonic() - begin < 40
             assert set(disk.wait(waiting)) == {LOST}
     assert not tapdisk.socket.exists()
 
@@ -212,13 +213,13 @@ def test_what_was_acknowledged_survives_a_killed_tapdisk(tmp_path: Path, kind: s
     image = Image(tmp_path, kind)
     spec = f"{'aio' if kind == 'raw' else 'vhd'}:{image.leaf}"
     for _ in range(4):
-        with Tapdisk(tmp_path, spec, engine=engine) as tapdisk, NbdDisk(tapdisk.socket) as disk:
+        with after_a_kill(lambda: Tapdisk(tmp_path, spec, engine=engine)) as tapdisk, NbdDisk(tapdisk.socket) as disk:
             image.expected.check(disk)
             killer = threading.Timer(chance.uniform(0.01, 0.3), tapdisk.kill)
             killer.start()
             while tapdisk.process.returncode is None:
                 image.expected.run(disk, random_batch(image.expected, chance, 24), faults=True)
             killer.join()
-    with Tapdisk(tmp_path, spec, engine=engine) as tapdisk, NbdDisk(tapdisk.socket) as disk:
+    with after_a_kill(lambda: Tapdisk(tmp_path, spec, engine=engine)) as tapdisk, NbdDisk(tapdisk.socket) as disk:
         image.expected.check(disk)
     image.check(surplus=True)

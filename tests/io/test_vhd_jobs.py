@@ -2,6 +2,7 @@
 """The long commands of vhd-util: coalesce, copy and convert, against an independent reader."""
 
 import hashlib
+import math
 import os
 import random
 import signal
@@ -14,11 +15,13 @@ import pytest
 
 from tests.lib import vhdmake, vhdref
 from tests.lib.disk import Disk, pattern, write_raw
+from tests.lib.faults import Faults
 from tests.lib.nbdserver import serve
 from tests.lib.programs import program
 from tests.lib.recordlog import WRITE, read_log
 from tests.lib.vhdmake import MIB, Spec
 from tests.lib.vhdutil import FOUND, fails, ok, run
+from tests.lib.waiting import after_a_kill
 
 pytestmark = pytest.mark.io
 
@@ -71,10 +74,17 @@ def present(path: Path) -> set[int]:
     return {sector for sector in range(SECTORS) if image.has_sector(sector)}
 
 
-def kill_midway(child: Path, after: float) -> bool:
+def slowed(directory: Path, rule: str) -> dict[str, str]:
+    """The environment in which vhd-util's transfers are late by this rule."""
+    faults = Faults(directory / "rules")
+    faults.set(rule)
+    return {**ENV, "XENBLK_ENGINE": faults.engine()}
+
+
+def kill_midway(child: Path, after: float, env: dict[str, str]) -> bool:
     """Whether the coalesce was still at work."""
     process = subprocess.Popen(
-        [program("vhd-util"), "coalesce", "-n", child], env=ENV, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+        [program("vhd-util"), "coalesce", "-n", child], env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE
     )
     time.sleep(after)
     process.kill()
@@ -108,9 +118,11 @@ def test_parent_with_space_for_all_is_written_in_place(tmp_path: Path, raw: bool
     base = root(tmp_path / "base", rng, raw=raw)
     if not raw:
         ok("fill", "-n", base)
-    # without holes
+    # without holes, and with what is allocated when it is written back
     data = base.read_bytes()
-    base.write_bytes(data)
+    with base.open("wb") as file:
+        file.write(data)
+        os.fsync(file.fileno())
     child = child_of(base, tmp_path / "child.vhd", rng, 1000, raw=raw)
     before, bytes_before, space = expected_parent(child), child.read_bytes(), base.stat().st_blocks
     ok("coalesce", "-n", child)
@@ -147,18 +159,22 @@ def test_killed_at_any_moment_it_changes_nothing_and_goes_on_when_run_again(tmp_
     child = child_of(base, tmp_path / "child.vhd", rng, 1000, raw=raw)
     middle = child_of(child, tmp_path / "leaf.vhd", rng, 2000)
     before, leaf_before = expected_parent(child), disk_of(middle)
-    start = time.monotonic()
-    run("query", "-n", child, "-v")
-    startup = time.monotonic() - start
+    startup = math.inf
+    for _ in range(5):
+        start = time.monotonic()
+        run("query", "-n", child, "-v")
+        startup = min(startup, time.monotonic() - start)
+    # it takes seven times as long as a start
+    env = slowed(tmp_path, "any delay=5")
     killed = 0
     for i in range(12):
-        killed += kill_midway(child, startup * (0.5 + i / 6))
+        killed += kill_midway(child, startup * (0.5 + i / 2), env)
         assert expected_parent(child) == before
         assert disk_of(middle) == leaf_before
         if not raw:
-            ok("query", "-n", base, "-v")
+            after_a_kill(lambda: ok("query", "-n", base, "-v"))
     assert killed
-    ok("coalesce", "-n", child)
+    after_a_kill(lambda: ok("coalesce", "-n", child))
     assert expected_parent(child) == before
     assert disk_of(middle) == leaf_before
     assert (base.read_bytes() if raw else expected_parent(base)) == before
@@ -379,11 +395,13 @@ def test_a_file_that_cannot_be_as_large_as_the_disk_grows_by_what_it_needs(tmp_p
 
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_it_and_leaves_nothing(tmp_path: Path, sig: signal.Signals) -> None:
-    with (tmp_path / "a.raw").open("wb") as f:
+    home = tmp_path / "home"
+    home.mkdir()
+    with (home / "a.raw").open("wb") as f:
         f.write(os.urandom(MIB) * 400)
     process = subprocess.Popen(
-        [program("vhd-util"), "convert", "-n", f"raw:{tmp_path}/a.raw", "-N", f"vhd:{tmp_path}/new", "--progress=1"],
-        env=ENV,
+        [program("vhd-util"), "convert", "-n", f"raw:{home}/a.raw", "-N", f"vhd:{home}/new", "--progress=1"],
+        env=slowed(tmp_path, "write delay=400"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -395,7 +413,7 @@ def test_a_signal_stops_it_and_leaves_nothing(tmp_path: Path, sig: signal.Signal
     _, message = process.communicate()
     assert process.returncode == 1
     assert b"stopped by a signal" in message and b"/100" in message
-    assert os.listdir(tmp_path) == ["a.raw"]
+    assert os.listdir(home) == ["a.raw"]
 
 
 def test_progress_is_told_in_lines(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from tests.lib.guestbytes import SECTOR, GuestBytes
 from tests.lib.programs import program
 from tests.lib.vhdmake import MIB, Locator, Spec
 from tests.lib.vhdutil import ok
+from tests.lib.waiting import after_a_kill
 
 MARK = "user.xenblk.children"
 RAW = "raw"
@@ -165,7 +166,7 @@ class ChainFiles:
                 process.wait(kill_after)
             process.kill()
             process.wait()
-        ok("coalesce", "-n", child.path)
+        after_a_kill(lambda: ok("coalesce", "-n", child.path))
         assert child.path.read_bytes() == before, "coalesce has changed the child"
         tail = parent.holds
         parent.holds = child.holds.copy()
