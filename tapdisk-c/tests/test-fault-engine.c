@@ -261,7 +261,7 @@ static void test_a_delay_delays_one_alone(void **state)
 	struct request slow, failing, quick;
 	uint64_t begin = now_ns();
 
-	rules(f, "write to=1 delay=60\nwrite from=16384 errno=EIO delay=20\n");
+	rules(f, "write to=1 delay=1200\nwrite from=16384 errno=EIO delay=400\n");
 	open_engine(f, "fault", "rules");
 	start(f, &slow, IO_WRITE, 0);
 	start(f, &failing, IO_WRITE, 16384);
@@ -270,10 +270,10 @@ static void test_a_delay_delays_one_alone(void **state)
 	wait_for(f, &failing);
 	assert_int_equal(failing.err, -EIO);
 	assert_int_equal(slow.done, 0);
-	assert_true(now_ns() - begin >= 20 * MS);
+	assert_true(now_ns() - begin >= 400 * MS);
 	wait_for(f, &slow);
 	assert_int_equal(slow.err, 0);
-	assert_true(now_ns() - begin >= 60 * MS);
+	assert_true(now_ns() - begin >= 1200 * MS);
 	assert_int_equal(written(f, 0), 2 * 8192);
 }
 

@@ -116,7 +116,7 @@ def test_of_two_that_want_it_one_has_it_and_the_other_is_told(tmp_path: Path, im
     with host(tmp_path, "source", f"vhd:{image}") as source:
         with host(tmp_path, "destination", f"vhd:{image}", "--inactive") as destination:
             source.ok("pause")
-            wait_for(lambda: not state(destination) & REOPENING, "the destination has the image", 10)
+            wait_for(lambda: not state(destination) & REOPENING, "the destination has the image", 60)
             assert "has it open for writing; end that use first" in source.refused("unpause")
         source.ok("unpause")
 

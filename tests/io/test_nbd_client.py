@@ -20,6 +20,7 @@ from tests.lib.disk import Disk, write_raw
 from tests.lib.diskmodel import exercise
 from tests.lib.nbdfake import FakeServer, Request, chunk, data_chunk, option_reply, simple
 from tests.lib.programs import program
+from tests.lib.waiting import wait_for
 
 pytestmark = pytest.mark.io
 
@@ -156,10 +157,10 @@ def test_a_server_at_a_port(image: Path) -> None:
 
 def test_requests_are_in_flight_together(tmp_path: Path) -> None:
     path = tmp_path / "s"
-    with nbdkit(path, "--filter=delay", "memory", "1M", "delay-read=300ms", "-t", "64"), Disk(spec(path)) as disk:
+    with nbdkit(path, "--filter=delay", "memory", "1M", "delay-read=1000ms", "-t", "64"), Disk(spec(path)) as disk:
         begin = time.monotonic()
         assert disk.batch([f"r {8 * i} 8" for i in range(64)]) == ["0 0 0 0 0 0 0 0"] * 64
-        assert time.monotonic() - begin < 10
+        assert time.monotonic() - begin < 30, "one after the other it is 64 s"
 
 
 def test_a_server_s_limits_are_kept_to(tmp_path: Path) -> None:
@@ -241,10 +242,10 @@ def test_a_killed_server_costs_time_and_no_errors(image: Path, kind: str, engine
 def test_a_server_that_stays_away_fails_requests_until_it_is_back(image: Path, engine: str) -> None:
     with qemu_nbd(image) as server, Disk(spec(image.with_suffix(".sock"), reconnect=1), engine=engine, requests=4) as disk:
         assert disk.write(0, 8, 1) == "ok"
-        server.kill()
         begin = time.monotonic()
+        server.kill()
         assert disk.batch(["r 0 8"] * 20 + ["w 8 8 2", "f"]) == ["err 107"] * 22
-        assert 0.9 < time.monotonic() - begin < 10
+        assert 0.9 < time.monotonic() - begin < 30
         assert disk.batch(["r 0 8"]) == ["err 107"]
         server.start()
         assert disk.batch(["r 0 8"] * 20)[-1] == "1 1 1 1 1 1 1 1"
@@ -300,6 +301,8 @@ def test_closing_flushes_what_was_written(tmp_path: Path) -> None:
                 assert disk.write(0, 1, 5) == "ok"
                 assert disk.flush() == "ok"
                 assert disk.read(0, 1) == [5]
+            # who goes does not wait for the server to have heard of it
+            wait_for(lambda: len(server.requests) == 7, "seven requests", 20)
             types = [(r.connection, r.type) for r in server.requests]
             assert types == [(0, 1), (0, 3), (0, 2), (1, 1), (1, 3), (1, 0), (1, 2)]
 
@@ -400,7 +403,7 @@ def test_a_server_that_says_nothing_is_given_up(tmp_path: Path) -> None:
     with FakeServer(tmp_path / "s", greeting=b"") as server:
         begin = time.monotonic()
         assert refused(spec(server.path)) == f"{spec(server.path)}: does not answer in the handshake"
-        assert time.monotonic() - begin < 15
+        assert time.monotonic() - begin < 60
 
 
 LIES: dict[str, Callable[[Request], bytes]] = {

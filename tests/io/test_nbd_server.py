@@ -177,7 +177,7 @@ def test_a_client_that_says_nothing_is_left(tmp_path: Path, image: Path) -> None
         assert len(silent.recv(100)) == 18
         assert silent.recv(100) == b""
         assert server.process.poll() is None
-        assert 8 < time.monotonic() - began < 18
+        assert 8 < time.monotonic() - began < 60
 
 
 def test_garbage_ends_that_connection_alone(tmp_path: Path, image: Path, engine: str) -> None:
@@ -209,7 +209,7 @@ def test_memory_is_bounded_against_4_gib_and_clients_that_never_read(tmp_path: P
         disk = server.connect()
         for _ in range(20):
             assert len(disk.pread(8 * MIB, 0)) == 8 * MIB
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 60
         assert server.rss() - idle < POOL_KIB
         for connection in deaf:
             connection.close()
@@ -277,24 +277,28 @@ def test_the_command_ends_with_tapdisk(tmp_path: Path, image: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("trap", "status"), [("", 128 + signal.SIGKILL), ("exit 3", 3)], ids=["ignores it", "needs a moment"]
+    ("trap", "grace", "status"),
+    [("", 2, 128 + signal.SIGKILL), ("exit 3", 60, 3)],
+    ids=["ignores it", "needs a moment"],
 )
-def test_a_command_has_limited_time_after_sigterm(tmp_path: Path, image: Path, trap: str, status: int) -> None:
+def test_a_command_has_limited_time_after_sigterm(
+    tmp_path: Path, image: Path, trap: str, grace: int, status: int
+) -> None:
     script = f"trap '{trap}' TERM; echo $$; while :; do sleep 0.2; done"
-    command = [str(program("tapdisk")), "--run", script, "--grace=2", f"aio:{image}"]
+    command = [str(program("tapdisk")), "--run", script, f"--grace={grace}", f"aio:{image}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout and process.stderr
         child = int(process.stdout.readline())
         begin = time.monotonic()
         process.terminate()
         try:
-            assert process.wait(20) == status
+            assert process.wait(90) == status
         except subprocess.TimeoutExpired:
             os.kill(child, signal.SIGKILL)
             raise
-        assert (time.monotonic() - begin >= 2) == (not trap)
+        assert (time.monotonic() - begin >= grace) == (not trap)
         said = process.stderr.read()
-    assert ("the command goes on 2 s after SIGTERM; it is killed" in said) == (not trap)
+    assert (f"the command goes on {grace} s after SIGTERM; it is killed" in said) == (not trap)
 
 
 @pytest.mark.parametrize("grace", ["", "-1", "2s", "86401", "99999999999999999999"])
@@ -317,7 +321,8 @@ def test_what_the_readme_says_of_serving_an_image_is_true(tmp_path: Path) -> Non
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     commands = [line for line in readme.splitlines() if "disk.sock" in line or "--run" in line]
     assert len(commands) == 3
-    script = "\n".join(["set -e", commands[0], "sleep 1", *commands[1:2], "kill %1", "wait", commands[2]])
+    listens = "for i in $(seq 600); do test -S /tmp/disk.sock && break; sleep 0.1; done"
+    script = "\n".join(["set -e", commands[0], listens, *commands[1:2], "kill %1", "wait", commands[2]])
     for said, meant in (
         ("/usr/libexec/tapdisk", str(program("tapdisk"))),
         ("/tmp/disk.sock", str(tmp_path / "disk.sock")),
@@ -326,7 +331,7 @@ def test_what_the_readme_says_of_serving_an_image_is_true(tmp_path: Path) -> Non
         assert said in script
         script = script.replace(said, meant)
     make_vhd(tmp_path / "data.vhd", 4)
-    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert "virtual size: 4 MiB" in done.stdout
     assert (tmp_path / "data.img").stat().st_size == 4 * MIB

@@ -38,7 +38,7 @@ def test_another_process_has_the_disk_afterwards(served: Guarded) -> None:
     done = upgrade(served)
     found = re.fullmatch(rf"pid=(\d+) was={served.pid} disks=1 stall=\d+\.\d ms\n", done.stdout)
     assert found and done.stderr == "" and done.returncode == 0, done
-    assert served.process.wait(10) == 0
+    assert served.process.wait(60) == 0
     nbd_write(served, int(found[1]), "read -P 7 0 64k")
     # again, by the first one's name, and all there are
     assert upgrade(served, "-p", str(served.pid)).returncode == 0

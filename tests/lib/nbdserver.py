@@ -54,7 +54,7 @@ class Server:
     def raw(self) -> socket.socket:
         """A connection on which nothing has been said."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.settimeout(20)
+        connection.settimeout(60)
         connection.connect(str(self.path))
         return connection
 

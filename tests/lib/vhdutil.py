@@ -13,7 +13,7 @@ FOUND = 99
 Result = subprocess.CompletedProcess[bytes]
 
 
-def run(*args: str | Path | int, config: Path | None = None, timeout: float = 20) -> Result:
+def run(*args: str | Path | int, config: Path | None = None, timeout: float = 120) -> Result:
     """vhd-util with these arguments, whatever its exit status; text is bytes."""
     env = dict(os.environ, XENBLK_CONFIG=str(config) if config else "/nonexistent/xenblk-config")
     for name in ("ASAN_OPTIONS", "UBSAN_OPTIONS"):
@@ -53,6 +53,6 @@ def content(path: Path, *, config: Path | None = None) -> bytes:
 def open_refused(path: Path, *, kind: str = "vhd", readonly: bool = False) -> str:
     """The message with which tapdisk's driver refuses to open the image."""
     argv = [str(program("tests/tool-disk")), *(["--readonly"] if readonly else []), f"{kind}:{path}"]
-    result = subprocess.run(argv, input=b"", capture_output=True, timeout=20, check=False)
+    result = subprocess.run(argv, input=b"", capture_output=True, timeout=120, check=False)
     assert result.returncode == 1, result.stderr.decode(errors="replace")
     return result.stderr.decode(errors="replace").strip()

@@ -119,7 +119,7 @@ def test_remove_gives_up_and_leaves_a_busy_device_visible(dom0: Dom0, image: Pat
     dom0.set("busy", "\n" * 1000)
     start = time.monotonic()
     assert dom0.run("remove") != 0
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 38, "libxl gives a script 40 s"
     assert len(dom0.disks()) == 1
     assert "Device or resource busy" in str(dom0.key("hotplug-error"))
     assert "Device or resource busy" in dom0.log()
@@ -154,7 +154,7 @@ def test_remove_ends_the_tapdisk_that_has_taken_over(dom0: Dom0, image: Path) ->
     with subprocess.Popen(["sleep", "100"]) as other:
         dom0.set("disks", f"pid={other.pid} minor=0 state=0 args=vhd:{image}\n")
         assert dom0.run("remove") == 0
-        assert other.wait(10) < 0
+        assert other.wait(60) < 0
     assert dom0.disks() == []
 
 
@@ -358,7 +358,7 @@ def test_what_others_see_is_found_and_changed_under_xens_own_lock(dom0: Dom0, im
             assert add.poll() is None and dom0.key("physical-device") is None
             # what has come meanwhile is seen
             qdisk(dom0, f"vhd:{image}", "w")
-            holder.communicate(b"\n", timeout=10)
+            holder.communicate(b"\n", timeout=60)
             assert add.wait(timeout=20) != 0
     assert dom0.key("hotplug-status") == "busy"
     assert dom0.disks() == []

@@ -189,13 +189,17 @@ def test_what_is_ended_may_clean_up(tmp_path: Path) -> None:
 
 def test_a_program_that_is_left_keeps_the_lock(tmp_path: Path) -> None:
     held = work.take_lock(tmp_path / "lock", lambda text: None)
-    left = subprocess.Popen(["sleep", "1"], pass_fds=(held,))
+    left = subprocess.Popen(["sh", "-c", "read x"], stdin=subprocess.PIPE, pass_fds=(held,))
     os.close(held)
     said: list[str] = []
-    begun = time.monotonic()
-    os.close(work.take_lock(tmp_path / "lock", said.append))
-    assert "waiting" in said[0]
-    assert time.monotonic() - begun > 0.3
+
+    def end_it(text: str) -> None:
+        assert left.stdin and left.poll() is None
+        said.append(text)
+        left.stdin.close()
+
+    os.close(work.take_lock(tmp_path / "lock", end_it))
+    assert len(said) == 1 and "waiting" in said[0]
     left.wait()
 
 

@@ -85,7 +85,7 @@ class TapCtl:
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
-    waiting.wait_for(condition, what, 10)
+    waiting.wait_for(condition, what, 60)
 
 
 def has_ended(pid: int) -> bool:
@@ -545,7 +545,7 @@ def test_help_goes_to_stdout(tap: TapCtl) -> None:
 def ask(tap: TapCtl, pid: int, **request: object) -> dict[str, object]:
     """The answer of a tapdisk to a control message."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-        connection.settimeout(10)
+        connection.settimeout(60)
         connection.connect(str(tap.control_dir / f"ctl{pid}"))
         connection.send(json.dumps(request).encode())
         answer: dict[str, object] = json.loads(connection.recv(1 << 16))
