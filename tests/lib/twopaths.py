@@ -59,12 +59,21 @@ class TwoPaths:
 
 
 @contextlib.contextmanager
-def begun(bed: Bed, arguments: tuple[str, ...] = (), emulator: str = "") -> Iterator[TwoPaths]:
-    """Such a guest, on a VHD. `emulator`: another than the bed's, with more `arguments`."""
-    bed.run(f"mkdir -p {HOME} && vhd-util create -n {LEAF} -s {MEGABYTES}")
+def begun(
+    bed: Bed,
+    arguments: tuple[str, ...] = (),
+    emulator: str = "",
+    *,
+    disk: str = "hda,w",
+    more: tuple[str, ...] = (),
+    sectors: dict[int, bytes] | None = None,
+) -> Iterator[TwoPaths]:
+    """Such a guest, on a VHD that has `sectors` as well, its vdev and mode in `disk`, with `more` disks. `emulator`:
+    another than the bed's, with more `arguments`."""
+    bed.run(f"mkdir -p {HOME} && rm -f {LEAF} && vhd-util create -n {LEAF} -s {MEGABYTES}")
     first = line("first")
-    tapdisks.write(bed, f"vhd:{LEAF}", {0: hvm.two_paths(), hvm.SHARED: first})
-    guest = HvmGuest(bed, "paths", [f"tap2:vhd:{LEAF},hda,w"], arguments, hears=True, emulator=emulator)
+    tapdisks.write(bed, f"vhd:{LEAF}", {0: hvm.two_paths(), hvm.SHARED: first} | (sectors or {}))
+    guest = HvmGuest(bed, "paths", [f"tap2:vhd:{LEAF},{disk}", *more], arguments, hears=True, emulator=emulator)
     try:
         guest.start(create=tapdisks.CREATE)
         guest.wait_text("^boot: begin\n")

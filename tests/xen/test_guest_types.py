@@ -5,10 +5,9 @@ import re
 
 import pytest
 
-from tests.lib import hvm, tapdisks
+from tests.lib import hvmchain, tapdisks
 from tests.lib.beds import Beds
 from tests.lib.guest import Guest
-from tests.lib.hvm import HvmGuest, in_image, line, text_of
 from tests.lib.vm import Bed
 
 MEGABYTES = 10
@@ -17,42 +16,7 @@ PVH_CPU = "max,-smap,-rdtscp,-xsave,-avx,-avx2"
 
 
 def test_an_hvm_guest_boots_from_a_chain_through_stock_qemu(bed: Bed) -> None:
-    base, leaf = "/srv/hvm/base.vhd", "/srv/hvm/leaf.vhd"
-    bed.run(f"mkdir -p /srv/hvm && vhd-util create -n {base} -s {MEGABYTES}")
-    from_base, hidden, from_leaf = line("base"), line("hidden"), line("leaf")
-    sectors = {0: hvm.boot_sector(), hvm.READ_BASE: from_base, hvm.READ_LEAF: hidden}
-    tapdisks.write(bed, f"vhd:{base}", sectors)
-    bed.run(f"vhd-util snapshot -n {leaf} -p {base}")
-    tapdisks.write(bed, f"vhd:{leaf}", {hvm.READ_LEAF: from_leaf})
-    before = bed.run(f"sha256sum {base}").stdout
-
-    guest = HvmGuest(bed, "bios", [f"tap2:vhd:{leaf},hda,w"])
-    try:
-        guest.start(create=tapdisks.CREATE)
-        guest.wait_text(r"^boot: (done|failed)\n")
-        assert guest.console == (
-            f"boot: begin\nboot: leaf {text_of(from_leaf)}\nboot: base {text_of(from_base)}\n"
-            f"boot: back {text_of(from_base)}\nboot: flushed\nboot: done\n"
-        )
-        # QEMU has the device, as raw, and tapdisk alone has the images.
-        [disk] = tapdisks.served(bed)
-        device = f"/dev/xen/blktap-2/tapdev{disk.minor}"
-        drives = [word for word in guest.qemu_arguments() if word.startswith("file=")]
-        assert len(drives) == 1
-        assert {f"file={device}", "if=ide", "format=raw", "cache=writeback"} <= set(drives[0].split(","))
-        assert tapdisks.openers(bed, [base, leaf]) == {("tapdisk", base), ("tapdisk", leaf)}
-        [(user, _)] = tapdisks.openers(bed, [device])
-        assert "qemu" in user
-        # What the guest flushed is in the image while QEMU still runs.
-        assert in_image(bed, leaf, hvm.WRITE_FLUSHED) == from_base
-        bed.run(f"xl destroy {guest.name}")
-    finally:
-        guest.destroy()
-    # QEMU is killed, but keeps nothing to itself: what the guest did not flush is there as well.
-    assert in_image(bed, leaf, hvm.WRITE_CACHED) == from_base
-    assert in_image(bed, leaf, hvm.WRITE_FLUSHED) == from_base
-    assert bed.run(f"sha256sum {base}").stdout == before
-    bed.run(f"vhd-util check -n {leaf} -p -b && rm -rf /srv/hvm")
+    hvmchain.boots(bed)
 
 
 USE_DISK = """

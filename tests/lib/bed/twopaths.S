@@ -2,7 +2,8 @@
 # The boot sector of an HVM guest (tests/lib/hvm.py) whose disk somebody else uses too, as a PV driver does.
 #
 # At each character that COM1 gets: r reads sector SHARED and prints its line of text, w writes what was read last to
-# sector COPY, without a flush, u has QEMU unplug the emulated disks (docs/misc/hvm-emulated-unplug.pandoc of Xen).
+# sector COPY, without a flush, u has QEMU unplug the emulated disks (docs/misc/hvm-emulated-unplug.pandoc of Xen), q shuts
+# the guest down, as Xen takes a halt with interrupts off.
 	.include "bios.inc"
 	.set UNPLUG, 0x10
 	.set MAGIC, 0x49d2
@@ -24,7 +25,10 @@ main:
 	je write
 	cmpb $'u', %al
 	je unplug
-	jmp main
+	cmpb $'q', %al
+	jne main
+	cli
+	hlt
 
 read:
 	movl $SHARED, %ebx
