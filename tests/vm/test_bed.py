@@ -2,6 +2,7 @@
 """The bed itself, without Xen: commands, files, and what happens when things go wrong in it."""
 
 import os
+import re
 import time
 from pathlib import Path
 
@@ -73,8 +74,11 @@ def test_what_can_not_be_killed_is_told_with_what_it_waits_for(beds: Beds) -> No
     beds.expect_loss(bed)
     bed.run("truncate -s 64M /srv/frozen && mkfs.ext4 -q /srv/frozen && mount /srv/frozen /mnt && fsfreeze -f /mnt")
     with pytest.raises(CommandTimeout, match=r"touch \(\d+\): .*(percpu_rwsem|sb_start_write|mnt_want_write)"):
-        bed.run("touch /mnt/file", timeout=5.0)
-    assert stuck.reports.pop().startswith(f"{bed}: no end after 5 s of: touch /mnt/file\ntouch (")
+        bed.run("touch /mnt/file", timeout=20.0)
+    report = stuck.reports.pop()
+    assert report.startswith(f"{bed}: no end after 20 s of: touch /mnt/file\n")
+    # others may wait as well
+    assert re.search(r"^touch \(", report, re.M)
 
 
 def test_root_has_room_and_takes_direct_io(beds: Beds) -> None:

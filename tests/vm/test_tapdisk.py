@@ -73,18 +73,18 @@ def test_pause_and_unpause_under_load(bed: Bed) -> None:
     [disk] = tapdisks.served(bed)
     writer = bed.popen(
         f"fio --name=x --filename={device} --direct=1 --ioengine=libaio --iodepth=16 --rw=randwrite --bs=8k"
-        " --size=200M --io_size=24M --rate_iops=300 --verify=crc32c --do_verify=1 --output=/root/fio.log"
+        " --size=200M --io_size=64M --rate_iops=300 --verify=crc32c --do_verify=1 --output=/root/fio.log"
     )
     bed.wait_for("awk '{ exit $5 < 50 }' /sys/block/tapdev0/stat", 60, interval=0.2)
     for turn in range(1, 5):
-        bed.run(f"timeout 10 tap-ctl pause -p {disk.pid} -m {disk.minor}")
+        bed.run(f"timeout 60 tap-ctl pause -p {disk.pid} -m {disk.minor}")
         assert tapdisks.served(bed)[0].state == "0x20"
         new = f"/srv/pause/new{turn}.vhd"
         bed.run(f"vhd-util snapshot -n {new} -p {leaf}")
         bed.run(f"tap-ctl unpause -p {disk.pid} -m {disk.minor} -a vhd:{new}")
         leaf = new
         assert not writer.ended, "the load ended before the last pause"
-    writer.wait(240)
+    writer.wait(400)
     assert "err= 0" in bed.run("cat /root/fio.log").stdout
     tapdisks.destroy(bed, device)
     bed.run(f"vhd-util check -n {leaf} -p && rm -rf /srv/pause")

