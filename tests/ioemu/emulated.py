@@ -155,29 +155,26 @@ def discarding(bed: Bed) -> None:
 
 def looks_like_another(bed: Bed) -> None:
     """A disk that begins as a qcow2, VMDK or VHD image does, since its guest has written that, is what it is: raw."""
-    secret, raw = f"{HOME}/secret", f"{HOME}/{{}}.img"
+    secret = f"{HOME}/secret"
     extent = rf"# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\nRW 2048 FLAT \"{secret}\" 0\n"
     bed.run(f"mkdir -p {HOME} && truncate -s 1M {secret} && vhd-util create -n {secret}.vhd -s 1")
     bed.run(f"cd {HOME} && qemu-img create -q -f qcow2 -b {secret} -F raw qcow2.img")
     bed.run(f"cd {HOME} && vhd-util snapshot -n vpc.img -p {secret}.vhd")
     bed.run(f'printf "{extent}" > {HOME}/vmdk.img')
-    kinds = ("qcow2", "vmdk", "vpc")
-    for kind in kinds:
-        image = raw.format(kind)
+    images = {kind: f"{HOME}/{kind}.img" for kind in ("qcow2", "vmdk", "vpc")}
+    for kind, image in images.items():
         assert f"file format: {kind}\n" in bed.run(f"qemu-img info {image}").stdout, "nobody would take it for one"
         bed.run(f"truncate -s {MEGABYTES}M {image}")
-    specs = {"hdb": "aio:" + raw.format("qcow2"), "hdc": "aio:" + raw.format("vmdk"), "hdd": "aio:" + raw.format("vpc")}
-    with twopaths.begun(bed, more=tuple(f"tap2:{spec},{vdev},w" for vdev, spec in specs.items())) as paths:
+    more = tuple(f"tap2:aio:{image},{vdev},w" for image, vdev in zip(images.values(), ("hdb", "hdc", "hdd")))
+    with twopaths.begun(bed, more=more) as paths:
         drives = re.findall(r"^\S+ \(\S+\): (\S+) \((\S+?)\)", monitor(paths.guest, "info block"), re.M)
-        assert {path: kind for path, kind in drives if path.startswith("/dev/")} == dict.fromkeys(
-            (f"/dev/xen/blktap-2/tapdev{disk.minor}" for disk in tapdisks.served(bed)), "raw"
-        ), drives
-        assert len(drives) == 1 + len(kinds)
+        disks = tapdisks.served(bed)
+        assert len(disks) == 1 + len(images)
+        assert sorted(drives) == sorted((disk.device, "raw") for disk in disks)
         assert tapdisks.openers(bed, [secret, f"{secret}.vhd"]) == set()
-        for disk in tapdisks.served(bed):
-            if disk.args in specs.values():
-                device, image = f"/dev/xen/blktap-2/tapdev{disk.minor}", disk.args.partition(":")[2]
-                bed.run(f"cmp {device} {image}")
+        devices = {disk.args: disk.device for disk in disks}
+        for image in images.values():
+            bed.run(f"cmp {devices[f'aio:{image}']} {image}")
 
 
 def stale(bed: Bed) -> None:

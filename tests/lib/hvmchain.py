@@ -31,12 +31,11 @@ def boots(bed: Bed, arguments: tuple[str, ...] = (), emulator: str = "") -> None
             assert guest.qemu_arguments()[0] == emulator
         # QEMU has the device, as raw, and tapdisk alone has the images.
         [disk] = tapdisks.served(bed)
-        device = f"/dev/xen/blktap-2/tapdev{disk.minor}"
         drives = [word for word in guest.qemu_arguments() if word.startswith("file=")]
         assert len(drives) == 1
-        assert {f"file={device}", "if=ide", "format=raw", "cache=writeback"} <= set(drives[0].split(","))
+        assert {f"file={disk.device}", "if=ide", "format=raw", "cache=writeback"} <= set(drives[0].split(","))
         assert tapdisks.openers(bed, [base, leaf]) == {("tapdisk", base), ("tapdisk", leaf)}
-        [(user, _)] = tapdisks.openers(bed, [device])
+        [(user, _)] = tapdisks.openers(bed, [disk.device])
         assert "qemu" in user
         # What the guest flushed is in the image while QEMU still runs.
         assert in_image(bed, leaf, hvm.WRITE_FLUSHED) == from_base

@@ -49,6 +49,11 @@ class Served:
     state: str
     args: str
 
+    @property
+    def device(self) -> str:
+        """The path of its gendisk."""
+        return f"/dev/xen/blktap-2/tapdev{self.minor}"
+
 
 def served(bed: Bed) -> list[Served]:
     """What `tap-ctl list` shows."""

@@ -37,7 +37,7 @@ class TwoPaths:
     def device(self) -> str:
         """The gendisk."""
         [disk] = tapdisks.served(self.guest.bed)
-        return f"/dev/xen/blktap-2/tapdev{disk.minor}"
+        return disk.device
 
     def connect(self) -> None:
         """Dom0 gets the gendisk by blkback."""

@@ -79,7 +79,7 @@ def test_the_domain_is_gone_and_nobody_has_removed_its_disk(bed: Bed, guest: Gue
 def test_a_device_that_is_open_in_dom0_outlives_its_guest_and_goes_when_it_is_closed(bed: Bed, guest: Guest) -> None:
     [disk] = tapdisks.served(bed)
     domid = bed.run(f"xl domid {guest.name}").stdout.strip()
-    bed.run(f"sleep 1000 < /dev/xen/blktap-2/tapdev{disk.minor} > /dev/null 2>&1 & echo $! > /run/hangs")
+    bed.run(f"sleep 1000 < {disk.device} > /dev/null 2>&1 & echo $! > /run/hangs")
     bed.run(f"xl destroy {guest.name}", check=False, timeout=120)
     node = f"/local/domain/0/backend/vbd/{domid}/51712"
     assert bed.run(f"xenstore-exists {node}", check=False).status != 0

@@ -66,7 +66,7 @@ def test_a_disk_is_attached_shown_and_detached(bed: Bed, guest: Guest) -> None:
     made = json.loads(text)
     disk = next(disk for disk in tapdisks.served(bed) if disk.args == "vhd:/srv/more/1.vhd")
     assert (made["guest"], made["vdev"], made["state"], made["depth"]) == ("hot", "xvdb", "running", 2)
-    assert (made["pid"], made["minor"], made["device"]) == (disk.pid, disk.minor, f"/dev/xen/blktap-2/tapdev{disk.minor}")
+    assert (made["pid"], made["minor"], made["device"]) == (disk.pid, disk.minor, disk.device)
     tell(guest, "write")
 
     shown = {one["vdev"]: one for one in json.loads(bed.run("xenblk info hot --json").stdout)}
