@@ -55,6 +55,15 @@ static int parse_number(const char *text, int *number)
 	return 0;
 }
 
+static int parse_creator(struct serve *serve, const char *text)
+{
+	char end;
+
+	return sscanf(text, "%9d,%9d%c", &serve->creator, &serve->created,
+		      &end) == 2 && serve->creator > 0 && serve->created >= 0 ?
+	       0 : -EINVAL;
+}
+
 static int parse_pids(struct serve *serve, char *text)
 {
 	char *save = NULL;
@@ -75,6 +84,8 @@ bool serve_option(struct serve *serve, const char *name, char *value, int *rc)
 		*rc = parse_number(value, &serve->guardian);
 	else if (!strcmp(name, "guards"))
 		*rc = parse_number(value, &serve->guards);
+	else if (!strcmp(name, "creates"))
+		*rc = parse_creator(serve, value);
 	else if (!strcmp(name, "succeed"))
 		*rc = parse_pids(serve, value);
 	else
@@ -131,6 +142,9 @@ int serve_run(const struct serve *serve, char *program)
 		server_keep_files(server);
 		rc = control_server_open(&control, server, &err);
 	}
+	if (!rc && serve->creator)
+		rc = control_create(control, serve->created, serve->creator,
+				    &err);
 	if (rc) {
 		log_error("cannot start: %s", err.text);
 		fprintf(stderr, "tapdisk: %s\n", err.text);

@@ -11,13 +11,15 @@ struct serve {
 	enum log_level level;
 	int guardian;			/* the descriptor that leads to the one that started us, -1: none did */
 	int guards;			/* not 0: is the guardian of that process, which is there */
+	int creator;			/* not 0: the process that creates a disk, created */
+	int created;
 	int pids[TAKEOVER_PIDS];	/* whose disks it takes over */
 	unsigned int nr_pids;
 };
 
 /*
  * The options by which we start ourselves: --guardian=FD, --guards=PID,
- * --succeed=PID,PID... True if name is one of them; *rc is -EINVAL if its value is
+ * --creates=PID,MINOR, --succeed=PID,PID... True if name is one of them; *rc is -EINVAL if its value is
  * not right.
  */
 bool serve_option(struct serve *serve, const char *name, char *value, int *rc);

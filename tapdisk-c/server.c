@@ -106,6 +106,23 @@ bool server_leaves_all(const struct server *server)
 void server_set_leaving(struct server *server, bool leaving)
 {
 	server->leaving = leaving;
+	/* What has been paused meanwhile was not noted. */
+	for (unsigned int i = 0; !leaving && i < server->nr; i++)
+		vbd_note(server->vbds[i]);
+}
+
+bool server_is_leaving(const struct server *server)
+{
+	return server->leaving;
+}
+
+bool server_leave(struct server *server)
+{
+	bool left = true;
+
+	for (unsigned int i = 0; i < server->nr; i++)
+		left &= vbd_leave(server->vbds[i]);
+	return left;
 }
 
 void server_let_go(struct server *server)
@@ -284,8 +301,8 @@ int server_detach(struct server *server, int minor, struct error *err)
 	return rc;
 }
 
-void server_open_image(struct server *server, int minor, const char *args,
-		       bool readonly, bool inactive, server_done done,
+void server_open_image(struct server *server, int minor,
+		       const struct server_open *open, server_done done,
 		       void *priv)
 {
 	struct error err;
@@ -293,8 +310,10 @@ void server_open_image(struct server *server, int minor, const char *args,
 	int rc = -ENODEV;
 
 	if (vbd)
-		rc = inactive ? vbd_open_inactive(*vbd, args, readonly, &err) :
-				vbd_open(*vbd, args, readonly, &err);
+		rc = open->inactive ?
+			vbd_open_inactive(*vbd, open->args, open->readonly,
+					  open->suspended, &err) :
+			vbd_open(*vbd, open->args, open->readonly, &err);
 
 	if (rc)
 		done(priv, rc, &err);

@@ -65,10 +65,15 @@ int server_set_retry(struct server *server, int minor,
 		     const struct retry_policy *policy, struct error *err);
 /*
  * Opens TYPE:PATH and makes the gendisk: done is called when that is there.
- * inactive: vbd_open_inactive().
  */
-void server_open_image(struct server *server, int minor, const char *args,
-		       bool readonly, bool inactive, server_done done,
+struct server_open {
+	const char *args;
+	bool readonly;
+	bool inactive;			/* vbd_open_inactive() */
+	bool suspended;			/* with inactive: the same */
+};
+void server_open_image(struct server *server, int minor,
+		       const struct server_open *open, server_done done,
 		       void *priv);
 /*
  * Drains, removes the gendisk and closes the image. -EBUSY while the gendisk
@@ -110,6 +115,9 @@ bool server_keeps_files(const struct server *server);
 /* All disks are being paused for another process, which may begin with any of them. */
 bool server_leaves_all(const struct server *server);
 void server_set_leaving(struct server *server, bool leaving);
+bool server_is_leaving(const struct server *server);
+/* Before it: ends the connections of clients. False: some have not ended yet; again, after a round. */
+bool server_leave(struct server *server);
 /* Of paused and closed VBDs: their devices are left, for who attaches the minors next. */
 void server_let_go(struct server *server);
 /* The process whose disk it is until it is kept, 0: none; before the open. */

@@ -77,6 +77,7 @@ int main(int argc, char **argv)
 		{ "grace", required_argument, NULL, OPT_GRACE },
 		{ "guardian", required_argument, NULL, OPT_OURS },
 		{ "guards", required_argument, NULL, OPT_OURS },
+		{ "creates", required_argument, NULL, OPT_OURS },
 		{ "succeed", required_argument, NULL, OPT_OURS },
 		{ "read-only", no_argument, NULL, 'r' },
 		{ "version", no_argument, NULL, 'V' },
@@ -117,7 +118,7 @@ int main(int argc, char **argv)
 			serve_option(&serve, options[option].name, optarg, &rc);
 			if (!rc)
 				break;
-			fprintf(stderr, "tapdisk: --%s=%s: must be the number of a process\n",
+			fprintf(stderr, "tapdisk: --%s=%s: must be a number, or some with commas between\n",
 				options[option].name, optarg);
 			return 2;
 		case 'V':

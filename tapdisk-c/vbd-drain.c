@@ -124,7 +124,7 @@ void vbd_pause(struct vbd *vbd, unsigned int timeout_ms, server_done done,
 {
 	if (refuse(vbd, "pause", done, priv))
 		return;
-	if (vbd->image)
+	if (vbd->image || vbd->first)
 		vbd_hold_all(vbd);
 	drain_begin(vbd, DRAIN_PAUSE, timeout_ms, done, priv);
 }
@@ -195,7 +195,7 @@ static void open_step(struct vbd *vbd)
 		return;
 	if (!rc) {
 		vbd->drain = DRAIN_NONE;
-		if (!vbd->image)
+		if (!vbd->image && !vbd->first)
 			vbd_hold_all(vbd);
 		vbd_drain_answer(vbd, 0, NULL);
 		return;
@@ -311,6 +311,8 @@ int vbd_unpause(struct vbd *vbd, const char *args, struct error *err)
 	if (!rc) {
 		/* That of the device, which a smaller one does not change. */
 		vbd->info.sector_size = info.sector_size;
+		if (vbd->first)
+			vbd_hold_all(vbd);
 		rc = vbd_start_all(vbd, err);
 	}
 	if (rc) {
@@ -319,6 +321,7 @@ int vbd_unpause(struct vbd *vbd, const char *args, struct error *err)
 		free(copy);
 		return rc;
 	}
+	vbd_inactive_end(vbd);
 	free(vbd->args);
 	vbd->args = copy;
 	vbd->held = false;
@@ -345,6 +348,9 @@ static void drain_finish(struct vbd *vbd)
 	engine_timer_cancel(vbd->engine, &vbd->drain_timer);
 	if (vbd->image)
 		rc = vbd_image_close(vbd, &err);
+	/* The flush's error might have passed; the sync of the close then had to tell. */
+	if (rc && vbd->flush_err && !vbd_may_pass(vbd, IMAGE_FLUSH, rc))
+		vbd_lose(vbd, rc, NULL);
 	if (!rc && unflushed(vbd))
 		rc = error_set(&err, unflushed(vbd), "%s: the last flush failed: %s",
 			       vbd->args, strerror(-unflushed(vbd)));
@@ -381,15 +387,18 @@ static void drain_finish(struct vbd *vbd)
 
 int vbd_snapshot_taken(struct vbd *vbd, struct error *err)
 {
+	uint32_t sector_size = vbd->info.sector_size;
 	struct error e;
 	uint64_t held;
 	int rc, r;
 
 	rc = vbd->image->driver->snapshot_take(vbd->snapshot, &vbd->image, err);
 	vbd->info = vbd->image->info;
+	/* That of the device, which a smaller one does not change. */
+	vbd->info.sector_size = sector_size;
 	/* It is made but not durable. The image's next flush may succeed without being true. */
 	if (rc && !vbd_may_pass(vbd, IMAGE_FLUSH, rc))
-		vbd->lost = rc;
+		vbd_lose(vbd, rc, NULL);
 	vbd->drain = DRAIN_NONE;
 	engine_timer_cancel(vbd->engine, &vbd->drain_timer);
 	r = go_on(vbd, &e);
@@ -442,7 +451,7 @@ static void flush_done(struct image_request *req, int err)
 	if (err) {
 		/* One of the guest's would be tried again. */
 		if (!vbd_may_pass(vbd, IMAGE_FLUSH, err))
-			vbd->lost = err;
+			vbd_lose(vbd, err, NULL);
 		log_error("flush before the image is closed failed minor=%d path=%s err=%d",
 			  vbd->minor, vbd->args, -err);
 	}

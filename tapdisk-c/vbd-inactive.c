@@ -3,6 +3,12 @@
  * A disk whose image somebody else still has: another host, while its guest
  * comes from there. The gendisk is there and its requests wait. All that is known
  * of the image is its size; it is opened, and that compared, when its lock is free.
+ *
+ * QEMU reads the first sector of an emulated drive when it is started, which at the
+ * destination of a migration is before the source lets go, and waits for it. The
+ * guest is suspended then, at the source, and has been before the disk was made
+ * (libxl's order), and what it had been told is written is in the image. So what is at its beginning
+ * is read at once, past the page cache, and reads of that are answered. All else waits.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -29,8 +35,9 @@ static bool is_locked(const char *args)
 	if (!colon)
 		return false;
 	fd = open(colon + 1, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	/* EAGAIN: another host writes it, and is asked to let this one read. */
 	if (fd < 0)
-		return false;
+		return errno == EAGAIN;
 	locked = !lock_is_free(fd);
 	close(fd);
 	return locked;
@@ -47,6 +54,19 @@ static void complain(struct vbd *vbd, const char *why)
 		 why, vbd->minor, vbd->args);
 }
 
+bool vbd_read_first(const struct vbd *vbd, struct image_request *image)
+{
+	uint32_t sectors = image_look_sectors(&vbd->info);
+
+	if (!vbd->first || image->op != IMAGE_READ ||
+	    image->sector >= sectors || image->count > sectors - image->sector)
+		return false;
+	image->lent = NULL;
+	memcpy(image->buf, vbd->first + (image->sector << SECTOR_SHIFT),
+	       (size_t)image->count << SECTOR_SHIFT);
+	return true;
+}
+
 static void again(struct vbd *vbd)
 {
 	engine_timer_set(vbd->engine, &vbd->inactive_timer,
@@ -58,7 +78,8 @@ static void step(struct io_timer *timer)
 	struct vbd *vbd = container_of(timer, struct vbd, inactive_timer);
 	struct error err;
 
-	if (vbd->drain != DRAIN_NONE) {
+	/* Who takes the disks looks for itself. */
+	if (vbd->drain != DRAIN_NONE || server_is_leaving(vbd->server)) {
 		again(vbd);
 	} else if (is_locked(vbd->args)) {
 		complain(vbd, "another process, or another host, has it");
@@ -78,9 +99,11 @@ void vbd_inactive_init(struct vbd *vbd)
 void vbd_inactive_end(struct vbd *vbd)
 {
 	engine_timer_cancel(vbd->engine, &vbd->inactive_timer);
+	free(vbd->first);
+	vbd->first = NULL;
 }
 
-/* The size, from an image that may be written meanwhile. */
+/* The size, from an image that may be written meanwhile, and what is at first. */
 static int look(struct vbd *vbd, const char *args, bool readonly,
 		struct error *err)
 {
@@ -91,7 +114,14 @@ static int look(struct vbd *vbd, const char *args, bool readonly,
 	rc = image_parse(args, &driver, &open_args.path, err);
 	if (!rc && !driver->look)
 		rc = error_set(err, -EOPNOTSUPP, "%s: can't be waited for", args);
-	return rc ? rc : driver->look(&vbd->info, &open_args, err);
+	return rc ? rc : driver->look(&vbd->info, &open_args, vbd->first, err);
+}
+
+static int make_first(struct vbd *vbd, struct error *err)
+{
+	vbd->first = aligned_alloc(IMAGE_ALIGN, IMAGE_LOOK_SECTORS << SECTOR_SHIFT);
+	return vbd->first ? 0 : error_set(err, -ENOMEM, "minor %d: out of memory",
+					  vbd->minor);
 }
 
 /* Its locks reach no other host, and what is read of its tables may be old tomorrow. */
@@ -104,7 +134,7 @@ static bool is_vhd_on_device(const char *args)
 }
 
 int vbd_open_inactive(struct vbd *vbd, const char *args, bool readonly,
-		      struct error *err)
+		      bool suspended, struct error *err)
 {
 	struct error look_err;
 	int rc;
@@ -116,17 +146,22 @@ int vbd_open_inactive(struct vbd *vbd, const char *args, bool readonly,
 	/* One that is busy without a lock, as a parent is, stays so. */
 	if (rc != -EBUSY || vbd->args || !is_locked(args))
 		return rc;
-	rc = look(vbd, args, readonly, &look_err);
+	rc = suspended ? make_first(vbd, &look_err) : 0;
+	if (!rc)
+		rc = look(vbd, args, readonly, &look_err);
 	if (rc) {
 		*err = look_err;
-		return rc;
+		goto out;
 	}
 	rc = vbd_open_held(vbd, args, readonly, err);
 	if (rc)
-		return rc;
+		goto out;
 	vbd->inactive_said_ns = engine_now(vbd->engine);
 	log_info("inactive until its image is let go minor=%d path=%s%s",
 		 vbd->minor, args, readonly ? " readonly" : "");
 	again(vbd);
 	return 0;
+out:
+	vbd_inactive_end(vbd);
+	return rc;
 }

@@ -53,7 +53,8 @@ struct vbd {
 	struct diskfile note;		/* what no other field says */
 	unsigned int inflight;
 	struct error unready;		/* why it was not opened; code 0: it was */
-	int lost;			/* a flush of our own failed: -errno for the guest's next one */
+	int lost;			/* a flush that another asked for failed: -errno for the user's next one */
+	unsigned int losses;		/* flushes that failed so far, of anybody */
 	struct stats_page *stats;
 
 	/* vbd-drain.c */
@@ -76,6 +77,7 @@ struct vbd {
 	/* vbd-inactive.c */
 	struct io_timer inactive_timer;	/* set while the image is waited for */
 	uint64_t inactive_said_ns;
+	uint8_t *first;			/* what can be read meanwhile, IMAGE_LOOK_SECTORS; NULL: nothing */
 
 	/* vbd-retry.c */
 	struct retry_policy retry;
@@ -105,8 +107,15 @@ int vbd_image_close(struct vbd *vbd, struct error *err);
 void vbd_submit_image(struct vbd *vbd, struct vbd_request *req);
 /* Answers a request, which is not on the list waiting. */
 void vbd_finish(struct vbd_request *req, int err);
-/* Writes disk.<minor> as things are now; removes it when nothing is open. */
-void vbd_note(struct vbd *vbd);
+/*
+ * A flush has failed, and the next one, which would succeed, must not for whoever
+ * has written and has not been told. except: who has; NULL: nobody. Where the first has
+ * not written, whoever is told has it told.
+ */
+void vbd_lose(struct vbd *vbd, int err, const struct transport *except);
+/* What the next flush of that transport has to tell, and that it has. NULL: the first. */
+int vbd_lost(const struct vbd *vbd, const struct transport *from);
+void vbd_told(struct vbd *vbd, struct transport *from);
 void vbd_hold_all(struct vbd *vbd);
 /* All are held after an error. */
 int vbd_release_all(struct vbd *vbd, struct error *err);
@@ -121,6 +130,8 @@ int vbd_open_held(struct vbd *vbd, const char *args, bool readonly,
 void vbd_inactive_init(struct vbd *vbd);
 /* The image is waited for no more. */
 void vbd_inactive_end(struct vbd *vbd);
+/* A request that has come while no image is open: true if it is a read of what is known, and its data is in place. */
+bool vbd_read_first(const struct vbd *vbd, struct image_request *image);
 
 /* vbd-drain.c */
 void vbd_drain_init(struct vbd *vbd);

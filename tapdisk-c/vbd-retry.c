@@ -66,7 +66,7 @@ bool vbd_may_pass(const struct vbd *vbd, enum image_op op, int err)
 		return true;
 	if (err != -EIO)
 		return vbd->retry.errors == RETRY_ALL && !is_no_space(err);
-	if (vbd->info.remote)
+	if (op == IMAGE_FLUSH ? vbd->info.remote_leaf : vbd->info.remote)
 		return true;
 	/*
 	 * A local flush that failed may have dropped what it was to write: the
@@ -89,6 +89,8 @@ static void mark_no_space(const struct vbd *vbd)
 			  O_NOFOLLOW, 0600);
 	n = snprintf(text, sizeof(text), "pid=%d minor=%d args=%s\n", getpid(),
 		     vbd->minor, vbd->args);
+	if (n >= (int)sizeof(text))
+		n = (int)sizeof(text) - 1;
 	if (fd < 0 || write(fd, text, (size_t)n) != n)
 		log_warn("the marker of a VBD without space can't be written minor=%d path=%s err=%d",
 			 vbd->minor, run_dir(), errno);
@@ -160,7 +162,8 @@ void vbd_retry_hold(struct vbd *vbd, struct vbd_request *req)
 
 bool vbd_retry(struct vbd *vbd, struct vbd_request *req, int err)
 {
-	bool space = is_no_space(err) && vbd->retry.no_space_waits;
+	bool space = is_no_space(err) && vbd->retry.no_space_waits &&
+		     (req->image.op != IMAGE_FLUSH || vbd->info.remote_leaf);
 	uint64_t now = engine_now(vbd->engine);
 	enum vbd_lack lack;
 
@@ -211,9 +214,9 @@ void vbd_retry_over(struct vbd *vbd, struct vbd_request *req, int err)
 static void resubmit(struct vbd *vbd, bool all)
 {
 	struct list batch, *item;
-	int lost = vbd->lost;
 
-	if (!vbd->image || vbd->drain != DRAIN_NONE)
+	/* The kernel may wait for one of them before its device is made. */
+	if (!vbd->image || (vbd->drain != DRAIN_NONE && vbd->drain != DRAIN_OPEN))
 		return;
 	list_init(&batch);
 	list_splice(&vbd->waiting, &batch);
@@ -231,8 +234,10 @@ static void resubmit(struct vbd *vbd, bool all)
 			continue;
 		}
 		/* What our own flush lost, another would not tell. */
-		if (lost && req->image.op == IMAGE_FLUSH) {
-			vbd->lost = 0;
+		if (req->image.op == IMAGE_FLUSH && req->losses != vbd->losses) {
+			/* That of a write tells of the write. */
+			if (!req->fua)
+				vbd_told(vbd, req->from);
 			vbd_finish(req, -EIO);
 			continue;
 		}

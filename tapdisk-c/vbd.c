@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "common/log.h"
+#include "common/process.h"
 #include "transport/blktap.h"
 #include "transport/minor.h"
 #include "transport/open.h"
@@ -94,6 +95,15 @@ static void close_transports(struct vbd *vbd)
 
 		t->ops->close(t);
 	}
+}
+
+bool vbd_leave(struct vbd *vbd)
+{
+	bool left = true;
+
+	for_each_transport(t, vbd)
+		left &= !t->ops->leave || t->ops->leave(t);
+	return left;
 }
 
 int vbd_detach(struct vbd *vbd, struct error *err)
@@ -207,6 +217,7 @@ void vbd_note(struct vbd *vbd)
 	}
 	note->minor = vbd->minor;
 	note->pid = getpid();
+	note->born = process_born(note->pid);
 	note->args = vbd->args;
 	note->kept_for = vbd->kept_for;
 	note->readonly = vbd->readonly;
@@ -216,6 +227,66 @@ void vbd_note(struct vbd *vbd)
 	note->sector_size = vbd->info.sector_size;
 	note->retry = vbd->retry;
 	diskfile_write(note);
+}
+
+static bool is_first(const struct vbd *vbd, const struct transport *from)
+{
+	return !from || vbd->transports.next == &from->link;
+}
+
+static void set_lost(struct vbd *vbd, int err)
+{
+	if (vbd->lost == err)
+		return;
+	vbd->lost = err;
+	/* The kernel does not tell the next tapdisk either. Nobody takes over what is being closed. */
+	if (vbd->args && vbd->drain != DRAIN_CLOSE)
+		vbd_note(vbd);
+}
+
+static struct transport *first(const struct vbd *vbd)
+{
+	return container_of(vbd->transports.next, struct transport, link);
+}
+
+static bool may_have_written(const struct transport *t)
+{
+	return t->unseen || t->wrote;
+}
+
+static bool first_wrote(const struct vbd *vbd)
+{
+	return !list_empty(&vbd->transports) && may_have_written(first(vbd));
+}
+
+unsigned int vbd_losses(const struct vbd *vbd)
+{
+	return vbd->losses;
+}
+
+void vbd_lose(struct vbd *vbd, int err, const struct transport *except)
+{
+	vbd->losses++;
+	for_each_transport(t, vbd)
+		if (t != except && may_have_written(t))
+			t->lost = err;
+	if (!except || (!is_first(vbd, except) && first_wrote(vbd)))
+		set_lost(vbd, err);
+}
+
+int vbd_lost(const struct vbd *vbd, const struct transport *from)
+{
+	if (!is_first(vbd, from) && (from->lost || first_wrote(vbd)))
+		return from->lost;
+	return vbd->lost;
+}
+
+void vbd_told(struct vbd *vbd, struct transport *from)
+{
+	if (!is_first(vbd, from))
+		from->lost = 0;
+	if (is_first(vbd, from) || !first_wrote(vbd))
+		set_lost(vbd, 0);
 }
 
 void vbd_set_owner(struct vbd *vbd, int owner)
@@ -252,6 +323,11 @@ int vbd_adopt(struct vbd *vbd, const struct diskfile *file, struct error *err)
 	vbd->readonly = file->readonly;
 	vbd->retry = file->retry;
 	vbd->lost = file->lost ? -EIO : 0;
+	/* What was written before, and was lost, may be a client's that comes back. */
+	for_each_transport(t, vbd) {
+		t->lost = vbd->lost;
+		t->wrote = t != first(vbd);
+	}
 	vbd->info.sectors = file->sectors;
 	vbd->info.sector_size = file->sector_size;
 	vbd->adopted = true;
@@ -305,6 +381,10 @@ static int begin(struct vbd *vbd, char *args, bool readonly, struct error *err)
 	vbd->args = args;
 	vbd->readonly = readonly;
 	vbd->lost = 0;
+	for_each_transport(t, vbd) {
+		t->lost = 0;
+		t->wrote = false;
+	}
 	rc = start_all(vbd, err);
 	if (rc) {
 		if (vbd->image)
@@ -403,14 +483,33 @@ void vbd_finish(struct vbd_request *req, int err)
 	req->done(req, err);
 }
 
+/* Who is told by this flush. */
+static struct transport *teller(const struct vbd_request *req)
+{
+	return req->from ? req->from : first(req->vbd);
+}
+
 static void image_done(struct image_request *image, int err)
 {
 	struct vbd_request *req =
 		container_of(image, struct vbd_request, image);
 
 	if (err) {
-		if (!vbd_retry(req->vbd, req, err))
-			vbd_finish(req, err);
+		if (vbd_retry(req->vbd, req, err))
+			return;
+		/* What it lost may be what other requests wrote, and other users. */
+		if (image->op == IMAGE_FLUSH &&
+		    !vbd_may_pass(req->vbd, IMAGE_FLUSH, err))
+			vbd_lose(req->vbd, err,
+				 req->fua || req->unwanted ? NULL : teller(req));
+		vbd_finish(req, err);
+		return;
+	}
+	if (image->op == IMAGE_FLUSH && req->losses != req->vbd->losses) {
+		/* Another one's, under way as well, took the error of what this was for. */
+		if (!req->fua)
+			vbd_told(req->vbd, req->from);
+		vbd_finish(req, -EIO);
 		return;
 	}
 	if (!req->fua || image->op == IMAGE_FLUSH) {
@@ -445,12 +544,17 @@ void vbd_submit_image(struct vbd *vbd, struct vbd_request *req)
 }
 
 /* 0 if the image can be asked. */
-static int refuse_request(struct vbd *vbd, const struct image_request *image)
+static int refuse_request(struct vbd *vbd, const struct vbd_request *req)
 {
-	if (image->op == IMAGE_FLUSH) {
-		int lost = vbd->lost;
+	const struct image_request *image = &req->image;
 
-		vbd->lost = 0;
+	/* That of a write tells of the write. */
+	if (image->op == IMAGE_FLUSH && req->fua)
+		return 0;
+	if (image->op == IMAGE_FLUSH) {
+		int lost = vbd_lost(vbd, req->from);
+
+		vbd_told(vbd, req->from);
 		return lost ? -EIO : 0;
 	}
 	if (!image->count || image->sector > vbd->info.sectors ||
@@ -465,19 +569,25 @@ static int refuse_request(struct vbd *vbd, const struct image_request *image)
 void vbd_submit(struct vbd *vbd, struct vbd_request *req)
 {
 	struct image_request *image = &req->image;
-	int rc = refuse_request(vbd, image);
+	int rc = refuse_request(vbd, req);
 
 	req->vbd = vbd;
 	req->op = image->op;
 	req->arrived_ns = engine_now(vbd->engine);
 	req->failed_ns = 0;
+	req->losses = vbd->losses;
 	req->unwanted = false;
 	vbd->inflight++;
+	if (image->op == IMAGE_WRITE || image->op == IMAGE_DISCARD ||
+	    image->op == IMAGE_ZERO)
+		teller(req)->wrote = true;
 	image->done = image_done;
 	if (rc)
 		vbd_finish(req, rc);
 	else if (vbd->image)
 		vbd->image->driver->submit(vbd->image, image);
+	else if (vbd_read_first(vbd, image))
+		vbd_finish(req, 0);
 	else
 		vbd_retry_hold(vbd, req);
 }

@@ -18,12 +18,14 @@
  */
 struct vbd_request {
 	struct image_request image;
-	bool fua;			/* a write, discard or zero is durable when done */
+	bool fua;			/* a write, discard or zero is durable when done; a flush is for some of them */
 	bool unwanted;			/* set while it is under way: who asked is gone, it is not tried again */
+	struct transport *from;		/* whose flushes tell of errors; NULL: the VBD's first */
 	void (*done)(struct vbd_request *req, int err);
 
 	struct vbd *vbd;
 	enum image_op op;		/* as it came: a flush may follow for fua */
+	unsigned int losses;		/* the VBD's when it came: if there are more, its flush tells nothing */
 	uint64_t arrived_ns;
 
 	/* vbd-retry.c */
@@ -34,6 +36,11 @@ struct vbd_request {
 	bool gave_up;			/* waits for `tap-ctl unpause` */
 };
 
+/* Writes disk.<minor> as things are now; removes it when nothing is open. */
+void vbd_note(struct vbd *vbd);
+/* Flushes that failed so far, of anybody: who has more at the end than at the beginning has lost something, maybe. */
+unsigned int vbd_losses(const struct vbd *vbd);
+
 /* minor is -1 for a VBD that has none. It has no transport yet. */
 int vbd_create(struct vbd **vbd, struct server *server, int minor,
 	       struct error *err);
@@ -42,6 +49,8 @@ int vbd_attach(struct vbd **vbd, struct server *server, int minor,
 	       struct error *err);
 /* Closes the transports and frees the VBD; -EBUSY while an image is open. */
 int vbd_detach(struct vbd *vbd, struct error *err);
+/* Paused or closed, and another process goes on with it: ends clients' connections. False: again, after a round. */
+bool vbd_leave(struct vbd *vbd);
 /* The process ends: requests that are not answered are left to the transport. */
 void vbd_abandon(struct vbd *vbd);
 
@@ -57,9 +66,10 @@ int vbd_open(struct vbd *vbd, const char *args, bool readonly,
 /*
  * The same, but if somebody else has the image's lock the disk is there at once,
  * its requests wait, and the image is opened when the lock is free (vbd-inactive.c).
+ * suspended: nobody writes to it any more, so its beginning can be read at once.
  */
 int vbd_open_inactive(struct vbd *vbd, const char *args, bool readonly,
-		      struct error *err);
+		      bool suspended, struct error *err);
 /*
  * After a vbd_open(): calls done when all transports are ready. If one fails, the
  * VBD is closed first.

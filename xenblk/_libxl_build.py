@@ -54,6 +54,7 @@ int libxl_domain_info(libxl_ctx *, libxl_dominfo *, uint32_t domid);
 char *libxl_domid_to_name(libxl_ctx *, uint32_t domid);
 int libxl_domain_qualifier_to_domid(libxl_ctx *, const char *name, uint32_t *domid);
 int libxl_vdev_to_device_disk(libxl_ctx *, uint32_t domid, const char *vdev, libxl_device_disk *);
+enum { ERROR_LOCK_FAIL = ..., ERROR_DEVICE_EXISTS = ..., ... };
 int libxl_device_disk_add(libxl_ctx *, uint32_t domid, libxl_device_disk *, const libxl_asyncop_how *ao_how);
 int libxl_device_disk_safe_remove(libxl_ctx *, uint32_t domid, libxl_device_disk *, const libxl_asyncop_how *ao_how);
 int libxl_device_disk_destroy(libxl_ctx *, uint32_t domid, libxl_device_disk *, const libxl_asyncop_how *ao_how);

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-only
 """xl block-attach: the disk may be spread over several arguments, which xl reads one after the other."""
 
+import os
 from typing import NoReturn
 
 from xenblk import diskspec, libxl, probe, xlcall
@@ -13,7 +14,7 @@ def read(specs: list[str]) -> diskspec.Disk | None:
         return diskspec.read(*specs)
     except libxl.GrammarError as error:
         # as with a configuration: a newer xl might accept it
-        if any("tap" in spec for spec in specs):
+        if diskspec.may_be_ours(os.fsencode(" ".join(specs))):
             raise UserError(f"disk '{' '.join(specs)}': not understood by libxl, not attached: {error}") from None
         return None
 

@@ -210,6 +210,8 @@ def main(arguments: list[str]) -> int:
     # Python ignores these, and xl would inherit it
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    # Whoever ignores it hands that down, and then every child would seem to have succeeded
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     # Surrogates stand for bytes of file names that aren't text
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

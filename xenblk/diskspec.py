@@ -75,7 +75,7 @@ class Disk:
     """One disk of a guest. driver and path are None, and rewritten is spec, if tapdisk has no part in it.
 
     spec: its parts, if there are several, with a space between them. local: it is served on this host, not in a driver
-    domain. foreign: the file of a disk that isn't tapdisk's.
+    domain. foreign: the file of a disk that isn't tapdisk's, None if there is none.
     """
 
     spec: str
@@ -119,6 +119,11 @@ def read(*parts: str) -> Disk:
         raise UserError(f"disk '{spec}': {error}") from None
 
 
+def may_be_ours(text: bytes) -> bool:
+    """By the text alone, where it can't be parsed: it may have a disk that is tapdisk's."""
+    return b"tap" in text or (b"vhd" in text and config.load().claim_vhd)
+
+
 def _taken(fields: dict[str, Any], used: frozenset[str]) -> bool:
     """A disk without tap: that is tapdisk's nevertheless."""
     if fields.get("script"):
@@ -129,13 +134,23 @@ def _taken(fields: dict[str, Any], used: frozenset[str]) -> bool:
     return vhd and used <= VHD_PREFIXES and config.load().claim_vhd
 
 
+def _is_local(fields: dict[str, Any]) -> bool:
+    """This domain serves it."""
+    return fields.get("backend_domname", "0") in ("0", "Domain-0")
+
+
 def _foreign_disk(spec: str, fields: dict[str, Any]) -> Disk:
-    local = "backend_domname" not in fields
     path = fields.get("pdev_path", "")
-    # what a script makes of its target is the script's business
-    foreign = path if path.startswith("/") and not fields.get("script") else None
+    # libxl takes it from here, Xen's scripts from /dev; what another script makes of its target is the script's business
+    places = [os.path.abspath(path), f"/dev/{path}"] if path and not fields.get("script") else []
+    foreign = next((place for place in places if os.path.exists(place)), None)
     return Disk(
-        spec, fields.get("vdev", ""), spec, readonly=not fields.get("readwrite"), local=local, foreign=foreign
+        spec,
+        fields.get("vdev", ""),
+        spec,
+        readonly=not fields.get("readwrite"),
+        local=_is_local(fields),
+        foreign=foreign,
     )
 
 
@@ -159,7 +174,7 @@ def _tap_disk(spec: str, fields: dict[str, Any], used: frozenset[str]) -> Disk:
             f"with format={image_format},backendtype=qdisk"
         )
     path = fields.get("pdev_path", "")
-    local = "backend_domname" not in fields
+    local = _is_local(fields)
     _check_path(path, local)
     rewritten = _compose(fields, f"{driver}:{path}")
     _check_same(fields, rewritten, f"{driver}:{path}")

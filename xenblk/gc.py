@@ -75,8 +75,9 @@ def _remove_node(node: str) -> bool:
     with xenstore.opened() as store:
         if store.has_domain(int(domid)):
             return False
-        for path in (f"/local/domain/{domid}/device/vbd/{devid}", f"/libxl/{domid}/device/vbd/{devid}", node):
-            store.remove(path)
+        for path in (f"/local/domain/{domid}/device/vbd/{devid}", f"/libxl/{domid}/device/vbd/{devid}"):
+            store.remove_of_others(path)
+        store.remove(node)
         above = os.path.dirname(node)
         if not store.directory(above):
             store.remove(above)
@@ -98,9 +99,14 @@ def _remove_tapdisk(node: str, minor: int) -> str | None:
 
 def _remove(one: LeftOver) -> LeftOver | None:
     """With the error, if there is one; None if it is no longer left over."""
-    if one.there and not _remove_node(one.node):
-        return None
-    return replace(one, error=_remove_tapdisk(one.node, one.minor) if one.minor is not None else None)
+    try:
+        if one.there and not _remove_node(one.node):
+            return None
+        error = _remove_tapdisk(one.node, one.minor) if one.minor is not None else None
+    except UserError as failed:
+        # the others are still done
+        error = str(failed)
+    return replace(one, error=error)
 
 
 def collect(*, dry_run: bool, settle: float) -> list[LeftOver]:

@@ -43,8 +43,8 @@ def read_disks(source: Source, data: bytes) -> list[diskspec.Disk]:
         raise UserError(f"{source.config_file}: {error}") from None
     except libxl.GrammarError as error:
         # xl says it itself, in its own words, and starts nothing. But an xl newer than our libxlutil might accept it,
-        # so what may hold a tap disk doesn't get that far.
-        if b"tap" in data:
+        # so what may hold a disk of ours doesn't get that far.
+        if diskspec.may_be_ours(data):
             raise UserError(f"{source.config_file}: not understood by libxl, nothing was started: {error}") from None
         raise
 

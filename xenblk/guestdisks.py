@@ -17,6 +17,7 @@ _STATES = (
     (0x40, "closed"),
     (0x20, "paused"),
     (0x10, "pausing"),
+    (0x4000, "waits for its image"),
     (0x2000, "no space"),
     (0x1000, "retrying"),
 )
@@ -67,16 +68,16 @@ def _number(text: str | None) -> int | None:
 
 
 def _from_node(store: xenstore.Store, node: str, domid: int, rows: dict[int, dict[str, Any]]) -> GuestDisk | None:
-    """The disk of a backend node; None if the script isn't ours. Takes its tapdisk out of rows."""
+    """The disk of a backend node; None if the script isn't ours."""
     if not is_ours(store, node):
         return None
     minor = _number(store.read(f"{node}/tapdisk-minor"))
-    row = rows.pop(minor, None) if minor is not None else None
+    row = rows.get(minor) if minor is not None else None
     error = store.read(f"{node}/hotplug-error")
     state = _state(row) if row else "no tapdisk" if minor is not None else "failed" if error else "attaching"
     row = row or {}
     return GuestDisk(
-        guest=store.read(f"/local/domain/{domid}/name"),
+        guest=store.read_of_others(f"/local/domain/{domid}/name"),
         domid=domid,
         vdev=store.read(f"{node}/dev"),
         mode=store.read(f"{node}/mode"),
@@ -144,8 +145,11 @@ def find(guest: str | None = None) -> list[GuestDisk]:
     on_xen = os.path.exists(_NO_XEN) or "XENSTORED_PATH" in os.environ
     disks = _of_guests(rows) if on_xen else []
     if guest is None:
-        return disks + [_by_hand(row) for row in listed if row["minor"] is None or row["minor"] in rows]
-    disks = [disk for disk in disks if guest in (disk.guest, str(disk.domid))]
+        # a guest and its device model may share one
+        shown = {disk.minor for disk in disks if disk.minor is not None}
+        return disks + [_by_hand(row) for row in listed if row["minor"] not in shown]
+    # a number is a domid, as for xl
+    disks = [disk for disk in disks if (disk.domid == int(guest) if guest.isdecimal() else disk.guest == guest)]
     if not disks:
         raise UserError(f"guest {guest}: has no disk that tapdisk serves; xenblk ls lists all")
     return disks

@@ -68,12 +68,13 @@ def check(disks: list[Disk], source: str | None = None) -> None:
 
 
 def _probe(driver: str, path: str, readonly: bool) -> tuple[int | None, str]:
-    """What is wrong with opening an image, "" if nothing, and the process that holds it, if that is why."""
+    """What is wrong with opening an image, "" if nothing, and the process that holds it, if that is why: 0 if it is on
+    another host."""
     done = tapctl.run("probe", "-a", f"{driver}:{path}", *(["-R"] if readonly else []))
     if not done.returncode:
         return None, ""
-    holder = done.stdout.startswith(b"holder=") and int(done.stdout.removeprefix(b"holder="))
-    return holder or None, tapctl.complaint(done)
+    holder = int(done.stdout.removeprefix(b"holder=")) if done.stdout.startswith(b"holder=") else None
+    return holder, tapctl.complaint(done)
 
 
 def _check_ours(disk: Disk) -> None:
@@ -88,8 +89,9 @@ def _check_foreign(disk: Disk, path: str) -> None:
     if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
         return
     holder, why = _probe("aio", path, disk.readonly)
-    if holder:
-        raise UserError(f"disk '{disk.spec}': in use by {_name(holder)}; {why}")
+    if holder is not None:
+        who = f"in use by {_name(holder)}; " if holder else ""
+        raise UserError(f"disk '{disk.spec}': {who}{why}")
 
 
 def _mode(path: str) -> int:

@@ -34,7 +34,7 @@ def _chosen(guest: str, vdevs: list[str]) -> list[GuestDisk]:
             others = " ".join(str(other.vdev) for other in disks if other.vdev != disk.vdev)
             hint = f"name the others: xenblk snapshot {guest} {others}" if others and not vdevs else "leave it out"
             raise UserError(f"guest {guest}: {disk.vdev} is {disk.image}; only a vhd: can have a snapshot; {hint}")
-        if disk.pid is None or disk.state in ("paused", "pausing", "closed"):
+        if disk.pid is None or disk.state in ("paused", "pausing", "waits for its image", "closed"):
             raise UserError(f"guest {guest}: {disk.vdev}: {disk.state}; a disk must run to have a snapshot")
     return chosen
 
@@ -46,7 +46,10 @@ def _parent_name(leaf: str, name: str) -> str:
 
 
 def make(guest: str, vdevs: list[str], name: str | None) -> tuple[list[Snapshot], float]:
-    """Makes them; for how many seconds the guest's requests waited at most. Raises UserError: then there is none."""
+    """Makes them; for how many seconds the guest's requests waited at most.
+
+    Raises UserError: then there is none, unless it says so: a tapdisk was killed meanwhile.
+    """
     name = name or time.strftime("%Y%m%dT%H%M%S")
     if not re.fullmatch(r"[^/\x00-\x1f\x7f]+", name):
         raise UsageError("snapshot: --name becomes part of a file's name; leave out / and control characters")

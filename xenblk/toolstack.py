@@ -60,11 +60,14 @@ class Toolstack:
         """Attaches the disk of a spec that xl takes. Raises UserError; then nothing of it is left, as with a guest that starts."""
         with libxl.device_disk() as disk:
             libxl.fill_disk(disk, spec)
-            if not self._lib.libxl_device_disk_add(self._ctx, domid, disk, self._ffi.NULL):
+            rc = self._lib.libxl_device_disk_add(self._ctx, domid, disk, self._ffi.NULL)
+            if not rc:
                 return
             why = self._said()
-            # libxl leaves it half made, and refuses the next one of that name
-            self._lib.libxl_device_disk_destroy(self._ctx, domid, disk, self._ffi.NULL)
+            # libxl leaves it half made, and refuses the next one of that name; but with these nothing was made, and who was
+            # faster may have a disk of that name
+            if rc not in (self._lib.ERROR_DEVICE_EXISTS, self._lib.ERROR_LOCK_FAIL):
+                self._lib.libxl_device_disk_destroy(self._ctx, domid, disk, self._ffi.NULL)
         raise UserError(why)
 
     def remove_disk(self, domid: int, vdev: str, *, force: bool) -> None:

@@ -14,6 +14,10 @@ from xenblk import libxl, probe
 from xenblk.errors import UserError
 
 
+class _DeniedError(UserError):
+    """A node that is not for this domain."""
+
+
 class Store:
     """An open xenstore. Paths without a / at their start are this domain's."""
 
@@ -23,6 +27,8 @@ class Store:
     def _gone(self, path: str) -> bool:
         if self._ffi.errno in (errno.ENOENT, errno.ENOTDIR):
             return True
+        if self._ffi.errno in (errno.EACCES, errno.EPERM):
+            raise _DeniedError(f"xenstore: {path}: not for this domain; run this as root in dom0")
         raise UserError(f"xenstore: {path}: {os.strerror(self._ffi.errno)}; see that xenstored runs")
 
     def read(self, path: str) -> str | None:
@@ -36,10 +42,22 @@ class Store:
         finally:
             self._lib.free(value)
 
+    def read_of_others(self, path: str) -> str | None:
+        """The value of another domain's node; None, too, if that is not for this domain: a driver domain sees its own alone."""
+        try:
+            return self.read(path)
+        except _DeniedError:
+            return None
+
     def remove(self, path: str) -> None:
         """Removes a node and all below it, if it is there."""
         if not self._lib.xs_rm(self._handle, 0, os.fsencode(path)):
             self._gone(path)
+
+    def remove_of_others(self, path: str) -> None:
+        """The same of another domain's node; it stays if it is not for this domain to remove."""
+        with contextlib.suppress(_DeniedError):
+            self.remove(path)
 
     def has_domain(self, domid: int) -> bool:
         """xenstored knows the domain: it is there, and not dying. Raises UserError if it can't be asked."""

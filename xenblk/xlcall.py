@@ -7,6 +7,7 @@ The commands are those that may bring a disk, with their options in Xen 4.17 to 
 import errno
 import getopt
 import os
+import signal
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -17,6 +18,8 @@ XL = "/usr/sbin/xl"
 STOCK_XL = "/usr/sbin/xl"
 # For the front: the process that it names has been here already
 REWRITTEN = "XENBLK_REWRITTEN"
+# As it was handed down to xenblk
+_CHILD_SIGNAL = signal.getsignal(signal.SIGCHLD)
 _GLOBAL_OPTIONS = "vftTN"
 
 
@@ -94,7 +97,8 @@ def read_own(words: list[str]) -> list[str] | None:
 
 
 def become_xl(words: list[str]) -> NoReturn:
-    """Becomes xl with this command line. Raises UserError if it can't."""
+    """Becomes xl with this command line, and with what was handed down. Raises UserError if it can't."""
+    signal.signal(signal.SIGCHLD, _CHILD_SIGNAL)
     xl = os.environ.get("XENBLK_XL") or (XL if os.access(XL, os.X_OK) else STOCK_XL)
     environment = _environment()
     environment[REWRITTEN.encode()] = str(os.getpid()).encode()

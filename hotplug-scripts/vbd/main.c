@@ -67,7 +67,7 @@ static int add(struct vbd *vbd, struct error *err)
 		rc = sharing_check(vbd, strchr(vbd->params, ':') + 1, writes, err);
 	if (rc)
 		return rc;
-	rc = tapctl_create(vbd, !writes, store_arrives(vbd), err);
+	rc = tapctl_create(vbd, !writes, store_arrival(vbd), err);
 	if (rc == -EBUSY)
 		joined = twin_join(vbd, err->holder);
 	if (rc && !joined) {
@@ -138,6 +138,8 @@ int main(int argc, char **argv)
 	}
 	openlog("block-xenblk", LOG_PID, LOG_DAEMON);
 	signal(SIGPIPE, SIG_IGN);
+	/* Whoever ignores it hands that down, and no child's status could be had. */
+	signal(SIGCHLD, SIG_DFL);
 	rc = store_open(&vbd, &err);
 	if (!rc)
 		rc = lock_vbd(&vbd, &err);

@@ -68,6 +68,49 @@ static bool is_device(const char *path)
 	return !stat(path, &st) && S_ISBLK(st.st_mode);
 }
 
+/* The tapdisk's descriptors, until fn returns other than 0, which is returned. */
+static int for_each_open(const struct vbd *vbd,
+			 int (*fn)(const struct vbd *vbd, const char *fd,
+				   const char *path, struct error *err),
+			 struct error *err)
+{
+	const struct dirent *entry;
+	char path[64];
+	DIR *dir;
+	int rc = 0;
+
+	snprintf(path, sizeof(path), "/proc/%d/fd", vbd->pid);
+	dir = opendir(path);
+	if (!dir)
+		return error_set(err, -errno, "%s: tapdisk %d ended", vbd->params,
+				 vbd->pid);
+	while (!rc && (entry = readdir(dir))) {
+		snprintf(path, sizeof(path), "/proc/%d/fd/%.16s", vbd->pid,
+			 entry->d_name);
+		rc = fn(vbd, entry->d_name, path, err);
+	}
+	closedir(dir);
+	return rc;
+}
+
+static int stop_at_device(const struct vbd *vbd, const char *fd,
+			  const char *path, struct error *err)
+{
+	(void)vbd;
+	(void)fd;
+	(void)err;
+	return is_device(path);
+}
+
+/* The leaf is one, or a parent, which shows when the chain is open. */
+static bool has_devices(const struct vbd *vbd)
+{
+	struct error err;
+
+	return is_device(strchr(vbd->params, ':') + 1) ||
+	       (vbd->pid > 0 && for_each_open(vbd, stop_at_device, &err) == 1);
+}
+
 /* Our own disks are left to the lock, which knows more. */
 static int see_backend(const struct vbd *vbd, const char *node, void *priv,
 		       struct error *err)
@@ -161,7 +204,7 @@ static int look_at_mounts(struct error *err)
 
 int sharing_look(const struct vbd *vbd, struct error *err)
 {
-	bool device = is_device(strchr(vbd->params, ':') + 1);
+	bool device = has_devices(vbd);
 	int rc;
 
 	forget_all();
@@ -307,27 +350,17 @@ static bool opened_to_write(int pid, const char *fd)
 	return flags & 3;
 }
 
+static int check_open(const struct vbd *vbd, const char *fd, const char *path,
+		      struct error *err)
+{
+	struct stat st;
+
+	if (stat(path, &st) || (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode)))
+		return 0;
+	return sharing_check(vbd, path, opened_to_write(vbd->pid, fd), err);
+}
+
 int sharing_check_chain(const struct vbd *vbd, struct error *err)
 {
-	char path[64];
-	const struct dirent *entry;
-	struct stat st;
-	DIR *dir;
-	int rc = 0;
-
-	snprintf(path, sizeof(path), "/proc/%d/fd", vbd->pid);
-	dir = opendir(path);
-	if (!dir)
-		return error_set(err, -errno, "%s: tapdisk %d ended", vbd->params,
-				 vbd->pid);
-	while (!rc && (entry = readdir(dir))) {
-		snprintf(path, sizeof(path), "/proc/%d/fd/%.16s", vbd->pid,
-			 entry->d_name);
-		if (stat(path, &st) || (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode)))
-			continue;
-		rc = sharing_check(vbd, path, opened_to_write(vbd->pid, entry->d_name),
-				   err);
-	}
-	closedir(dir);
-	return rc;
+	return for_each_open(vbd, check_open, err);
 }

@@ -193,14 +193,23 @@ bool ends_with(const char *text, const char *end)
 	return a >= b && !strcmp(text + a - b, end);
 }
 
-bool store_arrives(const struct vbd *vbd)
+enum arrival store_arrival(const struct vbd *vbd)
 {
-	char *name = store_read(vbd->xs, "/local/domain/%d/name", node_domid(vbd->path));
+	int domid = node_domid(vbd->path);
+	char *name = store_read(vbd->xs, "/local/domain/%d/name", domid);
 	/* tools/xl/xl_vmcontrol.c */
 	bool arrives = name && ends_with(name, "--incoming");
+	enum arrival arrival = ARRIVAL;
+	char *type;
 
 	free(name);
-	return arrives;
+	if (!arrives)
+		return ARRIVAL_NONE;
+	type = store_read(vbd->xs, "/libxl/%d/type", domid);
+	if (type && !strcmp(type, "hvm"))
+		arrival = ARRIVAL_HVM;
+	free(type);
+	return arrival;
 }
 
 int store_connected(const struct vbd *vbd, struct error *err)

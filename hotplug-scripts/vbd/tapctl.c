@@ -120,7 +120,7 @@ static bool take_line(struct vbd *vbd, const char *line, size_t len, int *holder
 	return true;
 }
 
-int tapctl_create(struct vbd *vbd, bool readonly, bool inactive,
+int tapctl_create(struct vbd *vbd, bool readonly, enum arrival arrival,
 		  struct error *err)
 {
 	char owner[32], *to;
@@ -138,8 +138,8 @@ int tapctl_create(struct vbd *vbd, bool readonly, bool inactive,
 	snprintf(owner, sizeof(owner), "--owner=%d", (int)getpid());
 	if (readonly)
 		argv[argc++] = "-R";
-	if (inactive)
-		argv[argc++] = "--inactive";
+	if (arrival)
+		argv[argc++] = arrival == ARRIVAL_HVM ? "--suspended" : "--inactive";
 	vbd->pid = vbd->minor = -1;
 	rc = tapctl(argv);
 	for (from = to = output; *from;) {

@@ -48,8 +48,12 @@ bool ends_with(const char *text, const char *end);
 void store_load(struct vbd *vbd);
 /* What Xen's write_dev does, and our keys, in one transaction. */
 int store_connect(const struct vbd *vbd, struct error *err);
-/* The guest comes from another host, or from this one, where it has its disk until it is here. */
-bool store_arrives(const struct vbd *vbd);
+/*
+ * Whether the guest comes from another host, or from this one, where it has its disk until it is here. It is suspended
+ * there before libxl makes its disks; and an HVM guest's QEMU reads them before it goes on.
+ */
+enum arrival { ARRIVAL_NONE, ARRIVAL, ARRIVAL_HVM };
+enum arrival store_arrival(const struct vbd *vbd);
 /* hotplug-status alone: the disk is served already. */
 int store_connected(const struct vbd *vbd, struct error *err);
 /* Why it failed, where libxl finds it; status is "error" or "busy". */
@@ -67,10 +71,10 @@ void unlock_all(void);
 
 /*
  * Opens params for this process: pid, minor, device. -EBUSY: another process
- * of this host, err->holder if it is known, has the image locked. inactive: then
- * the disk is there all the same, and has the image when that is let go.
+ * of this host, err->holder if it is known, has the image locked. With an arrival
+ * the disk is there all the same then, and has the image when that is let go.
  */
-int tapctl_create(struct vbd *vbd, bool readonly, bool inactive,
+int tapctl_create(struct vbd *vbd, bool readonly, enum arrival arrival,
 		  struct error *err);
 /* The disk is the guest's, and outlives this process. */
 int tapctl_keep(const struct vbd *vbd, struct error *err);

@@ -28,6 +28,8 @@ typedef u8 blk_status_t;
 #define U64_MAX			UINT64_MAX
 #define SECTOR_SHIFT		9
 #define GFP_KERNEL		0
+#define GFP_NOWAIT		0
+#define __GFP_NOWARN		0
 #define EPOLLIN			1u
 #define EPOLLOUT		4u
 #define EPOLLRDNORM		64u

@@ -180,8 +180,8 @@ struct blktap_remove {
 /*
  * -EBADF: not open for what flags ask for. -EINVAL: not O_DIRECT, or O_APPEND, or
  * neither a regular file nor a block device, or on the minor's own disk.
- * -EOPNOTSUPP: no local disk is under it. -ETXTBSY: a swap file. -EEXIST: the
- * number is taken.
+ * -EOPNOTSUPP: no local disk is under it, or, for writing, one that needs its pages
+ * unchanged until it is done. -ETXTBSY: a swap file. -EEXIST: the number is taken.
  */
 struct blktap_file {
 	__u32 size;

@@ -146,6 +146,9 @@ static int blktap_drop(s32 minor, bool force)
 		ret = -EBUSY;
 	else if (tap->disk)
 		ret = blktap_device_remove(tap, true);
+	/* while this one waited its server has removed the disk */
+	if (ret == -ENODEV && tap->state != BLKTAP_DEAD)
+		ret = 0;
 	if (!ret) {
 		blktap_set_state(tap, BLKTAP_DEAD);
 		/* its device is gone, and so is all I/O */

@@ -240,19 +240,38 @@ static int blktap_device_change(struct blktap *tap,
 	return 0;
 }
 
-int blktap_device_resume(struct blktap *tap,
-			 const struct blktap_device_params *params)
+/*
+ * Without the lock: what runs is on a disk that may be stuck, and who then fails
+ * requests, or frees the minor, must get there.
+ */
+static int blktap_drain_unlocked(struct blktap *tap)
 {
 	int ret;
 
-	if (!tap->disk)
+	mutex_unlock(&tap->lock);
+	ret = blktap_drain_wait(tap);
+	mutex_lock(&tap->lock);
+	return ret;
+}
+
+/* Whether there is something to resume; it may go while the lock is not held. */
+static int blktap_resume_check(struct blktap *tap)
+{
+	if (!tap->disk || tap->failing)
 		return -ENODEV;
-	if (tap->state != BLKTAP_QUIESCED)
-		return -EINVAL;
-	ret = blktap_device_change(tap, params, false);
-	/* what the kernel still does by the last server's word */
+	return tap->state == BLKTAP_QUIESCED ? 0 : -EINVAL;
+}
+
+int blktap_device_resume(struct blktap *tap,
+			 const struct blktap_device_params *params)
+{
+	int ret = blktap_resume_check(tap);
+
 	if (!ret)
-		ret = blktap_drain_wait(tap);
+		ret = blktap_device_change(tap, params, false);
+	/* what the kernel still does by the last server's word */
+	if (!ret && !blktap_drained(tap))
+		ret = blktap_drain_unlocked(tap) ?: blktap_resume_check(tap);
 	if (ret)
 		return ret;
 	blktap_expire_end(tap);
@@ -315,23 +334,32 @@ static int blktap_stop_if_closed(struct blktap *tap)
 
 int blktap_device_remove(struct blktap *tap, bool force)
 {
+	struct gendisk *disk;
 	int ret;
 
 	if (!tap->disk)
 		return -ENODEV;
-	if (force) {
-		blktap_set_failing(tap);
-	} else {
+	if (!force) {
 		ret = blktap_stop_if_closed(tap);
 		if (ret)
 			return ret;
 	}
-	blktap_fail_requests(tap);
-	blktap_extents_withdraw(tap, 0, U64_MAX, -1);
-	/* on its pages, so nobody can end it but its disk; and that may be stuck */
-	ret = blktap_drain_wait(tap);
-	if (ret)
-		return ret;
+	disk = tap->disk;
+	for (;;) {
+		if (force)
+			blktap_set_failing(tap);	/* whichever there is by now */
+		blktap_fail_requests(tap);
+		blktap_extents_withdraw(tap, 0, U64_MAX, -1);
+		if (blktap_drained(tap))
+			break;
+		/* on its pages, so nobody can end it but its disk */
+		ret = blktap_drain_unlocked(tap);
+		if (ret)
+			return ret;
+		/* another removal was faster */
+		if (!tap->disk || (tap->disk != disk && !force))
+			return -ENODEV;
+	}
 	/* what was passed on in vain fails in the queue */
 	flush_work(&tap->again_work);
 	del_gendisk(tap->disk);

@@ -185,7 +185,8 @@ static void blktap_extents_cut(struct blktap *tap, u64 sector, u64 end, int file
 	unsigned long flags;
 	unsigned int n;
 
-	spare = kmalloc(sizeof(*spare), GFP_KERNEL);
+	/* the disk itself may have to free memory, and its next server waits */
+	spare = kmalloc(sizeof(*spare), GFP_NOWAIT | __GFP_NOWARN);
 	do {
 		spin_lock_irqsave(&tap->rq_lock, flags);
 		e = blktap_first(tap, sector);

@@ -51,6 +51,12 @@ static int blktap_file_check(struct blktap *tap, struct file *file, bool write)
 	bdev = blktap_bdev(file);
 	if (!bdev)
 		return -EOPNOTSUPP;
+	/*
+	 * It has checksums, or parity, of what is written, and the pages of a
+	 * request may change meanwhile: only a copy is safe.
+	 */
+	if (write && bdev_stable_writes(bdev))
+		return -EOPNOTSUPP;
 	/* deeper loops, through another device, are the administrator's */
 	if (tap->disk && bdev->bd_disk == tap->disk)
 		return -EINVAL;

@@ -290,13 +290,13 @@ static int blktap_ioc_add_extents(struct blktap *tap, void __user *argp)
 			     (size_t)arg.nr * sizeof(*extent));
 	if (IS_ERR(extent))
 		return PTR_ERR(extent);
+	arg.added = 0;
 	ret = blktap_lock_remap(tap);
-	if (ret)
-		goto out;
-	ret = blktap_extents_add(tap, extent, arg.nr, &arg.added);
-	mutex_unlock(&tap->lock);
+	if (!ret) {
+		ret = blktap_extents_add(tap, extent, arg.nr, &arg.added);
+		mutex_unlock(&tap->lock);
+	}
 	ret = blktap_put_arg(&arg, sizeof(arg), argp) ?: ret;
-out:
 	kfree(extent);
 	return ret;
 }

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "common/log.h"
+#include "common/process.h"
 #include "common/rundir.h"
 
 #define DISKFILE_VERSION 1u
@@ -25,8 +26,9 @@ static int path_of(char *path, size_t size, int minor)
 
 static void write_lines(FILE *f, const struct diskfile *file)
 {
-	fprintf(f, "version=%u\npid=%d\nid=%llu\nargs=%s\nreadonly=%d\npaused=%d\nlost=%d\ngiven_up=%d\nowner=%d\nsectors=%llu\nsector_size=%u\n",
-		DISKFILE_VERSION, file->pid, (unsigned long long)file->id,
+	fprintf(f, "version=%u\npid=%d\nborn=%llu\nid=%llu\nargs=%s\nreadonly=%d\npaused=%d\nlost=%d\ngiven_up=%d\nowner=%d\nsectors=%llu\nsector_size=%u\n",
+		DISKFILE_VERSION, file->pid, (unsigned long long)file->born,
+		(unsigned long long)file->id,
 		file->args, file->readonly, file->paused, file->lost,
 		file->given_up, file->owner, (unsigned long long)file->sectors,
 		file->sector_size);
@@ -99,6 +101,8 @@ static bool set_number(struct diskfile *file, const char *key,
 		return number(value, UINT_MAX, &n) && n == DISKFILE_VERSION;
 	if (!strcmp(key, "id"))
 		return number(value, UINT64_MAX, &file->id);
+	if (!strcmp(key, "born"))
+		return number(value, UINT64_MAX, &file->born);
 	if (!strcmp(key, "sectors"))
 		return number(value, UINT64_MAX, &file->sectors);
 	if (!number(value, INT_MAX, &n))
@@ -125,7 +129,7 @@ static bool set_number(struct diskfile *file, const char *key,
 static bool set_line(struct diskfile *file, char *line)
 {
 	static const char *const numbers[] = {
-		"version", "pid", "id", "readonly", "paused", "lost",
+		"version", "pid", "born", "id", "readonly", "paused", "lost",
 		"given_up", "owner", "sectors", "sector_size", "former",
 	};
 	char *eq = strchr(line, '=');
@@ -187,6 +191,14 @@ void diskfile_dispose(struct diskfile *file)
 	free(file->args);
 	free(file->kept_for);
 	file->args = file->kept_for = NULL;
+}
+
+bool diskfile_is_left(const struct diskfile *file)
+{
+	uint64_t born = process_born(file->pid);
+
+	return process_ended(file->pid) ||
+	       (file->born && born && born != file->born);
 }
 
 void diskfile_add_former(struct diskfile *file, int pid)
@@ -259,6 +271,7 @@ static void give(struct diskfile *file, void *priv)
 	if (file->pid != gift->from)
 		return;
 	file->pid = gift->to;
+	file->born = process_born(gift->to);
 	diskfile_write(file);
 }
 

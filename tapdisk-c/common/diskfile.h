@@ -20,6 +20,7 @@
 struct diskfile {
 	int minor;
 	int pid;			/* of the tapdisk that has or had it */
+	uint64_t born;			/* that one, and not another with its pid: process.h; 0: not known */
 	uint64_t id;			/* of the minor: minor.h */
 	char *args;			/* TYPE:PATH */
 	bool readonly;
@@ -44,6 +45,9 @@ int diskfile_write(const struct diskfile *file);
  */
 int diskfile_read(struct diskfile *file, int minor);
 void diskfile_dispose(struct diskfile *file);
+
+/* The tapdisk that has or had it is gone. */
+bool diskfile_is_left(const struct diskfile *file);
 
 /* Adds pid to those before; one of the middle gives way when there is no room. */
 void diskfile_add_former(struct diskfile *file, int pid);

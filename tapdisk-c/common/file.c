@@ -16,8 +16,11 @@ int file_read_all(int fd, void *buf, size_t len, uint64_t offset)
 
 		if (n < 0 && errno == EINTR)
 			continue;
-		if (n <= 0)
-			return n ? -errno : -ENODATA;
+		/* A medium that can't be read is no end of a file. */
+		if (n < 0)
+			return errno == ENODATA ? -EIO : -errno;
+		if (!n)
+			return -ENODATA;
 		done += (size_t)n;
 	}
 	return 0;

@@ -17,6 +17,9 @@ struct control_server;
  */
 int control_server_open(struct control_server **control, struct server *server,
 			struct error *err);
+/* control/owner.h, owners_create(). */
+int control_create(struct control_server *control, int minor, int pid,
+		   struct error *err);
 /* control/takeover.h; done once all is taken. */
 void control_take_over(struct control_server *control, const int *pids,
 		       unsigned int nr, void (*done)(void *priv), void *priv);

@@ -7,6 +7,9 @@
 #include "common/clock.h"
 #include "common/log.h"
 
+/* Between two looks whether the clients' connections have ended, which they do at once. */
+#define LEAVE_STEP_NS 1000000u
+
 static void go_on(struct leave *leave)
 {
 	struct error err;
@@ -29,11 +32,32 @@ static void let_go(struct leave *leave)
 	server_set_leaving(leave->server, false);
 }
 
+/* None has been opened, or goes on, since it was paused. */
+static int check_all_rest(struct leave *leave)
+{
+	struct vbd_view view;
+
+	for (unsigned int i = 0; server_vbd(leave->server, i, &view); i++)
+		if (!(view.state & (VBD_PAUSED | VBD_CLOSED | VBD_REOPENING)))
+			return error_set(&leave->err, -EBUSY, "minor %d: was closed or went on meanwhile; try again",
+					 view.minor);
+	return 0;
+}
+
 /* Between two rounds of the server, when its VBDs may go. */
 static void step(struct io_timer *timer)
 {
 	struct leave *leave = container_of(timer, struct leave, timer);
 
+	if (!leave->rc && !leave->begun)
+		leave->rc = check_all_rest(leave);
+	leave->begun = !leave->rc;
+	/* Whoever is closed now is waited for. */
+	if (!leave->rc && (!server_leave(leave->server) || check_all_rest(leave))) {
+		engine_timer_set(server_engine(leave->server), &leave->timer,
+				 now_ns() + LEAVE_STEP_NS);
+		return;
+	}
 	if (leave->rc)
 		go_on(leave);
 	else
@@ -54,6 +78,7 @@ static void paused(void *priv, int rc, const struct error *err)
 {
 	struct leave *leave = priv;
 
+	leave->refused += rc != 0;
 	if (rc && !leave->rc) {
 		leave->rc = rc;
 		leave->err = *err;
@@ -92,15 +117,20 @@ void leave_begin(struct leave *leave, unsigned int timeout_ms, server_done done,
 	leave->done = done;
 	leave->priv = priv;
 	leave->pausing = 1;
+	leave->refused = 0;
+	leave->begun = false;
 	memset(leave->paused, 0, sizeof(leave->paused));
 	server_set_leaving(leave->server, true);
 	for (unsigned int i = 0; server_vbd(leave->server, i, &view); i++) {
+		unsigned int refused = leave->refused;
+
 		if (view.state & (VBD_PAUSED | VBD_CLOSED | VBD_REOPENING))
 			continue;
-		leave->paused[view.minor] = true;
 		leave->pausing++;
 		server_pause(leave->server, view.minor, timeout_ms, paused,
 			     leave);
+		/* One that somebody else is pausing stays so. */
+		leave->paused[view.minor] = leave->refused == refused;
 	}
 	one_done(leave);
 }

@@ -22,6 +22,8 @@ struct leave {
 	bool busy;
 	unsigned int pausing;		/* verbs under way */
 	bool paused[BLKTAP_MAX_MINORS];	/* by us */
+	unsigned int refused;		/* pauses that failed */
+	bool begun;			/* clients' connections are being ended: no way back */
 	int rc;
 	struct error err;
 	server_done done;

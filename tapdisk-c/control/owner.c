@@ -17,6 +17,8 @@
 struct owner {
 	struct list link;
 	struct owners *owners;		/* NULL: closed while the image was */
+	bool creator;
+	bool ended;
 	bool closing;
 	int minor;
 	int pid;
@@ -47,15 +49,21 @@ static void step_in(struct owner *owner, uint64_t ns)
 
 /* Chronological: the owner ends, the image is closed, the minor is freed. */
 
+static void undo(struct owner *owner)
+{
+	log_warn("process %d ended before it kept its disk: removing it minor=%d",
+		 owner->pid, owner->minor);
+	owner->ended = true;
+	step_in(owner, 0);
+}
+
 static void owner_ended(struct io_watch *watch, short revents)
 {
 	struct owner *owner = container_of(watch, struct owner, watch);
 
 	(void)revents;
-	log_warn("process %d ended before it kept its disk: removing it minor=%d",
-		 owner->pid, owner->minor);
 	engine_unwatch(engine_of(owner), watch);
-	step_in(owner, 0);
+	undo(owner);
 }
 
 /*
@@ -91,7 +99,8 @@ static void owner_step(struct io_timer *timer)
 				   owner);
 		return;
 	}
-	if (!rc)
+	/* Who creates a disk may end before it is attached. */
+	if (!rc || (rc == -ENODEV && owner->creator))
 		rc = minor_free(owner->minor, &err);
 	if (rc)
 		log_error("a disk that nobody kept: %s", err.text);
@@ -170,7 +179,8 @@ int owners_add(struct owners *owners, int minor, int pid, struct error *err)
 	return owner_watch(owner, err);
 }
 
-int owners_inherit(struct owners *owners, int minor, int pid,
+/* One that may have ended before we could look. */
+static int add_any(struct owners *owners, int minor, int pid, bool creator,
 		   struct error *err)
 {
 	struct owner *owner = owner_new(owners, minor, pid);
@@ -178,6 +188,7 @@ int owners_inherit(struct owners *owners, int minor, int pid,
 
 	if (!owner)
 		return error_set(err, -ENOMEM, "minor %d: out of memory", minor);
+	owner->creator = creator;
 	if (owner->pidfd >= 0)
 		return owner_watch(owner, err);
 	if (errno != ESRCH) {
@@ -187,21 +198,56 @@ int owners_inherit(struct owners *owners, int minor, int pid,
 		return rc;
 	}
 	list_add_tail(&owner->link, &owners->list);
-	log_warn("process %d ended before it kept its disk: removing it minor=%d",
-		 pid, minor);
-	step_in(owner, 0);
+	undo(owner);
 	return 0;
+}
+
+int owners_inherit(struct owners *owners, int minor, int pid,
+		   struct error *err)
+{
+	return add_any(owners, minor, pid, false, err);
+}
+
+int owners_create(struct owners *owners, int minor, int pid,
+		  struct error *err)
+{
+	return add_any(owners, minor, pid, true, err);
+}
+
+static struct owner *find(struct owners *owners, int minor, bool creator)
+{
+	list_for_each(pos, &owners->list) {
+		struct owner *owner = container_of(pos, struct owner, link);
+
+		if (owner->minor == minor && owner->creator == creator &&
+		    !owner->closing)
+			return owner;
+	}
+	return NULL;
+}
+
+void owners_created(struct owners *owners, int minor)
+{
+	struct owner *owner = find(owners, minor, true);
+
+	if (owner && !owner->ended)
+		owner_free(owner);
 }
 
 bool owners_forget(struct owners *owners, int minor)
 {
-	list_for_each_safe(pos, next, &owners->list) {
-		struct owner *owner = container_of(pos, struct owner, link);
+	struct owner *owner = find(owners, minor, false);
 
-		if (owner->minor != minor || owner->closing)
-			continue;
+	if (owner)
 		owner_free(owner);
-		return true;
-	}
-	return false;
+	return owner;
+}
+
+void owners_detached(struct owners *owners, int minor)
+{
+	struct owner *owner = find(owners, minor, true);
+
+	if (owner)
+		owner_free(owner);
+	owners_forget(owners, minor);
 }

@@ -7,7 +7,7 @@
  * list		first?					vbds: [VBD], next?
  * attach	minor
  * detach	minor
- * open		minor, args, readonly?, inactive?, owner?, retry_errors?,
+ * open		minor, args, readonly?, inactive?, suspended?, owner?, retry_errors?,
  *		retry_interval?, retry_for?, retry_then?, no_space?
  * keep		minor, for?
  * close	minor, force?, timeout?
@@ -37,6 +37,9 @@
  *
  * inactive: if somebody else has the image's lock, the disk is there at once, its
  * requests wait, and the image is opened when the lock is free.
+ *
+ * suspended: the same, and nothing writes to the disk where it has been: the first
+ * 64 KiB are read at once, and reads of them answered while the rest waits.
  *
  * owner is a pid: when that process ends before keep, the VBD is closed and
  * detached, and its minor freed.

@@ -390,6 +390,12 @@ void control_server_close(struct control_server *control)
 	free(control);
 }
 
+int control_create(struct control_server *control, int minor, int pid,
+		   struct error *err)
+{
+	return owners_create(&control->owners, minor, pid, err);
+}
+
 void control_take_over(struct control_server *control, const int *pids,
 		       unsigned int nr, void (*done)(void *priv), void *priv)
 {

@@ -8,7 +8,6 @@
 #include "common/clock.h"
 #include "common/diskfile.h"
 #include "common/log.h"
-#include "common/process.h"
 #include "control/control.h"
 
 #define SECOND_NS	1000000000ull
@@ -21,12 +20,15 @@
 enum wanted { NO, NOW, LATER };
 
 /* Of another that lives only what it has left to us; what it may yet leave, later. */
-static enum wanted is_wanted(const struct takeover *t, int pid)
+static enum wanted is_wanted(const struct takeover *t,
+			     const struct diskfile *file)
 {
+	int pid = file->pid;
+
 	for (unsigned int i = 0; i < t->nr; i++) {
 		if (t->pids[i] != pid)
 			continue;
-		if (pid == getpid() || pid == t->alive || process_ended(pid))
+		if (pid == getpid() || pid == t->alive || diskfile_is_left(file))
 			return NOW;
 		return t->tries < TRIES_ALIVE ? LATER : NO;
 	}
@@ -64,7 +66,7 @@ static void adopted(struct takeover *t, const struct diskfile *file)
 static void take(struct diskfile *file, void *priv)
 {
 	struct takeover *t = priv;
-	enum wanted wanted = is_wanted(t, file->pid);
+	enum wanted wanted = is_wanted(t, file);
 	struct error err;
 	int rc;
 
@@ -109,6 +111,9 @@ static bool open_all(struct takeover *t)
 	struct error err;
 	bool again = false;
 
+	/* Nothing begins while the disks are left to another one. */
+	if (server_is_leaving(t->server))
+		return true;
 	for (unsigned int i = 0; server_vbd(t->server, i, &view); i++) {
 		int rc;
 

@@ -93,6 +93,7 @@ struct request {
 	const char *args;		/* lives as long as the message */
 	bool readonly;
 	bool inactive;
+	bool suspended;
 	bool force;
 	const char *child, *parent, *decision;
 	const char *kept_for;
@@ -212,7 +213,7 @@ static void do_detach(struct control_call *call, const struct request *req)
 	int rc = server_detach(server, (int)req->minor, &err);
 
 	if (!rc)
-		owners_forget(call->owners, (int)req->minor);
+		owners_detached(call->owners, (int)req->minor);
 	answer_rc(call, rc, &err);
 	if (!rc && !server_vbd(server, 0, &view))
 		server_stop(server);
@@ -254,11 +255,19 @@ static void open_done(void *priv, int rc, const struct error *err)
 
 	if (rc)
 		owners_forget(call->owners, call->opened);
+	else
+		owners_created(call->owners, call->opened);
 	answer_rc(call, rc, err);
 }
 
 static void do_open(struct control_call *call, const struct request *req)
 {
+	const struct server_open open = {
+		.args = req->args,
+		.readonly = req->readonly,
+		.inactive = req->inactive || req->suspended,
+		.suspended = req->suspended,
+	};
 	struct error err;
 	int rc = check_args(req->args, &err);
 
@@ -275,8 +284,7 @@ static void do_open(struct control_call *call, const struct request *req)
 	}
 	call->opened = (int)req->minor;
 	server_set_owner(call->server, (int)req->minor, (int)req->owner);
-	server_open_image(call->server, (int)req->minor, req->args,
-			  req->readonly, req->inactive, open_done, call);
+	server_open_image(call->server, (int)req->minor, &open, open_done, call);
 }
 
 static void do_keep(struct control_call *call, const struct request *req)
@@ -500,7 +508,10 @@ enum field {
 	HEIR		= 1024,
 	KEPT_FOR	= 2048,
 	INACTIVE	= 4096,
-	RETRY		= 8192,		/* the first of NR_RETRY bits */
+	SUSPENDED	= 8192,
+	RETRY		= 16384,	/* the first of NR_RETRY bits */
+	/* No field: not while the disks are being left, for the next tapdisk would not know of it. */
+	SETTLED		= RETRY << NR_RETRY,
 };
 
 #define ALL_RETRY (RETRY * ((1u << NR_RETRY) - 1))
@@ -512,14 +523,14 @@ static const struct verb {
 } verbs[] = {
 	{ "ping", 0, 0, do_ping },
 	{ "list", 0, FIRST, do_list },
-	{ "attach", MINOR, 0, do_attach },
+	{ "attach", MINOR, SETTLED, do_attach },
 	{ "detach", MINOR, 0, do_detach },
-	{ "open", MINOR | ARGS, READONLY | INACTIVE | OWNER | ALL_RETRY, do_open },
+	{ "open", MINOR | ARGS, READONLY | INACTIVE | SUSPENDED | OWNER | ALL_RETRY | SETTLED, do_open },
 	{ "keep", MINOR, KEPT_FOR, do_keep },
 	{ "close", MINOR, FORCE | TIMEOUT, do_close },
-	{ "pause", MINOR, TIMEOUT, do_pause },
-	{ "unpause", MINOR, ARGS, do_unpause },
-	{ "snapshot", MINOR | CHILD | PARENT, TIMEOUT | DECISION, do_snapshot },
+	{ "pause", MINOR, TIMEOUT | SETTLED, do_pause },
+	{ "unpause", MINOR, ARGS | SETTLED, do_unpause },
+	{ "snapshot", MINOR | CHILD | PARENT, TIMEOUT | DECISION | SETTLED, do_snapshot },
 	{ "hold", MINOR, 0, do_hold },
 	{ "switch", MINOR, 0, do_switch },
 	{ "take", MINOR, 0, do_take },
@@ -537,6 +548,7 @@ static const struct {
 	{ "args", ARGS },
 	{ "readonly", READONLY },
 	{ "inactive", INACTIVE },
+	{ "suspended", SUSPENDED },
 	{ "force", FORCE },
 	{ "first", FIRST },
 	{ "owner", OWNER },
@@ -609,6 +621,9 @@ static bool set_field(struct request *req, unsigned int field,
 	case INACTIVE:
 		req->inactive = json_is_true(value);
 		return json_is_boolean(value);
+	case SUSPENDED:
+		req->suspended = json_is_true(value);
+		return json_is_boolean(value);
 	case FORCE:
 		req->force = json_is_true(value);
 		return json_is_boolean(value);
@@ -631,6 +646,7 @@ static void run_object(struct control_call *call, json_t *root)
 	const struct verb *verb = find_verb(op);
 	struct request req = { .args = NULL };
 	unsigned int seen = 0;
+	struct error err;
 	const char *key;
 	json_t *value;
 
@@ -664,7 +680,11 @@ static void run_object(struct control_call *call, json_t *root)
 			return;
 		}
 	}
-	verb->run(call, &req);
+	if (verb->optional & SETTLED && server_is_leaving(call->server))
+		answer_rc(call, error_set(&err, -EBUSY, "minor %lld: an upgrade is under way; try again when it is done",
+					  (long long)req.minor), &err);
+	else
+		verb->run(call, &req);
 }
 
 void control_dispatch(struct control_call *call, const char *msg, size_t len)

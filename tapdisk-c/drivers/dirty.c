@@ -55,7 +55,7 @@ static int write_header(const struct dirty *d, enum dirty_state state)
 	put_be32(h + 12, DIRTY_PART);
 	put_be64(h + 16, d->size);
 	put_be32(h + 24, (uint32_t)state);
-	if (state == DIRTY_OPEN)
+	if (state == DIRTY_OPEN && !d->doubtful)
 		boot_id(h + BOOT_ID_OFFSET);
 	return file_write_all(d->fd, h, sizeof(h), 0);
 }
@@ -141,7 +141,7 @@ static int load(struct dirty *d, uint64_t bytes, struct error *err)
 	    (!memcmp(id, h + BOOT_ID_OFFSET, BOOT_ID_LEN) &&
 	     memcmp(id, none, BOOT_ID_LEN)))
 		return 0;
-	log_warn("the host went down while the disk was open: all of it is taken for changed path=%s",
+	log_warn("the host went down while the disk was open, or its bits could not be written: all of it is taken for changed path=%s",
 		 d->path);
 	rc = dirty_set(d, 0, d->size);
 	return rc ? error_set(err, rc, "%s: %s", d->path, strerror(-rc)) : 0;
@@ -329,12 +329,30 @@ int dirty_sync_begin(struct dirty *d)
 	return rc;
 }
 
+/* Without the boot's id nobody trusts the bits, though the host has not gone down. */
+static void doubt(struct dirty *d, bool doubtful)
+{
+	int rc;
+
+	if (d->doubtful == doubtful)
+		return;
+	d->doubtful = doubtful;
+	rc = write_header(d, DIRTY_OPEN);
+	if (!rc)
+		return;
+	d->doubtful = true;
+	log_error("can't be marked path=%s err=%d", d->path, -rc);
+}
+
 void dirty_sync_end(struct dirty *d, int err)
 {
-	if (!err)
+	if (!err) {
+		doubt(d, d->doubtful && d->rewrite);
 		return;
+	}
 	/* The kernel may have dropped what it could not write. */
 	d->rewrite = true;
+	doubt(d, true);
 	d->unsynced = true;
 	log_error("bits not on the medium path=%s err=%d", d->path, -err);
 }
@@ -349,9 +367,11 @@ int dirty_close(struct dirty *d, struct error *err)
 		rc = write_header(d, DIRTY_CONSISTENT);
 	if (!rc && fdatasync(d->fd) < 0)
 		rc = -errno;
-	if (rc)
+	if (rc) {
 		error_set(err, rc, "%s: not marked consistent: %s", d->path,
 			  strerror(-rc));
+		doubt(d, true);
+	}
 	release(d);
 	return rc;
 }

@@ -39,6 +39,7 @@ struct dirty {
 	uint8_t *bits;			/* as in the file */
 	bool unsynced;			/* the file has bits that no sync began after */
 	bool rewrite;			/* a write or sync has failed: file or medium may lack any bit */
+	bool doubtful;			/* and who opens it next must take all for changed */
 };
 
 /*

@@ -17,6 +17,9 @@
 #define SECTOR_SHIFT 9
 #define SECTOR_SIZE  512u
 
+/* 64 KiB: more than is read ahead for a first sector. */
+#define IMAGE_LOOK_SECTORS 128u
+
 /* Alignment of every data buffer: O_DIRECT on any device needs no more. */
 #define IMAGE_ALIGN  4096u
 
@@ -74,12 +77,20 @@ struct image_info {
 	uint32_t sector_size;		/* logical block size that requests keep to */
 	unsigned int depth;		/* images in the chain, 1 for raw */
 	bool remote;			/* a file is reached over a network: an EIO may pass */
+	bool remote_leaf;		/* that which is written is: so may that of a flush */
 	unsigned int can;		/* IMAGE_CAN_*: what submit() takes beside read, write, flush */
 };
 
 #define IMAGE_CAN_DISCARD	1u
 #define IMAGE_CAN_ZERO		2u
 #define IMAGE_CAN_STATUS	4u
+
+/* How much of its beginning a look gives. */
+static inline uint32_t image_look_sectors(const struct image_info *info)
+{
+	return info->sectors < IMAGE_LOOK_SECTORS ? (uint32_t)info->sectors :
+						    IMAGE_LOOK_SECTORS;
+}
 
 /* Sectors whose data lies in one file, one after the other. */
 struct image_run {
@@ -169,9 +180,10 @@ struct image_driver {
 	/*
 	 * Optional. What open() would find now, of an image that somebody else may
 	 * have open and write: without its lock. depth is that of the first file, 1.
+	 * first: NULL, or IMAGE_LOOK_SECTORS for what the disk has at its beginning.
 	 */
 	int (*look)(struct image_info *info, const struct image_open_args *args,
-		    struct error *err);
+		    uint8_t *first, struct error *err);
 
 	/*
 	 * Required. No request is in flight, and it is not busy. Writes

@@ -180,7 +180,8 @@ static enum verdict extent(struct nbd_image *nbd, const uint8_t *p)
 		len = len < left ? len : left;
 		*e = (struct image_extent) {
 			.count	= len >> SECTOR_SHIFT,
-			.hole	= flags & NBD_STATE_HOLE,
+			/* A hole that is not said to be zeros may hold anything. */
+			.hole	= !(~flags & (NBD_STATE_HOLE | NBD_STATE_ZERO)),
 			.zero	= flags & NBD_STATE_ZERO,
 		};
 		if (!e->count && !req->nr_extents)

@@ -17,6 +17,7 @@
 
 #include "common/bytes.h"
 #include "common/file.h"
+#include "common/lease.h"
 #include "common/lock.h"
 #include "drivers/image.h"
 #include "vhd/vhd.h"
@@ -80,16 +81,16 @@ static int open_file(struct raw_image *raw, const struct image_open_args *args,
 	raw->path = strdup(args->path);
 	if (!raw->path)
 		return error_set(err, -ENOMEM, "%s: out of memory", args->path);
-	/* O_NONBLOCK: opening a FIFO must not hang. */
-	raw->fd = open(args->path, direct | O_CLOEXEC | O_NONBLOCK |
-		       (args->readonly ? O_RDONLY : O_RDWR));
-	if (raw->fd < 0 && errno == EINVAL)
+	/* Opening a FIFO must not hang. */
+	raw->fd = lease_open(AT_FDCWD, args->path, direct | O_CLOEXEC |
+			     (args->readonly ? O_RDONLY : O_RDWR));
+	if (raw->fd == -EINVAL)
 		return error_set(err, -EINVAL,
 				 "%s: its file system does not take O_DIRECT; move the image to one that does",
 				 args->path);
 	if (raw->fd < 0)
-		return error_set(err, -errno, "%s: %s", args->path,
-				 strerror(errno));
+		return error_set(err, raw->fd, "%s: %s", args->path,
+				 lease_strerror(raw->fd));
 	/* With it io_uring may answer EAGAIN for ever instead of waiting. */
 	if (fcntl(raw->fd, F_SETFL, direct) < 0)
 		return error_set(err, -errno, "%s: fcntl: %s", args->path,
@@ -134,7 +135,7 @@ static int fill_info(struct raw_image *raw, struct image_info *info,
 				 info->sector_size);
 	info->sectors = size >> SECTOR_SHIFT;
 	info->depth = 1;
-	info->remote = image_file_is_remote(raw->fd);
+	info->remote = info->remote_leaf = image_file_is_remote(raw->fd);
 	info->can = IMAGE_CAN_DISCARD | IMAGE_CAN_ZERO | IMAGE_CAN_STATUS;
 	return 0;
 }
@@ -181,13 +182,19 @@ static int raw_open(struct image **image, const struct image_open_args *args,
 }
 
 static int raw_look(struct image_info *info, const struct image_open_args *args,
-		    struct error *err)
+		    uint8_t *first, struct error *err)
 {
 	struct raw_image raw = { .fd = -1 };
 	int rc = open_file(&raw, args, err);
 
 	if (!rc)
 		rc = fill_info(&raw, info, err);
+	if (!rc && first) {
+		rc = vhd_read_at(raw.fd, first, (size_t)image_look_sectors(info)
+				 << SECTOR_SHIFT, 0);
+		if (rc)
+			error_set(err, rc, "%s: %s", args->path, strerror(-rc));
+	}
 	if (raw.fd >= 0)
 		close(raw.fd);
 	free(raw.path);

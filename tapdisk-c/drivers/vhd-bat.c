@@ -102,10 +102,14 @@ static void put(struct vhd_bat_write *w)
 
 static void synced(struct io_req *io, int err)
 {
-	if (err)
-		written(io, err);
-	else
-		put(container_of(io, struct vhd_bat_write, io));
+	struct vhd_bat_write *w = container_of(io, struct vhd_bat_write, io);
+
+	if (!err) {
+		put(w);
+		return;
+	}
+	w->disk->lost = err;
+	written(io, err);
 }
 
 /* The write that the span may go into now, or NULL. */
@@ -176,6 +180,38 @@ void vhd_bat_publish(struct vhd_bitmap *bm)
 	bm->disk->metadata++;
 	list_add_tail(&bm->publish, &bm->disk->bat.queue);
 	vhd_meta_arm(bm->disk);
+}
+
+/* A BAT entry may lead to one of the sector's blocks that has none in memory. */
+static bool may_differ(const struct vhd_disk *disk, uint32_t first)
+{
+	for (uint32_t i = 0; i < PER_SECTOR && first + i < disk->leaf->bat_entries; i++)
+		if (disk->place[first + i] &&
+		    vhd_bat(disk->leaf, first + i) == VHD_BAT_UNUSED)
+			return true;
+	return false;
+}
+
+int vhd_bat_retract(struct vhd_disk *disk, struct error *err)
+{
+	struct vhd_bat_write *w = &disk->bat.write[0];
+	struct vhd_image *leaf = disk->leaf;
+	int rc = 0;
+
+	/* Requests wait: no look at the whole BAT for nothing. */
+	if (!disk->gave_up)
+		return 0;
+	for (uint32_t i = 0; !rc && i < leaf->bat_entries; i += PER_SECTOR) {
+		if (!may_differ(disk, i))
+			continue;
+		encode(disk, w, i, PER_SECTOR);
+		rc = vhd_write_at(leaf->fd, w->buf, SECTOR_SIZE,
+				  leaf->header.table_offset + 4ull * i);
+	}
+	if (!rc && fdatasync(leaf->fd))
+		rc = -errno;
+	return rc ? error_set(err, rc, "%s: BAT: writing: %s", leaf->path,
+			      strerror(-rc)) : 0;
 }
 
 /* The entries beyond the disk's size that share a sector with its last ones. */

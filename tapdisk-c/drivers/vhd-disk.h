@@ -217,13 +217,14 @@ struct vhd_disk {
 	uint8_t *whole;			/* a bit per leaf block: all its bits are set in the file */
 	uint8_t *unpublished;		/* a bit per leaf block */
 	uint32_t *place;		/* sectors; of blocks that were given up, else 0 */
+	bool gave_up;			/* ever: place has some */
 	struct vhd_bat_writer bat;
 	struct vhd_grower grow;
 	bool no_holes, no_zeros;	/* the file system can't make them */
 	bool registered;		/* its files, with the engine */
 	uint32_t file_block[VHD_MAX_CHAIN + 1];	/* of direct I/O, bytes; leaf first, the raw parent last */
 	bool buffered;			/* I/O is the page cache's */
-	int lost;			/* buffered: the error of a sync other than a flush, for all flushes */
+	int lost;			/* the error of a sync other than a flush, which the kernel tells once: for the next flush; buffered: of any sync, for all */
 	bool changed;			/* the trailer must be rewritten at close */
 	int unsynced_dir;		/* of the leaf, whose name a power loss may take; -1: none */
 	bool unmarked_parent;		/* until the name is durable */
@@ -371,6 +372,11 @@ void vhd_bat_destroy(struct vhd_disk *disk);
 /* Queues the block's BAT entry, if it is not; vhd_meta_settle() follows if the bitmap settles. */
 void vhd_bat_publish(struct vhd_bitmap *bitmap);
 void vhd_bat_write_queued(struct vhd_disk *disk);
+/*
+ * Takes entries out of the file, durably, that writes which failed may have put
+ * there: those of blocks that have no place in memory. Nothing may be in flight.
+ */
+int vhd_bat_retract(struct vhd_disk *disk, struct error *err);
 
 /* vhd-grow.c */
 int vhd_grow_init(struct vhd_disk *disk);

@@ -55,8 +55,7 @@ static void grown(struct io_req *io, int err)
 	if (err && !again)
 		log_error("cannot extend the image path=%s err=%d",
 			  disk->leaf->path, -err);
-	/* The kernel tells once of the writes that it could not do. */
-	if (err && io->op == IO_SYNC && disk->buffered)
+	if (err && io->op == IO_SYNC)
 		disk->lost = err;
 	if (err)
 		start_over(grow);
@@ -118,6 +117,23 @@ static int cut_surplus(struct vhd_disk *disk)
 	return 0;
 }
 
+/* A volume may be made larger under us: then what waits for space goes on. */
+static bool device_grew(struct vhd_disk *disk)
+{
+	struct vhd_image *leaf = disk->leaf;
+	off_t size = lseek(leaf->fd, 0, SEEK_END);
+
+	if (!leaf->is_blk || size < 0 || (uint64_t)size <= leaf->file_size)
+		return false;
+	log_info("the device is larger now path=%s bytes=%lld was=%llu",
+		 leaf->path, (long long)size,
+		 (unsigned long long)leaf->file_size);
+	leaf->file_size = (uint64_t)size;
+	disk->grow.durable_end = leaf->file_size - VHD_SECTOR;
+	disk->changed = true;
+	return true;
+}
+
 bool vhd_grow_place(struct vhd_disk *disk, uint32_t block,
 		    struct image_request *req, uint64_t *offset)
 {
@@ -130,6 +146,8 @@ bool vhd_grow_place(struct vhd_disk *disk, uint32_t block,
 		return true;
 	}
 	*offset = vhd_alloc_offset(leaf, leaf->data_end);
+	if (*offset == UINT64_MAX && device_grew(disk))
+		*offset = vhd_alloc_offset(leaf, leaf->data_end);
 	end = *offset + vhd_block_bytes(leaf);
 	/* VHD_BAT_UNUSED is not an address. */
 	if (*offset >> SECTOR_SHIFT >= VHD_BAT_UNUSED ||

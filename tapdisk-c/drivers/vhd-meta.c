@@ -35,7 +35,6 @@ void vhd_meta_settle(struct vhd_bitmap *bm, int err)
 		vhd_bit_set(disk->whole, bm->block);
 		disk->changed = true;
 	}
-	vhd_cache_pin(bm);
 	end_all(&done, err);
 	if (!list_empty(&bm->commit) && !bm->writing)
 		bitmap_write(bm);
@@ -68,10 +67,12 @@ static void data_synced(struct io_req *io, int err)
 {
 	struct vhd_bitmap *bm = container_of(io, struct vhd_bitmap, io);
 
-	if (err)
-		vhd_meta_settle(bm, err);
-	else
+	if (!err) {
 		bitmap_out(bm);
+		return;
+	}
+	bm->disk->lost = err;
+	vhd_meta_settle(bm, err);
 }
 
 /*
@@ -83,8 +84,11 @@ static void bitmap_write(struct vhd_bitmap *bm)
 {
 	struct vhd_image *leaf = bm->disk->leaf;
 
+	list_del(&bm->due);
 	list_splice(&bm->commit, &bm->committing);
 	bm->writing = true;
+	/* Its data may have failed, and its block be published, before it is written. */
+	vhd_cache_pin(bm);
 	bm->disk->metadata++;
 	bm->dirty = false;
 	bm->iov.iov_base = bm->out;
@@ -113,6 +117,7 @@ void vhd_meta_abandon(struct vhd_bitmap *bm)
 	    bm->publishing)
 		return;
 	disk->place[bm->block] = vhd_bat(leaf, bm->block);
+	disk->gave_up = true;
 	vhd_bat_set(leaf, bm->block, VHD_BAT_UNUSED);
 	vhd_bit_clear(disk->unpublished, bm->block);
 	vhd_map_forget(disk, bm->block);

@@ -30,9 +30,11 @@ void vhd_name_open(struct vhd_disk *disk)
 			 path, errno);
 	free(dir);
 	rc = vhd_name_sync(disk);
-	if (rc)
-		log_error("the sync of a leaf's directory failed, flushes try it again path=%s err=%d",
-			  path, -rc);
+	if (!rc)
+		return;
+	disk->lost = rc;
+	log_error("the sync of a leaf's directory failed, flushes try it again path=%s err=%d",
+		  path, -rc);
 }
 
 int vhd_name_sync(struct vhd_disk *disk)

@@ -204,15 +204,36 @@ static void take_over(struct image_snapshot *s)
 	vhd_files_add(s->new);
 }
 
+static int name_changed(const char *path, struct error *err)
+{
+	return error_set(err, -ESTALE, "%s: leads to another file meanwhile; is another snapshot of the disk being made?",
+			 path);
+}
+
 int vhd_snapshot_switch(struct image_snapshot *s, struct error *err)
 {
-	const struct vhd_image *leaf = s->old->leaf;
+	const struct vhd_image *leaf = s->old->leaf, *child = s->new->leaf;
+	int rc;
 
-	if (!leads_to(s->name, leaf->fd) || !leads_to(s->parent, leaf->fd))
-		return error_set(err, -ESTALE, "%s: a name of it has changed meanwhile",
-				 leaf->path);
+	if (!leads_to(s->name, leaf->fd))
+		return name_changed(s->name, err);
+	if (!leads_to(s->parent, leaf->fd))
+		return name_changed(s->parent, err);
+	if (!leads_to(s->child, child->fd))
+		return name_changed(s->child, err);
+	/* The new disk knows of the parent what its file says, and may never write there. */
+	rc = vhd_bat_retract(s->old, err);
+	if (rc)
+		return rc;
 	if (rename(s->child, s->name))
 		return failed(s->child, "renaming it to the leaf's name", err);
+	/* All that is written from now on would go to a file without a name. */
+	if (!leads_to(s->name, child->fd)) {
+		if (rename(s->parent, s->name))
+			log_error("a snapshot that is undone has left %s err=%d",
+				  s->parent, errno);
+		return name_changed(s->child, err);
+	}
 	s->switched = true;
 	return 0;
 }
@@ -224,7 +245,8 @@ void vhd_snapshot_undo(struct image_snapshot *s)
 
 	if (s->switched && leads_to(s->parent, leaf->fd))
 		rc = rename(s->parent, s->name);
-	else if (!unlink(s->child) && leads_to(s->name, leaf->fd) &&
+	else if (leads_to(s->child, s->new->leaf->fd) && !unlink(s->child) &&
+		 leads_to(s->name, leaf->fd) &&
 		 leads_to(s->parent, leaf->fd))
 		rc = unlink(s->parent);
 	if (rc || fsync(s->dir))

@@ -128,9 +128,13 @@ void vhd_wake(struct vhd_disk *disk, struct list *waiting, int err)
 static void flush_done(struct io_req *io, int err)
 {
 	struct image_request *req = container_of(io, struct image_request, io);
+	struct vhd_disk *disk = vhd_disk_of(req->image);
 
-	if (!err)
-		err = vhd_disk_of(req->image)->lost;
+	/* It must not pass for an error that may pass. */
+	if (disk->lost)
+		err = disk->lost;
+	/* In the page cache it is there, and would not be written when it is asked for again. */
+	disk->lost = disk->buffered ? err : 0;
 	req->done(req, err);
 }
 
@@ -257,6 +261,7 @@ int vhd_disk_new(struct vhd_disk **out, struct vhd_chain *chain,
 	disk->image.info.sector_size = SECTOR_SIZE;
 	disk->image.info.depth = disk->chain->depth;
 	disk->image.info.remote = chain_is_remote(disk->chain);
+	disk->image.info.remote_leaf = image_file_is_remote(disk->leaf->fd);
 	disk->image.info.can = what_can_be_done(args);
 
 	list_init(&disk->free_ops);
@@ -290,8 +295,24 @@ out:
 	return rc;
 }
 
+static int read_first(const struct image_info *info,
+		      const struct image_open_args *args, uint8_t *first,
+		      struct error *err)
+{
+	struct vhd_chain *chain;
+	int rc;
+
+	rc = vhd_chain_open(&chain, args->path, args->config,
+			    VHD_OPEN_DIRECT | VHD_OPEN_NOLOCK, err);
+	if (rc)
+		return rc;
+	rc = vhd_chain_read(chain, 0, image_look_sectors(info), first, err);
+	vhd_chain_close(chain);
+	return rc;
+}
+
 static int vhd_image_look(struct image_info *info,
-			  const struct image_open_args *args,
+			  const struct image_open_args *args, uint8_t *first,
 			  struct error *err)
 {
 	struct vhd_image *leaf;
@@ -305,10 +326,11 @@ static int vhd_image_look(struct image_info *info,
 		.sector_size	= SECTOR_SIZE,
 		.depth		= 1,
 		.remote		= image_file_is_remote(leaf->fd),
+		.remote_leaf	= image_file_is_remote(leaf->fd),
 		.can		= what_can_be_done(args),
 	};
 	vhd_close(leaf);
-	return 0;
+	return first ? read_first(info, args, first, err) : 0;
 }
 
 static int vhd_image_open(struct image **image,
@@ -352,7 +374,11 @@ static int vhd_image_close(struct image *image, struct error *err)
 	struct vhd_disk *disk = vhd_disk_of(image);
 	int rc = 0;
 
-	if (disk->changed || lacks_footer(disk))
+	/* The trailer may say that blocks are complete whose bitmaps were lost. */
+	if (disk->buffered && disk->lost)
+		rc = error_set(err, disk->lost, "%s: a sync failed: %s",
+			       disk->leaf->path, strerror(-disk->lost));
+	else if (disk->changed || lacks_footer(disk))
 		rc = vhd_write_trailer(disk->leaf, err);
 	else if (!image->readonly && fdatasync(disk->leaf->fd) < 0)
 		rc = error_set(err, -errno, "%s: final sync: %s",

@@ -245,6 +245,9 @@ void engine_finished(struct engine *engine, struct io_req *req, int result)
 		list_add(&req->link, &engine->queued);
 		return;
 	}
+	/* The kernel's word for a medium that can't be read is ours for the end of a file. */
+	if (result == -ENODATA)
+		result = -EIO;
 	if (!req->done) {
 		sched_split(engine, req, result);
 		return;

@@ -151,6 +151,8 @@ int job_coalesce(const char *path, const struct config *cfg,
 		rc = job_open(&job, cfg, watch, err);
 	if (!rc)
 		rc = coalesce(&job, child, &parent, err);
+	if (!rc)
+		vhd_mark_coalesced(child);
 	job_close(&job);
 	free(parent.path);
 	vhd_close(child);

@@ -102,6 +102,18 @@ void server_set_leaving(struct server *server, bool leaving)
 	(void)leaving;
 }
 
+bool server_is_leaving(const struct server *server)
+{
+	(void)server;
+	return false;
+}
+
+bool server_leave(struct server *server)
+{
+	(void)server;
+	return true;
+}
+
 void server_let_go(struct server *server)
 {
 	(void)server;
@@ -189,21 +201,20 @@ static int fake_open(struct fake_vbd *vbd, const char *args, struct error *err)
 	return 0;
 }
 
-void server_open_image(struct server *server, int minor, const char *args,
-		       bool readonly, bool inactive, server_done done,
+void server_open_image(struct server *server, int minor,
+		       const struct server_open *open, server_done done,
 		       void *priv)
 {
 	struct error err;
 	struct fake_vbd *vbd = fake_find(server, minor, &err);
 	int rc = vbd ? 0 : -ENODEV;
 
-	(void)inactive;
 	if (vbd && vbd->args)
 		rc = error_set(&err, -EBUSY, "minor %d: already has %s open",
 			       minor, vbd->args);
 	if (!rc) {
-		vbd->readonly = readonly;
-		rc = fake_open(vbd, args, &err);
+		vbd->readonly = open->readonly;
+		rc = fake_open(vbd, open->args, &err);
 	}
 	done(priv, rc, &err);
 }

@@ -279,6 +279,11 @@ int fdatasync(int fd)
 
 void engine_queue(struct engine *e, struct io_req *req)
 {
+	list_for_each(pos, &e->pending)
+		if (pos == &req->link) {
+			fputs("fault engine: a request is queued twice\n", stderr);
+			abort();
+		}
 	req->result = FE_WAITING;
 	req->transferred = (size_t)e->clock++;
 	list_add_tail(&req->link, &e->pending);

@@ -9,12 +9,14 @@
 #include <time.h>
 
 #include "common/bytes.h"
+#include "common/clock.h"
 #include "tests/engine-bed.h"
 #include "transport/nbd-internal.h"
 #include "transport/nbd.h"
 
 #define MIB		(1u << 20)
 #define DISK		(40u * MIB)
+#define PATIENCE	20000000000u	/* ns */
 
 /* The VBD */
 
@@ -25,6 +27,7 @@ struct vbd {
 	bool hold;			/* answer when answer_held() is called */
 	uint64_t bad_sector;		/* a transfer that touches it is -EIO */
 	unsigned int flushes, fuas;
+	unsigned int losses;		/* flushes of others that failed */
 	int lend_fd;			/* reads are lent from it if it is not -1 */
 	struct engine *lend_engine;
 	unsigned int lent;
@@ -67,7 +70,7 @@ static void answer_one(struct vbd_request *req)
 			left -= n;
 		}
 	}
-	vbd.fuas += req->fua;
+	vbd.fuas += req->fua && i->op != IMAGE_FLUSH;
 	req->done(req, err);
 }
 
@@ -88,6 +91,11 @@ void vbd_submit(struct vbd *v, struct vbd_request *req)
 void vbd_drop_unwanted(struct vbd *v)
 {
 	v->dropped++;
+}
+
+unsigned int vbd_losses(const struct vbd *v)
+{
+	return v->losses;
 }
 
 int vbd_minor(const struct vbd *v)
@@ -196,7 +204,7 @@ static int client_open(struct fixture *f)
 static void put(struct fixture *f, int fd, const void *data, size_t len)
 {
 	const uint8_t *p = data;
-	time_t end = time(NULL) + 20;
+	uint64_t end = now_ns() + PATIENCE;
 
 	while (len) {
 		ssize_t n = send(fd, p, len, MSG_NOSIGNAL);
@@ -204,7 +212,7 @@ static void put(struct fixture *f, int fd, const void *data, size_t len)
 		assert_true(n > 0 || errno == EAGAIN);
 		p += n > 0 ? n : 0;
 		len -= n > 0 ? (size_t)n : 0;
-		assert_true(time(NULL) < end);
+		assert_true(now_ns() < end);
 		if (n < 0)
 			turn(f);
 	}

@@ -20,6 +20,7 @@ struct fixture {
 	int fd;
 	struct io_stream stream;
 	uint64_t rng;
+	bool bad;			/* the second block can't be read */
 };
 
 static struct fixture *active;
@@ -32,6 +33,11 @@ static bool submit(struct engine *engine, struct io_req *req)
 	if (req->op == IO_READ || req->op == IO_WRITE) {
 		if (at % BLOCK) {
 			engine_finish(engine, req, -EINVAL);
+			return true;
+		}
+		if (req->op == IO_READ && active->bad && at < 2 * BLOCK &&
+		    at + req->left > BLOCK) {
+			engine_finish(engine, req, -ENODATA);
 			return true;
 		}
 		for (int i = 0; i < req->iovcnt; i++) {
@@ -314,6 +320,27 @@ static void errors_are_passed_on(void **state)
 	close(readonly);
 }
 
+/* The kernel calls both ENODATA. */
+static void a_medium_that_cannot_be_read_is_not_the_end_of_the_file(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t *data = aligned_alloc(BLOCK, 4 * BLOCK);
+
+	memset(data, 0xaa, 4 * BLOCK);
+	assert_int_equal(io(f, IO_WRITE, 0, data, 4 * BLOCK), 0);
+	memset(data, 0x55, 4 * BLOCK);
+	f->bad = true;
+	assert_int_equal(io(f, IO_WRITE, SECTOR, data, 3 * BLOCK), -EIO);
+	assert_int_equal(io(f, IO_READ, 0, data, 2 * BLOCK), -EIO);
+	assert_int_equal(io(f, IO_READ, SECTOR, data, BLOCK), -EIO);
+	f->bad = false;
+	assert_int_equal(file_size(f), 4 * BLOCK);
+	assert_int_equal(io(f, IO_READ, 0, data, 4 * BLOCK), 0);
+	for (size_t i = 0; i < 4 * BLOCK; i++)
+		assert_int_equal(data[i], 0xaa);
+	free(data);
+}
+
 #define T(name) BOTH(name, setup, teardown)
 
 int main(void)
@@ -325,6 +352,7 @@ int main(void)
 		T(concurrent_requests_lose_no_sector),
 		T(an_aligned_write_is_not_undone_by_a_sector),
 		T(errors_are_passed_on),
+		T(a_medium_that_cannot_be_read_is_not_the_end_of_the_file),
 	};
 
 	return RUN_ALL(tests);

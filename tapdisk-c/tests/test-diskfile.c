@@ -126,6 +126,9 @@ static void a_process_that_ended_is_told_from_one_that_lives(void **state)
 
 	(void)state;
 	assert_false(process_ended(getpid()));
+	assert_true(process_born(getpid()) > 0);
+	assert_int_equal(process_born(getpid()), process_born(getpid()));
+	assert_int_equal(process_born(1 << 30), 0);
 	pid = fork();
 	if (!pid)
 		_exit(0);
@@ -135,6 +138,22 @@ static void a_process_that_ended_is_told_from_one_that_lives(void **state)
 	assert_true(process_ended(pid));
 }
 
+/* Its number is another one's by now. */
+static void another_process_with_its_pid_does_not_have_the_disk(void **state)
+{
+	struct diskfile file = { .pid = getpid(), .born = process_born(getpid()) };
+
+	(void)state;
+	assert_false(diskfile_is_left(&file));
+	file.born++;
+	assert_true(diskfile_is_left(&file));
+	/* Of an earlier release. */
+	file.born = 0;
+	assert_false(diskfile_is_left(&file));
+	file.pid = 1 << 30;
+	assert_true(diskfile_is_left(&file));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -142,6 +161,7 @@ int main(void)
 		cmocka_unit_test(the_first_and_the_last_names_are_kept),
 		cmocka_unit_test(what_is_not_understood_is_refused),
 		cmocka_unit_test(a_process_that_ended_is_told_from_one_that_lives),
+		cmocka_unit_test(another_process_with_its_pid_does_not_have_the_disk),
 	};
 
 	log_open("test-diskfile", false, LOG_LEVEL_ERROR);

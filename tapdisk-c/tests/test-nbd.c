@@ -555,10 +555,30 @@ void *mmap(void *addr, size_t len, int prot, int flags, int fd, off_t offset)
 	return real_mmap(addr, len, prot, flags, fd, offset);
 }
 
+static void a_transport_that_is_left_has_no_clients(void **state)
+{
+	struct fixture *f = *state;
+	int fd = serve_simple(f), n = 0;
+
+	turn(f);
+	f->nbd->ops->hold(f->nbd);
+	while (!f->nbd->ops->leave(f->nbd)) {
+		assert_true(n++ < 10);
+		turn(f);
+	}
+	assert_int_equal(recv(fd, &n, sizeof(n), 0), 0);
+	f->nbd->ops->close(f->nbd);
+	close(fd);
+	for (int i = 0; i < 5; i++)
+		assert_int_equal(engine_run(f->engine, 1), 0);
+	assert_int_equal(nbd_open(&f->nbd, &vbd, f->engine, f->path, true, NULL), 0);
+	start(f, false);
+}
+
 static void a_client_waits_until_there_is_memory(void **state)
 {
 	struct fixture *f = *state;
-	time_t end = time(NULL) + 20;
+	uint64_t end = now_ns() + PATIENCE;
 	struct pollfd p;
 
 	f->nbd->ops->stop(f->nbd, true, NULL);
@@ -572,7 +592,7 @@ static void a_client_waits_until_there_is_memory(void **state)
 	assert_int_equal(poll(&p, 1, 0), 0);
 	/* The server speaks first, once it has accepted. */
 	while (!poll(&p, 1, 0)) {
-		assert_true(time(NULL) < end);
+		assert_true(now_ns() < end);
 		turn(f);
 	}
 	close(p.fd);
@@ -691,6 +711,7 @@ int main(void)
 		T(no_request_ends_that_connection_alone),
 		T(a_client_that_does_not_read_stalls_no_other),
 		T(a_client_too_many_waits),
+		T(a_transport_that_is_left_has_no_clients),
 		T(a_client_waits_until_there_is_memory),
 		T(while_held_requests_wait),
 		T(while_held_a_long_write_stops_in_the_middle),

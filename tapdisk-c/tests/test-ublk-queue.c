@@ -140,6 +140,7 @@ void gendisk_unpublish(int minor)
 static struct {
 	struct io_watch *watch;
 	struct io_plug *plug;
+	struct io_timer *timer;
 	struct list queued;
 } engine;
 
@@ -184,15 +185,27 @@ void engine_unwatch(struct engine *e, struct io_watch *watch)
 void engine_timer_set(struct engine *e, struct io_timer *timer, uint64_t ns)
 {
 	(void)e;
-	(void)timer;
-	(void)ns;
-	fail();
+	assert_true(ns > engine_now(NULL));
+	timer->armed = true;
+	engine.timer = timer;
 }
 
 void engine_timer_cancel(struct engine *e, struct io_timer *timer)
 {
 	(void)e;
-	(void)timer;
+	if (timer->armed)
+		engine.timer = NULL;
+	timer->armed = false;
+}
+
+static void timer_expires(void)
+{
+	struct io_timer *timer = engine.timer;
+
+	assert_non_null(timer);
+	engine.timer = NULL;
+	timer->armed = false;
+	timer->expired(timer);
 }
 
 void engine_plug(struct engine *e, struct io_plug *plug)
@@ -278,6 +291,16 @@ static void end_begun(unsigned int expected, int result)
 
 /* The VBD */
 
+static bool image_open;
+
+struct image *vbd_image(struct vbd *vbd)
+{
+	static uint8_t an_image;
+
+	(void)vbd;
+	return image_open ? (struct image *)(void *)&an_image : NULL;
+}
+
 static struct vbd_request *submitted[UBLK_ENTRIES];
 static unsigned int nr_submitted;
 
@@ -312,6 +335,7 @@ static int begin(void **priv)
 			   kernel.memory, 0);
 	assert_true(kernel.desc != MAP_FAILED);
 	kernel.info_err = -ENODEV;
+	image_open = true;
 	return ublk_open(&t, NULL, NULL, MINOR, NULL);
 }
 
@@ -319,6 +343,7 @@ static int end(void **priv)
 {
 	(void)priv;
 	assert_int_equal(kernel.nr_slots, 0);
+	assert_null(engine.timer);
 	assert_int_equal(t->ops->reset(t, NULL), 0);
 	t->ops->close(t);
 	munmap(kernel.desc, 65536);
@@ -536,6 +561,178 @@ static void a_device_that_does_not_start_is_removed(void **priv)
 	stop();
 }
 
+/* udev's read of a new gendisk waits for the image, and the kernel's setting of a queue for the read. */
+static void a_queue_is_not_set_up_while_nothing_is_answered(void **priv)
+{
+	struct error err;
+
+	(void)priv;
+	image_open = false;
+	kernel.creds = 5;
+	assert_int_equal(t->ops->start(t, &image, false, &err), 0);
+	submit();
+	settle(UBLK_START);
+	assert_int_equal(t->ops->ready(t, &err), 0);
+	assert_true(kernel.published);
+	assert_int_equal(kernel.writes, 0);
+	stop();
+}
+
+static void the_first_request_may_come_while_the_queue_is_set_up(void **priv)
+{
+	int memory = kernel.memory, fds[2];
+	struct error err;
+
+	(void)priv;
+	assert_int_equal(pipe(fds), 0);
+	kernel.memory = fds[0];
+	kernel.creds = 5;
+	assert_int_equal(t->ops->start(t, &image, false, &err), 0);
+	submit();
+	close(fds[0]);
+	close(fds[1]);
+	kernel.memory = memory;
+	end_begun(UBLK_START, 0);
+	assert_int_equal(kernel.begun, UINT32_MAX);
+	ask(0, UBLK_OP_READ, 0, 8);
+	assert_true(dup2(memory, ublk_of(t)->queue) >= 0);
+	timer_expires();
+	submit();
+	assert_int_equal(nr_submitted, 1);
+	answer(0, 0);
+	settle(UINT32_MAX);
+	assert_int_equal(t->ops->ready(t, &err), 0);
+	stop();
+}
+
+static void requests_wait_until_the_queue_can_be_mapped(void **priv)
+{
+	int memory = kernel.memory, fds[2];
+
+	(void)priv;
+	/* Nobody can map one. */
+	assert_int_equal(pipe(fds), 0);
+	kernel.memory = fds[0];
+	start_live();
+	close(fds[0]);
+	close(fds[1]);
+	kernel.memory = memory;
+	ask(0, UBLK_OP_WRITE, 0, 8);
+	ask(1, UBLK_OP_WRITE, 8, 8);
+	assert_int_equal(nr_submitted, 0);
+	timer_expires();
+	submit();
+	assert_int_equal(nr_submitted, 0);
+	/* What can be mapped is put in its place. */
+	assert_true(dup2(memory, ublk_of(t)->queue) >= 0);
+	timer_expires();
+	submit();
+	assert_int_equal(nr_submitted, 2);
+	answer(0, 0);
+	answer(1, 0);
+	stop();
+}
+
+/* As by an upgrade whose new tapdisk can't open the image. */
+static void leave_and_take_back(void)
+{
+	struct transport *old = t;
+
+	t->ops->hold(t);
+	t->ops->close(t);
+	assert_int_equal(kernel.calls[UBLK_DELETE_ASYNC], 0);
+	assert_int_equal(kernel.begun, 0);
+	assert_int_equal(ublk_open(&t, NULL, NULL, MINOR, NULL), 0);
+	assert_ptr_equal(t, old);
+}
+
+static void what_was_left_and_not_taken_goes_on(void **priv)
+{
+	struct error err;
+
+	(void)priv;
+	start_live();
+	kernel.info_err = 0;
+	kernel.info.state = UBLK_S_LIVE;
+	kernel.info.pid = getpid();
+	/* All slots have a request that waits, and the kernel has none. */
+	t->ops->hold(t);
+	for (unsigned int i = 0; i < UBLK_ENTRIES; i++)
+		ask(i, UBLK_OP_READ, 8 * i, 8);
+	leave_and_take_back();
+	assert_int_equal(t->ops->start(t, &image, true, &err), -EROFS);
+	submit();
+	assert_int_equal(nr_submitted, 0);
+	assert_int_equal(t->ops->start(t, &image, false, &err), 0);
+	assert_int_equal(t->ops->ready(t, &err), 0);
+	submit();
+	assert_int_equal(nr_submitted, UBLK_ENTRIES);
+	for (unsigned int i = 0; i < UBLK_ENTRIES; i++)
+		answer(i, 0);
+	/* What the VBD has, which goes with it, is not forgotten: it was waiting for space. */
+	nr_submitted = 0;
+	ask(5, UBLK_OP_WRITE, 8, 8);
+	assert_int_equal(nr_submitted, 1);
+	leave_and_take_back();
+	assert_int_equal(t->ops->start(t, &image, false, &err), 0);
+	submit();
+	assert_int_equal(nr_submitted, 2);
+	assert_int_equal(submitted[1]->image.op, IMAGE_WRITE);
+	answer(1, 0);
+	/* Again, and another process was faster. */
+	leave_and_take_back();
+	kernel.info.pid = getpid() + 1;
+	assert_int_equal(t->ops->start(t, &image, false, &err), -EBUSY);
+	kernel.info.pid = getpid();
+	assert_int_equal(t->ops->start(t, &image, false, &err), 0);
+	stop();
+}
+
+/* One that is not held is, and its name is no obstacle after a close and an open. */
+static void what_is_left_asks_nobody(void **priv)
+{
+	struct error err;
+
+	(void)priv;
+	start_live();
+	stop();
+	assert_int_equal(t->ops->reset(t, &err), 0);
+	kernel.calls[UBLK_DELETE_ASYNC] = 0;
+	kernel.writes = 0;
+	start_live();
+	kernel.info_err = 0;
+	kernel.info.state = UBLK_S_LIVE;
+	kernel.info.pid = getpid();
+	t->ops->close(t);
+	ask(0, UBLK_OP_READ, 0, 8);
+	submit();
+	assert_int_equal(nr_submitted, 0);
+	assert_int_equal(ublk_open(&t, NULL, NULL, MINOR, NULL), 0);
+	assert_int_equal(ublk_of(t)->phase, UBLK_LIVE);
+	assert_int_equal(t->ops->start(t, &image, false, &err), 0);
+	submit();
+	assert_int_equal(nr_submitted, 1);
+	answer(0, 0);
+	stop();
+}
+
+/* By force, while it was left to another one: the minor's next disk is not that. */
+static void what_was_left_and_removed_is_not_taken_back(void **priv)
+{
+	struct transport *next;
+
+	(void)priv;
+	start_live();
+	t->ops->hold(t);
+	t->ops->close(t);
+	for (unsigned int i = 0; i < UBLK_ENTRIES; i++)
+		give_back(i, -ENODEV);
+	assert_int_equal(ublk_open(&next, NULL, NULL, MINOR, NULL), 0);
+	assert_int_equal(ublk_of(next)->phase, UBLK_NONE);
+	assert_int_equal(kernel.calls[UBLK_DELETE_ASYNC], 0);
+	t = next;
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, begin, end)
 
 int main(void)
@@ -549,6 +746,12 @@ int main(void)
 		TEST(the_disk_of_a_guest_goes_on_without_its_name),
 		TEST(a_take_over_that_fails_removes_nothing),
 		TEST(a_device_that_does_not_start_is_removed),
+		TEST(a_queue_is_not_set_up_while_nothing_is_answered),
+		TEST(the_first_request_may_come_while_the_queue_is_set_up),
+		TEST(requests_wait_until_the_queue_can_be_mapped),
+		TEST(what_was_left_and_not_taken_goes_on),
+		TEST(what_is_left_asks_nobody),
+		TEST(what_was_left_and_removed_is_not_taken_back),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

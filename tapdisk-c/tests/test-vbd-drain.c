@@ -2,6 +2,8 @@
 /* Pause, unpause, close and statistics of a VBD. */
 #include "tests/vbd-bed.h"
 
+#include "common/diskfile.h"
+
 /* The disk answers what it was stuck with. */
 static void let_go(void)
 {
@@ -279,11 +281,113 @@ static void a_flush_of_ours_that_fails_is_the_guests_next_one(void **priv)
 	assert_int_equal(guest.result[1], 0);
 }
 
+/* Of a disk with two users each has to be told once: a second flush would succeed. */
+static void a_flush_that_fails_is_told_to_each_user(void **priv)
+{
+	struct transport other = { .ops = &guest_ops };
+	struct error err;
+
+	(void)priv;
+	list_init(&other.link);
+	assert_int_equal(vbd_add_transport(bed.vbd, &other, &err), 0);
+	guest.slots[1].from = &other;
+	ask(0, IMAGE_WRITE, 1);
+	steps(3);
+	/* A client beside the user that only reads has nothing to lose. */
+	disk.flush_err = -EIO;
+	ask(0, IMAGE_FLUSH, 0);
+	steps(3);
+	assert_int_equal(guest.result[0], -EIO);
+	disk.flush_err = 0;
+	ask(1, IMAGE_FLUSH, 0);
+	steps(3);
+	assert_int_equal(guest.result[1], 0);
+	/* One that writes has, also before the user has. */
+	ask(1, IMAGE_WRITE, 1);
+	steps(3);
+	for (unsigned int i = 0; i < 2; i++) {
+		disk.flush_err = -EIO;
+		ask(i, IMAGE_FLUSH, 0);
+		steps(3);
+		assert_int_equal(guest.result[i], -EIO);
+		disk.flush_err = 0;
+		ask(i, IMAGE_FLUSH, 0);
+		steps(3);
+		assert_int_equal(guest.result[i], 0);
+		ask(1 - i, IMAGE_FLUSH, 0);
+		steps(3);
+		assert_int_equal(guest.result[1 - i], -EIO);
+		ask(1 - i, IMAGE_FLUSH, 0);
+		steps(3);
+		assert_int_equal(guest.result[1 - i], 0);
+	}
+	list_del(&other.link);
+}
+
+/* The kernel tells one of them. */
+static void flushes_that_are_under_way_together_fail_together(void **priv)
+{
+	(void)priv;
+	disk.stuck = true;
+	ask(0, IMAGE_FLUSH, 0);
+	ask(1, IMAGE_FLUSH, 0);
+	guest.slots[2].fua = true;
+	ask(2, IMAGE_WRITE, 1);
+	steps(1);
+	disk.flush_once = true;
+	let_go();
+	steps(4);
+	assert_int_equal(guest.result[0], -EIO);
+	assert_int_equal(guest.result[1], -EIO);
+	assert_int_equal(guest.result[2], -EIO);
+	guest.slots[2].fua = false;
+	ask(0, IMAGE_FLUSH, 0);
+	steps(3);
+	assert_int_equal(guest.result[0], 0);
+}
+
+/* It tells of that write; those before it are a flush's. */
+static void the_flush_of_a_fua_write_leaves_the_error_of_ours(void **priv)
+{
+	(void)priv;
+	disk.flush_err = -EIO;
+	vbd_pause(bed.vbd, 1000, verb_done, NULL);
+	assert_int_equal(verb_wait(), -EIO);
+	disk.flush_err = 0;
+	assert_int_equal(vbd_unpause(bed.vbd, NULL, NULL), 0);
+	guest.slots[1].fua = true;
+	ask(1, IMAGE_FLUSH, 0);
+	steps(3);
+	assert_int_equal(guest.result[1], 0);
+	ask(0, IMAGE_FLUSH, 0);
+	steps(3);
+	assert_int_equal(guest.result[0], -EIO);
+	/* And one that waits to be tried again. */
+	disk.flush_err = -ETIMEDOUT;
+	ask(1, IMAGE_WRITE, 1);
+	steps(3);
+	assert_true(guest.busy[1]);
+	disk.flush_err = -EIO;
+	vbd_pause(bed.vbd, 1000, verb_done, NULL);
+	assert_int_equal(verb_wait(), -EIO);
+	disk.flush_err = 0;
+	assert_int_equal(vbd_unpause(bed.vbd, NULL, NULL), 0);
+	steps(3);
+	assert_int_equal(guest.result[1], -EIO);
+	guest.slots[1].fua = false;
+	ask(0, IMAGE_FLUSH, 0);
+	steps(3);
+	assert_int_equal(guest.result[0], -EIO);
+	ask(0, IMAGE_FLUSH, 0);
+	steps(3);
+	assert_int_equal(guest.result[0], 0);
+}
+
 /* As one of the guest's, which would wait. */
 static void a_pause_while_a_server_is_away_costs_the_guest_no_error(void **priv)
 {
 	(void)priv;
-	disk.remote = true;
+	disk.remote = disk.remote_leaf = true;
 	vbd_pause(bed.vbd, 1000, verb_done, NULL);
 	assert_int_equal(verb_wait(), 0);
 	assert_int_equal(vbd_unpause(bed.vbd, NULL, NULL), 0);
@@ -317,6 +421,126 @@ static void a_close_that_fails_after_its_flush_loses_nothing(void **priv)
 	ask(0, IMAGE_FLUSH, 0);
 	steps(3);
 	assert_int_equal(guest.result[0], 0);
+}
+
+/* A close tells what the flush before it, whose error might have passed, did not. */
+static void a_close_that_fails_after_a_flush_that_did_is_the_next_flushs_error(void **priv)
+{
+	(void)priv;
+	disk.flush_err = -ETIMEDOUT;
+	disk.close_err = -EIO;
+	vbd_pause(bed.vbd, 1000, verb_done, NULL);
+	assert_int_equal(verb_wait(), -EIO);
+	disk.flush_err = disk.close_err = 0;
+	assert_int_equal(vbd_unpause(bed.vbd, NULL, NULL), 0);
+	ask(0, IMAGE_FLUSH, 0);
+	steps(3);
+	assert_int_equal(guest.result[0], -EIO);
+}
+
+static int noted_as_lost(void)
+{
+	struct diskfile note;
+	int lost;
+
+	assert_int_equal(diskfile_read(&note, MINOR), 0);
+	lost = note.lost;
+	diskfile_dispose(&note);
+	return lost;
+}
+
+static void what_a_flush_lost_is_noted_for_the_next_tapdisk_until_it_is_told(void **priv)
+{
+	(void)priv;
+	server_keep_files(bed.server);
+	vbd_pause(bed.vbd, 1000, verb_done, NULL);
+	assert_int_equal(verb_wait(), 0);
+	assert_int_equal(vbd_unpause(bed.vbd, NULL, NULL), 0);
+	disk.stuck = true;
+	vbd_pause(bed.vbd, 1000, verb_done, NULL);
+	steps(3);
+	pass(SECOND);
+	assert_int_equal(verb_wait(), -ETIMEDOUT);
+	disk.flush_err = -EIO;
+	let_go();
+	steps(5);
+	disk.flush_err = 0;
+	assert_int_equal(noted_as_lost(), 1);
+	ask(0, IMAGE_FLUSH, 0);
+	steps(3);
+	assert_int_equal(guest.result[0], -EIO);
+	assert_int_equal(noted_as_lost(), 0);
+}
+
+/* The image that a snapshot is made of, and its new leaf. */
+static int snapshot_prepare(struct image_snapshot **s, struct image *image,
+			    const struct image_open_args *args, const char *parent,
+			    struct error *err)
+{
+	(void)image;
+	(void)args;
+	(void)parent;
+	(void)err;
+	*s = (void *)&disk;
+	return 0;
+}
+
+static int snapshot_switch(struct image_snapshot *s, struct error *err)
+{
+	(void)s;
+	(void)err;
+	return 0;
+}
+
+static int snapshot_take(struct image_snapshot *s, struct image **image, struct error *err)
+{
+	(void)s;
+	(void)image;
+	(void)err;
+	return 0;
+}
+
+static void snapshot_end(struct image_snapshot *s)
+{
+	(void)s;
+}
+
+/* As blktap_check_change() of the driver. */
+static int release_with_same_sectors(struct transport *t, const struct image_info *info,
+				     bool readonly, struct error *err)
+{
+	if (info->sector_size != 4096)
+		return error_set(err, -EINVAL, "the gendisk does not take it");
+	return guest_start(t, info, readonly, err);
+}
+
+static void a_snapshot_leaves_the_device_its_sectors(void **priv)
+{
+	struct transport_ops ops = guest_ops;
+	struct image_driver driver = disk_driver;
+	int rc;
+
+	(void)priv;
+	driver.snapshot_prepare = snapshot_prepare;
+	driver.snapshot_switch = snapshot_switch;
+	driver.snapshot_take = snapshot_take;
+	driver.snapshot_end = snapshot_end;
+	ops.release = release_with_same_sectors;
+	vbd_close(bed.vbd, true, 0, verb_done, NULL);
+	assert_int_equal(verb_wait(), 0);
+	disk.sector_size = 4096;
+	assert_int_equal(vbd_open(bed.vbd, "fake:/raw", false, NULL), 0);
+	guest.transport.ops = &ops;
+	vbd_pause(bed.vbd, 1000, verb_done, NULL);
+	assert_int_equal(verb_wait(), 0);
+	disk.sector_size = 512;
+	assert_int_equal(vbd_unpause(bed.vbd, "fake:/vhd", NULL), 0);
+	disk.image.driver = &driver;
+	vbd_snapshot(bed.vbd, "child", "parent", NULL, 1000, verb_done, NULL);
+	rc = verb_wait();
+	disk.image.driver = &disk_driver;
+	guest.transport.ops = &guest_ops;
+	assert_int_equal(rc, 0);
 }
 
 /* Were they tried again, they would succeed: what was lost is not told twice. */
@@ -420,8 +644,14 @@ int main(void)
 		TEST(a_new_leaf_may_be_larger_but_not_smaller),
 		TEST(a_flush_of_ours_that_fails_is_the_guests_next_one),
 		TEST(flushes_that_wait_get_the_error_of_ours),
+		TEST(a_flush_that_fails_is_told_to_each_user),
+		TEST(flushes_that_are_under_way_together_fail_together),
+		TEST(the_flush_of_a_fua_write_leaves_the_error_of_ours),
 		TEST(a_pause_while_a_server_is_away_costs_the_guest_no_error),
 		TEST(a_close_that_fails_after_its_flush_loses_nothing),
+		TEST(a_close_that_fails_after_a_flush_that_did_is_the_next_flushs_error),
+		TEST(what_a_flush_lost_is_noted_for_the_next_tapdisk_until_it_is_told),
+		TEST(a_snapshot_leaves_the_device_its_sectors),
 		TEST(durations_are_counted_to_a_fifth),
 		TEST(the_page_is_read_without_a_word),
 		TEST(without_the_page_a_disk_works_all_the_same),

@@ -2,6 +2,8 @@
 /* Requests of a VBD that fail: tried again, or waiting for space. */
 #include "tests/vbd-bed.h"
 
+#include <limits.h>
+
 /* Retries */
 
 static void an_error_that_passes_is_time_to_the_guest(void **priv)
@@ -139,12 +141,48 @@ static void which_errors_are_tried_again(void **priv)
 static void an_io_error_of_a_server_may_pass(void **priv)
 {
 	(void)priv;
-	disk.remote = true;
+	disk.remote = disk.remote_leaf = true;
 	vbd_pause(bed.vbd, 0, verb_done, NULL);
 	assert_int_equal(verb_wait(), 0);
 	assert_int_equal(vbd_unpause(bed.vbd, NULL, NULL), 0);
 	assert_int_equal(one_failure(IMAGE_READ, -EIO), 0);
 	assert_int_equal(one_failure(IMAGE_FLUSH, -EIO), 0);
+	/* Its parents are there, and what is written is here. */
+	disk.remote_leaf = false;
+	vbd_pause(bed.vbd, 0, verb_done, NULL);
+	assert_int_equal(verb_wait(), 0);
+	assert_int_equal(vbd_unpause(bed.vbd, NULL, NULL), 0);
+	assert_int_equal(one_failure(IMAGE_READ, -EIO), 0);
+	assert_int_equal(one_failure(IMAGE_FLUSH, -EIO), -EIO);
+}
+
+/* A page cache tells it once, as any error. */
+static void a_flush_without_space_is_not_tried_again(void **priv)
+{
+	(void)priv;
+	assert_int_equal(one_failure(IMAGE_FLUSH, -ENOSPC), -ENOSPC);
+	assert_int_equal(one_failure(IMAGE_FLUSH, -EDQUOT), -EDQUOT);
+	assert_false(marked());
+}
+
+static void the_mark_of_a_disk_with_a_long_path_is_cut(void **priv)
+{
+	char args[2 * PATH_MAX];
+
+	(void)priv;
+	memset(args, 'x', sizeof(args));
+	memcpy(args, "fake:/", 6);
+	args[sizeof(args) - 1] = 0;
+	vbd_close(bed.vbd, true, 0, verb_done, NULL);
+	assert_int_equal(verb_wait(), 0);
+	assert_int_equal(vbd_open(bed.vbd, args, false, NULL), 0);
+	disk.write_err = -ENOSPC;
+	ask(0, IMAGE_WRITE, 1);
+	steps(3);
+	assert_true(marked());
+	disk.write_err = 0;
+	pass(3 * SECOND);
+	assert_int_equal(guest.result[0], 0);
 }
 
 static void the_flush_of_a_fua_write_is_tried_alone(void **priv)
@@ -216,6 +254,86 @@ static void a_lack_of_space_may_be_an_error(void **priv)
 	assert_false(guest.busy[0]);
 }
 
+static void a_request_is_tried_again_while_its_disk_is_being_made(void **priv)
+{
+	(void)priv;
+	vbd_close(bed.vbd, true, 0, verb_done, NULL);
+	assert_int_equal(verb_wait(), 0);
+	guest.ready_err = -EINPROGRESS;
+	assert_int_equal(vbd_open(bed.vbd, "fake:/disk", false, NULL), 0);
+	vbd_when_ready(bed.vbd, verb_done, NULL);
+	disk.read_err = -ENOMEM;
+	ask(0, IMAGE_READ, 1);
+	steps(3);
+	disk.read_err = 0;
+	pass(SECOND);
+	assert_false(guest.busy[0]);
+	guest.ready_err = 0;
+	assert_int_equal(verb_wait(), 0);
+}
+
+/* It may be what others wrote that did not reach the medium, and the kernel tells once. */
+static void the_flush_of_a_fua_write_that_fails_is_the_next_flushs_too(void **priv)
+{
+	(void)priv;
+	ask(0, IMAGE_WRITE, 0);
+	steps(3);
+	assert_int_equal(guest.result[0], 0);
+	guest.slots[1].fua = true;
+	disk.flush_err = -EIO;
+	ask(1, IMAGE_WRITE, 1);
+	steps(3);
+	assert_int_equal(guest.result[1], -EIO);
+	disk.flush_err = 0;
+	for (int want = -EIO; want <= 0; want += EIO) {
+		ask(0, IMAGE_FLUSH, 0);
+		steps(3);
+		assert_int_equal(guest.result[0], want);
+	}
+	/* As a transport asks that made several of the write. */
+	disk.flush_err = -EIO;
+	ask(1, IMAGE_FLUSH, 0);
+	steps(3);
+	disk.flush_err = 0;
+	ask(0, IMAGE_FLUSH, 0);
+	steps(3);
+	assert_int_equal(guest.result[0], -EIO);
+}
+
+static void a_flush_that_waits_is_told_of_a_fua_writes(void **priv)
+{
+	(void)priv;
+	disk.flush_err = -ETIMEDOUT;
+	ask(0, IMAGE_FLUSH, 0);
+	steps(3);
+	guest.slots[1].fua = true;
+	disk.flush_err = -EIO;
+	ask(1, IMAGE_WRITE, 1);
+	steps(3);
+	disk.flush_err = 0;
+	pass(SECOND);
+	assert_int_equal(guest.result[0], -EIO);
+}
+
+static void a_flush_that_fails_and_nobody_hears_of_is_the_next_ones(void **priv)
+{
+	(void)priv;
+	ask(0, IMAGE_WRITE, 0);
+	steps(3);
+	disk.stuck = true;
+	ask(1, IMAGE_FLUSH, 0);
+	guest.slots[1].unwanted = true;
+	vbd_drop_unwanted(bed.vbd);
+	disk.stuck = false;
+	disk.flush_err = -EIO;
+	engine_timer_set(server_engine(bed.server), &disk.timer, 0);
+	steps(3);
+	disk.flush_err = 0;
+	ask(0, IMAGE_FLUSH, 0);
+	steps(3);
+	assert_int_equal(guest.result[0], -EIO);
+}
+
 /* Who asked is gone; what others ask for goes on. */
 static void what_nobody_wants_any_more_is_not_tried_again(void **priv)
 {
@@ -280,10 +398,16 @@ int main(void)
 		TEST(after_that_it_may_wait_to_be_told),
 		TEST(which_errors_are_tried_again),
 		TEST(an_io_error_of_a_server_may_pass),
+		TEST(a_flush_without_space_is_not_tried_again),
+		TEST(the_mark_of_a_disk_with_a_long_path_is_cut),
 		TEST(the_flush_of_a_fua_write_is_tried_alone),
 		TEST(writes_wait_for_space_and_say_so),
 		TEST(unpause_looks_for_space_at_once),
 		TEST(a_lack_of_space_may_be_an_error),
+		TEST(a_request_is_tried_again_while_its_disk_is_being_made),
+		TEST(the_flush_of_a_fua_write_that_fails_is_the_next_flushs_too),
+		TEST(a_flush_that_waits_is_told_of_a_fua_writes),
+		TEST(a_flush_that_fails_and_nobody_hears_of_is_the_next_ones),
 		TEST(what_nobody_wants_any_more_is_not_tried_again),
 	};
 

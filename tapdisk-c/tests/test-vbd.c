@@ -23,6 +23,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "common/clock.h"
 #include "server.h"
 #include "tests/real.h"
 #include "transport/blktap.h"
@@ -31,7 +32,7 @@
 #define MINOR	 7
 #define SECTORS	 128u
 #define SQ_OFF	 64u
-#define PATIENCE 10		/* seconds */
+#define PATIENCE 10000000000u	/* ns */
 
 /* The driver's side. */
 static struct {
@@ -203,9 +204,9 @@ static void step(void)
 
 static int answer(uint16_t tag)
 {
-	time_t limit = time(NULL) + PATIENCE;
+	uint64_t limit = now_ns() + PATIENCE;
 
-	while (!driver.answers[tag] && time(NULL) < limit)
+	while (!driver.answers[tag] && now_ns() < limit)
 		step();
 	if (!driver.answers[tag])
 		fail_msg("the request with tag %u is never answered", tag);
@@ -228,9 +229,9 @@ static void verb_done(void *priv, int rc, const struct error *err)
 
 static int verb_wait(void)
 {
-	time_t limit = time(NULL) + PATIENCE;
+	uint64_t limit = now_ns() + PATIENCE;
 
-	while (!verbs_done && time(NULL) < limit)
+	while (!verbs_done && now_ns() < limit)
 		step();
 	assert_int_equal(verbs_done, 1);
 	verbs_done = 0;

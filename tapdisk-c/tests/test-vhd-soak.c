@@ -5,11 +5,14 @@
  *
  *   SOAK_SECONDS=n   how long it runs (10)
  *   SOAK_SEED=n      one round only, that one
+ *   SOAK_ROUNDS=n    so many, that one and those whose seeds follow
  *   FAULT_TRACE=1    what happens, on stderr
  */
 #include "tests/vhd-bed.h"
 
 #include <time.h>
+
+#include "common/clock.h"
 
 static bool overlaps(const struct bed *b, uint64_t sector, uint32_t count)
 {
@@ -148,7 +151,7 @@ static void soak_round(uint64_t seed)
 	struct bed bed, middle, *b = &bed;
 	struct spec spec = { 0 };
 	bool has_middle;
-	unsigned int rate, ops, bitmaps, levels = 1;
+	unsigned int rate, ops, bitmaps;
 	bool failed = false, quiet;
 
 	for (int i = 0; i < 8; i++)
@@ -165,7 +168,6 @@ static void soak_round(uint64_t seed)
 		make_middle(&dice, &spec, &middle);
 		spec.parent = "mid.vhd";
 		spec.parent_raw = false;
-		levels++;
 	}
 	if (fe_one_in(&dice, 4))
 		spec.device = round_up_u64(spec.sectors * SECTOR_SIZE * 3 +
@@ -181,8 +183,8 @@ static void soak_round(uint64_t seed)
 	for (int i = 0; i < 5; i++) {
 		rate = fe_one_in(&dice, 2) ? 0 : 4 + fe_below(&dice, 40);
 		ops = fe_one_in(&dice, 2) ? 0 : 1 + fe_below(&dice, 6);
-		bitmaps = ops && fe_one_in(&dice, 2) ?
-			  MAX_SLOTS * levels + ops : 0;
+		bitmaps = fe_one_in(&dice, 2) ? 1 + fe_below(&dice, MAX_SLOTS) :
+					       0;
 		disk_open(b, ops, bitmaps);
 		if (fe_one_in(&dice, 2))
 			b->disk->grow.step = 1u << (14 + fe_below(&dice, 6));
@@ -234,26 +236,33 @@ static void soak_round(uint64_t seed)
 	bed_dispose(b);
 }
 
+/* Printed first: a fault may end the program. */
+static void numbered_round(uint64_t seed)
+{
+	fprintf(stderr, "SOAK_SEED=%llu\r", (unsigned long long)seed);
+	soak_round(seed);
+}
+
 static void what_is_promised_holds_whatever_happens(void **state)
 {
-	const char *one = getenv("SOAK_SEED"), *s = getenv("SOAK_SECONDS");
-	uint64_t seed = (uint64_t)time(NULL) << 20;
-	time_t end = time(NULL) + (s ? atoi(s) : 10);
-	unsigned int rounds = 0;
+	const char *first = getenv("SOAK_SEED"), *rounds = getenv("SOAK_ROUNDS");
+	const char *s = getenv("SOAK_SECONDS");
+	uint64_t seed = first ? strtoull(first, NULL, 0) : (uint64_t)time(NULL) << 20;
+	uint64_t from = seed, end;
 
 	(void)state;
-	if (one) {
-		soak_round(strtoull(one, NULL, 0));
-		return;
+	if (first) {
+		end = seed + (rounds ? strtoull(rounds, NULL, 0) : 1);
+		while (seed < end)
+			numbered_round(seed++);
+	} else {
+		end = now_ns() + (uint64_t)(s ? atoi(s) : 10) * 1000000000u;
+		do
+			numbered_round(seed++);
+		while (now_ns() < end);
 	}
-	do {
-		rounds++;
-		/* Printed first: a fault may end the program. */
-		fprintf(stderr, "SOAK_SEED=%llu\r", (unsigned long long)++seed);
-		soak_round(seed);
-	} while (time(NULL) < end);
-	print_message("%u rounds up to SOAK_SEED=%llu\n", rounds,
-		      (unsigned long long)seed);
+	print_message("%llu rounds from seed %llu\n",
+		      (unsigned long long)(seed - from), (unsigned long long)from);
 }
 
 int main(void)

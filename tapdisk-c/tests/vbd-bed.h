@@ -52,11 +52,13 @@ int clock_gettime(clockid_t clock, struct timespec *ts)
 static struct {
 	struct image image;
 	uint64_t sectors;		/* of the next one that is opened */
-	bool remote;
+	bool remote, remote_leaf;
+	uint32_t sector_size;		/* 0: 512 */
 	unsigned int can;
 	int open_err, close_err;
 	unsigned int open;
 	int read_err, write_err, flush_err;	/* 0: done */
+	bool flush_once;		/* the next one fails, as of a kernel, that tells once */
 	bool stuck;			/* requests stay where they are */
 	struct list queue;		/* image_request.link */
 	struct io_timer timer;
@@ -89,7 +91,10 @@ static inline int disk_answer(const struct image_request *req)
 		return disk.write_err;
 	case IMAGE_FLUSH:
 		disk.flushes++;
-		return disk.flush_err;
+		if (!disk.flush_once)
+			return disk.flush_err;
+		disk.flush_once = false;
+		return -EIO;
 	case IMAGE_DISCARD:
 		assert_true(disk.image.info.can & IMAGE_CAN_DISCARD);
 		return disk.write_err;
@@ -137,8 +142,10 @@ static inline int disk_open(struct image **image, const struct image_open_args *
 	disk.image.engine = args->engine;
 	disk.image.readonly = args->readonly;
 	disk.image.info = (struct image_info){
-		.sectors = disk.sectors, .sector_size = 512, .depth = 1,
-		.remote = disk.remote, .can = disk.can,
+		.sectors = disk.sectors, .depth = 1,
+		.sector_size = disk.sector_size ? disk.sector_size : 512,
+		.remote = disk.remote, .remote_leaf = disk.remote_leaf,
+		.can = disk.can,
 	};
 	*image = &disk.image;
 	return 0;

@@ -551,4 +551,32 @@ static inline int scratch_remove(void **state)
 	return rmdir(dir);
 }
 
+/* An image, open, and what it is to hold. */
+static inline void begin_with(struct bed *b, const char *name, const struct spec *spec)
+{
+	make_image(name, spec);
+	bed_init(b, name, spec->sectors);
+	b->blk = spec->device;
+	follow(b, 1);
+	disk_open(b, 0, 0);
+}
+
+static inline void begin(struct bed *b, const struct spec *spec)
+{
+	begin_with(b, "leaf.vhd", spec);
+}
+
+static inline void end(struct bed *b)
+{
+	if (b->disk)
+		assert_int_equal(disk_close(b), 0);
+	fe_close(&b->engine);
+	bed_dispose(b);
+}
+
+static inline bool reads_wait(const struct io_req *req)
+{
+	return req->op == IO_READ;
+}
+
 #endif

@@ -15,6 +15,7 @@
 #include "transport/minor.h"
 
 #define EXIT_WAIT_MS 5000
+#define UNDO_TRIES 3
 
 void hold_signals(void)
 {
@@ -27,20 +28,44 @@ void hold_signals(void)
 	sigprocmask(SIG_BLOCK, &set, NULL);
 }
 
+/*
+ * Takes back what create has made. Its tapdisk may have died with the image open:
+ * no other one is to have the disk, and one that has it closes it. What fails here
+ * must not hide what failed first.
+ */
+static void undo(int pid, int minor)
+{
+	for (int i = 0; i < UNDO_TRIES; i++) {
+		diskfile_forget(minor, pid);
+		vbd_close(pid, minor, false, TAP_CTL_TIMEOUT_MS, NULL);
+		/* A tapdisk without a VBD exits. */
+		vbd_call("detach", pid, minor, NULL);
+		if (!i)
+			tapdisk_kill(pid);
+		if (minor_free(minor, NULL) != -EBUSY)
+			break;
+	}
+}
+
 int cmd_create(const struct options *opt, struct error *err)
 {
+	char creates[48];
 	int minor, pid, rc;
 
 	hold_signals();
 	rc = allocate(opt, &minor, err);
 	if (rc)
 		return rc;
-	rc = tapdisk_spawn(&pid, NULL, err);
-	if (rc)
-		goto fail_free;
+	snprintf(creates, sizeof(creates), "--creates=%d,%d", (int)getpid(),
+		 minor);
+	rc = tapdisk_spawn(&pid, creates, err);
+	if (rc) {
+		minor_free(minor, NULL);
+		return rc;
+	}
 	rc = vbd_call("attach", pid, minor, err);
 	if (rc)
-		goto fail_kill;
+		goto fail;
 	rc = vbd_open(pid, minor, opt, opt->owner, opt->timeout_ms, err);
 	if (rc == -ETIMEDOUT) {
 		tapdisk_abandon(pid, minor);
@@ -49,27 +74,19 @@ int cmd_create(const struct options *opt, struct error *err)
 				 opt->timeout_ms / 1000);
 	}
 	if (rc)
-		goto fail_detach;
+		goto fail;
 	printf(BLKTAP_DEVICE_PATH "\n", minor);
 	if (opt->owner >= 0)
 		printf("pid=%d minor=%d\n", pid, minor);
 	if (fflush(stdout) || ferror(stdout)) {
 		rc = error_set(err, -EIO, "cannot write the device's name; "
 			       "the device is removed");
-		goto fail_close;
+		goto fail;
 	}
 	return 0;
 
-	/* What fails while unwinding must not hide what failed first. */
-fail_close:
-	vbd_close(pid, minor, false, TAP_CTL_TIMEOUT_MS, NULL);
-fail_detach:
-	/* A tapdisk without a VBD exits. */
-	vbd_call("detach", pid, minor, NULL);
-fail_kill:
-	tapdisk_kill(pid);
-fail_free:
-	minor_free(minor, NULL);
+fail:
+	undo(pid, minor);
 	if (opt->owner >= 0 && err->holder)
 		printf("holder=%d\n", err->holder);
 	return rc;

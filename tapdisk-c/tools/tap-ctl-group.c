@@ -5,6 +5,7 @@
  * that they do it side by side.
  */
 #include <errno.h>
+#include <poll.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -107,7 +108,6 @@ static int decide(const struct group *g, struct error *err)
 /* A connection that ends lets its tapdisk settle, which it does before it closes its own end. */
 static void leave(const struct group *g)
 {
-	const struct timeval limit = { .tv_sec = LEAVE_S };
 	char byte;
 
 	for (unsigned int i = 0; i < g->nr; i++)
@@ -116,12 +116,19 @@ static void leave(const struct group *g)
 	for (unsigned int i = 0; i < g->nr; i++) {
 		if (g->fds[i] < 0)
 			continue;
-		setsockopt(g->fds[i], SOL_SOCKET, SO_RCVTIMEO, &limit,
-			   sizeof(limit));
-		while (recv(g->fds[i], &byte, 1, 0) > 0)
-			;
+		/* The socket does not block. */
+		do
+			poll(&(struct pollfd){ .fd = g->fds[i], .events = POLLIN },
+			     1, LEAVE_S * 1000);
+		while (recv(g->fds[i], &byte, 1, 0) > 0);
 		close(g->fds[i]);
 	}
+}
+
+/* Its tapdisk died between its rename and the decision; the name leads to all data, as after any snapshot. */
+static bool kept(const struct snapshot *s)
+{
+	return access(s->child, F_OK) && !access(s->parent, F_OK);
 }
 
 int snapshot_group(struct snapshot *s, unsigned int nr, int timeout_ms,
@@ -150,8 +157,14 @@ int snapshot_group(struct snapshot *s, unsigned int nr, int timeout_ms,
 		rc = step(&g, "take", err);
 	if (g.fds)
 		leave(&g);
-	for (unsigned int i = 0; !decided && i < nr; i++)
+	if (decided && rc)
+		error_prefix(err, "the snapshots are made");
+	for (unsigned int i = 0; !decided && i < nr; i++) {
 		snapshot_clear(&s[i]);
+		if (kept(&s[i]))
+			error_prefix(err, "%s has its snapshot, %s, and others have none",
+				     s[i].leaf, s[i].parent);
+	}
 	/* One that has not answered may still have to know. */
 	if (*g.decision && !(decided && rc))
 		unlink(g.decision);

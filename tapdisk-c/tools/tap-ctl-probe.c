@@ -2,6 +2,7 @@
 /* probe: would create succeed? Opens the image here, without a device. */
 #include "tools/tap-ctl.h"
 
+#include <errno.h>
 #include <stdio.h>
 
 #include "common/config.h"
@@ -31,7 +32,8 @@ int cmd_probe(const struct options *opt, struct error *err)
 	rc = driver->open(&image, &args, err);
 	if (!rc)
 		rc = driver->close(image, err);
-	else if (err->holder)
+	else if (rc == -EBUSY)
+		/* 0: on another host, or not to be found */
 		printf("holder=%d\n", err->holder);
 out:
 	if (engine)

@@ -7,7 +7,6 @@
 #include <time.h>
 
 #include "common/diskfile.h"
-#include "common/process.h"
 #include "server.h"
 
 #define TRIES	100
@@ -51,7 +50,7 @@ int cmd_restart(const struct options *opt, struct error *err)
 		return error_set(err, rc, "minor %d: no tapdisk that died has left it",
 				 opt->minor);
 	diskfile_dispose(&file);
-	if (!process_ended(file.pid))
+	if (!diskfile_is_left(&file))
 		return error_set(err, -EBUSY, "minor %d: tapdisk %d has it",
 				 opt->minor, file.pid);
 	snprintf(option, sizeof(option), "--succeed=%d", file.pid);

@@ -9,9 +9,12 @@
 #include <fcntl.h>
 #include <libgen.h>
 #include <limits.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "control/client.h"
@@ -103,6 +106,27 @@ static int make_names(struct snapshot *s, const char *name, struct error *err)
 	return 0;
 }
 
+/*
+ * A socket's name, which ends with the process. Another one that makes a snapshot of the disk would
+ * take the child for one that a tap-ctl which was killed has left.
+ */
+static int lock_disk(struct snapshot *s, struct error *err)
+{
+	struct sockaddr_un a = { .sun_family = AF_UNIX };
+	int n = snprintf(a.sun_path + 1, sizeof(a.sun_path) - 1,
+			 "xenblk-snapshot-%d-%d", s->pid, s->minor);
+
+	s->lock = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	if (s->lock >= 0 && !bind(s->lock, (void *)&a,
+				  (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)n)))
+		return 0;
+	if (errno == EADDRINUSE)
+		return error_set(err, -EBUSY, "minor %d: another snapshot of it is being made; try again when that is done",
+				 s->minor);
+	return error_set(err, -errno, "minor %d: the lock of its snapshots: %s",
+			 s->minor, strerror(errno));
+}
+
 static int sync_dir(const char *dir, struct error *err)
 {
 	int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -149,6 +173,8 @@ void snapshot_free(struct snapshot *s)
 	free(s->dir);
 	free(s->parent);
 	free(s->child);
+	if (s->lock >= 0)
+		close(s->lock);
 }
 
 int snapshot_prepare(struct snapshot *s, int pid, int minor, const char *parent,
@@ -156,8 +182,10 @@ int snapshot_prepare(struct snapshot *s, int pid, int minor, const char *parent,
 {
 	int rc;
 
-	*s = (struct snapshot){ .pid = pid, .minor = minor };
+	*s = (struct snapshot){ .pid = pid, .minor = minor, .lock = -1 };
 	rc = find_leaf(pid, minor, &s->leaf, err);
+	if (!rc)
+		rc = lock_disk(s, err);
 	if (!rc)
 		rc = make_names(s, parent, err);
 	if (rc)
@@ -231,6 +259,8 @@ int cmd_snapshot(const struct options *opt, struct error *err)
 
 	if (!s)
 		return out_of_memory(err);
+	for (unsigned int i = 0; i <= opt->nr_also; i++)
+		s[i].lock = -1;
 	hold_signals();
 	rc = snapshot_prepare(&s[0], opt->pid, opt->minor, opt->name, err);
 	while (!rc && nr < opt->nr_also) {

@@ -46,6 +46,8 @@ int vbd_open(int pid, int minor, const struct options *opt, int owner,
 
 	if (request && opt->inactive)
 		json_object_set_new(request, "inactive", json_true());
+	if (request && opt->suspended)
+		json_object_set_new(request, "suspended", json_true());
 	if (request && owner >= 0)
 		json_object_set_new(request, "owner", json_integer(owner));
 	for (size_t i = 0; request && i < TAP_CTL_RETRY; i++)

@@ -47,13 +47,13 @@ static const struct verb {
 	{ "fail", "m:", "m", "", cmd_fail, "-m MINOR" },
 	{ "spawn", "", "", "", cmd_spawn, "" },
 	{ "attach", "p:m:", "pm", "", cmd_attach, "-p PID -m MINOR" },
-	{ "open", "p:m:a:Ri" RETRY, "pma", "e:r2:sDC:t:E", cmd_open,
-	  "-p PID -m MINOR -a TYPE:PATH [-R] [--inactive] [ERRORS]" },
+	{ "open", "p:m:a:Riu" RETRY, "pma", "e:r2:sDC:t:E", cmd_open,
+	  "-p PID -m MINOR -a TYPE:PATH [-R] [--inactive | --suspended] [ERRORS]" },
 	{ "close", "p:m:ft:", "pm", "", cmd_close,
 	  "-p PID -m MINOR [-f] [-t SECONDS]" },
 	{ "detach", "p:m:", "pm", "", cmd_detach, "-p PID -m MINOR" },
-	{ "create", "a:Rio:w:x:" RETRY, "a", "d:e:r2:sDC:t:", cmd_create,
-	  "-a TYPE:PATH [-R] [--inactive] [--owner=PID] [--wait=SECONDS] [--transport=LIST] [ERRORS]" },
+	{ "create", "a:Riuo:w:x:" RETRY, "a", "d:e:r2:sDC:t:", cmd_create,
+	  "-a TYPE:PATH [-R] [--inactive | --suspended] [--owner=PID] [--wait=SECONDS] [--transport=LIST] [ERRORS]" },
 	{ "probe", "a:R", "a", "", cmd_probe, "-a TYPE:PATH [-R]" },
 	{ "keep", "p:m:F:", "pm", "", cmd_keep, "-p PID -m MINOR [--for=TEXT]" },
 	{ "destroy", "p:m:ft:", "pm", "", cmd_destroy,
@@ -187,6 +187,9 @@ static bool set_option(struct options *opt, const struct verb *verb, int c)
 	case 'i':
 		opt->inactive = true;
 		return true;
+	case 'u':
+		opt->suspended = true;
+		return true;
 	case 'A':
 		opt->all = true;
 		return true;
@@ -231,6 +234,7 @@ static int parse(const struct verb *verb, int argc, char **argv,
 		{ "all", no_argument, NULL, 'A' },
 		{ "for", required_argument, NULL, 'F' },
 		{ "inactive", no_argument, NULL, 'i' },
+		{ "suspended", no_argument, NULL, 'u' },
 		{ "owner", required_argument, NULL, 'o' },
 		{ "wait", required_argument, NULL, 'w' },
 		{ "also", required_argument, NULL, 'B' },
@@ -308,6 +312,8 @@ int main(int argc, char **argv)
 	int rc;
 
 	open_standard_descriptors();
+	/* Whoever ignores it hands that down, and no child's status could be had. */
+	signal(SIGCHLD, SIG_DFL);
 	if (argc >= 2 && (!strcmp(argv[1], "-h") || !strcmp(argv[1], "--help") ||
 			  !strcmp(argv[1], "help"))) {
 		usage(stdout);

@@ -30,6 +30,7 @@ struct options {
 	const char *file;
 	bool readonly;
 	bool inactive;
+	bool suspended;
 	bool force;
 	bool json;
 	bool all;
@@ -105,6 +106,7 @@ struct snapshot {
 	char *dir;			/* of all three */
 	char *parent;			/* another name of the leaf */
 	char *child;			/* its child, empty */
+	int lock;			/* one at a time for a disk; -1: not taken */
 };
 /*
  * Makes the names and the child while the disk runs. parent: a name, or a path in the leaf's

@@ -92,6 +92,7 @@ static int check_image(const struct check *c, const struct config *cfg,
 {
 	struct vhd_check_result r;
 	struct error fault = { 0 };
+	bool forgiven = false;
 	int rc;
 
 	rc = vhd_check(image, &c->options, &r, err);
@@ -102,10 +103,13 @@ static int check_image(const struct check *c, const struct config *cfg,
 			error_set(&fault, -ELOOP,
 				  "%s: the chain has more than %u images",
 				  image->path, VHD_MAX_CHAIN);
+		/* None, or one with another uuid; not one that is damaged. */
+		forgiven = c->ignore_uuid &&
+			   (rc == -ENOENT || (rc == -EUCLEAN && parent->is_other));
 		/* The chain can't be read: as bad as a fault of the image. */
 		if (rc == -ENOENT || rc == -ELOOP)
 			rc = -EUCLEAN;
-		if (rc == -EUCLEAN && c->ignore_uuid)
+		if (forgiven)
 			rc = 0;
 		if (rc)
 			error_set(err, rc, "%s", fault.text);

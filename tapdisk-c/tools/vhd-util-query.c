@@ -69,9 +69,9 @@ static void print_lines(const struct query *q, const struct vhd_image *image,
 		if (q->unresolved)
 			stored = stored_parent(image);
 		if (stored)
-			printf("%s\n", stored);
+			printf("%s\n", vhd_util_plain(stored));
 		else
-			printf("%s\n", chain ? parent_of(chain) :
+			printf("%s\n", chain ? vhd_util_plain(parent_of(chain)) :
 					       "query failed");
 	}
 	if (q->fields)

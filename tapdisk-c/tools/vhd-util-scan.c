@@ -250,7 +250,7 @@ static int look(struct scan *s, size_t i)
 
 static const char *short_name(const struct scan *s, const char *path)
 {
-	return s->verbose && !s->volume ? path : vhd_base_name(path);
+	return vhd_util_plain(s->verbose && !s->volume ? path : vhd_base_name(path));
 }
 
 static void print_line(const struct scan *s, struct found *f, size_t depth)
@@ -261,8 +261,8 @@ static void print_line(const struct scan *s, struct found *f, size_t depth)
 	printf("%*s", tab, "");
 	if (f->code) {
 		printf("vhd=%s scan-error=%d error-message='%s'\n",
-		       s->volume ? vhd_base_name(f->path) : f->path, f->code,
-		       f->message ? f->message : "out of memory");
+		       vhd_util_plain(s->volume ? vhd_base_name(f->path) : f->path), f->code,
+		       f->message ? vhd_util_plain(f->message) : "out of memory");
 		return;
 	}
 	printf("vhd=%s capacity=%" PRIu64 " size=%" PRIu64 " hidden=%u ",

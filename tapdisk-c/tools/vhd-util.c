@@ -2,7 +2,9 @@
 /* vhd-util: make, look at, change and check VHD images. */
 #include "tools/vhd-util.h"
 
+#include <ctype.h>
 #include <errno.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -52,10 +54,23 @@ int vhd_util_usage(const struct vhd_util_command *self, int opt)
 int vhd_util_failed(const struct error *err)
 {
 	fflush(stdout);
-	fprintf(stderr, "vhd-util: %s\n", err->text);
+	fprintf(stderr, "vhd-util: %s\n", vhd_util_plain(err->text));
 	/* What XenServer's storage manager tells apart, by errno as its vhd-util does. */
 	return err->code == -EIO ? EIO : err->code == -ENOSPC ? ENOSPC :
 								 EXIT_FAILED;
+}
+
+const char *vhd_util_plain(const char *text)
+{
+	static char copies[4][PATH_MAX];
+	static unsigned int next;
+	char *copy = copies[next++ % 4];
+
+	snprintf(copy, PATH_MAX, "%s", text);
+	for (char *p = copy; *p; p++)
+		if (iscntrl((unsigned char)*p))
+			*p = '?';
+	return copy;
 }
 
 const char *vhd_util_type(enum vhd_type type)

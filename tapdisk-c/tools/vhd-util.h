@@ -46,6 +46,11 @@ void vhd_util_progress_end(const struct vhd_util_progress *progress);
 int vhd_util_usage(const struct vhd_util_command *self, int opt);
 /* Prints "vhd-util: TEXT" on stderr; EXIT_FAILED, or EIO or ENOSPC for those. */
 int vhd_util_failed(const struct error *err);
+/*
+ * For a line of output: control characters, which a name in an image may have to look
+ * like another line, as "?". Of the last four calls.
+ */
+const char *vhd_util_plain(const char *text);
 /* fixed, dynamic or differencing */
 const char *vhd_util_type(enum vhd_type type);
 /* vhd-util-read-json.c: the metadata, on stdout. */

@@ -30,49 +30,95 @@ static const char *place(const char *variable, const char *usual)
 	return given ? given : usual;
 }
 
-/* The part of text before the first of ends, if all of it is one of what is allowed; 0: it isn't. */
-static size_t word(const char *text, const char *allowed, char end)
+/* The length of a path that needs no care, up to its comma; 0: there is none. */
+static size_t plain_path(const char *text)
 {
 	size_t len = 0;
 
-	while (isalnum((unsigned char)text[len]) || (text[len] && strchr(allowed, text[len])))
+	while (isalnum((unsigned char)text[len]) || (text[len] && strchr("/._-", text[len])))
 		len++;
-	return text[len] == end ? len : 0;
+	return text[len] == ',' ? len : 0;
 }
 
-static bool read_vdev(const char *text, size_t len)
+/* xvdb, sda, hdc1 */
+static bool is_vdev(const char *text, size_t len)
 {
-	if (len < 4 || len > 5 || strncmp(text, "xvd", 3))
+	static const char *const buses[] = { "xvd", "sd", "hd" };
+	size_t at = 0, start;
+
+	for (size_t i = 0; i < 3 && !at; i++) {
+		if (!strncmp(text, buses[i], strlen(buses[i])))
+			at = strlen(buses[i]);
+	}
+	start = at;
+	while (at < len && islower((unsigned char)text[at]))
+		at++;
+	if (!start || at == start || at > start + 2 || text[at] == '0')
 		return false;
-	return islower((unsigned char)text[3]) && (len == 4 || islower((unsigned char)text[4]));
+	start = at;
+	while (at < len && isdigit((unsigned char)text[at]))
+		at++;
+	return at == len && at <= start + 2;
 }
 
-bool xl_plain_read(const char *spec, struct xl_plain *disk)
+/* What comes after the vdev, or nothing, which is w. */
+static bool read_access(const char *text, bool *writes)
 {
-	static const char *const taps[] = { "tap:", "tap2:" };
+	static const char *const written[] = { "w", "rw", "r", "ro" };
+
+	for (size_t i = 0; i < 4; i++) {
+		if (!strcmp(text, written[i])) {
+			*writes = i < 2;
+			return true;
+		}
+	}
+	return false;
+}
+
+static bool join(int nr, char *const *words, char *spec, size_t size)
+{
+	size_t len = 0;
+
+	for (int i = 0; i < nr; i++) {
+		int n = snprintf(spec + len, size - len, "%s%s", i ? "," : "", words[i]);
+
+		if (n < 0 || (size_t)n >= size - len)
+			return false;
+		len += (size_t)n;
+	}
+	return len;
+}
+
+bool xl_plain_read(int nr, char *const *words, struct xl_plain *disk)
+{
+	static const char *const taps[] = { "tap:tapdisk:", "tap2:tapdisk:", "tapdisk:", "tap:", "tap2:" };
+	char spec[PATH_MAX + 64];
 	const char *at = spec;
 	size_t path, vdev, target;
 
-	for (size_t i = 0; i < 2 && at == spec; i++) {
+	if (!join(nr, words, spec, sizeof(spec)))
+		return false;
+	for (size_t i = 0; i < sizeof(taps) / sizeof(taps[0]) && at == spec; i++) {
 		if (!strncmp(spec, taps[i], strlen(taps[i])))
 			at += strlen(taps[i]);
 	}
 	if (at == spec || (strncmp(at, "vhd:/", 5) && strncmp(at, "aio:/", 5)))
 		return false;
-	path = word(at + 4, "/._-", ',');
+	path = plain_path(at + 4);
 	target = 4 + path;
 	if (!path || target >= sizeof(disk->target))
 		return false;
-	vdev = word(at + target + 1, "", ',');
-	if (!read_vdev(at + target + 1, vdev))
-		return false;
 	memcpy(disk->target, at, target);
 	disk->target[target] = '\0';
-	memcpy(disk->vdev, at + target + 1, vdev);
+	at += target + 1;
+	vdev = strcspn(at, ",");
+	if (vdev >= sizeof(disk->vdev) || !is_vdev(at, vdev))
+		return false;
+	memcpy(disk->vdev, at, vdev);
 	disk->vdev[vdev] = '\0';
-	at += target + 1 + vdev + 1;
-	disk->writes = *at == 'w';
-	return (*at == 'w' || *at == 'r') && !at[1];
+	at += vdev;
+	disk->writes = true;
+	return !*at || read_access(at + 1, &disk->writes);
 }
 
 char *xl_plain_rewritten(const struct xl_plain *disk)

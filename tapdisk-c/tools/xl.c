@@ -17,7 +17,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "tools/xl-plain.h"
@@ -31,6 +30,8 @@
 #define EXIT_NOT_FOUND 127
 /* docs/architecture.md, "Image lock" */
 #define LOCKS "/proc/locks"
+/* For tests: in its place. */
+#define GIVEN_LOCKS "XENBLK_LOCKS"
 #define LOCK_BYTE "300"
 #define MAX_LOCKED 4096
 /* xl doesn't mind a larger configuration; xenblk reads it then. */
@@ -105,22 +106,20 @@ static bool has_mark(const char *text, size_t len)
 	return has_vhd_word(text, len);
 }
 
-/* A file with the image lock, as /proc/locks has it. */
-struct locked {
-	unsigned int major, minor;
-	unsigned long long inode;
-};
-
-static size_t read_locked(struct locked *locked, size_t room)
+/*
+ * The inodes with the image lock. /proc/locks has the file system's device too, but that need not be stat(2)'s: btrfs
+ * has one for each subvolume. Which file it is xenblk finds out.
+ */
+static size_t read_locked(unsigned long long *locked, size_t room)
 {
-	FILE *f = fopen(LOCKS, "re");
+	const char *given = getenv(GIVEN_LOCKS);
+	FILE *f = fopen(given ? given : LOCKS, "re");
 	char line[256], *p;
 	size_t n = 0;
 
 	while (f && n < room && fgets(line, sizeof(line), f)) {
 		p = strstr(line, "OFDLCK");
-		if (p && sscanf(p, "%*s %*s %*s %*s %x:%x:%llu " LOCK_BYTE " " LOCK_BYTE,
-				&locked[n].major, &locked[n].minor, &locked[n].inode) == 3 &&
+		if (p && sscanf(p, "%*s %*s %*s %*s %*x:%*x:%llu", &locked[n]) == 1 &&
 		    strstr(p, " " LOCK_BYTE " " LOCK_BYTE))
 			n++;
 	}
@@ -129,23 +128,26 @@ static size_t read_locked(struct locked *locked, size_t room)
 	return n;
 }
 
-static bool is_locked(const char *path, size_t len, const struct locked *locked, size_t n)
+static bool is_locked_in(const char *dir, const char *path, size_t len, const unsigned long long *locked, size_t n)
 {
 	char name[PATH_MAX];
 	struct stat st;
 
-	if (len >= sizeof(name))
-		return false;
-	memcpy(name, path, len);
-	name[len] = '\0';
-	if (stat(name, &st))
+	if (len >= PATH_MAX || (size_t)snprintf(name, sizeof(name), "%s%.*s", dir, (int)len, path) >= sizeof(name) ||
+	    stat(name, &st))
 		return false;
 	for (size_t i = 0; i < n; i++) {
-		if (st.st_ino == locked[i].inode && major(st.st_dev) == locked[i].major &&
-		    minor(st.st_dev) == locked[i].minor)
+		if (st.st_ino == locked[i])
 			return true;
 	}
 	return false;
+}
+
+/* What does not begin with / libxl takes from here, and Xen's scripts from /dev. */
+static bool is_locked(const char *path, size_t len, const unsigned long long *locked, size_t n)
+{
+	return len && (is_locked_in("", path, len, locked, n) ||
+		       (*path != '/' && is_locked_in("/dev/", path, len, locked, n)));
 }
 
 static size_t span_to(const char *text, size_t len, const char *ends)
@@ -157,14 +159,14 @@ static size_t span_to(const char *text, size_t len, const char *ends)
 	return n;
 }
 
-/* Whatever looks like a path: up to the next comma, or, since it may have some, up to the end of the string. */
+/* Whatever may be a path: up to the next comma, or, since it may have some, up to the end of the string. */
 static bool names_locked_file(const char *text, size_t len)
 {
-	static struct locked locked[MAX_LOCKED];
+	static unsigned long long locked[MAX_LOCKED];
 	size_t n = read_locked(locked, MAX_LOCKED);
 
 	for (size_t i = 0; n && i < len; i++) {
-		if (text[i] != '/' || (i && !strchr("'\"=:, \t", text[i - 1])))
+		if (i && !strchr("'\"=:, \t\n", text[i - 1]))
 			continue;
 		if (is_locked(text + i, span_to(text + i, len - i, ",'\"\n"), locked, n) ||
 		    is_locked(text + i, span_to(text + i, len - i, "'\"\n"), locked, n))
@@ -371,13 +373,13 @@ static int attach_plainly(int argc, char **argv, int at)
 	struct xl_plain disk;
 	char **args;
 
-	if (argc != at + 3 || argv[at + 1][0] == '-' || !xl_plain_read(argv[at + 2], &disk) ||
+	if (argc < at + 3 || argv[at + 1][0] == '-' || !xl_plain_read(argc - at - 2, argv + at + 2, &disk) ||
 	    own_directory(directory, sizeof(directory)))
 		return -1;
 	snprintf(tap_ctl, sizeof(tap_ctl), "%s/tap-ctl", directory);
 	if (!xl_plain_ready(&disk, tap_ctl))
 		return -1;
-	args = calloc((size_t)argc + 2, sizeof(*args));
+	args = calloc((size_t)at + 5, sizeof(*args));
 	if (!args)
 		return -1;
 	memcpy(args, argv, (size_t)(at + 1) * sizeof(*args));

@@ -15,6 +15,9 @@
 /* Not worth one. */
 #define MIN_SECTORS	8u
 
+/* Of one, in sectors; a power of two. */
+#define LONGEST		(1ull << 31)
+
 static void moved(struct image_watcher *watcher, uint64_t sector,
 		  uint64_t count);
 
@@ -177,6 +180,18 @@ static bool learnt(const struct blktap_direct *d, const struct image_run *run)
 	return false;
 }
 
+/* An extent has 32 bits for its length: a longer run has several, each at a multiple of the longest. */
+static void window(struct image_run *run, uint64_t sector)
+{
+	uint64_t skip = (sector - run->sector) & ~(LONGEST - 1);
+
+	run->sector += skip;
+	run->offset += skip << SECTOR_SHIFT;
+	run->count -= skip;
+	if (run->count > LONGEST)
+		run->count = LONGEST;
+}
+
 void direct_learn(struct blktap_direct *d, uint64_t sector, uint32_t count,
 		  bool write)
 {
@@ -186,6 +201,7 @@ void direct_learn(struct blktap_direct *d, uint64_t sector, uint32_t count,
 	if (!d->image || d->nr == DIRECT_BATCH ||
 	    !d->image->driver->run(d->image, sector, &run))
 		return;
+	window(&run, sector);
 	/* It would not have helped this one. */
 	if (sector + count > run.sector + run.count || (write && !run.write) ||
 	    run.count < MIN_SECTORS || learnt(d, &run))
@@ -196,8 +212,7 @@ void direct_learn(struct blktap_direct *d, uint64_t sector, uint32_t count,
 	d->batch[d->nr++] = (struct blktap_extent) {
 		.sector = run.sector,
 		.offset = run.offset,
-		.nr_sectors = run.count > UINT32_MAX ? UINT32_MAX :
-						       (uint32_t)run.count,
+		.nr_sectors = (uint32_t)run.count,
 		.file = (uint16_t)file,
 		.flags = run.write ? BLKTAP_EXTENT_WRITE : 0,
 	};
@@ -242,6 +257,7 @@ void direct_push(struct blktap_direct *d)
 	while (at < d->nr && d->image) {
 		arg.addr = (uintptr_t)&d->batch[at];
 		arg.nr = d->nr - at;
+		arg.added = 0;
 		if (ioctl(d->fd, BLKTAP_IOC_ADD_EXTENTS, &arg) == 0)
 			errno = 0;
 		for (uint32_t i = 0; i < arg.added; i++)

@@ -108,6 +108,7 @@ int blktap_open(struct transport **transport, struct vbd *vbd,
 	if (!t)
 		return error_set(err, -ENOMEM, "minor %d: out of memory", minor);
 	t->transport.ops = &blktap_ops;
+	t->transport.unseen = true;
 	list_init(&t->transport.link);
 	t->vbd = vbd;
 	t->engine = engine;
@@ -413,6 +414,7 @@ static void take(struct blktap *tap, const struct blktap_sqe *sqe)
 	image->sector = sqe->sector;
 	image->count = sqe->nr_sectors;
 	image->buf = tap->buf + sqe->buf_offset;
+	slot->req.from = &tap->transport;
 	slot->req.done = request_done;
 	slot->req.fua = sqe->flags & BLKTAP_RQ_FUA;
 	switch (sqe->op) {
@@ -425,6 +427,7 @@ static void take(struct blktap *tap, const struct blktap_sqe *sqe)
 	case BLKTAP_OP_FLUSH:
 		image->op = IMAGE_FLUSH;
 		image->count = 0;
+		slot->req.fua = false;
 		break;
 	case BLKTAP_OP_DISCARD:
 		image->op = IMAGE_DISCARD;

@@ -225,6 +225,8 @@ void nbd_conn_open_ready(struct nbd *nbd, void *part, int fd)
 				       .done = send_done };
 	nbd_conn_widen(fd);
 	conn->waits = true;
+	conn->lost = nbd->lost;
+	nbd->lost = false;
 	conn->state = NBD_SERVING;
 	list_add_tail(&conn->link, &nbd->conns);
 	nbd_conn_kick(conn);
@@ -249,6 +251,13 @@ static void end(struct nbd_conn *conn)
 
 	list_del(&conn->kick);
 	list_del(&conn->link);
+	nbd->lost |= conn->lost;
+	/* It may have come back before this ended. */
+	list_for_each(pos, &nbd->conns) {
+		struct nbd_conn *other = container_of(pos, struct nbd_conn, link);
+
+		other->lost |= conn->lost && other->waits;
+	}
 	for (unsigned int i = 0; i < conn->nr_pieces; i++)
 		nbd_piece_return(&conn->pieces[i]);
 	memset(conn->buffers.free, 0xff, sizeof(conn->buffers.free));

@@ -360,15 +360,25 @@ static int device_stop(struct transport *transport, bool force,
 	dev->made = false;
 	if (ours)
 		rc = nbd_link_disconnect(&dev->disk.link, err);
-	if (!rc)
+	if (!rc) {
 		gendisk_unpublish(dev->minor);
+		return 0;
+	}
+	/* The disk goes on, by another connection. */
+	dev->made = true;
+	dev->server.serving = true;
+	engine_timer_set(dev->server.engine, &dev->again, now_ns() + AGAIN_NS);
 	return rc;
 }
 
 static int device_reset(struct transport *transport, struct error *err)
 {
+	struct nbd_device *dev = device_of(transport);
+
 	(void)err;
-	nbd_pool_close(&device_of(transport)->server.pool);
+	engine_timer_cancel(dev->server.engine, &dev->again);
+	dev->made = false;
+	nbd_pool_close(&dev->server.pool);
 	return 0;
 }
 
@@ -432,6 +442,16 @@ static bool device_round(struct transport *transport)
 	return nbd_server_round(&device_of(transport)->server);
 }
 
+/* The kernel keeps what was not answered for the next connection, which is the next process's. */
+static bool device_leave(struct transport *transport)
+{
+	struct nbd_device *dev = device_of(transport);
+
+	engine_timer_cancel(dev->server.engine, &dev->again);
+	dev->made = false;
+	return nbd_server_leave(&dev->server);
+}
+
 static void device_close(struct transport *transport)
 {
 	struct nbd_device *dev = device_of(transport);
@@ -449,6 +469,7 @@ static const struct transport_ops device_ops = {
 	.hold		= device_hold,
 	.release	= device_release,
 	.round		= device_round,
+	.leave		= device_leave,
 	.close		= device_close,
 };
 
@@ -461,6 +482,7 @@ int nbd_device_open(struct transport **transport, struct vbd *vbd,
 		return error_set(err, -ENOMEM, "minor %d: out of memory", minor);
 	nbd_server_init(&dev->server, vbd, engine);
 	dev->server.transport.ops = &device_ops;
+	dev->server.transport.unseen = true;
 	list_init(&dev->server.transport.link);
 	dev->server.gone = connection_gone;
 	nbd_gendisk_of(&dev->disk, minor);

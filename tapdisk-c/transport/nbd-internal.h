@@ -41,6 +41,7 @@ struct nbd_command {
 	uint32_t taken;			/* bytes in pieces so far; of a bad write: passed over */
 	unsigned int pieces;		/* made and not answered for */
 	int err;			/* the first one, -errno */
+	unsigned int losses;		/* the VBD's when it came */
 	bool refused;			/* never reaches the VBD: err says why */
 	bool stream;			/* a simple reply of several pieces, in their order */
 	bool begun;			/* the stream's first bytes have been handed over */
@@ -84,6 +85,7 @@ struct nbd_conn {
 	struct io_timer deadline;	/* of the handshake */
 	bool active;			/* since the transport looked last */
 	bool waits;			/* serves nobody until those that left before it came have ended */
+	bool lost;			/* another's flush failed: its next one, which would succeed, must not */
 
 	/* Receiving */
 	struct io_req recv;
@@ -126,6 +128,7 @@ struct nbd {
 	struct io_timer tick;		/* accept again, give memory back */
 	void (*gone)(struct nbd *nbd);	/* a connection has ended, or the tick: accept again */
 	bool serving;			/* started */
+	bool lost;			/* one that has ended was to be told: the next one is, which may be the same client */
 	bool held;
 	struct image_info info;
 	bool readonly;
@@ -142,6 +145,8 @@ void nbd_server_start(struct nbd *nbd, const struct image_info *info,
 void nbd_server_stop(struct nbd *nbd);
 void nbd_server_release(struct nbd *nbd, const struct image_info *info,
 			bool readonly);
+/* As transport_ops.leave. */
+bool nbd_server_leave(struct nbd *nbd);
 bool nbd_server_round(struct nbd *nbd);
 /* Nothing is in flight, or the process ends. */
 void nbd_server_close(struct nbd *nbd);

@@ -26,6 +26,7 @@ static struct nbd_command *command_take(struct nbd_conn *conn)
 	list_init(&cmd->ordered);
 	cmd->taken = 0;
 	cmd->pieces = 0;
+	cmd->losses = vbd_losses(conn->nbd->vbd);
 	cmd->err = 0;
 	cmd->refused = false;
 	cmd->stream = false;
@@ -91,10 +92,23 @@ void nbd_piece_give(struct nbd_piece *piece)
 	list_add(&piece->link, &conn->free_pieces);
 }
 
+/* What it lost may be what they wrote. */
+static void others_lose(const struct nbd_conn *conn)
+{
+	list_for_each(pos, &conn->nbd->conns) {
+		struct nbd_conn *other = container_of(pos, struct nbd_conn, link);
+
+		if (other != conn)
+			other->lost = true;
+	}
+}
+
 static void vbd_done(struct vbd_request *req, int err)
 {
 	struct nbd_piece *piece = container_of(req, struct nbd_piece, vbd);
 
+	if (err && req->image.op == IMAGE_FLUSH)
+		others_lose(piece->conn);
 	piece->conn->inflight--;
 	nbd_piece_done(piece, err);
 }
@@ -109,6 +123,7 @@ static void submit(struct nbd_piece *piece, enum image_op op, uint64_t offset,
 	image->lend = op == IMAGE_READ;
 	image->sector = offset >> SECTOR_SHIFT;
 	image->count = len >> SECTOR_SHIFT;
+	piece->vbd.from = &conn->nbd->transport;
 	piece->vbd.done = vbd_done;
 	conn->inflight++;
 	vbd_submit(conn->nbd->vbd, &piece->vbd);
@@ -116,7 +131,13 @@ static void submit(struct nbd_piece *piece, enum image_op op, uint64_t offset,
 
 void nbd_flush_for(struct nbd_piece *piece)
 {
-	piece->vbd.fua = false;
+	piece->vbd.fua = true;
+	/* Another one's took the error of what its pieces wrote, maybe. */
+	if (piece->cmd->losses != vbd_losses(piece->conn->nbd->vbd)) {
+		piece->vbd.op = IMAGE_FLUSH;
+		nbd_piece_done(piece, -EIO);
+		return;
+	}
 	submit(piece, IMAGE_FLUSH, 0, 0);
 }
 
@@ -300,6 +321,11 @@ static bool without_data(struct nbd_conn *conn, struct nbd_command *cmd)
 	piece->vbd.fua = changes(req->type) && req->flags & NBD_CMD_FLAG_FUA;
 	cmd->taken = req->length;
 	conn->cmd = NULL;
+	if (req->type == NBD_CMD_FLUSH && conn->lost) {
+		conn->lost = false;
+		nbd_piece_done(piece, -EIO);
+		return true;
+	}
 	if (req->type == NBD_CMD_FLUSH)
 		submit(piece, IMAGE_FLUSH, 0, 0);
 	else

@@ -76,6 +76,7 @@ void nbd_server_start(struct nbd *nbd, const struct image_info *info,
 	nbd->info = *info;
 	nbd->readonly = readonly;
 	nbd->held = false;
+	nbd->lost = false;
 	nbd->serving = true;
 }
 
@@ -95,6 +96,13 @@ void nbd_server_release(struct nbd *nbd, const struct image_info *info,
 	nbd->held = false;
 	list_for_each(pos, &nbd->conns)
 		nbd_conn_kick(container_of(pos, struct nbd_conn, link));
+}
+
+bool nbd_server_leave(struct nbd *nbd)
+{
+	if (nbd->serving)
+		nbd_server_stop(nbd);
+	return list_empty(&nbd->conns);
 }
 
 bool nbd_server_round(struct nbd *nbd)

@@ -280,6 +280,14 @@ static bool nbd_round(struct transport *transport)
 	return nbd_server_round(nbd_of(transport));
 }
 
+static bool nbd_leave(struct transport *transport)
+{
+	struct nbd *nbd = nbd_of(transport);
+
+	socket_close(nbd);
+	return nbd_server_leave(nbd);
+}
+
 static void nbd_close(struct transport *transport)
 {
 	struct nbd *nbd = nbd_of(transport);
@@ -297,5 +305,6 @@ static const struct transport_ops nbd_ops = {
 	.hold		= nbd_hold,
 	.release	= nbd_release,
 	.round		= nbd_round,
+	.leave		= nbd_leave,
 	.close		= nbd_close,
 };

@@ -18,7 +18,10 @@ struct transport_ops;
 
 struct transport {
 	const struct transport_ops *ops;
-	struct list link;		/* the VBD's */
+	struct list link;		/* the VBD's; the first is the user's, the others are beside it */
+	bool unseen;			/* its user may write without us, or has before us: a kernel's */
+	bool wrote;			/* since the disk was opened */
+	int lost;			/* not the first: -errno, what its next flush has to tell */
 };
 
 struct transport_ops {
@@ -67,6 +70,13 @@ struct transport_ops {
 	 * round is due before the next wait.
 	 */
 	bool (*round)(struct transport *transport);
+
+	/*
+	 * Optional. Held, and another process goes on with the disk: ends what only
+	 * this one has. True when the engine has none of it any more, so that close
+	 * may come.
+	 */
+	bool (*leave)(struct transport *transport);
 
 	/* Required. Nothing is in flight, or the process ends. Frees the transport. */
 	void (*close)(struct transport *transport);

@@ -32,24 +32,26 @@ struct ublk_slot {
 	struct ublk *ublk;
 	struct vbd_request req;
 	struct list wait;		/* ublk.waiting */
+	bool with_kernel;
 	struct io_req io;		/* its command */
 	struct iovec iov;
 	struct ublk_io cmd;
 };
 
 struct ublk {
-	struct transport transport;
+	struct transport transport;	/* link: of those that are left, too */
 	struct vbd *vbd;
 	struct engine *engine;
 	int minor;
 	struct ublk_device device;
 	struct io_watch watch;		/* of device.ring */
-	struct io_timer timer;		/* TAKING */
+	struct io_timer timer;		/* TAKING; later: the queue is to be mapped */
 	uint64_t deadline_ns;
 	struct io_plug plug;		/* what waits is to be submitted */
 	enum ublk_phase phase;
 	struct error failure;
 	bool mine;			/* it is this process's to remove */
+	bool gone;			/* the kernel has taken slots back */
 	bool readonly;
 	struct image_info info;		/* as it was started with */
 	uint64_t sectors;		/* of the gendisk */
@@ -61,6 +63,7 @@ struct ublk {
 	int queue;			/* /dev/ublkcN */
 	const struct ublk_desc *desc;	/* by tag; NULL until the first request */
 	size_t desc_bytes;
+	bool map_said;			/* that it can't be mapped */
 	uint8_t *buf;
 	unsigned int entries;
 	unsigned int with_kernel;	/* commands that have not come back */
@@ -80,6 +83,8 @@ static inline struct ublk *ublk_of(struct transport *transport)
 int ublk_queue_open(struct ublk *ublk, struct error *err);
 /* No command is with the kernel. */
 void ublk_queue_close(struct ublk *ublk);
+/* Those that wait are submitted, in the next round. Not held. */
+void ublk_go_on(struct ublk *ublk);
 /* Those that wait are answered with err. */
 void ublk_fail_waiting(struct ublk *ublk, int err);
 

@@ -155,24 +155,34 @@ static int make(struct ublk *ublk, struct error *err)
 	return 0;
 }
 
+/* Whether the image that is open now fits the device that there is. */
+static int fits(struct ublk *ublk, struct ublk_params *params,
+		struct error *err)
+{
+	int rc;
+
+	*params = (struct ublk_params){ .len = sizeof(*params) };
+	rc = ublk_device_call(&ublk->device, UBLK_CONTROL_READ(UBLK_GET_PARAMS),
+			      params, sizeof(*params), 0);
+	if (rc)
+		return error_set(err, rc, "minor %d: ublk does not tell what its device is: %s",
+				 ublk->minor, strerror(-rc));
+	return ublk_params_fit(params, &ublk->info, ublk->readonly, ublk->minor,
+			       err);
+}
+
 /* A dead tapdisk's device. */
 static int take_over(struct ublk *ublk, const struct ublk_info *info,
 		     struct error *err)
 {
-	struct ublk_params params = { .len = sizeof(params) };
+	struct ublk_params params;
 	int rc;
 
 	if (info->nr_queues != 1 || !info->depth || info->depth > UBLK_ENTRIES)
 		return error_set(err, -ERANGE, "minor %d: its device was made for %u queues of %u requests, this tapdisk serves one of %u; open it with the version that made it",
 				 ublk->minor, info->nr_queues, info->depth,
 				 UBLK_ENTRIES);
-	rc = ublk_device_call(&ublk->device, UBLK_CONTROL_READ(UBLK_GET_PARAMS),
-			      &params, sizeof(params), 0);
-	if (rc)
-		return error_set(err, rc, "minor %d: ublk does not tell what its device is: %s",
-				 ublk->minor, strerror(-rc));
-	rc = ublk_params_fit(&params, &ublk->info, ublk->readonly, ublk->minor,
-			     err);
+	rc = fits(ublk, &params, err);
 	if (rc)
 		return rc;
 	rc = ublk_device_call(&ublk->device,
@@ -223,8 +233,13 @@ static void taking(struct io_timer *timer)
 {
 	struct ublk *ublk = container_of(timer, struct ublk, timer);
 	struct error err;
-	int rc = begin(ublk, &err);
+	int rc;
 
+	if (ublk->phase != UBLK_TAKING) {
+		ublk_go_on(ublk);
+		return;
+	}
+	rc = begin(ublk, &err);
 	if (rc == -EAGAIN && engine_now(ublk->engine) < ublk->deadline_ns) {
 		try_again(ublk);
 		return;
@@ -279,9 +294,10 @@ static void started(struct ublk *ublk, int rc)
 		log_error("%s", err.text);
 	/*
 	 * Not again: a tapdisk that is killed while the queue is run empty for
-	 * a setting waits for its own answers for ever.
+	 * a setting waits for its own answers for ever. And not while nothing is
+	 * answered: it would be as long until the disk is there.
 	 */
-	if (fresh)
+	if (fresh && vbd_image(ublk->vbd))
 		tune(ublk);
 	else
 		ublk->phase = UBLK_LIVE;
@@ -327,6 +343,25 @@ static void control_ready(struct io_watch *watch, short revents)
 	}
 }
 
+/* What this process had left to another one, which did not come: the slots are as they were. */
+static int go_on_with(struct ublk *ublk, struct error *err)
+{
+	struct ublk_params params;
+	struct ublk_info info;
+	int rc = ublk_device_info(&ublk->device, &info, err);
+
+	if (!rc && (info.state != UBLK_S_LIVE || info.pid != getpid()))
+		rc = error_set(err, -EBUSY, "minor %d: another process has its ublk device by now",
+			       ublk->minor);
+	if (!rc)
+		rc = fits(ublk, &params, err);
+	if (rc)
+		return rc;
+	ublk->held = false;
+	ublk_go_on(ublk);
+	return 0;
+}
+
 int ublk_start(struct transport *transport, const struct image_info *info,
 	       bool readonly, struct error *err)
 {
@@ -335,6 +370,8 @@ int ublk_start(struct transport *transport, const struct image_info *info,
 
 	ublk->info = *info;
 	ublk->readonly = readonly;
+	if (ublk->phase == UBLK_LIVE)
+		return go_on_with(ublk, err);
 	rc = ublk_device_open(&ublk->device, ublk->minor, err);
 	if (rc)
 		goto out;
@@ -375,6 +412,7 @@ int ublk_stop(struct transport *transport, bool force, struct error *err)
 
 	/* Whether it is open tap-ctl finds out: it is long to look for. */
 	(void)force;
+	engine_timer_cancel(ublk->engine, &ublk->timer);
 	/* A device with requests that could not be taken over is another one's. */
 	if (!ublk->mine) {
 		ublk->phase = UBLK_STOPPED;
@@ -405,6 +443,8 @@ int ublk_reset(struct transport *transport, struct error *err)
 	ublk->creds = 0;
 	ublk->tuned = 0;
 	ublk->held = false;
+	ublk->gone = false;
+	ublk->map_said = false;
 	ublk->phase = UBLK_NONE;
 	return 0;
 }

@@ -19,7 +19,15 @@
 #include "common/log.h"
 #include "transport/ublk-internal.h"
 
+#define MAP_AGAIN_NS 100000000ull
+
 static const struct transport_ops ublk_ops;
+
+/*
+ * What this process has left to another one. That can take it over only when this one has
+ * ended: the kernel has its slots until then, and it may yet go on with it.
+ */
+static struct list left = { &left, &left };
 
 static void to_kernel(struct ublk_slot *slot, uint32_t op)
 {
@@ -28,6 +36,7 @@ static void to_kernel(struct ublk_slot *slot, uint32_t op)
 	slot->io.offset = UBLK_IO_COMMAND(op);
 	slot->io.buffer = op == UBLK_FETCH ? ublk->creds : 0;
 	ublk->with_kernel++;
+	slot->with_kernel = true;
 	engine_queue(ublk->engine, &slot->io);
 }
 
@@ -74,9 +83,13 @@ static void take(struct ublk_slot *slot)
 	int rc = map_queue(ublk);
 
 	if (rc) {
-		log_error("ublk: cannot map the queue, requests wait for `tap-ctl unpause` minor=%d err=%d",
-			  ublk->minor, -rc);
+		if (!ublk->map_said)
+			log_error("ublk: cannot map the queue, requests wait until it can minor=%d err=%d",
+				  ublk->minor, -rc);
+		ublk->map_said = true;
 		list_add_tail(&slot->wait, &ublk->waiting);
+		engine_timer_set(ublk->engine, &ublk->timer,
+				 engine_now(ublk->engine) + MAP_AGAIN_NS);
 		return;
 	}
 	/* The kernel may write there at any time. */
@@ -89,6 +102,8 @@ static void take(struct ublk_slot *slot)
 		return;
 	}
 	req->image.buf = ublk->buf + (size_t)slot->cmd.tag * UBLK_MAX_IO_BYTES;
+	req->from = &ublk->transport;
+	req->fua = req->fua && req->image.op != IMAGE_FLUSH;
 	req->done = request_done;
 	vbd_submit(ublk->vbd, req);
 }
@@ -99,13 +114,16 @@ static void command_done(struct io_req *io, int err)
 	struct ublk *ublk = slot->ublk;
 
 	ublk->with_kernel--;
+	slot->with_kernel = false;
 	/* io_uring had no memory for the entry: ublk has not seen it. */
 	if (err == -ENOMEM || err == -EAGAIN) {
 		ublk->with_kernel++;
+		slot->with_kernel = true;
 		engine_queue(ublk->engine, io);
 		return;
 	}
 	if (err) {
+		ublk->gone = true;
 		/* -ENODEV: the device is being removed. */
 		if (err != -ENODEV || ublk->phase == UBLK_LIVE)
 			log_error("ublk: the kernel takes a slot back minor=%d tag=%u err=%d",
@@ -130,6 +148,12 @@ static void unplug(struct io_plug *plug)
 	list_splice(&ublk->waiting, &batch);
 	while ((item = list_pop(&batch)))
 		take(container_of(item, struct ublk_slot, wait));
+}
+
+void ublk_go_on(struct ublk *ublk)
+{
+	if (!ublk->held)
+		engine_plug(ublk->engine, &ublk->plug);
 }
 
 void ublk_fail_waiting(struct ublk *ublk, int err)
@@ -200,11 +224,43 @@ void ublk_queue_close(struct ublk *ublk)
 	ublk->buf = NULL;
 }
 
+static void drop(struct ublk *ublk)
+{
+	ublk_reset(&ublk->transport, NULL);
+	free(ublk);
+}
+
+/* NULL: this process has not left it to another one. */
+static struct ublk *take_back(const struct engine *engine, int minor)
+{
+	list_for_each(item, &left) {
+		struct ublk *ublk = container_of(item, struct ublk,
+						 transport.link);
+
+		if (ublk->minor != minor || ublk->engine != engine)
+			continue;
+		list_del(item);
+		if (!ublk->gone)
+			return ublk;
+		/* Removed meanwhile, by force: the minor is another disk's. */
+		ublk->mine = false;
+		if (!ublk->with_kernel)
+			drop(ublk);
+		return NULL;
+	}
+	return NULL;
+}
+
 int ublk_open(struct transport **transport, struct vbd *vbd,
 	      struct engine *engine, int minor, struct error *err)
 {
-	struct ublk *ublk;
+	struct ublk *ublk = take_back(engine, minor);
 
+	if (ublk) {
+		ublk->vbd = vbd;
+		*transport = &ublk->transport;
+		return 0;
+	}
 	if (strcmp(engine_name(engine), "uring"))
 		return error_set(err, -EOPNOTSUPP, "minor %d: ublk needs the engine uring, this tapdisk has %s; set another transport, or allow io_uring",
 				 minor, engine_name(engine));
@@ -212,6 +268,7 @@ int ublk_open(struct transport **transport, struct vbd *vbd,
 	if (!ublk)
 		return error_set(err, -ENOMEM, "minor %d: out of memory", minor);
 	ublk->transport.ops = &ublk_ops;
+	ublk->transport.unseen = true;
 	list_init(&ublk->transport.link);
 	ublk->vbd = vbd;
 	ublk->engine = engine;
@@ -235,6 +292,7 @@ static void ublk_hold(struct transport *transport)
 
 	ublk->held = true;
 	engine_plug_cancel(ublk->engine, &ublk->plug);
+	engine_timer_cancel(ublk->engine, &ublk->timer);
 }
 
 static int ublk_release(struct transport *transport,
@@ -248,7 +306,7 @@ static int ublk_release(struct transport *transport,
 	if (rc)
 		return rc;
 	ublk->held = false;
-	engine_plug(ublk->engine, &ublk->plug);
+	ublk_go_on(ublk);
 	return 0;
 }
 
@@ -268,15 +326,27 @@ static bool ublk_round(struct transport *transport)
 	return false;
 }
 
-/* What the process leaves to the next one stays as it is: the kernel has the slots. */
+/*
+ * What the process leaves to the next one stays as it is, whether the kernel has the slots
+ * or requests wait in them.
+ */
 static void ublk_close(struct transport *transport)
 {
 	struct ublk *ublk = ublk_of(transport);
 
-	if (ublk->with_kernel)
+	if (!ublk->with_kernel && ublk->phase != UBLK_LIVE) {
+		drop(ublk);
 		return;
-	ublk_reset(transport, NULL);
-	free(ublk);
+	}
+	ublk_hold(transport);
+	/* What the VBD had waiting goes with it; the kernel still says what it was. */
+	for (unsigned int i = 0; i < ublk->entries; i++) {
+		struct ublk_slot *slot = &ublk->slots[i];
+
+		if (!slot->with_kernel && list_empty(&slot->wait))
+			list_add_tail(&slot->wait, &ublk->waiting);
+	}
+	list_add_tail(&transport->link, &left);
 }
 
 static const struct transport_ops ublk_ops = {

@@ -2,7 +2,8 @@
 /*
  * XenServer's batmap: a header sector right after the BAT, then one bit a
  * block that says that all its sectors are present. A hint only: it is
- * written at close, so a crash leaves an older map, which has fewer bits.
+ * written at close, so a crash leaves an older map, which has fewer bits; and
+ * at an open for writing that found some which are not true.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -81,14 +82,24 @@ bool vhd_may_have_batmap(const struct vhd_image *image)
 	       image->footer.creator_version >= VHD_TAP_VERSION(1, 1);
 }
 
-/* Bits for blocks that aren't there, or that the checksum leaves out, count as clear. */
-static void clear_untrue(struct vhd_image *image, uint32_t covered)
+static bool clear_bit(struct vhd_image *image, uint32_t block)
 {
-	uint32_t bits = image->bat_entries;
+	uint8_t bit = (uint8_t)(0x80u >> block % 8);
+	bool was = image->batmap[block / 8] & bit;
 
-	for (uint32_t i = 0; i < bits; i++)
+	image->batmap[block / 8] &= (uint8_t)~bit;
+	return was;
+}
+
+/* Bits for blocks that aren't there, or that the checksum leaves out, count as clear. */
+static bool clear_untrue(struct vhd_image *image, uint32_t covered)
+{
+	bool any = false;
+
+	for (uint32_t i = 0; i < image->bat_entries; i++)
 		if (vhd_bat(image, i) == VHD_BAT_UNUSED || i / 8 >= covered)
-			image->batmap[i / 8] &= (uint8_t)~(0x80u >> (i % 8));
+			any |= clear_bit(image, i);
+	return any;
 }
 
 int vhd_batmap_load(struct vhd_image *image, uint64_t limit, struct error *err)
@@ -158,14 +169,17 @@ int vhd_batmap_load(struct vhd_image *image, uint64_t limit, struct error *err)
 	return 0;
 }
 
-void vhd_batmap_trim(struct vhd_image *image)
+bool vhd_batmap_trim(struct vhd_image *image)
 {
-	if (image->has_batmap)
-		clear_untrue(image, vhd_batmap_covered(image));
+	bool any;
+
+	if (!image->has_batmap)
+		return false;
+	any = clear_untrue(image, vhd_batmap_covered(image));
 	/* Its bitmap says that some of it is absent. */
-	if (image->has_batmap && image->cut_block)
-		image->batmap[(image->cut_block - 1) / 8] &=
-			(uint8_t)~(0x80u >> (image->cut_block - 1) % 8);
+	if (image->cut_block)
+		any |= clear_bit(image, image->cut_block - 1);
+	return any;
 }
 
 int vhd_batmap_store(struct vhd_image *image, struct error *err)
@@ -187,7 +201,8 @@ int vhd_batmap_store(struct vhd_image *image, struct error *err)
 			      get_be32(head + OFF_VERSION)));
 	/*
 	 * Torn between the two, the checksum is wrong and the map counts as
-	 * empty; wrong bits can't pass, since bits are only ever added.
+	 * empty; wrong bits can't pass, since one store only adds bits, or only
+	 * takes some away.
 	 */
 	rc = vhd_write_at(image->fd, image->batmap, covered,
 			  image->batmap_offset);

@@ -83,6 +83,7 @@ static int try_vhd(struct vhd_parent *parent, const struct vhd_image *child,
 		uuid_unparse_lower(child->header.parent_uuid, want);
 		uuid_unparse_lower(image->footer.uuid, have);
 		vhd_close(image);
+		parent->is_other = true;
 		return error_set(err, -EUCLEAN,
 				 "%s: uuid is %s; the child's parent has %s",
 				 path, have, want);
@@ -109,10 +110,12 @@ static int try_path(struct vhd_parent *parent, const struct vhd_image *child,
 		return rc;
 	/* Before the lock, which a second open of the same file would hit. */
 	for (unsigned int i = 0; i < nr_seen; i++)
-		if (vhd_same_file(&parent->st, &seen[i]))
+		if (vhd_same_file(&parent->st, &seen[i])) {
+			parent->is_other = true;
 			return error_set(err, -ELOOP,
 					 "%s: is in the chain already: the images form a loop",
 					 path);
+		}
 	rc = vhd_child_key_of(child, &key, err);
 	if (rc)
 		return rc;
@@ -217,6 +220,7 @@ int vhd_parent_open(struct vhd_parent *parent, const struct vhd_image *child,
 				rc = -ENOENT;
 				continue;
 			}
+			parent->is_other = false;
 			rc = try_path(parent, child, path, cfg, extra_dir,
 				      flags, seen, nr_seen, &now);
 			if (!rc) {
@@ -226,8 +230,11 @@ int vhd_parent_open(struct vhd_parent *parent, const struct vhd_image *child,
 			free(path);
 			if (rc != -ENOENT && !fault.code)
 				fault = now;
-			if (raw && rc != -ENOENT)
+			/* It may well be the parent: a copy elsewhere has its uuid, too. */
+			if (rc != -ENOENT && (raw || !parent->is_other)) {
+				fault = now;
 				goto failed;
+			}
 		}
 	}
 	if (!rc)

@@ -12,6 +12,7 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
+#include "common/lease.h"
 #include "vhd/vhd-internal.h"
 
 #define CHILDREN_XATTR "user.xenblk.children"
@@ -121,8 +122,12 @@ static int scan(const struct self *self, const char *path, struct error *err)
 		    vhd_same_file(&st, &self->st) ||
 		    (self->child && vhd_same_file(&st, self->child)))
 			continue;
-		fd = openat(dirfd(dir), entry->d_name,
-			    O_RDONLY | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC);
+		fd = lease_open(dirfd(dir), entry->d_name,
+				O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+		/* Who writes it has it: it may well be a child. */
+		if (fd == -EAGAIN)
+			rc = error_set(err, fd, "%s: looking for its children: %s/%s: %s",
+				       path, self->dir, entry->d_name, lease_strerror(fd));
 		if (fd < 0)
 			continue;
 		if (is_child(fd, (uint64_t)st.st_size, self))

@@ -317,12 +317,17 @@ static int create_on_device(const struct plan *p, struct error *err)
 					       p->metadata_bytes;
 	uint8_t raw[VHD_FOOTER_BYTES] = { 0 };
 	const char *path = p->args->path;
+	int fd = -1, claim, rc;
 	struct stat st;
-	int fd, rc;
 
+	/* The kernel's own users take no lock: a mount, swap, LVM, md. */
+	claim = open(path, O_RDONLY | O_EXCL | O_CLOEXEC);
+	if (claim < 0 && errno == EBUSY)
+		return error_set(err, -EBUSY, "%s: is mounted, or in use by the kernel otherwise (swap, LVM, RAID); name another device, or end that use first",
+				 path);
 	rc = vhd_file_open(&fd, path, VHD_OPEN_WRITE, &st, &size, err);
 	if (rc)
-		return rc;
+		goto out;
 	if (size < need + VHD_FOOTER_BYTES) {
 		rc = error_set(err, -ENOSPC,
 			       "%s: the device has %llu bytes; the image needs %llu",
@@ -362,7 +367,10 @@ static int create_on_device(const struct plan *p, struct error *err)
 failed:
 	vhd_fail(path, rc, "writing", err);
 out:
-	close(fd);
+	if (fd >= 0)
+		close(fd);
+	if (claim >= 0)
+		close(claim);
 	return rc;
 }
 

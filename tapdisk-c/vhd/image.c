@@ -326,8 +326,14 @@ static int load_dynamic(struct vhd_image *image, uint64_t limit,
 	rc = vhd_bat_load(image, extent, n, limit, err);
 	if (rc)
 		return rc;
-	vhd_batmap_trim(image);
-	return 0;
+	if (!vhd_batmap_trim(image) || image->readonly)
+		return 0;
+	/* They would come true when the block is there, should nobody close the image. */
+	rc = vhd_batmap_store(image, err);
+	if (!rc && fdatasync(image->fd))
+		rc = error_set(err, -errno, "%s: batmap: syncing: %s",
+			       image->path, strerror(errno));
+	return rc;
 }
 
 /* *moving: it is being written meanwhile, by a coalesce of that child. */
@@ -359,6 +365,8 @@ static int open_once(struct vhd_image **out, const char *path,
 				 &image->file_size, err);
 	if (rc)
 		goto out;
+	if (flags & VHD_OPEN_WRITE)
+		vhd_unmark_coalesced(image->fd);
 	*moving = below && lock_is_moving(image->fd);
 	image->is_blk = S_ISBLK(st.st_mode);
 	rc = read_footers(image, f, err);
@@ -442,7 +450,8 @@ int vhd_open_below(struct vhd_image **out, const char *path,
 	*out = NULL;
 	for (int i = 0; i < OPEN_TRIES; i++) {
 		rc = open_once(&image, path, flags, child, &moving, err);
-		if (!moving || (rc && rc != -EUCLEAN)) {
+		/* -ENODATA: the end of a coalesce has cut it. */
+		if (!moving || (rc && rc != -EUCLEAN && rc != -ENODATA)) {
 			*out = image;
 			return rc;
 		}

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "common/file.h"
+#include "common/lease.h"
 #include "vhd/vhd-internal.h"
 
 #define BOUNCE_BYTES (1u << 20)
@@ -43,7 +44,8 @@ int vhd_read_at(int fd, void *buf, size_t len, uint64_t offset)
 			if (got < 0 && errno == EINVAL && have % VHD_ALIGN)
 				break;
 			if (got < 0) {
-				rc = -errno;
+				/* A medium that can't be read is no end of a file. */
+				rc = errno == ENODATA ? -EIO : -errno;
 				goto out;
 			}
 			have += (size_t)got;
@@ -192,13 +194,25 @@ static int take_lock(int fd, const char *path, unsigned int flags,
 	return lock_take(fd, path, write ? LOCK_WRITER : LOCK_READER, 0, err);
 }
 
+/*
+ * What an earlier run wrote and the kernel could not bring to the medium looks written in
+ * the page cache, and would not be written again.
+ */
+static int forget_unwritten(int fd, const char *path, struct error *err)
+{
+	if (fdatasync(fd))
+		return error_set(err, -errno, "%s: what was written to it before can't be synced: %s; try again when its storage is well",
+				 path, strerror(errno));
+	posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+	return 0;
+}
+
 int vhd_file_open_below(int *fd, const char *path, unsigned int flags,
 			const uint64_t *child, struct stat *st, uint64_t *size,
 			struct error *err)
 {
 	bool write = flags & VHD_OPEN_WRITE;
-	/* O_NONBLOCK: should the file become a FIFO now, we still don't hang. */
-	int oflags = O_CLOEXEC | O_NOCTTY | O_NONBLOCK |
+	int oflags = O_CLOEXEC | O_NOCTTY |
 		     (write ? O_RDWR : O_RDONLY) |
 		     (flags & VHD_OPEN_DIRECT ? O_DIRECT : 0);
 	int f = -1, rc;
@@ -211,17 +225,18 @@ int vhd_file_open_below(int *fd, const char *path, unsigned int flags,
 	rc = check_kind(st, path, err);
 	if (rc)
 		goto out;
-	f = open(path, oflags);
-	if (f < 0 && errno == EINVAL && flags & VHD_OPEN_DIRECT) {
+	/* Should the file become a FIFO now, this still doesn't hang. */
+	f = lease_open(AT_FDCWD, path, oflags);
+	if (f == -EINVAL && flags & VHD_OPEN_DIRECT) {
 		rc = error_set(err, -EINVAL,
 			       "%s: its file system has no direct I/O (O_DIRECT); move the image to one that has, as ext4, xfs or NFS",
 			       path);
 		goto out;
 	}
 	if (f < 0) {
-		rc = error_set(err, -errno, "%s: can't be opened for %s: %s",
-			       path, write ? "writing" : "reading",
-			       strerror(errno));
+		rc = error_set(err, f, "%s: can't be opened for %s: %s", path,
+			       write ? "writing" : "reading",
+			       lease_strerror(f));
 		goto out;
 	}
 	if (fstat(f, st)) {
@@ -232,13 +247,18 @@ int vhd_file_open_below(int *fd, const char *path, unsigned int flags,
 	if (rc)
 		goto out;
 	/* With O_NONBLOCK io_uring would answer EAGAIN instead of waiting. */
-	if (fcntl(f, F_SETFL, oflags & ~(O_NONBLOCK | O_CLOEXEC | O_NOCTTY))) {
+	if (fcntl(f, F_SETFL, oflags & ~(O_CLOEXEC | O_NOCTTY))) {
 		rc = error_set(err, -errno, "%s: fcntl: %s", path,
 			       strerror(errno));
 		goto out;
 	}
 	if (!(flags & VHD_OPEN_NOLOCK)) {
 		rc = take_lock(f, path, flags, child, err);
+		if (rc)
+			goto out;
+	}
+	if (write && !(flags & VHD_OPEN_DIRECT)) {
+		rc = forget_unwritten(f, path, err);
 		if (rc)
 			goto out;
 	}

@@ -133,32 +133,46 @@ static int write_parent(struct change *c, struct error *err)
 	return rc ? rc : vhd_write_trailer(image, err);
 }
 
-/* Whether the image's chain has the new parent already. */
-static bool in_chain(const struct change *c, const struct config *cfg)
+/*
+ * *found: the image's chain has the new parent already; *between: the smallest size of
+ * those that are left out, or UINT64_MAX. An error if they hold what it has not.
+ */
+static int in_chain(const struct change *c, const struct config *cfg,
+		    bool *found, uint64_t *between, struct error *err)
 {
 	const struct vhd_image *image = c->image;
 	struct vhd_chain *chain;
 	struct stat st;
-	bool found = false;
+	int rc = 0;
 
+	*between = UINT64_MAX;
+	*found = true;
 	if (c->parent &&
 	    !uuid_compare(c->parent->image[0]->footer.uuid,
 			  image->header.parent_uuid))
-		return true;
+		return 0;
 	if (c->args->raw && uuid_is_null(image->header.parent_uuid))
-		return true;
+		return 0;
+	*found = false;
 	/* Of what is locked by ourselves: without a lock. */
 	if (vhd_chain_open(&chain, c->args->path, cfg, VHD_OPEN_NOLOCK, NULL))
-		return false;
-	for (unsigned int i = 1; i < chain->nr_vhd && c->parent; i++)
-		if (!uuid_compare(chain->image[i]->footer.uuid,
-				  c->parent->image[0]->footer.uuid))
-			found = true;
+		return 0;
+	for (unsigned int i = 1; i < chain->nr_vhd && !*found; i++) {
+		const struct vhd_footer *f = &chain->image[i]->footer;
+
+		if (c->parent && !uuid_compare(f->uuid,
+					       c->parent->image[0]->footer.uuid)) {
+			*found = true;
+			rc = vhd_check_absorbed(chain, i, c->parent, err);
+		} else if (f->current_size < *between) {
+			*between = f->current_size;
+		}
+	}
 	if (c->args->raw && chain->raw_fd >= 0)
-		found = !fstat(chain->raw_fd, &st) &&
-			vhd_same_file(&st, &c->st);
+		*found = !fstat(chain->raw_fd, &st) &&
+			 vhd_same_file(&st, &c->st);
 	vhd_chain_close(chain);
-	return found;
+	return rc;
 }
 
 /* The new parent and its chain, none of which is the image itself. */
@@ -221,10 +235,16 @@ static int check_parent(const struct change *c, const struct config *cfg,
 {
 	const struct vhd_image *image = c->image;
 	char want[37], have[37] = "none (raw)";
+	uint64_t between;
+	bool found;
+	int rc;
 
 	if (c->args->force)
 		return 0;
-	if (!in_chain(c, cfg)) {
+	rc = in_chain(c, cfg, &found, &between, err);
+	if (rc)
+		return rc;
+	if (!found) {
 		uuid_unparse_lower(image->header.parent_uuid, want);
 		if (c->parent)
 			uuid_unparse_lower(c->parent->image[0]->footer.uuid,
@@ -239,6 +259,13 @@ static int check_parent(const struct change *c, const struct config *cfg,
 				 image->path, c->args->parent,
 				 (unsigned long long)size,
 				 (unsigned long long)image->footer.current_size);
+	/* As snapshot and resize keep it, no image is smaller than its parent. */
+	if (size > between)
+		return error_set(err, -EINVAL,
+				 "%s: parent %s: its size is %llu bytes; an image between them, of %llu, hides what it has behind that; use --force if that is meant",
+				 image->path, c->args->parent,
+				 (unsigned long long)size,
+				 (unsigned long long)between);
 	return 0;
 }
 

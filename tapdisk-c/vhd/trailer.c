@@ -41,9 +41,22 @@ int vhd_leave(struct vhd_image *image, struct error *err)
 	return write_end(image, err);
 }
 
-int vhd_write_trailer(struct vhd_image *image, struct error *err)
+static int write_copy(struct vhd_image *image, struct error *err)
 {
 	uint8_t raw[VHD_FOOTER_BYTES];
+	int rc;
+
+	vhd_footer_encode(raw, &image->footer);
+	rc = vhd_write_at(image->fd, raw, sizeof(raw), 0);
+	if (rc)
+		return vhd_fail(image->path, rc, "writing the footer copy", err);
+	if (fdatasync(image->fd))
+		return vhd_fail(image->path, -errno, "sync", err);
+	return 0;
+}
+
+int vhd_write_trailer(struct vhd_image *image, struct error *err)
+{
 	int rc;
 
 	if (image->readonly)
@@ -56,19 +69,19 @@ int vhd_write_trailer(struct vhd_image *image, struct error *err)
 		return vhd_fail(image->path, -errno, "sync", err);
 	if (image->footer.type == VHD_FIXED)
 		return 0;
+	/* One of the two footers is whole at any time; that at the end may lie further out, and is cut off. */
+	if (!image->front_ok) {
+		rc = write_copy(image, err);
+		if (rc)
+			return rc;
+		image->front_ok = true;
+	}
 	rc = write_end(image, err);
 	if (rc)
 		return rc;
-	/* One of the two footers is whole at any time. */
 	if (fdatasync(image->fd))
 		return vhd_fail(image->path, -errno, "sync", err);
-	vhd_footer_encode(raw, &image->footer);
-	rc = vhd_write_at(image->fd, raw, sizeof(raw), 0);
-	if (rc)
-		return vhd_fail(image->path, rc, "writing the footer copy", err);
-	if (fdatasync(image->fd))
-		return vhd_fail(image->path, -errno, "sync", err);
-	return 0;
+	return write_copy(image, err);
 }
 
 int vhd_extend(struct vhd_image *image, uint64_t data_end, struct error *err)

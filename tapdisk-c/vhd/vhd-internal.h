@@ -43,11 +43,9 @@ struct vhd_extent {
 /* footer copy, header, BAT, batmap header, batmap, locators */
 #define VHD_MAX_EXTENTS		(5u + VHD_NR_LOCATORS)
 
-/* io.c: as vhd_read_at(); offset and len are multiples of VHD_SECTOR. */
-int vhd_write_at(int fd, const void *buf, size_t len, uint64_t offset);
 /*
- * Opens a regular file or a block device and nothing else, without waiting;
- * flags are VHD_OPEN_*. Takes the image lock unless VHD_OPEN_NOLOCK. st gets
+ * Opens a regular file or a block device and nothing else, waiting at most for
+ * a lease; flags are VHD_OPEN_*. Takes the image lock unless VHD_OPEN_NOLOCK. st gets
  * the file's status, size its size in bytes.
  */
 int vhd_file_open(int *fd, const char *path, unsigned int flags,
@@ -160,7 +158,8 @@ uint32_t vhd_batmap_checksum(const uint8_t *map, uint32_t len,
 int vhd_batmap_load(struct vhd_image *image, uint64_t limit,
 		    struct error *err);
 /* Clears bits of blocks that the BAT or the file doesn't have. */
-void vhd_batmap_trim(struct vhd_image *image);
+/* True if a bit was cleared that the file has. */
+bool vhd_batmap_trim(struct vhd_image *image);
 int vhd_batmap_store(struct vhd_image *image, struct error *err);
 /* Whether an image of this creator has one as a rule. */
 bool vhd_may_have_batmap(const struct vhd_image *image);
@@ -231,12 +230,16 @@ struct vhd_place {
 int vhd_chain_locate(const struct vhd_chain *chain, uint64_t sector,
 		     uint32_t limit, struct vhd_place *place,
 		     struct error *err);
+
+/* absorbed.c */
 /*
- * What a guest would read; sector + count lies inside the leaf. A chain may be a raw
- * file alone.
+ * Whether a chain may do without its images 1 to below - 1, which are left out
+ * if parent becomes the leaf's: 0, or -EINVAL with the sector that would be lost.
  */
-int vhd_chain_read(const struct vhd_chain *chain, uint64_t sector,
-		   uint32_t count, uint8_t *buf, struct error *err);
+int vhd_check_absorbed(const struct vhd_chain *chain, unsigned int below,
+		       const struct vhd_chain *parent, struct error *err);
+/* The image's content is not what its parent has by now. */
+void vhd_unmark_coalesced(int fd);
 
 /* chain.c */
 /*
@@ -250,6 +253,7 @@ struct vhd_parent {
 	char *path;
 	uint64_t raw_size;	/* bytes */
 	struct stat st;
+	bool is_other;		/* what was looked at last is surely not the parent */
 };
 int vhd_parent_open(struct vhd_parent *parent, const struct vhd_image *child,
 		    const struct config *cfg, const char *extra_dir,

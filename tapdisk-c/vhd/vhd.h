@@ -132,6 +132,8 @@ void vhd_close(struct vhd_image *image);
  * -ENODATA if the file ends before offset + len.
  */
 int vhd_read_at(int fd, void *buf, size_t len, uint64_t offset);
+/* offset and len are multiples of VHD_SECTOR. */
+int vhd_write_at(int fd, const void *buf, size_t len, uint64_t offset);
 
 /*
  * chain.c: the leaf and all its parents, each locked, each parent looked up by
@@ -150,6 +152,13 @@ int vhd_chain_open_parent(struct vhd_chain **chain, const char *path,
 			  const char *child, const struct config *cfg,
 			  unsigned int flags, struct error *err);
 void vhd_chain_close(struct vhd_chain *chain);
+
+/*
+ * read.c: what a guest would read; sector + count lies inside the leaf. A chain may be
+ * a raw file alone.
+ */
+int vhd_chain_read(const struct vhd_chain *chain, uint64_t sector,
+		   uint32_t count, uint8_t *buf, struct error *err);
 
 /*
  * children.c: -EBUSY, naming the child or the mark, if the image must not be
@@ -249,6 +258,9 @@ int vhd_write_fixed_footer(const struct vhd_image *image, struct error *err);
  * disk: does not sync, since it is whole without.
  */
 int vhd_leave(struct vhd_image *image, struct error *err);
+
+/* absorbed.c: the image's parent has all that it holds, on the medium. */
+void vhd_mark_coalesced(const struct vhd_image *image);
 
 /* bitmap.c: bit 0 is the most significant of byte 0. */
 /* Length of the run of equal bits at from, at most limit - from; *set is their value. */

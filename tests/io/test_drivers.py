@@ -326,6 +326,35 @@ def test_an_error_ends_a_long_zero(tmp_path: Path) -> None:
         assert disk.read(63 * MIB, 1) == [0]
 
 
+def test_bits_that_may_be_lost_are_taken_for_set_by_who_opens_it_next(tmp_path: Path, logged: str) -> None:
+    """The host has not gone down, and the file says so; but the kernel may have dropped what it could not write."""
+    rules = Faults(tmp_path / "rules")
+    with Disk(logged):
+        pass
+    with Disk(logged, engine=rules.engine()) as disk:
+        assert disk.write(0, 1, 1) == "ok"
+        rules.set("sync file=*.map errno=EIO")
+        assert disk.flush() == "err 5"
+        disk.crash()
+    with Disk(logged):
+        pass
+    everything = Bitmap(tmp_path / "a.map").parts
+    assert len(everything) > 1
+    # not if a later sync has brought them
+    (tmp_path / "a.map").unlink()
+    with Disk(logged):
+        pass
+    with Disk(logged, engine=rules.engine()) as disk:
+        assert disk.write(0, 1, 1) == "ok"
+        assert disk.flush() == "err 5"
+        rules.off()
+        assert disk.flush() == "ok"
+        disk.crash()
+    with Disk(logged):
+        pass
+    assert Bitmap(tmp_path / "a.map").parts == {0}
+
+
 def test_a_flush_fails_with_the_bitmap_and_the_next_brings_all_bits(tmp_path: Path, logged: str) -> None:
     rules = Faults(tmp_path / "rules")
     with Disk(logged):

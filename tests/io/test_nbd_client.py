@@ -496,7 +496,7 @@ def test_extents_are_cut_to_sectors_and_to_what_was_asked(tmp_path: Path) -> Non
     with FakeServer(tmp_path / "s", answer=answer) as server, Disk(spec(server.path)) as disk:
         for given, expected in (
             ([(1024, 3), (1024, 0)], "2:hole+zero 2:data"),
-            ([(1024, 1), (1024, 2), (0xFFFFFFFF, 3)], "2:hole 2:zero 4:hole+zero"),
+            ([(1024, 1), (1024, 2), (0xFFFFFFFF, 3)], "2:data 2:zero 4:hole+zero"),
             ([(100, 3), (924, 0)], "1:data"),
             ([(1100, 3), (924, 0)], "2:hole+zero"),
             ([(1024, 0), (100, 3)], "2:data"),

@@ -89,6 +89,21 @@ def guarded(tmp_path: Path, env: dict[str, str] | None = None) -> Iterator[Guard
         disk.kill_all()
 
 
+class Created(Guarded):
+    """One that tap-ctl create has started, and got as far as done: a verb."""
+
+    def __init__(self, directory: Path, spec: str, *, options: list[str], done: str = "") -> None:
+        self._done = done
+        super().__init__(directory, spec, tapdisk_options=options)
+
+    def _open(self, spec: str, *options: str) -> None:
+        wait_for(lambda: (self.directory / f"ctl{self.pid}").exists() or self.process.poll() is not None, "its socket")
+        if self._done:
+            self.ok("attach")
+        if self._done == "open":
+            self.ok("open", "-a", spec)
+
+
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Guarded]:
     """See guarded()."""
@@ -244,3 +259,26 @@ def test_a_disk_whose_owner_is_gone_is_undone(tmp_path: Path) -> None:
     assert "ended before it kept its disk" in disk.log()
     assert not (disk.directory / f"disk.{MINOR}").exists()
     disk._errors.close()
+
+
+@pytest.mark.parametrize("done", ["", "attach", "open"])
+def test_a_tapdisk_ends_with_who_creates_its_disk_unless_that_is_open(tmp_path: Path, done: str) -> None:
+    leaf = tmp_path / "a.vhd"
+    subprocess.run([program("vhd-util"), "create", "-n", leaf, "-s", "16"], check=True)
+    with subprocess.Popen(["sleep", "100"]) as creator:
+        options = [f"--creates={creator.pid},{MINOR}"]
+        with Created(tmp_path, f"vhd:{leaf}", options=options, done=done) as disk:
+            creator.kill()
+            if done == "open":
+                assert disk.rows()[0]["path"] == str(leaf)
+                disk.ok("close")
+                disk.ok("detach")
+            assert disk.process.wait(20) == 0
+            assert os.listdir(disk.directory) == []
+
+
+def test_a_tapdisk_whose_creator_has_ended_ends(tmp_path: Path) -> None:
+    with subprocess.Popen(["true"]) as creator:
+        creator.wait()
+    with Created(tmp_path, "", options=[f"--creates={creator.pid},{MINOR}"]) as disk:
+        assert disk.process.wait(20) == 0

@@ -4,6 +4,7 @@
 import errno
 import os
 import random
+import subprocess
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.lib.expected import Expected, random_batch
 from tests.lib.faults import Faults
 from tests.lib.nbddisk import NbdDisk
 from tests.lib.tapctl import MINOR, Served
+from tests.lib.waiting import wait_for
 
 SIZE = 12 * 2048
 
@@ -115,6 +117,49 @@ def test_a_leaf_that_is_another_file_now_is_left_alone(tmp_path: Path, leaf: Pat
         vhdutil.ok("create", "-n", leaf, "-s", 12)
         assert "is not the file that is served any more" in served.refused("snapshot", "-n", "base.vhd")
         assert names(leaf) == ["disk.vhd", "disk.vhd.moved"]
+
+
+def slow_snapshot(served: Served, leaf: Path, rules: Faults) -> "subprocess.Popen[str]":
+    """One whose flush takes a second, and which has its child by now."""
+    rules.set(f"sync file={leaf.name} delay=1000")
+    made = served.start("snapshot", "-n", "one.vhd")
+    wait_for(lambda: any(name.startswith(".xenblk-snapshot-") for name in names(leaf)), "the child is made", 20)
+    time.sleep(0.3)
+    return made
+
+
+def test_a_disk_has_one_snapshot_at_a_time(tmp_path: Path, leaf: Path) -> None:
+    expected = Expected(SIZE)
+    rules = Faults(tmp_path / "rules")
+    with Served(tmp_path, f"vhd:{leaf}", engine=rules.engine()) as served, NbdDisk(served.socket) as disk:
+        expected.run(disk, [expected.write_command(0, 64)])
+        made = slow_snapshot(served, leaf, rules)
+        said = served.refused("snapshot", "-n", "two.vhd")
+        assert said == "minor 3: another snapshot of it is being made; try again when that is done"
+        assert (made.communicate()[1], made.returncode) == ("", 0)
+        rules.off()
+        assert names(leaf) == ["disk.vhd", "one.vhd"]
+        expected.run(disk, [expected.write_command(0, 8)])
+    with Disk(f"vhd:{leaf}") as disk_again:
+        expected.check(disk_again)
+
+
+def test_a_snapshot_whose_new_leaf_is_another_file_is_called_off(tmp_path: Path, leaf: Path) -> None:
+    """As a second tap-ctl could make it when the first was killed; written to would be what nobody can open again."""
+    expected = Expected(SIZE)
+    rules = Faults(tmp_path / "rules")
+    with Served(tmp_path, f"vhd:{leaf}", engine=rules.engine()) as served, NbdDisk(served.socket) as disk:
+        expected.run(disk, [expected.write_command(0, 64)])
+        made = slow_snapshot(served, leaf, rules)
+        [child] = leaf.parent.glob(".xenblk-snapshot-*")
+        child.unlink()
+        vhdutil.ok("create", "-n", child, "-s", 12)
+        assert "leads to another file meanwhile" in made.communicate()[1]
+        rules.off()
+        assert names(leaf) == ["disk.vhd"]
+        expected.run(disk, [expected.write_command(0, 8)])
+    with Disk(f"vhd:{leaf}") as disk_again:
+        expected.check(disk_again)
 
 
 def test_a_snapshot_over_stuck_io_is_called_off(tmp_path: Path, leaf: Path) -> None:

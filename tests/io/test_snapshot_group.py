@@ -34,8 +34,7 @@ def disks(tmp_path: Path) -> Iterator[list[Served]]:
         )
     yield served
     for disk in served:
-        if disk.process.poll() is None:
-            disk.__exit__(None, None, None)
+        disk.__exit__(None, None, None)
 
 
 def leaf(directory: Path, name: str) -> Path:
@@ -187,6 +186,8 @@ class Between:
                     tapdisk.send(message)
                     answer = tapdisk.recv(65536)
                     self._cut(number, op, "after")
+                    if disk.process.poll() is not None:
+                        break  # killed before it could answer
                     client.send(answer)
             # what tapdisk does when it is left alone is done when it closes its end
             with contextlib.suppress(OSError):
@@ -256,6 +257,33 @@ def test_a_tapdisk_that_is_killed_leaves_the_others_as_they_were(
 
     assert f"tapdisk {disks[1].pid}: no answer" in Between(tmp_path, disks, kill_second).wait()
     assert names(tmp_path) == NONE
+    check_running(tmp_path, disks, alive=(0, 2))
+    with Disk(f"vhd:{leaf(tmp_path, 'b')}") as disk:
+        assert read(disk, 0) == 2
+
+
+@pytest.mark.usefixtures("written")
+@pytest.mark.parametrize(
+    ("op", "when", "left", "says"),
+    [
+        ("switch", "after", ["disk.vhd", "base.vhd disk.vhd", "disk.vhd"], "and others have none: "),
+        ("take", "before", ALL, "tap-ctl: the snapshots are made: "),
+    ],
+)
+def test_what_a_tapdisk_had_done_when_it_was_killed_is_said(
+    tmp_path: Path, disks: list[Served], op: str, when: str, left: list[str], says: str
+) -> None:
+    def kill_second(*now: object) -> bool:
+        if now == (1, op, when):
+            disks[1].kill()
+        return False
+
+    message = Between(tmp_path, disks, kill_second).wait()
+    assert says in message and f"tapdisk {disks[1].pid}: no answer" in message
+    if op == "switch":
+        parent = tmp_path / "b" / "base.vhd"
+        assert message.startswith(f"tap-ctl: {leaf(tmp_path, 'b')} has its snapshot, {parent}, and others")
+    assert names(tmp_path) == left
     check_running(tmp_path, disks, alive=(0, 2))
     with Disk(f"vhd:{leaf(tmp_path, 'b')}") as disk:
         assert read(disk, 0) == 2

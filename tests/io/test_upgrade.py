@@ -6,7 +6,7 @@ import re
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -116,6 +116,20 @@ def test_the_old_one_takes_back_what_nobody_came_for(served: Guarded) -> None:
     served.finish()
 
 
+def test_clients_are_hung_up_on(served: Guarded) -> None:
+    """The old one, which may take its disks back, has nothing more of them."""
+    with socket.socket(socket.AF_UNIX) as idle, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+        idle.settimeout(30)
+        idle.connect(str(served.socket))
+        assert idle.recv(18)  # and says no more
+        client.connect(str(served.directory / f"ctl{served.pid}"))
+        assert b"true" in ask(client, f'{{"op": "yield", "heir": {2**22}}}')
+        assert idle.recv(18) == b""
+    wait_for(lambda: [row for row in served.rows() if row["state"] == 0], "the disk is back")
+    nbd_write(served, served.pid, "read -P 7 0 64k")
+    served.finish()
+
+
 def test_the_old_one_does_not_take_back_what_the_new_one_has(served: Guarded) -> None:
     """As when tap-ctl is killed right before it says so."""
     env = served._env | {"TAPDISK": str(program("tests/tool-vbd"))}
@@ -131,3 +145,66 @@ def test_the_old_one_does_not_take_back_what_the_new_one_has(served: Guarded) ->
     time.sleep(1.5)
     assert [row["pid"] for row in served.rows()] == [new]
     served.finish()
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Iterator[tuple[Guarded, Faults, Callable[..., "subprocess.CompletedProcess[str]"]]]:
+    """A tapdisk with two disks, of which the second one's reads don't come back; and tap-ctl for the second."""
+    for name in "ab":
+        subprocess.run([program("vhd-util"), "create", "-n", tmp_path / f"{name}.vhd", "-s", "16"], check=True)
+    rules = Faults(tmp_path / "rules")
+    with Guarded(tmp_path, f"vhd:{tmp_path}/a.vhd", engine=rules.engine()) as disk:
+
+        def other(verb: str, *args: str) -> "subprocess.CompletedProcess[str]":
+            command = [str(program("tap-ctl")), verb, "-p", str(disk.pid), "-m", str(MINOR + 1), *args]
+            return subprocess.run(command, env=disk._env, capture_output=True, text=True, timeout=60, check=True)
+
+        other("attach")
+        other("open", "-a", f"vhd:{tmp_path}/b.vhd")
+        uri = f"nbd+unix:///?socket={disk.directory}/nbd{disk.pid}.{MINOR + 1}"
+        subprocess.run(["qemu-io", "-f", "raw", "-c", "write -P 7 0 64k", uri], check=True, capture_output=True)
+        rules.set("read file=b.vhd stuck")
+        reader = subprocess.Popen(["qemu-io", "-f", "raw", "-c", "read -P 7 0 64k", uri], stdout=-1, text=True)
+        wait_for(lambda: json.loads(other("stats", "--json").stdout)["inflight"], "the read is under way")
+        yield disk, rules, other
+        rules.off()
+        reader.communicate(timeout=60)
+        wait_for(lambda: not json.loads(other("stats", "--json").stdout)["inflight"], "the read is done")
+        other("close")
+        other("detach")
+
+
+@pytest.mark.parametrize("verb", ["pause", "unpause", "open", "snapshot"])
+def test_while_the_disks_are_left_nothing_else_begins(
+    two: tuple[Guarded, Faults, Callable[..., "subprocess.CompletedProcess[str]"]], tmp_path: Path, verb: str
+) -> None:
+    """The next tapdisk would not know of it: a pause would be undone, and who has unpaused keep the image."""
+    disk, rules, _ = two
+    env = disk._env | {"TAPDISK": str(program("tests/tool-vbd"))}
+    command = [str(program("tap-ctl")), "upgrade", "-m", str(MINOR), "-t", "50"]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as upgrading:
+        wait_for(lambda: disk.rows()[0]["state"] & 0x30, "the first disk is paused")
+        args = {"open": ("-a", f"vhd:{tmp_path}/a.vhd"), "snapshot": ("-n", "base.vhd")}.get(verb, ())
+        assert f"minor {MINOR}: an upgrade is under way; try again" in disk.refused(verb, *args)
+        rules.off()
+        assert "disks=2" in upgrading.communicate(timeout=60)[0]
+    assert disk.rows()[0]["state"] == 0
+    nbd_write(disk, int(disk.rows()[0]["pid"]), "write -P 3 0 64k")
+    assert sorted(path.name for path in tmp_path.glob("*.vhd")) == ["a.vhd", "b.vhd"]
+
+
+def test_a_disk_that_is_being_paused_stays_so(
+    two: tuple[Guarded, Faults, Callable[..., "subprocess.CompletedProcess[str]"]],
+) -> None:
+    disk, rules, other = two
+    env = disk._env | {"TAPDISK": str(program("tests/tool-vbd"))}
+    command = [str(program("tap-ctl")), "pause", "-p", str(disk.pid), "-m", str(MINOR + 1), "-t", "50"]
+    with subprocess.Popen(command, env=env) as pausing:
+        wait_for(lambda: json.loads(other("stats", "--json").stdout)["state"] & 0x10, "it is being paused")
+        done = upgrade(disk, "-m", str(MINOR), "-t", "5")
+        assert done.returncode == 1 and f"tapdisk {disk.pid} goes on: " in done.stderr
+        rules.off()
+        assert pausing.wait(60) == 0
+    assert json.loads(other("stats", "--json").stdout)["state"] == 0x20
+    assert "paused=1" in (disk.directory / f"disk.{MINOR + 1}").read_text()
+    other("unpause")

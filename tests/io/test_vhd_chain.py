@@ -143,6 +143,21 @@ def test_parent_of_another_uuid_is_not_taken(tmp_path: Path) -> None:
     assert parent_of(leaf) == str(right)
 
 
+def test_a_copy_does_not_stand_in_for_a_parent_that_cannot_be_opened(tmp_path: Path) -> None:
+    """It has the parent's uuid and name, and what the parent had when it was copied."""
+    parent, child = tmp_path / "below" / "base.vhd", tmp_path / "leaf.vhd"
+    parent.parent.mkdir()
+    ok("create", "-n", parent, "-s", 8)
+    ok("snapshot", "-n", child, "-p", parent)
+    shutil.copy(parent, tmp_path)
+    whole = parent.read_bytes()
+    parent.write_bytes(bytes(len(whole)))
+    said = fails("copy", "-n", child, "-N", tmp_path / "copy.vhd")
+    assert str(parent) in said and not (tmp_path / "copy.vhd").exists()
+    parent.write_bytes(whole)
+    ok("copy", "-n", child, "-N", tmp_path / "copy.vhd")
+
+
 def test_missing_parent(tmp_path: Path) -> None:
     leaf = make(tmp_path / "leaf.vhd", child(w2ru(".\\base.vhd")))
     message = fails("check", "-n", leaf, status=2)

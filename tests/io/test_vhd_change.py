@@ -102,12 +102,82 @@ def test_a_parent_that_was_renamed(tmp_path: Path) -> None:
 
 def test_an_ancestor_becomes_the_parent(tmp_path: Path) -> None:
     base, middle, leaf = chain(tmp_path)
+    os.removexattr(base, "user.xenblk.children")
+    ok("coalesce", "-n", middle)
     ok("modify", "-n", leaf, "-p", base)
     assert ok("query", "-n", leaf, "-pd") == f"{base}\nchain depth: 2\n"
     middle.unlink()
     with Disk(f"vhd:{leaf}", readonly=True) as disk:
-        assert disk.read(8, 10) == [1] * 4 + [3] * 3 + [1] * 3
+        assert disk.read(8, 14) == [1] * 2 + [2] * 2 + [3] * 3 + [2] * 5 + [1] * 2
     assert os.getxattr(base, "user.xenblk.children") == b"1"
+
+
+def test_what_an_image_between_holds_is_not_lost(tmp_path: Path) -> None:
+    """It has not been coalesced, or not to its end, or was written again; --force is for who means it."""
+    base, middle, leaf = chain(tmp_path)
+    before = content(leaf)
+    said = fails("modify", "-n", leaf, "-p", base)
+    assert f"{leaf}: parent {base}: has not what {middle} holds from sector 10 on, which would be lost; coalesce" in said
+    assert content(leaf) == before and ok("query", "-n", leaf, "-p") == f"{middle}\n"
+    os.removexattr(base, "user.xenblk.children")
+    ok("coalesce", "-n", middle)
+    os.removexattr(middle, "user.xenblk.children")
+    middle.rename(tmp_path / "m")
+    leaf.rename(tmp_path / "l")  # or it could not be written
+    write(tmp_path / "m", "w 40 1 5")
+    (tmp_path / "m").rename(middle)
+    (tmp_path / "l").rename(leaf)
+    assert "holds from sector 40 on" in fails("modify", "-n", leaf, "-p", base)
+    ok("modify", "-n", leaf, "-p", base, "--force")
+
+
+@pytest.mark.parametrize("marked", [False, True])
+def test_what_the_new_parent_has_already_is_no_loss(tmp_path: Path, marked: bool) -> None:
+    """A mark says so, or the data: what the leaf hides of the image between, and what reads the same."""
+    base, middle, leaf = chain(tmp_path)
+    os.removexattr(base, "user.xenblk.children")
+    if marked:
+        before = content(leaf)
+        ok("coalesce", "-n", middle)
+        assert len(os.getxattr(middle, "user.xenblk.coalesced")) == 36
+    else:
+        write(leaf, "w 10 2 4", "w 15 5 4")
+        before = content(leaf)
+    ok("modify", "-n", leaf, "-p", base)
+    assert content(leaf) == before
+
+
+def test_a_mark_is_of_the_file_that_has_the_data(tmp_path: Path) -> None:
+    """A copy from before the coalesce has the parent's uuid, and not the data."""
+    base, middle, leaf = chain(tmp_path)
+    (tmp_path / "copy").mkdir()
+    copy = Path(shutil.copy(base, tmp_path / "copy" / "base.vhd"))
+    os.removexattr(base, "user.xenblk.children")
+    ok("coalesce", "-n", middle)
+    config = tmp_path / "config"
+    config.write_text(f"version=1\nimage_dir={tmp_path}/copy\n")
+    said = fails("modify", "-n", leaf, "-p", copy, config=config)
+    assert f"parent {copy}: has not what {middle} holds from sector 10 on" in said
+
+
+def test_a_parent_that_is_not_looked_at_in_full_may_lack_an_image(tmp_path: Path) -> None:
+    base, _, leaf = chain(tmp_path)
+    ok("modify", "-n", leaf, "-p", base, "--force")
+    with Disk(f"vhd:{leaf}", readonly=True) as disk:
+        assert disk.read(8, 10) == [1] * 4 + [3] * 3 + [1] * 3
+
+
+def test_what_a_smaller_image_between_hides_does_not_come_up(tmp_path: Path) -> None:
+    parent, small, between, leaf = (tmp_path / name for name in ("p.vhd", "s.vhd", "k.vhd", "l.vhd"))
+    ok("create", "-n", parent, "-s", 20)
+    ok("create", "-n", small, "-s", 10)
+    ok("snapshot", "-e", "-n", between, "-p", small)
+    ok("modify", "-n", between, "-p", parent, "--force")
+    ok("snapshot", "-e", "-n", leaf, "-p", between)
+    ok("resize", "-n", leaf, "-s", 20)
+    said = fails("modify", "-n", leaf, "-p", parent)
+    assert f"its size is {20 << 20} bytes; an image between them, of {10 << 20}, hides what it has behind that" in said
+    ok("modify", "-n", leaf, "-p", parent, "--force")
 
 
 def test_a_raw_parent_that_was_renamed(tmp_path: Path) -> None:

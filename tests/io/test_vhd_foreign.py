@@ -414,3 +414,51 @@ def test_an_image_that_xenserver_has_disabled_is_left_to_it(tmp_path: Path, fron
         # a guest's data at the end of a file that was not closed
         vhdmake.set_footer(path, "uuid", UUID(int=5).bytes, front=False)
         assert any("missing" in w for w in warnings(path))
+
+
+def test_a_device_that_is_mounted_is_not_overwritten(tmp_path: Path, device: Path) -> None:
+    """The kernel's own users take no lock."""
+    (tmp_path / "mnt").mkdir()
+    subprocess.run(["mkfs.ext4", "-q", "-F", device], check=True)
+    subprocess.run(["mount", "-o", "ro", device, tmp_path / "mnt"], check=True)
+    try:
+        said = fails("create", "-n", device, "-s", 4)
+    finally:
+        subprocess.run(["umount", tmp_path / "mnt"], check=True)
+    assert f"{device}: is mounted, or in use by the kernel otherwise" in said
+    assert b"conectix" not in device.read_bytes()
+    ok("create", "-n", device, "-s", 4)
+
+
+def test_a_batmap_that_tells_of_a_block_that_is_not_there_does_not_come_true(tmp_path: Path) -> None:
+    """XenServer's `modify -z`, cut off, leaves that; the block is made again, and nobody closes the image."""
+    base, child = tmp_path / "base.vhd", tmp_path / "child.vhd"
+    ok("create", "-n", base, "-s", 4)
+    with Disk(f"vhd:{base}") as disk:
+        assert disk.batch(["w 0 4096 1"]) == ["ok"]
+    ok("snapshot", "-n", child, "-p", base)
+    with Disk(f"vhd:{child}") as disk:
+        assert disk.batch(["w 0 4096 2"]) == ["ok"]
+    vhdmake.set_bat(child, 0, 0xFFFFFFFF)
+    with Disk(f"vhd:{child}") as disk:
+        assert disk.batch(["w 0 8 3", "f"]) == ["ok", "ok"]
+        disk.crash()
+    assert run("check", "-n", child, "-b", "-p").returncode == 0
+    with Disk(f"vhd:{child}", readonly=True) as disk:
+        assert disk.read(0, 16) == [3] * 8 + [1] * 8
+
+
+def test_minus_capital_i_forgives_another_parent_and_no_damage(tmp_path: Path) -> None:
+    base, leaf = tmp_path / "base.vhd", tmp_path / "leaf.vhd"
+    ok("create", "-n", base, "-s", 4)
+    ok("snapshot", "-n", leaf, "-p", base)
+    whole = base.read_bytes()
+    base.write_bytes(whole[:1536] + b"\0\0\0\1" + whole[1540:])
+    assert "BAT" in fails("check", "-n", leaf, "-p", status=2)
+    assert "BAT" in fails("check", "-n", leaf, "-p", "-I", status=2)
+    base.unlink()
+    ok("create", "-n", base, "-s", 4)
+    fails("check", "-n", leaf, "-p", status=2)
+    ok("check", "-n", leaf, "-p", "-I")
+    base.unlink()
+    ok("check", "-n", leaf, "-p", "-I")

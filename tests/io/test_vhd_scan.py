@@ -119,3 +119,15 @@ def test_wrong_calls(tmp_path: Path) -> None:
     assert run("scan", "-?").returncode == 2
     assert run("scan", "-h").returncode == 0
     assert "volume group" in fails("scan", "-l", "../x", "-m", "*")
+
+
+def test_a_name_in_an_image_makes_no_line(tmp_path: Path) -> None:
+    """It is the image's maker who chose it, and storage managers read lines."""
+    name = ".\\x\nvhd=victim.vhd capacity=1 size=1 hidden=1 parent=none\nvhd=y"
+    spec = Spec(kind=vhdmake.DIFFERENCING, parent_uuid=UUID(int=7), locators=(vhdmake.Locator(b"W2ru", name.encode("utf-16-le")),))
+    path = vhdmake.make(tmp_path / "a.vhd", spec)
+    calls: list[tuple[str | Path, ...]] = [("scan", path), ("scan", "-f", path), ("scan", "-c", path)]
+    calls.append(("query", "-n", path, "-pu"))
+    for args in calls:
+        text = run(*args).stdout
+        assert text.count(b"\n") == 1 and b"?vhd=victim.vhd capacity" in text or b"victim" not in text, args

@@ -28,7 +28,7 @@ while [ $# -gt 0 ]; do
 	-R) mode='<'; shift ;;
 	-t) shift 2 ;;
 	--owner=*) owner=${1#*=}; shift ;;
-	--inactive) inactive=1; shift ;;
+	--inactive | --suspended) inactive=1; shift ;;
 	--wait=* | --for=*) shift ;;
 	*) echo "tap-ctl: $1?" >&2; exit 2 ;;
 	esac

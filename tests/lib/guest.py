@@ -129,12 +129,15 @@ class Guest:
     def start(self, create: str = "xl create", timeout: float = CREATE_SECONDS) -> None:
         """Create the domain by `create CONFIG` and follow its console."""
         self.prepare()
-        log = self.log
-        self._stop_following()
-        self.bed.run(f"rm -f {log}; : > {log}")
-        self._text = ""
-        self._tail = self.bed.popen(f"exec tail -F -n +1 {log}", relay=self._take)
+        self.watch()
         self.bed.run(f"{create} {self.config_path}", timeout=timeout)
+
+    def watch(self) -> None:
+        """Follow its console, from nothing."""
+        self._stop_following()
+        self.bed.run(f"mkdir -p {HOME}; rm -f {self.log}; : > {self.log}")
+        self._text = ""
+        self._tail = self.bed.popen(f"exec tail -F -n +1 {self.log}", relay=self._take)
 
     def _take(self, is_stderr: bool, data: bytes) -> None:
         if not is_stderr:

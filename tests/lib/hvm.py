@@ -37,7 +37,8 @@ def in_image(bed: Bed, leaf: str, number: int) -> bytes:
 
 class HvmGuest(Guest):
     """A guest that boots from the first of its `disks`. Its console is its serial port; it never powers off. `arguments`:
-    more of QEMU's. `emulator`: another QEMU than the bed's. With `hears`, `say` sends to its serial port."""
+    more of QEMU's. `emulator`: another QEMU than the bed's. With `hears`, `say` sends to its serial port. `extra` is
+    appended to the configuration."""
 
     def __init__(
         self,
@@ -48,8 +49,9 @@ class HvmGuest(Guest):
         *,
         hears: bool = False,
         emulator: str = "",
+        extra: str = "",
     ) -> None:
-        super().__init__(bed, name, "", disks, memory=64)
+        super().__init__(bed, name, "", disks, memory=64, extra=extra)
         self.arguments = arguments
         self.hears = hears
         self.emulator = emulator
@@ -84,7 +86,7 @@ class HvmGuest(Guest):
             lines.append(f"device_model_args = [ {', '.join(map(quoted, self.arguments))} ]")
         if self.emulator:
             lines.append(f'device_model_override = "{self.emulator}"')
-        return "\n".join(lines) + "\n"
+        return "\n".join(lines) + "\n" + self.extra
 
     def prepare(self) -> None:
         """Put the configuration into the bed."""
@@ -95,7 +97,12 @@ class HvmGuest(Guest):
         super().start(f"{create} -p" if self.hears else create, timeout)
         if self.hears:
             # before its first word, which nothing keeps
-            self.bed.run(f"stty -F $({self._tty}) raw -echo; setsid cat $({self._tty}) > {self.log} & sleep 1; xl unpause {self.name}")
+            self.follow()
+            self.bed.run(f"sleep 1; xl unpause {self.name}")
+
+    def follow(self) -> None:
+        """Keep what it sends from now on, when it has been created or has migrated."""
+        self.bed.run(f"stty -F $({self._tty}) raw -echo; setsid cat $({self._tty}) >> {self.log} &")
 
     @property
     def _tty(self) -> str:

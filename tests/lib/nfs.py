@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from tests.lib.vm import Bed
 
 MOUNT = "/mnt/nfs"
-# The soft mount's first try, of 3 s, and one more; the kernel says EIO after some 9 s then, which a server that is only slow keeps to.
+# The soft mount's first try, of 3 s, and one more; the kernel says EIO after some 9 s then. A server that is only slow takes less.
 OPTIONS = "vers=4.2,soft,timeo=30,retrans=1"
 # NFS 4 alone, which needs no portmapper; leases and the grace after a restart in seconds, the least that is allowed.
 START = "rpc.nfsd -N 3 -G 10 -L 10 2"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-only
 """Our build, as it is laid over a bed's base image: what `make install` installs, and the driver's module."""
 
+import atexit
 import functools
 import os
 import shutil
@@ -47,10 +48,13 @@ def stage_tree(image: BaseImage) -> Path:
         return path
     xen = xentree.given(image.release)
     name = f"{image.release}-{xentree.prepared(xen)[0].parent.name}" if xen else str(image.release)
-    tree = BUILD / f"stage-{'none' if given else name}"
+    BUILD.mkdir(parents=True, exist_ok=True)
+    # This process's own: another one's would go while beds are made of it.
+    own = Path(tempfile.mkdtemp(prefix=f"stage-{'none' if given else name}-", dir=BUILD))
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    tree = own / "root"
+    tree.mkdir()
     with cache.locked("stage"):
-        shutil.rmtree(tree, ignore_errors=True)
-        tree.mkdir(parents=True)
         if not given:
             arguments = ["install", f"DESTDIR={tree}", "prefix=/usr", "JOBS=2"]
             if xen or builder.foreign(image.release):

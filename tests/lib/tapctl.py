@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from tests.lib.programs import program
 
@@ -31,10 +32,11 @@ class Served:
         mode: str | None = None,
         env: Mapping[str, str] | None = None,
         minor: int = MINOR,
+        tapdisk_options: Sequence[str] = (),
     ) -> None:
         """`options`: of tap-ctl open. `settings`: lines of the configuration.
 
-        `mode`, `env`: the build, and more of its environment, which tap-ctl gets too.
+        `tapdisk_options`: of tapdisk itself. `mode`, `env`: the build, and more of its environment, which tap-ctl gets too.
         `dir_sync_fails`: a file; while it is there, tapdisk's syncs of directories fail with the errno that it holds.
         """
         self.directory = Path((env or {}).get("XENBLK_CONTROL_DIR", directory / "ctl"))
@@ -51,7 +53,7 @@ class Served:
         self._mode = mode
         self.minor = minor
         self._errors = (directory / "tapdisk.err").open("w+", encoding="utf-8")
-        self.process = subprocess.Popen([program("tests/tool-vbd", mode)], env=self._env, stderr=self._errors)
+        self.process = subprocess.Popen([program("tests/tool-vbd", mode), *tapdisk_options], env=self._env, stderr=self._errors)
         self.pid = self.process.pid
         self.socket = self.directory / f"nbd{self.pid}.{minor}"
         try:
@@ -126,7 +128,7 @@ class Served:
         status = self.process.wait(timeout=60)
         assert status == 0, f"{status}: {self.log()}"
 
-    def __enter__(self) -> "Served":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

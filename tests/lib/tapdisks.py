@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.lib.vm import Bed
 
-END_SECONDS = 10
+END_SECONDS = 60
 # How a guest with tap2: disks is created.
 CREATE = "xl create"
 LOAD_DRIVER = "[ -e /dev/xen/blktap-2/control ] || modprobe blktap"
@@ -95,14 +95,18 @@ def leftovers(bed: Bed, look: str = NOTHING_LEFT) -> str:
     return bed.run(look).output
 
 
-# Whatever state a failed test has left: mounts that hold a disk first.
+# Whatever state a failed test has left: guests and mounts that hold a disk first, nodes that none of them has last.
 WIPE = """
 umount -l /mnt 2>/dev/null
+if [ -e /proc/xen/capabilities ]; then
+	xl list 2>/dev/null | awk 'NR > 2 { print $(NF - 4) }' | while read -r domid; do timeout 60 xl destroy "$domid"; done
+fi
 pkill -9 -x tapdisk-guard
 pkill -9 -x tapdisk
 while pgrep -x tapdisk >/dev/null; do sleep 0.2; done
 tap-ctl list | sed -n 's/.*minor=\\([0-9]*\\).*/\\1/p' | while read -r minor; do tap-ctl free -m "$minor"; done
 rm -f /run/blktap-control/*
+if [ -e /proc/xen/capabilities ]; then xenstore-rm /local/domain/0/backend/vbd 2>/dev/null; fi
 true
 """
 
@@ -111,9 +115,10 @@ true
 def clean(bed: Bed, look: str = NOTHING_LEFT) -> Iterator[Bed]:
     """Holds a test to leaving nothing of tapdisk behind, and removes what it leaves, for the next one's sake.
 
-    What is on its way out, on a busy machine, has a few seconds for it.
+    What is on its way out, on a busy machine, has a minute for it.
     """
-    assert leftovers(bed, look) == ""
+    left = leftovers(bed, look)
+    assert left == "", left
     yield bed
     deadline = time.monotonic() + END_SECONDS
     while (left := leftovers(bed, look)) and time.monotonic() < deadline:

@@ -67,13 +67,14 @@ def begun(
     disk: str = "hda,w",
     more: tuple[str, ...] = (),
     sectors: dict[int, bytes] | None = None,
+    extra: str = "",
 ) -> Iterator[TwoPaths]:
     """Such a guest, on a VHD that has `sectors` as well, its vdev and mode in `disk`, with `more` disks. `emulator`:
-    another than the bed's, with more `arguments`."""
+    another than the bed's, with more `arguments`. `extra` is appended to its configuration."""
     bed.run(f"mkdir -p {HOME} && rm -f {LEAF} && vhd-util create -n {LEAF} -s {MEGABYTES}")
     first = line("first")
     tapdisks.write(bed, f"vhd:{LEAF}", {0: hvm.two_paths(), hvm.SHARED: first} | (sectors or {}))
-    guest = HvmGuest(bed, "paths", [f"tap2:vhd:{LEAF},{disk}", *more], arguments, hears=True, emulator=emulator)
+    guest = HvmGuest(bed, "paths", [f"tap2:vhd:{LEAF},{disk}", *more], arguments, hears=True, emulator=emulator, extra=extra)
     try:
         guest.start(create=tapdisks.CREATE)
         guest.wait_text("^boot: begin\n")

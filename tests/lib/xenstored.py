@@ -2,8 +2,8 @@
 """A xenstored without Xen: a tree in memory behind a unix socket, for libxenstore and the xenstore-* tools.
 
 The wire format is xen/include/public/io/xs_wire.h of Xen. Use it with XENSTORED_PATH=<socket>. Of a watch there is
-only the event right after it was set. Not here, because no user of it needs them: permissions, quotas, conflicts
-between transactions.
+only the event right after it was set. Not here, because no user of it needs them: permissions but for paths that are
+denied, quotas, conflicts between transactions.
 """
 
 import contextlib
@@ -35,6 +35,8 @@ class Xenstore:
     def __init__(self) -> None:
         self.tree: Tree = {"/": b""}
         self.domains = {0}  # those that have been introduced
+        self.denied: tuple[str, ...] = ()  # paths at which, and below which, the client may do nothing
+        self.kept: tuple[str, ...] = ()  # nodes that it may not remove
         self.log: list[tuple[str, str]] = []  # every write and rm, in order: (path, value or "(rm)")
         self.asked = 0  # requests
         self._transactions: dict[int, tuple[Tree, list[tuple[str, bytes | None]]]] = {}  # None: removed
@@ -93,6 +95,10 @@ class Xenstore:
             if kind in (_WATCH, _UNWATCH, _SET_PERMS):
                 return b"OK\0"
             path = self.absolute(os.fsdecode(name))
+            if any(path == place or path.startswith(f"{place}/") for place in self.denied):
+                raise _Refused(errno.EACCES)
+            if kind == _RM and path in self.kept:
+                raise _Refused(errno.EACCES)
             if transaction and kind == _WRITE:
                 tree[path] = rest
                 written.append((path, rest))

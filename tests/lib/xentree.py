@@ -19,7 +19,8 @@ VARIABLE = "XENBLK_XEN"
 PREFIXES = ("usr/local", "usr")
 # Searched without a cache of libraries, which the tree's are not in.
 SYSTEM_LIBRARIES = Path("usr/lib/x86_64-linux-gnu")
-LEFT_OUT = ("boot", "include", "debug", "doc", "man", "pkgconfig")
+# The hypervisor's directory apart.
+LEFT_OUT = ("include", "debug", "doc", "man", "pkgconfig", "xen-shim")
 
 
 class XenTreeError(Exception):
@@ -89,7 +90,8 @@ def _prepare(tree: XenTree, directory: Path) -> None:
     root = directory / "root"
 
     def left_out(folder: str, names: list[str]) -> set[str]:
-        return {name for name in names if name in LEFT_OUT or name.endswith((".a", ".efi"))}
+        found = {name for name in names if name in LEFT_OUT or name.endswith((".a", ".efi"))}
+        return found | {"boot"} if Path(folder) == tree.directory else found
 
     shutil.copytree(tree.directory, root, symlinks=True, ignore=left_out)
     strip(root)
@@ -100,6 +102,9 @@ def _prepare(tree: XenTree, directory: Path) -> None:
     for folder in ("sbin", "lib/xen/bin"):
         for program in (root / tree.prefix / folder).iterdir():
             (programs / program.name).symlink_to("/" / program.relative_to(root))
+    if tree.prefix != Path("usr"):
+        # Its own scripts, xendomains for one, call xl there: our front, as an administrator has it.
+        (root / tree.prefix / "sbin/xl").symlink_to("/usr/sbin/xl")
     for package in (root / tree.prefix).glob("lib*/**/xen/lowlevel"):
         (programs.parent / "lib").mkdir()
         (programs.parent / "lib/python").symlink_to("/" / package.parents[1].relative_to(root))

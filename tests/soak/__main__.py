@@ -18,6 +18,7 @@ from tests.lib.programs import ROOT
 from tests.perf import machine
 from tests.soak import coverage, report, state
 from tests.soak.crashpart import CrashPart
+from tests.soak.diskpart import DiskPart
 from tests.soak.fuzz import FuzzPart
 from tests.soak.killpart import KillPart
 from tests.soak.movepart import MovePart
@@ -26,9 +27,10 @@ from tests.soak.work import BUILD, DIRECTORY, Part, Programs, SoakError, Stopped
 
 STATE = DIRECTORY / "state.json"
 PAGE = ROOT / "docs" / "soak.md"
-PARTS: dict[str, type[FuzzPart] | type[CrashPart] | type[KillPart] | type[MovePart]] = {
+PARTS: dict[str, type[FuzzPart] | type[CrashPart] | type[DiskPart] | type[KillPart] | type[MovePart]] = {
     "fuzz": FuzzPart,
     "crash": CrashPart,
+    "disk": DiskPart,
     "kills": KillPart,
     "migrations": MovePart,
 }
@@ -39,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(
         "python3 -m tests.soak",
-        description="Fuzz executions and crash states by the million, kills of tapdisk under load, and migrations. Stop it when you like: what was done is in "
+        description="Fuzz executions and crash states by the million, rounds of the VHD data path, kills of tapdisk under load, and migrations. Stop it when you like: what was done is in "
         "build/soak, and the next call goes on. Status 1: something was found.",
     )
     result.add_argument("--part", choices=PARTS, action="append", help="only this one (repeats)")
@@ -73,7 +75,7 @@ def _write_page(args: argparse.Namespace, runner: Runner, wanted: list[Wanted], 
     say(f"figures: {page}")
 
 
-SECTIONS = {"kills": report.kills_section, "migrations": report.migrations_section}
+SECTIONS = {"disk": report.disk_section, "kills": report.kills_section, "migrations": report.migrations_section}
 """Parts that alone need no soak of the rest: their section of the page is replaced."""
 
 

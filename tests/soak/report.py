@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
-from tests.soak import coverage, crashpart, fuzz, killpart, movepart
+from tests.soak import coverage, crashpart, diskpart, fuzz, killpart, movepart
 from tests.soak.runner import Wanted
 from tests.soak.state import Covered, Slice, State
 
@@ -121,6 +121,31 @@ def splice(page: str, section: str) -> str:
     return f"{before}\n{section}" + (f"\n## {rest}" if more else "")
 
 
+def disk_section(state: State, wanted: Sequence[Wanted]) -> str:
+    """The section of the VHD data path, with its heading."""
+    return "\n".join(_disk(state, wanted)) + "\n"
+
+
+def _disk(state: State, wanted: Sequence[Wanted]) -> Iterator[str]:
+    slices = state.of(diskpart.PART)
+    findings = sum(f.part == diskpart.PART for f in state.findings)
+    yield "## VHD data path"
+    yield ""
+    yield (
+        f"{sum(s.count for s in slices):,} rounds of {sum(w.count for w in wanted):,}, each a disk of its own shape and five sessions, under "
+        f"requests, failing I/O, kills and power losses by chance; findings: {findings}. {_took(slices)} of one core."
+    )
+    yield from _when(slices)
+    yield ""
+    yield f"Seeds: {_seeds(slices)}."
+
+
+def _when(slices: Sequence[Slice]) -> Iterator[str]:
+    if slices:
+        dates = sorted(s.date for s in slices)
+        yield f"From {dates[0]} to {dates[-1]}, commit {', '.join(sorted({s.commit for s in slices}))}."
+
+
 def kills_section(state: State, wanted: Sequence[Wanted]) -> str:
     """The section of the kills, with its heading."""
     return "\n".join(_kills(state, wanted)) + "\n"
@@ -135,10 +160,7 @@ def _kills(state: State, wanted: Sequence[Wanted]) -> Iterator[str]:
         f"{sum(s.count for s in slices):,} kills of {sum(w.count for w in wanted):,} under load, seen by the disk's user: "
         f"{findings}. {_took(slices)}."
     )
-    if slices:
-        dates = sorted(s.date for s in slices)
-        commits = ", ".join(sorted({s.commit for s in slices}))
-        yield f"From {dates[0]} to {dates[-1]}, commit {commits}."
+    yield from _when(slices)
     yield ""
     names = ("allocating", "held", "reissued", "outlived", "fenced")
     rows: list[list[object]] = []
@@ -174,9 +196,7 @@ def _migrations(state: State, wanted: Sequence[Wanted]) -> Iterator[str]:
         f"{sum(s.count for s in slices):,} of {sum(w.count for w in wanted):,}, of a guest that writes to the last moment, between "
         f"two run directories with one image; differences: {findings}. {_took(slices)}."
     )
-    if slices:
-        dates = sorted(s.date for s in slices)
-        yield f"From {dates[0]} to {dates[-1]}, commit {', '.join(sorted({s.commit for s in slices}))}."
+    yield from _when(slices)
     yield ""
     yield (
         f"The source had {sums['asked_again']:,} requests under way when the guest stopped, which it asked for again at the "
@@ -219,6 +239,7 @@ def _lines(state: State, wanted: Sequence[Wanted], machine: dict[str, Any], seed
     killed = [w for w in wanted if w.task.part == killpart.PART]
     moved = [w for w in wanted if w.task.part == movepart.PART]
     crashed = [w for w in wanted if w.task.part == crashpart.PART]
+    served = [w for w in wanted if w.task.part == diskpart.PART]
     if fuzzed:
         yield from _fuzz(state, fuzzed)
         yield ""
@@ -227,6 +248,9 @@ def _lines(state: State, wanted: Sequence[Wanted], machine: dict[str, Any], seed
         yield ""
     if crashed:
         yield from _crash(state, crashed)
+        yield ""
+    if served:
+        yield from _disk(state, served)
         yield ""
     if killed:
         yield from _kills(state, killed)

@@ -5,19 +5,19 @@ That tapdisk ends with its owner is in tests/io/test_restart.py: here the owner 
 """
 
 import itertools
-import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.lib import steps
 from tests.lib.blockscript import Dom0
+from tests.lib.steps import Step
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
-STEPS = "clone,clone3,vfork,fork,wait4,connect,write,writev,sendto,sendmsg,rename,unlink,mkdir,fcntl,flock,poll,ppoll"
-CALL = re.compile(r"^(\w+)\(")
 LEAKS = "detect_leaks=0"
 """The checker of leaks can't work in a process that is traced."""
 
@@ -26,7 +26,7 @@ def trace(dom0: Dom0, vbd: str, command: str, *options: str) -> "subprocess.Comp
     """The script under strace, without its children."""
     log = dom0.directory / "trace"
     return subprocess.run(
-        ["strace", "-qq", "-o", str(log), "-e", f"trace={STEPS}", *options, str(dom0.script), command],
+        ["strace", "-qq", "-o", str(log), "-e", f"trace={steps.CALLS}", *options, str(dom0.script), command],
         env={**dom0.environment(vbd), "ASAN_OPTIONS": LEAKS},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -37,25 +37,20 @@ def trace(dom0: Dom0, vbd: str, command: str, *options: str) -> "subprocess.Comp
     )
 
 
-def steps(dom0: Dom0, vbd: str, command: str) -> list[tuple[str, int]]:
-    """Its system calls: each by name, and the how manieth of that name it is."""
+def seen(dom0: Dom0, vbd: str, command: str) -> list[Step]:
+    """Its steps."""
     done = trace(dom0, vbd, command)
     assert done.returncode == 0, done.stderr
-    seen: dict[str, int] = {}
-    found = []
-    for line in (dom0.directory / "trace").read_text().splitlines():
-        if call := CALL.match(line):
-            seen[call[1]] = seen.get(call[1], 0) + 1
-            found.append((call[1], seen[call[1]]))
+    found = steps.parse((dom0.directory / "trace").read_text())
     assert len(found) > 20, found
     return found
 
 
-def killed(dom0: Dom0, vbd: str, command: str, step: tuple[str, int]) -> None:
-    """It is killed before this system call."""
-    name, number = step
-    done = trace(dom0, vbd, command, "-e", f"inject={name}:signal=KILL:when={number}")
-    assert done.returncode != 0, f"{step} was not reached"
+def killed(dom0: Dom0, vbd: str, command: str, step: Step) -> bool:
+    """Whether it was killed before this step; else it had to wait less often, and came to its end."""
+    done = trace(dom0, vbd, command, step.kill())
+    assert done.returncode in (0, -signal.SIGKILL), done
+    return done.returncode != 0
 
 
 def nodes(dom0: Dom0, image: Path) -> Iterator[str]:
@@ -68,12 +63,12 @@ def nodes(dom0: Dom0, image: Path) -> Iterator[str]:
 
 def test_add_is_killed_at_each_step_and_remove_leaves_nothing(dom0: Dom0, image: Path) -> None:
     each = nodes(dom0, image)
-    to_kill = steps(dom0, first := next(each), "add")
+    to_kill = seen(dom0, first := next(each), "add")
     assert dom0.run("remove", first) == 0
     owner = dom0.directory / "fake" / "owner"
-    orphans = 0
+    orphans = kills = 0
     for step, vbd in zip(to_kill, each, strict=False):
-        killed(dom0, vbd, "add", step)
+        kills += killed(dom0, vbd, "add", step)
         disks = dom0.disks()
         if disks and not owner.exists():
             # Nobody's but the node's: there it can be found.
@@ -89,7 +84,8 @@ def test_add_is_killed_at_each_step_and_remove_leaves_nothing(dom0: Dom0, image:
         assert dom0.disks() == [], step
         assert dom0.key("tapdisk-pid", vbd) is None and dom0.key("tapdisk-minor", vbd) is None, step
         owner.unlink(missing_ok=True)
-    print(f"add: {len(to_kill)} steps, {orphans} after which tapdisk was left to its owner's end")
+    steps.enough(kills, to_kill)
+    print(f"{orphans} after which tapdisk was left to its owner's end")
     assert orphans
     # What was killed holds no lock.
     assert dom0.run("add", last := next(each)) == 0 and dom0.run("remove", last) == 0
@@ -98,13 +94,14 @@ def test_add_is_killed_at_each_step_and_remove_leaves_nothing(dom0: Dom0, image:
 def test_remove_is_killed_at_each_step_and_another_remove_ends_it(dom0: Dom0, image: Path) -> None:
     each = nodes(dom0, image)
     assert dom0.run("add", first := next(each)) == 0
-    to_kill = steps(dom0, first, "remove")
+    to_kill = seen(dom0, first, "remove")
+    kills = 0
     for step, vbd in zip(to_kill, each, strict=False):
         assert dom0.run("add", vbd) == 0, step
-        killed(dom0, vbd, "remove", step)
+        kills += killed(dom0, vbd, "remove", step)
         if dom0.disks():
             assert f"minor={dom0.key('tapdisk-minor', vbd)} " in dom0.disks()[0], step
         assert dom0.run("remove", vbd) == 0, step
         assert dom0.disks() == [], step
         assert dom0.key("tapdisk-pid", vbd) is None and dom0.key("tapdisk-minor", vbd) is None, step
-    print(f"remove: {len(to_kill)} steps")
+    steps.enough(kills, to_kill)

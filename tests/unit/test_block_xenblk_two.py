@@ -26,12 +26,15 @@ def stubdomain(dom0: Dom0) -> None:
 # Migration
 
 
-def test_the_disk_of_a_guest_that_arrives_waits_for_its_image(dom0: Dom0, image: Path) -> None:
+@pytest.mark.parametrize(("kind", "option"), [("pv", "--inactive"), ("pvh", "--inactive"), ("hvm", "--suspended"), (None, "--inactive")])
+def test_the_disk_of_a_guest_that_arrives_waits_for_its_image(dom0: Dom0, image: Path, kind: str | None, option: str) -> None:
     dom0.vbd(f"vhd:{image}")
     dom0.store.write("/local/domain/5/name", "debian--incoming")
+    if kind:
+        dom0.store.write("/libxl/5/type", kind)
     held(dom0, 4711)
     assert dom0.run("add") == 0
-    assert dom0.created() == ["-a", f"vhd:{image}", "--inactive"]
+    assert dom0.created() == ["-a", f"vhd:{image}", option]
     assert dom0.key("hotplug-status") == "connected"
 
 

@@ -174,6 +174,13 @@ def test_what_libxlutil_refuses_stays_refused(spec: str) -> None:
 CLAIMED = ["vhd:/a.vhd,xvda,w", "/a.vhd,vhd,xvda,r", "format=vhd,vdev=xvda,target=/a,b", "file:vhd:/a.vhd,xvda,w"]
 
 
+def test_what_can_not_be_parsed_is_ours_in_doubt() -> None:
+    """xl may be newer than our libxlutil; a VHD is ours if the configuration says so."""
+    for claim, text, ours in ((False, b"tap2:/a", True), (False, b"vhd:/a", False), (True, b"/a,vhd", True), (True, b"/a", False)):
+        with configured(claim_vhd=claim):
+            assert diskspec.may_be_ours(text) == ours
+
+
 @pytest.mark.parametrize("spec", CLAIMED)
 def test_a_vhd_is_tapdisks_where_the_configuration_says_so(spec: str) -> None:
     assert diskspec.read(spec).driver is None

@@ -148,6 +148,25 @@ def test_a_node_whose_domain_is_gone_is_removed_and_then_its_tapdisk(dom0: Dom0)
     assert dom0.calls() == ["destroy -p 200 -m 0 -t 25", "free -m 2"]
 
 
+def test_in_a_driver_domain_the_nodes_of_others_are_left_to_dom0(dom0: Dom0) -> None:
+    node = dom0.vbd(3, 51712, tapdisk_minor="0")
+    dom0.disks(disk(100, 0, node))
+    dom0.store.denied = ("/local/domain/3", "/libxl")
+    done = dom0.run()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert dom0.store.read(f"{node}/state") is None and dom0.calls() == ["destroy -p 100 -m 0 -t 25"]
+
+
+def test_one_that_can_not_be_removed_does_not_keep_the_others(dom0: Dom0) -> None:
+    first = dom0.vbd(3, 51712, tapdisk_minor="0")
+    dom0.disks(disk(100, 0, first), disk(101, 1, f"{VBD}/2/51712"))
+    # it can be seen, and not removed
+    dom0.store.kept = (first,)
+    done = dom0.run()
+    assert done.returncode == 1 and f"not removed: {first}: xenstore: {first}: not for this domain" in done.stderr
+    assert dom0.calls() == ["destroy -p 101 -m 1 -t 25"]
+
+
 def test_a_minor_that_another_disk_has_by_now_stays(dom0: Dom0) -> None:
     node = dom0.vbd(3, 51712, tapdisk_minor="0")
     dom0.disks(disk(100, 0))

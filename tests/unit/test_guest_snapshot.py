@@ -34,20 +34,22 @@ class Dom0:
         for key, value in (values | {"script": "/etc/xen/scripts/block-xenblk"}).items():
             self.store.write(f"{node}/{key}", value)
 
-    def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        """xenblk snapshot."""
+    def run(self, *arguments: str, ignored: bool = False, tap_ctl: Path | None = None) -> "subprocess.CompletedProcess[str]":
+        """xenblk snapshot; ignored: by somebody who ignores the end of children."""
         environment = bridge.environment(
             XENSTORED_PATH=str(self.directory / "xenstored"),
-            XENBLK_TAP_CTL=str(program("tap-ctl")),
+            XENBLK_TAP_CTL=str(tap_ctl or program("tap-ctl")),
             XENBLK_CONTROL_DIR=str(self.directory / "ctl"),
         )
         command = [str(self.command), "snapshot", *arguments]
+        if ignored:
+            command = ["sh", "-c", 'trap "" CHLD; exec "$@"', "sh", *command]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
-    def refused(self, *arguments: str) -> str:
+    def refused(self, *arguments: str, tap_ctl: Path | None = None) -> str:
         """The message of one that fails, which has made no file."""
         before = self.images()
-        done = self.run(*arguments)
+        done = self.run(*arguments, tap_ctl=tap_ctl)
         assert (done.returncode, done.stdout) == (1, "")
         assert self.images() == before
         return done.stderr.removeprefix("xenblk: ").rstrip("\n")
@@ -89,6 +91,26 @@ def test_all_that_the_guest_may_write_has_a_snapshot(dom0: Dom0) -> None:
     for name in "ab":
         assert vhdutil.ok("query", "-n", srv / f"{name}.vhd", "-p").strip() == f"{srv}/{name}.before upgrade.vhd"
     assert "exists; give the parent another name" in dom0.refused("web", "--name", "before upgrade")
+
+
+def test_a_failure_is_one_whoever_ignores_children(dom0: Dom0) -> None:
+    (dom0.directory / "srv" / "b.x.vhd").touch()
+    done = dom0.run("web", "--name", "x", ignored=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "b.x.vhd: File exists; give the parent another name" in done.stderr
+    assert dom0.images() == ["a.vhd", "b.vhd", "b.x.vhd"]
+    (dom0.directory / "srv" / "b.x.vhd").unlink()
+    assert dom0.run("web", "--name", "x", ignored=True).returncode == 0
+
+
+def test_a_disk_that_waits_for_its_image_can_have_none(dom0: Dom0) -> None:
+    """Its tapdisk has started again, and somebody else has the image."""
+    tap_ctl = dom0.directory / "tap-ctl"
+    row = {"pid": 1, "minor": MINOR, "state": 0x4000, "type": "vhd", "path": "/a", "readonly": False, "size": 1, "depth": 1}
+    tap_ctl.write_text(f"#!/bin/sh\necho '{json.dumps([row])}'\n")
+    tap_ctl.chmod(0o755)
+    refused = dom0.refused("web", "xvda", tap_ctl=tap_ctl)
+    assert refused == "guest web: xvda: waits for its image; a disk must run to have a snapshot"
 
 
 def test_one_disk_by_the_guests_domid_named_by_the_time(dom0: Dom0) -> None:

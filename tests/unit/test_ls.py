@@ -132,6 +132,46 @@ def test_a_guest_is_named_by_its_name_or_domid(dom0: Dom0, guest: str) -> None:
     assert [disk["guest"] for disk in json.loads(dom0.run(guest, "--json").stdout)] == ["db"]
 
 
+def test_a_number_is_a_domid_as_for_xl(dom0: Dom0) -> None:
+    two_guests(dom0)
+    dom0.guest(3, "12")
+    assert [disk["guest"] for disk in json.loads(dom0.run("12", "--json").stdout)] == ["db"]
+
+
+def test_a_disk_that_a_guest_shares_with_its_device_model_is_shown_for_both(dom0: Dom0) -> None:
+    for domid, name in ((3, "web-dm"), (4, "web")):
+        dom0.guest(domid, name)
+        dom0.vbd(domid, 51712, "xvda", params="vhd:/srv/a.vhd", tapdisk_minor="0")
+    dom0.tapdisks(tapdisk(100, 0))
+    disks = json.loads(dom0.run("--json").stdout)
+    assert [(disk["guest"], disk["pid"], disk["state"]) for disk in disks] == [
+        ("web-dm", 100, "running"),
+        ("web", 100, "running"),
+    ]
+
+
+def test_a_disk_that_waits_for_its_image_says_so(dom0: Dom0) -> None:
+    """At a migration's destination, or after a restart without the file server."""
+    dom0.guest(3, "web")
+    dom0.vbd(3, 51712, "xvda", params="vhd:/srv/a.vhd", tapdisk_minor="0")
+    dom0.tapdisks(tapdisk(100, 0, state=0x4000, waits_for="image"))
+    assert "  waits for its image  vhd:/srv/a.vhd" in dom0.run().stdout
+
+
+def test_a_driver_domain_does_not_see_the_names_of_guests(dom0: Dom0) -> None:
+    dom0.store.write("domid", "0")
+    two_guests(dom0)
+    dom0.store.denied = ("/local/domain/3", "/local/domain/12")
+    done = dom0.run()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[1].split()[:3] == ["3", "xvda", "w"]
+    # its own it must see
+    dom0.store.denied = ("/local/domain/0/backend/vbd/3/51712",)
+    done = dom0.run()
+    assert done.returncode == 1
+    assert "/local/domain/0/backend/vbd/3/51712/script: not for this domain; run this as root in dom0" in done.stderr
+
+
 def test_a_guest_without_such_disks_is_an_error(dom0: Dom0) -> None:
     two_guests(dom0)
     done = dom0.run("nobody")

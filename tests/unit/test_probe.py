@@ -102,16 +102,18 @@ class Create:
         (self.directory / "guest.cfg").write_text(f"disk = {list(disks)}\n")
         return self.call(["create", str(self.directory / "guest.cfg")])
 
-    def call(self, words: list[str]) -> "subprocess.CompletedProcess[str]":
-        """A call of xl."""
+    def call(self, words: list[str], tap_ctl: Path | None = None) -> "subprocess.CompletedProcess[str]":
+        """A call of xl, in its directory."""
         environment = bridge.environment(
             XENBLK_XL=str(self.directory / "xl"),
-            XENBLK_TAP_CTL=str(program("tap-ctl")),
+            XENBLK_TAP_CTL=str(tap_ctl or program("tap-ctl")),
             XENBLK_YAML=str(self.directory / "none"),
             XENBLK_CONFIG=str(self.directory / "none"),
         )
         command = [str(self.command), "xl", *words]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(
+            command, cwd=self.directory, env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
 
     @property
     def started(self) -> bool:
@@ -195,6 +197,25 @@ def test_an_image_that_a_tapdisk_has_is_not_given_to_qemu_or_losetup(
         assert (why in result.stderr) != shared
     # let go, it is anybody's
     assert create(spec).returncode == 0
+
+
+def test_an_image_that_another_host_has_is_not_given_to_them_either(create: Create, image: Path) -> None:
+    """Nobody here has it, the lock all the same."""
+    tap_ctl = create.directory / "tap-ctl"
+    tap_ctl.write_text("#!/bin/sh\necho holder=0\necho tap-ctl: it is in use on another host >&2\nexit 1\n")
+    tap_ctl.chmod(0o755)
+    done = create.call(["block-attach", "dom", f"file:{image},xvda,r"], tap_ctl=tap_ctl)
+    assert done.stderr == f"xenblk: disk 'file:{image},xvda,r': it is in use on another host\n"
+    assert not create.started
+
+
+@pytest.mark.parametrize("spec", ["{name},raw,xvda,r", "file:{name},xvda,w", "file:{path},xvda,w,backend=Domain-0"])
+def test_by_whatever_words_it_is_the_same_image(create: Create, image: Path, spec: str) -> None:
+    """A path may begin where xl is called, and a backend may be this domain."""
+    with locked("writer", image):
+        words = ["block-attach", "dom", spec.format(name=image.name, path=image)]
+        done = create.call(words)
+    assert f"{image}: in use: tool-lock" in done.stderr and not create.started
 
 
 def test_what_a_script_makes_of_its_target_is_not_looked_at(create: Create, image: Path) -> None:

@@ -38,8 +38,10 @@ def test_base_is_named_the_same_in_both_places(number: int) -> None:
 
 def test_both_series_have_the_same_patches_for_the_same_reasons() -> None:
     one, other = SERIES.values()
-    assert one.patches() == other.patches()
-    for name in one.patches():
+    both = one.patches()
+    # 7.2 tries refused backends again by itself
+    assert other.patches() == [*both, "0008-xen-bus-try-a-refused-backend-again-when-its-nodes-c.patch"]
+    for name in both:
         assert subject(one, name) == subject(other, name)
         assert message(one, name) == message(other, name)
         added = [[line for diff in diffs(series.text(name)) for line in diff.lines] for series in (one, other)]

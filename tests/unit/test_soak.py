@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.soak import coverage, crashpart, fuzz, report, state, work
+from tests.soak import coverage, crashpart, diskpart, fuzz, report, state, work
 from tests.soak.__main__ import parser, wanted_of
 from tests.soak.runner import Runner
 from tests.soak.state import Covered, Finding, Slice, State, StateError
@@ -321,6 +321,32 @@ def test_without_its_module_the_crash_part_is_an_error(monkeypatch: pytest.Monke
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(SoakError, match="the crash part is missing"):
         crashpart.CrashPart(Programs(), "abc").prepare()
+
+
+def disk_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str) -> diskpart.DiskPart:
+    """What its program does is in script."""
+    program = tmp_path / "test-vhd-soak"
+    program.write_text(f"#!/bin/sh\n{script}")
+    program.chmod(0o755)
+    monkeypatch.setattr(diskpart, "PROGRAM", program)
+    return diskpart.DiskPart(Programs(), "abc")
+
+
+def test_rounds_of_the_data_path_and_the_one_that_failed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    task, first = Task("data path", "data path", 100), 3 << 20
+    each = 'for i in $(seq $SOAK_ROUNDS); do printf "SOAK_SEED=%d\\r" $((SOAK_SEED + i - 1)); done\n'
+    done, findings = disk_part(monkeypatch, tmp_path, each).run(task, 3, 7, 1)
+    assert (done.count, findings) == (7, [])
+    fault = f'printf "SOAK_SEED={first + 4}\\r"; echo "fault engine: a request is queued twice"; exit 1\n'
+    done, findings = disk_part(monkeypatch, tmp_path, fault).run(task, 3, 7, 1)
+    assert done.count == 1
+    assert "queued twice" in findings[0].text
+    assert f"SOAK_SEED={first + 4} " in findings[0].repeat
+
+
+def test_rounds_that_were_not_run_are_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(SoakError, match="ran 0 of 7 rounds"):
+        disk_part(monkeypatch, tmp_path, "exit 0\n").run(Task("data path", "data path", 100), 3, 7, 1)
 
 
 def test_the_page_has_commits_seeds_dates_and_figures(tmp_path: Path) -> None:

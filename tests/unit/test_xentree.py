@@ -15,7 +15,7 @@ LOWLEVEL = "lib/python3.13/dist-packages/xen/lowlevel/xc.so"
 
 def make(directory: Path, prefix: str = "usr/local") -> Path:
     """What Xen's make install leaves, in small."""
-    for name in ("sbin/xl", "sbin/xenstored", "lib/xen/bin/xen-init-dom0", "lib/libxenlight.so.4.23.0", "include/libxl.h", LOWLEVEL):
+    for name in ("sbin/xl", "sbin/xenstored", "lib/xen/bin/xen-init-dom0", "lib/libxenlight.so.4.23.0", "include/libxl.h", "lib/xen/boot/hvmloader", LOWLEVEL):
         path = directory / prefix / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
@@ -72,6 +72,7 @@ def test_its_programs_are_where_debians_would_be(monkeypatch: pytest.MonkeyPatch
     root, hypervisor = xentree.prepared(XenTree(make(tmp_path / "xen"), Path("usr/local")))
     programs = root / "usr/lib/xen-4.23/bin"
     assert (programs / "xl").read_text() == "sbin/xl"
+    assert (root / "usr/local/lib/xen/boot/hvmloader").exists() and not (root / "boot").exists()
     # xenblk's own is the one that is found by name
     assert not (root / "usr/local/sbin/xl").exists()
     assert (programs / "xenstored").readlink() == Path("/usr/local/sbin/xenstored")

@@ -388,6 +388,26 @@ def test_who_would_not_ask_for_the_image_lock_goes_to_xenblk(xl: Front, disk: st
     assert xl.given("xl") == call
 
 
+def test_the_device_of_a_lock_need_not_be_the_files(xl: Front) -> None:
+    """btrfs: a subvolume has one of its own for stat, and the file system's in /proc/locks. xenblk asks the lock itself."""
+    (xl.root / "a.img").touch()
+    call = ["create", xl.write("g.cfg", f"disk = [ 'file:{xl.root}/a.img,xvda,w' ]\n")]
+    inode = (xl.root / "a.img").stat().st_ino
+    for number, name in ((inode, "xenblk"), (inode + 1, "xl")):
+        locks = xl.write("locks", f"1: OFDLCK ADVISORY  READ  -1 fe:ff:{number} 300 300\n")
+        xl.run(*call, XENBLK_LOCKS=locks)
+        assert xl.given(name) is not None
+
+
+@pytest.mark.parametrize("disk", DISKS)
+def test_a_path_may_begin_here(xl: Front, disk: str) -> None:
+    spec = disk.format("a.img")
+    with locked(xl.root / "a.img"):
+        for words in (["create", xl.write("g.cfg", f"disk = [\n'{spec}' ]\n")], ["block-attach", "guest", spec]):
+            xl.run(*words)
+            assert xl.given("xenblk") == ["xl", *words]
+
+
 def test_other_locks_and_other_files_send_nothing_to_xenblk(xl: Front) -> None:
     call = ["create", xl.write("g.cfg", f"disk = [ 'file:{xl.root}/b.img,xvda,w' ]\n")]
     (xl.root / "b.img").touch()

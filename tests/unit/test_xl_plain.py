@@ -26,7 +26,9 @@ class Host:
     def attach(self, *words: str, status: int = 0) -> list[str] | None:
         """What Xen's xl gets at once, None if xenblk is asked. status: tap-ctl's."""
         where = {"XENBLK_YAML": str(self.front.root / "yaml"), "XENBLK_CONFIG": str(self.front.root / "flat")}
-        result = self.front.run(*words, FAKE=f'[ "$name" != tap-ctl ] || exit {status}', **where)
+        # as the real one, that finds no image where there is none
+        probe = f'[ -e "${{3#*:}}" ] || exit 1; exit {status}'
+        result = self.front.run(*words, FAKE=f'[ "$name" != tap-ctl ] || {{ {probe}; }}', **where)
         assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
         asked, got = self.front.given("xenblk"), self.front.given("xl")
         assert (asked is None) != (got is None)
@@ -47,7 +49,7 @@ def host(tmp_path: Path) -> Host:
     return Host(xl, image)
 
 
-@pytest.mark.parametrize("tap", ["tap2", "tap"])
+@pytest.mark.parametrize("tap", ["tap2", "tap", "tapdisk", "tap:tapdisk", "tap2:tapdisk"])
 @pytest.mark.parametrize("driver", ["vhd", "aio"])
 @pytest.mark.parametrize("mode", ["w", "r"])
 def test_a_plain_disk_goes_to_xl_at_once(host: Host, tap: str, driver: str, mode: str) -> None:
@@ -60,6 +62,18 @@ def test_a_plain_disk_goes_to_xl_at_once(host: Host, tap: str, driver: str, mode
     assert host.front.given("tap-ctl") == ["probe", "-a", f"{driver}:{host.image}", *(["-R"] if mode == "r" else [])]
 
 
+@pytest.mark.parametrize(("vdev", "access"), [("xvdaa", "rw"), ("sdb", "ro"), ("hdc", ""), ("xvda1", "r"), ("sdaa15", "w")])
+@pytest.mark.parametrize("together", [True, False])
+def test_so_do_other_names_and_words_apart(host: Host, vdev: str, access: str, together: bool) -> None:
+    from xenblk import diskspec  # noqa: PLC0415 # as above
+
+    words = [word for word in (f"tap2:vhd:{host.image}", vdev, access) if word]
+    words = [",".join(words)] if together else words
+    rewritten = diskspec.read(*words).rewritten
+    assert f"vdev={vdev},access={'r' if 'r' in access and 'w' not in access else 'w'}," in rewritten
+    assert host.attach("block-attach", "guest", *words) == ["block-attach", "--", "guest", rewritten]
+
+
 def test_options_of_xl_itself_are_kept(host: Host) -> None:
     got = host.attach("-vv", "block-attach", "7", f"tap2:vhd:{host.image},xvdb,w")
     assert got and got[:4] == ["-vv", "block-attach", "--", "7"]
@@ -69,7 +83,16 @@ def test_options_of_xl_itself_are_kept(host: Host) -> None:
     "words",
     [
         ["guest", "tap2:vhd:{image},xvdb,w", "backend=other"],
-        ["guest", "tap2:vhd:{image}", "xvdb", "w"],
+        ["guest", "tap2:vhd:{image}", "xvdb", "w", ""],
+        ["guest", "tap2:vhd:{image}", "", "xvdb", "w"],
+        ["guest", "tap2:vhd:{image},", "xvdb", "w"],
+        ["guest", "tap2:vhd:{image}", "xvdb,w", "script=x"],
+        ["guest", "tap2:vhd:{image},xvdabc,w"],
+        ["guest", "tap2:vhd:{image},xvda01,w"],
+        ["guest", "tap2:vhd:{image},xvda123,w"],
+        ["guest", "tap2:vhd:{image},xvd,w"],
+        ["guest", "tap2:vhd:{image},vda,w"],
+        ["guest", "tap2:vhd:{image},XVDA,w"],
         ["-h", "tap2:vhd:{image},xvdb,w"],
         ["tap2:vhd:{image},xvdb,w"],
         ["--", "guest", "tap2:vhd:{image},xvdb,w"],
@@ -104,26 +127,28 @@ def test_without_tap_ctl_xenblk_says_so(host: Host) -> None:
 
 PIECES = st.sampled_from(
     ["tap2:", "tap:", "tapdisk:", "vhd:", "aio:", "raw:", "{image}", "/", "a", ".", "-", "_", "%20", "|", "=", ":", " ", "\\", "é"]
-    + [",", ",xvdb", ",xvd", ",xvda1", ",xvdab", ",xvdabc", ",hda", ",w", ",r", ",rw", ",ro", ",w,", ",cdrom", ",vhd", ",target=/x"]
+    + [",", ",xvdb", ",xvd", ",xvda1", ",xvdab", ",xvdabc", ",hda", ",sdb1", ",w", ",r", ",rw", ",ro", ",w,", ",cdrom", ",vhd", ",target=/x"]
 )
 SPECS = st.builds(
     lambda start, more: "".join([*start, *more]),
-    st.sampled_from([["tap2:vhd:{image}", ",xvdb", ",w"], ["tap2:vhd:{image}"], ["tap:", "aio:", "{image}"], ["tap2:"]]),
+    st.sampled_from(
+        [["tap2:vhd:{image}", ",xvdb", ",w"], ["tap2:vhd:{image}"], ["tap:", "tapdisk:", "aio:", "{image}"], ["tap2:"]]
+    ),
     st.lists(PIECES, max_size=4),
 )
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(spec=SPECS)
-def test_what_it_takes_it_reads_as_xenblk_does(host: Host, spec: str) -> None:
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(spec=SPECS, cuts=st.integers(0, 3))
+def test_what_it_takes_it_reads_as_xenblk_does(host: Host, spec: str, cuts: int) -> None:
     from xenblk import diskspec  # noqa: PLC0415 # as above
 
-    spec = spec.format(image=host.image)
-    got = host.attach("block-attach", "guest", spec) if "tap" in spec else None
+    words = spec.format(image=host.image).rsplit(",", cuts)
+    got = host.attach("block-attach", "guest", *words) if "tap" in spec else None
     if got and got[1:2] == ["--"]:
-        host.image.with_name("other").touch()
-        path = spec.split(":", 2)[2].split(",")[0]
-        if not Path(path).is_file():
-            assert got[3].endswith(path)
-            return
-        assert got[3] == diskspec.read(spec).rewritten
+        driver, _, path = got[3].partition("target=")[2].partition(":")
+        assert driver in ("vhd", "aio")
+        if Path(path).is_file():
+            assert got[3] == diskspec.read(*words).rewritten
+        else:
+            assert f"{driver}:{path}" in ",".join(words)

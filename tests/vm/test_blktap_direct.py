@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.lib.nulldisk import in_flight, null_disk, wait_for_write
+from tests.lib.nulldisk import in_flight, null_disk, start_until_in_flight
 from tests.lib.toytap import EIO, SERVER, Tap
 
 # Debian 12 has Linux 6.1, 13 has 6.12
@@ -103,10 +103,9 @@ def test_nothing_is_lost_when_servers_are_killed_under_load(tap: Tap, how: str) 
 
 def test_a_withdrawal_waits_for_what_runs(tap: Tap) -> None:
     """Otherwise a late write would land where something else is by then."""
-    with null_disk(tap.bed, irqmode=2, completion_nsec=2_000_000_000) as slow:
+    with null_disk(tap.bed, irqmode=2, completion_nsec=4_000_000_000) as slow:
         tap.start(extents=1, place=slow)
-        write = tap.bed.popen(f"dd if=/root/random of={tap.device} bs=4k count=1 oflag=direct status=none")
-        wait_for_write(tap.bed, slow)
+        write = start_until_in_flight(tap.bed, slow, f"dd if=/root/random of={tap.device} bs=4k count=1 oflag=direct status=none")
         tap.signal("USR2")
         tap.expect("withdrawn\n")
         assert in_flight(tap.bed, slow) == 0
@@ -117,10 +116,9 @@ def test_a_withdrawal_waits_for_what_runs(tap: Tap) -> None:
 
 
 def test_the_next_server_waits_for_what_the_kernel_does_for_the_last(tap: Tap) -> None:
-    with null_disk(tap.bed, irqmode=2, completion_nsec=3_000_000_000) as slow:
+    with null_disk(tap.bed, irqmode=2, completion_nsec=4_000_000_000) as slow:
         tap.start(extents=1, place=slow)
-        write = tap.bed.popen(f"dd if=/root/random of={tap.device} bs=4k count=1 oflag=direct status=none")
-        wait_for_write(tap.bed, slow)
+        write = start_until_in_flight(tap.bed, slow, f"dd if=/root/random of={tap.device} bs=4k count=1 oflag=direct status=none")
         tap.kill()
         tap.resume()
         assert in_flight(tap.bed, slow) == 0
@@ -131,10 +129,9 @@ def test_the_next_server_waits_for_what_the_kernel_does_for_the_last(tap: Tap) -
 
 
 def test_a_disk_is_freed_when_what_runs_has_ended(tap: Tap) -> None:
-    with null_disk(tap.bed, irqmode=2, completion_nsec=2_000_000_000) as slow:
+    with null_disk(tap.bed, irqmode=2, completion_nsec=4_000_000_000) as slow:
         tap.start(extents=1, place=slow)
-        read = tap.bed.popen(f"dd if={tap.device} of=/dev/null bs=4k count=1 iflag=direct")
-        tap.bed.wait_for(f"grep -q '[1-9]' /sys/block/{slow[5:]}/inflight", 30, 0.05)
+        read = start_until_in_flight(tap.bed, slow, f"dd if={tap.device} of=/dev/null bs=4k count=1 iflag=direct", "[1-9]")
         tap.kill()
         tap.bed.run(f"{SERVER} free {tap.minor}", timeout=30)
         read.wait(check=False)

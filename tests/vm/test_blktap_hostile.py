@@ -24,7 +24,8 @@ def test_each_wrong_call_has_the_error_that_the_header_gives(bed: Bed) -> None:
     result = bed.run(f"{HOSTILE} 7 /srv/hostile.img; rm /srv/hostile.img", check=False)
     assert result.stdout.endswith(" calls, 0 wrong\n"), result.output
     assert int(result.stdout.split()[0]) > 1000
-    bed.run("modprobe -r blktap && modprobe blktap")
+    bed.wait_for("modprobe -r blktap", 30, 0.2)
+    bed.run("modprobe blktap")
 
 
 @ON_BOTH_KERNELS

@@ -345,7 +345,8 @@ def test_removal_races_with_openers(tap: Tap) -> None:
 
 
 def test_minors_come_and_go(bed: Bed) -> None:
-    bed.run("modprobe -r blktap && modprobe blktap max_minors=2")
+    bed.wait_for("modprobe -r blktap", 30, 0.2)
+    bed.run("modprobe blktap max_minors=2")
     try:
         assert bed.run(f"{SERVER} alloc 1").stdout == "1\n"
         assert "Device or resource busy" in bed.run(f"{SERVER} alloc 1", check=False).stderr
@@ -372,4 +373,4 @@ def test_calls_from_everywhere_at_once_leave_nothing_behind(beds: Beds, toys: Pa
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     assert bed.run(f"{HAMMER} {20 * bed.slower} {seed}", timeout=240).stdout.endswith("quiet\n")
-    bed.run("modprobe -r blktap; test ! -e /dev/xen/blktap-2/control")
+    bed.wait_for("modprobe -r blktap && test ! -e /dev/xen/blktap-2/control", 30, 0.2)

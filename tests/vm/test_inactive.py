@@ -53,7 +53,7 @@ def test_requests_wait_for_the_image_and_then_find_what_was_written_last(host: H
     bed.run("dd if=/dev/urandom of=/srv/inactive/last bs=4k count=1; sleep 1; test ! -s /srv/inactive/sum")
     bed.run(f"dd if=/srv/inactive/last of={source} bs=4k seek=9 oflag=direct 2>/dev/null")
     tapdisks.destroy(bed, source)
-    bed.wait_for("test -s /srv/inactive/sum", 20)
+    bed.wait_for("test -s /srv/inactive/sum", 60)
     assert bed.run("cat /srv/inactive/sum").stdout == bed.run("md5sum < /srv/inactive/last").stdout
     assert not host.states()[destination]
     tapdisks.destroy(bed, destination)
@@ -77,7 +77,7 @@ def test_a_vhd_on_a_block_device_has_to_be_held_on_this_host(host: Host) -> None
         source = host.create(spec="vhd:/dev/loop5")
         destination = host.create("--inactive", spec="vhd:/dev/loop5")
         tapdisks.destroy(bed, source)
-        bed.run(f"dd if={destination} of=/dev/null bs=4k count=1 iflag=direct", timeout=20)
+        bed.run(f"dd if={destination} of=/dev/null bs=4k count=1 iflag=direct", timeout=60)
         tapdisks.destroy(bed, destination)
     finally:
         bed.run("losetup -d /dev/loop5")

@@ -17,9 +17,8 @@ NODES = "/dev/xen/blktap-2"
 
 @pytest.fixture
 def bed(beds: Beds) -> Iterator[Bed]:
-    bed = beds(xen=False, init="systemd")
-    yield bed
-    assert tapdisks.leftovers(bed) == ""
+    with tapdisks.clean(beds(xen=False, init="systemd")) as bed:
+        yield bed
 
 
 @pytest.fixture
@@ -54,7 +53,7 @@ def test_systemd_and_udev_come_up_whole(bed: Bed) -> None:
 
 
 def test_boot_loads_the_driver_makes_the_directories_and_fails_no_unit(bed: Bed) -> None:
-    assert bed.run("test -d /sys/module/blktap && systemctl is-system-running", check=False).stdout == "running\n"
+    assert bed.run("test -d /sys/module/blktap && systemctl is-system-running --wait", check=False).stdout == "running\n"
     stats = bed.run("stat -c '%n %a %U:%G' /run/blktap-control /run/xenblk").stdout
     assert stats == "/run/blktap-control 700 root:root\n/run/xenblk 755 root:root\n"
 
@@ -138,7 +137,7 @@ def test_the_units_are_valid_and_do_nothing_without_xen(bed: Bed) -> None:
         shown = bed.run("systemctl show -p ActiveState,ConditionResult,Result xenblk.service").stdout
         assert sorted(shown.split()) == ["ActiveState=inactive", "ConditionResult=no", "Result=success"]
         assert bed.run("systemctl show -p ActiveState --value xenblk-gc.timer").stdout == "inactive\n"
-        assert bed.run("systemctl is-system-running").stdout == "running\n"
+        assert bed.run("systemctl is-system-running --wait").stdout == "running\n"
     finally:
         bed.run("systemctl disable xenblk.service xenblk-gc.timer")
 
@@ -209,5 +208,6 @@ def test_a_disk_of_the_kernels_nbd_client_is_roots_alone_and_not_parsed(bed: Bed
         assert bed.run(f"pvs --noheadings -o pv_name --config '{told}'").stdout.strip() == ""
     finally:
         pid = bed.run("pgrep -x tapdisk").stdout.strip()
-        bed.run(f"tap-ctl destroy -p {pid} -m {device.rpartition('tapdev')[2]}; rm /srv/nbd.vhd; modprobe -r nbd")
+        bed.run(f"tap-ctl destroy -p {pid} -m {device.rpartition('tapdev')[2]}; rm /srv/nbd.vhd; udevadm settle")
+        bed.wait_for("modprobe -r nbd", 60, 0.5)
     assert bed.run(f"test -e {device} || ls /dev/nbd1* 2>/dev/null", check=False).stdout == ""

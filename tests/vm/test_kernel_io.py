@@ -8,7 +8,7 @@ import pytest
 
 from tests.lib import tapdisks
 from tests.lib.beds import Beds
-from tests.lib.nulldisk import IN_FLIGHT, in_flight, null_disk, wait_for_write
+from tests.lib.nulldisk import IN_FLIGHT, in_flight, null_disk, start_until_in_flight
 from tests.lib.vm import Bed
 
 
@@ -117,14 +117,13 @@ def test_nothing_reaches_an_image_once_it_is_a_parent(bed: Bed) -> None:
 
 
 def test_a_pause_waits_for_what_the_kernel_writes(bed: Bed) -> None:
-    with null_disk(bed, irqmode=2, completion_nsec=1_500_000_000) as slow:
+    with null_disk(bed, irqmode=2, completion_nsec=4_000_000_000) as slow:
         device = tapdisks.create(bed, f"aio:{slow}")
         [disk] = tapdisks.served(bed)
         try:
             write = f"dd if=/dev/urandom of={device} bs=4k count=1 oflag=direct 2>/dev/null"
             bed.run(write)
-            writer = bed.popen(write)
-            wait_for_write(bed, slow)
+            writer = start_until_in_flight(bed, slow, write)
             bed.run(f"tap-ctl pause -p {disk.pid} -m {disk.minor}")
             assert in_flight(bed, slow) == 0
             assert bed.run(f"ls -l /proc/{disk.pid}/fd | grep -c {slow}$", check=False).stdout == "0\n"
@@ -138,21 +137,72 @@ def test_a_pause_waits_for_what_the_kernel_writes(bed: Bed) -> None:
 def test_a_killed_tapdisks_lock_holds_until_the_kernel_has_written(bed: Bed) -> None:
     """Otherwise who gets the image next would find late writes in it."""
     bed.run("echo restart=no >> /run/xenblk/config")
-    with null_disk(bed, irqmode=2, completion_nsec=3_000_000_000) as slow:
+    with null_disk(bed, irqmode=2, completion_nsec=4_000_000_000) as slow:
         device = tapdisks.create(bed, f"aio:{slow}")
         [disk] = tapdisks.served(bed)
         write = f"dd if=/dev/urandom of={device} bs=4k count=1 oflag=direct 2>/dev/null"
         bed.run(write)
-        writer = bed.popen(write)
-        wait_for_write(bed, slow)
+        writer = start_until_in_flight(bed, slow, write)
         bed.run(f"kill -9 {disk.pid}; while kill -0 {disk.pid}; do sleep 0.05; done 2>/dev/null")
         if bed.slower == 1:  # a tapdisk starts in less time than the write takes
-            other = bed.run(f"{IN_FLIGHT.format(slow[5:])}; /usr/libexec/tapdisk --nbd=/run/k.sock aio:{slow} & sleep 0.3; kill $!; wait $!; true")
+            other = bed.run(f"{IN_FLIGHT.format(slow[5:])}; timeout 30 /usr/libexec/tapdisk --nbd=/run/k.sock aio:{slow}", check=False)
             assert other.stdout.startswith("1\n")
             assert "in use" in other.stderr or "lock" in other.stderr
         pid = bed.run("tap-ctl spawn").stdout.strip()
-        bed.wait_for(f"test $({IN_FLIGHT.format(slow[5:])}) = 0", 30, 0.2)
+        bed.wait_for(f"test $({IN_FLIGHT.format(slow[5:])}) = 0", 60, 0.2)
         bed.run(f"tap-ctl attach -p {pid} -m 0 && tap-ctl open -p {pid} -m 0 -a aio:{slow}")
         writer.wait()
         assert count(bed, "recovered") == 0
+        tapdisks.destroy(bed, device)
+
+
+def fail_while_waiting(bed: Bed, slow: str) -> tuple[int, int]:
+    """A tapdisk is killed while the kernel reads for it, the next one waits for that, and the requests are failed: how many
+    reads the storage had before and after."""
+    device = tapdisks.create(bed, f"aio:{slow}", readonly=True)
+    [disk] = tapdisks.served(bed)
+    read = f"dd if={device} of=/dev/null bs=4k count=1 iflag=direct 2>/dev/null"
+    bed.run(read)
+    reader = start_until_in_flight(bed, slow, read, "^ *1 ")
+    said = bed.run(
+        f"kill -9 {disk.pid}; while kill -0 {disk.pid}; do sleep 0.02; done 2>/dev/null; pid=$(tap-ctl spawn);"
+        f" tap-ctl attach -p $pid -m 0; (tap-ctl open -p $pid -m 0 -a aio:{slow} -R; echo opened) > /root/open &"
+        f" sleep 0.5; {IN_FLIGHT.format(slow[5:])}; echo 1 > /sys/class/blktap2/blktap0/fail; {IN_FLIGHT.format(slow[5:])}",
+        check=False,
+    ).stdout
+    bed.wait_for("grep -q opened /root/open", 30, 0.2)
+    reader.wait()
+    assert count(bed, "direct_reads") == 1
+    bed.run(read)
+    tapdisks.destroy(bed, device)
+    before, after = map(int, said.split())
+    return before, after
+
+
+def test_requests_can_be_failed_while_a_server_waits_for_the_kernel(bed: Bed) -> None:
+    """The dead one's last read is on storage that is stuck: who gives up on it is not kept waiting too."""
+    bed.expect_log(r"blktap2 blktap0: no server: 0 requests failed, and so do new ones until there is one$")
+    bed.run("echo restart=no >> /run/xenblk/config")
+    with null_disk(bed, irqmode=2, completion_nsec=4_900_000_000) as slow:
+        for _ in range(3):  # a machine that is busy may come when the read is over
+            seen = fail_while_waiting(bed, slow)
+            if seen == (1, 1):
+                break
+        assert seen == (1, 1)
+
+
+def test_a_device_that_needs_stable_pages_gets_copies(bed: Bed) -> None:
+    """It makes checksums, or parity, of what is written, and a guest may change it meanwhile."""
+    with null_disk(bed) as disk:
+        bed.run(f"echo 1 > /sys/block/{disk[5:]}/queue/stable_writes")
+        device = tapdisks.create(bed, f"aio:{disk}")
+        bed.run(load(device, random.randrange(1 << 31), io_size="4M"))
+        sum_of(bed, device)
+        counters = tapdisks.counters(bed, 0)
+        tapdisks.destroy(bed, device)
+        assert counters["direct_writes"] == 0 and counters["submitted"] > 50
+        device = tapdisks.create(bed, f"aio:{disk}", readonly=True)
+        sum_of(bed, device)
+        sum_of(bed, device)
+        assert count(bed, "direct_reads") > 50
         tapdisks.destroy(bed, device)

@@ -78,9 +78,9 @@ def test_a_file_system_is_written_while_there_is_no_memory(bed: Bed) -> None:
             " > /root/sums"
         )
         bed.run("rm -f /run/hog")
-        bed.wait_for("test -s /mnt/3", 120, interval=0.2)
+        bed.wait_for("test -s /mnt/3", 300, interval=0.2)
         hog = bed.popen(f"python3 -c {shlex.quote(HOG)} -60 2")
-        bed.wait_for("test -s /run/hog", 60, interval=0.2)
+        bed.wait_for("test -s /run/hog", 300, interval=0.2)
         bed.run("kill -9 $(pgrep -x tapdisk)")
         writer.wait(300)
         hog.wait(300)

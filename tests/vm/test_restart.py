@@ -93,7 +93,7 @@ def test_an_image_that_is_away_is_waited_for(bed: Bed) -> None:
     bed.run("mv /srv/r/a.img /srv/r/a.away")
     bed.run(f"kill -9 {disk.pid}")
     bed.run("timeout 20 dd if=/dev/xen/blktap-2/tapdev1 of=/dev/null bs=4k count=1 iflag=direct")
-    bed.wait_for("tap-ctl list | grep state=0x4000", 20, 0.1)
+    bed.wait_for("tap-ctl list | grep state=0x4000", 60, 0.1)
     [away, _] = json.loads(bed.run("tap-ctl list --json").stdout)
     assert (away["minor"], away["path"], away["waits_for"]) == (0, "/srv/r/a.img", "image")
     bed.run("mv /srv/r/a.away /srv/r/a.img")
@@ -101,7 +101,7 @@ def test_an_image_that_is_away_is_waited_for(bed: Bed) -> None:
     assert tapdisks.served(bed)[0].state == "0"
     bed.run("mv /srv/r/b.img /srv/r/b.away")
     bed.run(f"kill -9 {away['pid']}")
-    bed.wait_for("tap-ctl list | grep state=0x4000", 20, 0.1)
+    bed.wait_for("tap-ctl list | grep state=0x4000", 60, 0.1)
     for minor in range(2):
         bed.run(f"tap-ctl destroy -p {disk.pid} -m {minor}")
 

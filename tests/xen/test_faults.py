@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.lib import tapdisks
-from tests.lib.guest import Guest
+from tests.lib.guest import GUEST_SECONDS, Guest
 from tests.lib.vm import Bed
 
 CREATE = "xl create"
@@ -91,7 +91,7 @@ def test_a_guest_goes_on_with_another_tapdisk_when_its_own_is_killed(bed: Bed) -
     with (
         tapdisks.with_settings(bed, "restart: yes"),
         running(bed, "neighbour", TICK, f"vhd:{other}") as neighbour,
-        running(bed, "killed", LOAD % 8, f"vhd:{leaf}") as guest,
+        running(bed, "killed", LOAD % 20, f"vhd:{leaf}") as guest,
     ):
         neighbour.wait_text("^turn 1$")
         guest.wait_text("^turn 3$")
@@ -111,10 +111,10 @@ def test_a_guest_whose_tapdisk_was_killed_can_be_destroyed(bed: Bed) -> None:
         guest.wait_text("^turn 3$")
         kill_tapdisk(bed, leaf, NONE)
         # libxl waits 10 s for the backend to close before it forces it
-        bed.run(f"xl destroy {guest.name}", timeout=60)
+        bed.run(f"xl destroy {guest.name}", timeout=180)
         assert bed.run(f"xl domid {guest.name}", check=False).status != 0
         # nor is it a zombie, whose pages blkback still has
-        bed.wait_for("test $(xl list | wc -l) = 2", 30)
+        bed.wait_for("test $(xl list | wc -l) = 2", 120)
     assert tapdisks.leftovers(bed) == ""
     bed.run(f"vhd-util check -n {leaf} -p -b && rm -rf /srv/destroyed")
 
@@ -125,7 +125,7 @@ def test_the_disk_of_a_killed_tapdisk_can_be_detached(bed: Bed, option: str) -> 
     with tapdisks.with_settings(bed, "restart: no"), running(bed, f"detached{option}", LOAD % 500, f"vhd:{leaf}") as guest:
         guest.wait_text("^turn 3$")
         kill_tapdisk(bed, leaf, NONE)
-        bed.run(f"xl block-detach {guest.name} xvda {option}", timeout=60)
+        bed.run(f"xl block-detach {guest.name} xvda {option}", timeout=180)
         assert tapdisks.leftovers(bed) == ""
         assert bed.run(f"xl block-list {guest.name}").stdout.count("\n") <= 1
     bed.run(f"vhd-util check -n {leaf} -p -b && rm -rf /srv/detached")
@@ -245,7 +245,7 @@ def test_a_full_file_system_is_time_to_the_guest(bed: Bed) -> None:
         guest = Guest(bed, "waits", WAIT, disks)
         try:
             guest.start(create=CREATE)
-            bed.wait_for("ls /run/blktap-control/nospace.*", 60)
+            bed.wait_for("ls /run/blktap-control/nospace.*", GUEST_SECONDS)
             [full] = [disk for disk in tapdisks.served(bed) if disk.args == "vhd:/srv/small/a.vhd"]
             assert full.state == "0x2000"
             assert f"minor={full.minor} " in bed.run(f"cat /run/blktap-control/nospace.{full.minor}").stdout

@@ -3,6 +3,8 @@
 
 import re
 
+import pytest
+
 from tests.lib import tapdisks
 from tests.lib.guest import Guest
 from tests.lib.vm import Bed
@@ -27,6 +29,7 @@ def sums(output: str) -> dict[str, str]:
     return dict(re.findall(r"^(xvd[a-z]) sum ([0-9a-f]{64})$", output, re.M))
 
 
+@pytest.mark.timeout(2700)
 def test_two_guests_at_once_on_raw_and_chains_of_one_to_five(bed: Bed) -> None:
     chains = {n: tapdisks.make_chain(bed, f"/srv/chain{n}", n, MEGABYTES) for n in (1, 2, 3, 4, 5)}
     bed.run(f"truncate -s {MEGABYTES}M /srv/raw.img")

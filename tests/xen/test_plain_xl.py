@@ -49,6 +49,11 @@ def real_xl(bed: Bed) -> str:
     return f"/usr/lib/xen-{major}.{minor}/bin/xl"
 
 
+def packed(text: str) -> str:
+    """JSON without what Xen's versions write differently: spaces, and slashes that are escaped."""
+    return "".join(text.split()).replace("\\/", "/")
+
+
 @pytest.fixture
 def bed(beds: Beds) -> Iterator[Bed]:
     with tapdisks.clean(beds(init="systemd", packages=("cron", "sudo"))) as bed:
@@ -98,7 +103,7 @@ def test_a_shell_creates_a_guest_and_saves_and_restores_it_with_its_configuratio
         assert bed.run("ps -C xl -o args=").stdout.startswith(f"{real_xl(bed)} create {guest.config_path} disk=[")
         assert bed.run("pgrep -f '[x]enblk ' || true").stdout == ""
         shown = bed.run(f"xl -N config-update {guest.name} {guest.config_path}").stdout
-        assert '"script": "block-xenblk"' in shown
+        assert '"script":"block-xenblk"' in packed(shown)
         bed.run(f"xl config-update {guest.name} {guest.config_path}")
         assert bed.run("grep -c script=block-xenblk /var/lib/xen/userdata-*.xl").stdout == "1\n"
         bed.run(f"xl save {guest.name} /srv/shell.save {guest.config_path}", timeout=SAVE_SECONDS)
@@ -165,8 +170,8 @@ def test_exit_status_and_words_are_those_of_xens_xl(bed: Bed) -> None:
     assert refused.status == 1
     assert "/srv/none.vhd: No such file or directory" in refused.stderr
     bed.run("truncate -s 1M /srv/status/raw.img")
-    attached = bed.run("xl -N block-attach 0 tap2:aio:/srv/status/raw.img xvdz r").stdout
-    for part in ('"script": "block-xenblk"', '"pdev_path": "aio:/srv/status/raw.img"', '"vdev": "xvdz"'):
+    attached = packed(bed.run("xl -N block-attach 0 tap2:aio:/srv/status/raw.img xvdz r").stdout)
+    for part in ('"script":"block-xenblk"', '"pdev_path":"aio:/srv/status/raw.img"', '"vdev":"xvdz"'):
         assert part in attached
     assert '"readwrite"' not in attached
     bed.run("rm -rf /srv/status")

@@ -8,7 +8,7 @@ import pytest
 
 from tests.lib import hotplug, tapdisks
 from tests.lib.beds import Beds
-from tests.lib.guest import Guest
+from tests.lib.guest import CREATE_SECONDS, Guest
 from tests.lib.hotplug import NODE
 from tests.lib.vm import Bed
 
@@ -86,11 +86,11 @@ def test_a_script_that_libxl_kills_after_40_s_leaves_nothing(bed: Bed) -> None:
     holder = bed.popen("exec flock -x /run/xen-hotplug/block sleep 300")
     try:
         creation = bed.popen(f"xl create {guest.config_path}")
-        bed.wait_for("pgrep -x tapdisk", 60)
+        bed.wait_for("pgrep -x tapdisk", CREATE_SECONDS)
         result = creation.wait(200, check=False)
         assert result.status != 0
         assert "killed" in result.output or "timed out" in result.output
-        gone(bed, 60)
+        gone(bed, 180)
     finally:
         holder.kill()
         guest.destroy()

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: LGPL-2.1-only
+/*
+ * Whether a chain reads the same without some of its images, as after their
+ * coalesce. A coalesce marks its child when the parent has all of it, and who opens it to write takes the
+ * mark away; without marks the data tells.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/xattr.h>
+
+#include "vhd/vhd-internal.h"
+
+#define PIECE (1u << 20)
+#define COALESCED_XATTR "user.xenblk.coalesced"
+
+struct look {
+	const struct vhd_chain *chain, *parent;
+	uint8_t *one, *other;		/* PIECE bytes */
+};
+
+/* count sectors, at most a piece, as a chain has them. */
+static int read_run(const struct vhd_chain *chain, uint64_t sector,
+		    uint32_t count, uint8_t *to, struct error *err)
+{
+	while (count) {
+		struct vhd_place place;
+		int fd, rc;
+
+		rc = vhd_chain_locate(chain, sector, count, &place, err);
+		if (rc)
+			return rc;
+		fd = place.fd;
+		/* A raw parent is not one of its images. */
+		if (fd < 0 && chain->raw_fd >= 0 && sector < chain->raw_sectors) {
+			fd = chain->raw_fd;
+			place.offset = sector * VHD_SECTOR;
+			if (place.count > chain->raw_sectors - sector)
+				place.count = (uint32_t)(chain->raw_sectors - sector);
+		}
+		if (fd < 0)
+			memset(to, 0, (size_t)place.count * VHD_SECTOR);
+		else
+			rc = vhd_read_at(fd, to, (size_t)place.count * VHD_SECTOR,
+					 place.offset);
+		if (rc)
+			return error_set(err, rc, "%s: sector %llu: %s",
+					 chain->image[0]->path,
+					 (unsigned long long)sector, strerror(-rc));
+		to += (size_t)place.count * VHD_SECTOR;
+		sector += place.count;
+		count -= place.count;
+	}
+	return 0;
+}
+
+/* A run that an image left out would no longer show: -EINVAL if the parent has something else there. */
+static int check_run(const struct look *look, uint64_t sector, uint32_t count,
+		     unsigned int level, struct error *err)
+{
+	int rc = 0;
+
+	for (uint32_t n; !rc && count; sector += n, count -= n) {
+		n = count < PIECE / VHD_SECTOR ? count : PIECE / VHD_SECTOR;
+		rc = read_run(look->chain, sector, n, look->one, err);
+		if (!rc)
+			rc = read_run(look->parent, sector, n, look->other, err);
+		if (!rc && memcmp(look->one, look->other, (size_t)n * VHD_SECTOR))
+			rc = error_set(err, -EINVAL,
+				       "%s: parent %s: has not what %s holds from sector %llu on, which would be lost; coalesce that first, or use --force if it is meant",
+				       look->chain->image[0]->path,
+				       look->parent->image[0]->path,
+				       look->chain->image[level]->path,
+				       (unsigned long long)sector);
+	}
+	return rc;
+}
+
+/* A null uuid: raw. As text, so that getfattr shows it. */
+void vhd_mark_coalesced(const struct vhd_image *image)
+{
+	char uuid[37];
+
+	uuid_unparse_lower(image->header.parent_uuid, uuid);
+	/* Without it they are compared, which takes longer. */
+	(void)fsetxattr(image->fd, COALESCED_XATTR, uuid, 36, 0);
+}
+
+void vhd_unmark_coalesced(int fd)
+{
+	(void)fremovexattr(fd, COALESCED_XATTR);
+}
+
+static bool is_coalesced(const struct vhd_image *image)
+{
+	char uuid[37], marked[37] = "";
+
+	uuid_unparse_lower(image->header.parent_uuid, uuid);
+	return fgetxattr(image->fd, COALESCED_XATTR, marked, 36) == 36 &&
+	       !strcmp(uuid, marked);
+}
+
+static bool all_coalesced(const struct vhd_chain *chain, unsigned int below)
+{
+	for (unsigned int i = 1; i < below; i++)
+		if (!is_coalesced(chain->image[i]))
+			return false;
+	return true;
+}
+
+int vhd_check_absorbed(const struct vhd_chain *chain, unsigned int below,
+		       const struct vhd_chain *parent, struct error *err)
+{
+	uint64_t sectors = chain->image[0]->footer.current_size / VHD_SECTOR;
+	struct look look = { .chain = chain, .parent = parent };
+	struct stat a, b;
+	int rc = 0;
+
+	/* Into that file, and not another one with its uuid. */
+	if (!fstat(parent->image[0]->fd, &a) &&
+	    !fstat(chain->image[below]->fd, &b) && vhd_same_file(&a, &b) &&
+	    all_coalesced(chain, below))
+		return 0;
+	look.one = malloc(2u * PIECE);
+	if (!look.one)
+		return error_set(err, -ENOMEM, "%s: out of memory",
+				 chain->image[0]->path);
+	look.other = look.one + PIECE;
+	for (uint64_t sector = 0; !rc && sector < sectors;) {
+		uint64_t left = sectors - sector;
+		struct vhd_place place;
+
+		rc = vhd_chain_locate(chain, sector, left < UINT32_MAX ?
+					      (uint32_t)left : UINT32_MAX,
+				      &place, err);
+		if (!rc && place.level && place.level < below)
+			rc = check_run(&look, sector, place.count, place.level,
+				       err);
+		sector += place.count;
+	}
+	free(look.one);
+	return rc;
+}
