@@ -26,6 +26,8 @@
 /* A dead process's end of the connection is closed a moment after. */
 #define TAKE_OVER_TRIES	500
 #define TAKE_OVER_NS	20000000
+/* Who looks at a new device is done with it in less. */
+#define CONNECT_TRIES	250
 #define AGAIN_NS	200000000u
 
 struct nbd_device {
@@ -185,6 +187,24 @@ static int resize_if_grown(struct nbd_device *dev, uint64_t bytes,
 
 /* Making the gendisk */
 
+/*
+ * The kernel refuses to connect a device that is open. udev, and others, open a
+ * new one as soon as it shows, which is before its maker has it connected.
+ */
+static int connect_new(struct nbd_device *dev, const struct nbd_link_disk *disk,
+		       struct error *err)
+{
+	const struct timespec pause = { .tv_nsec = TAKE_OVER_NS };
+	int rc = connect_once(dev, disk, err);
+
+	for (int i = 0; rc == -EBUSY && !nbd_gendisk_connected(&dev->disk) &&
+	     i < CONNECT_TRIES; i++) {
+		nanosleep(&pause, NULL);
+		rc = connect_once(dev, disk, err);
+	}
+	return rc;
+}
+
 static int make(struct nbd_device *dev, struct error *err)
 {
 	const struct nbd *server = &dev->server;
@@ -194,7 +214,7 @@ static int make(struct nbd_device *dev, struct error *err)
 		.flags		= (uint16_t)nbd_server_flags(server),
 		.hold_s		= HOLD_S,
 	};
-	int rc = connect_once(dev, &disk, err);
+	int rc = connect_new(dev, &disk, err);
 
 	if (rc)
 		return rc;

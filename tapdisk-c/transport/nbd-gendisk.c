@@ -38,6 +38,14 @@ bool nbd_gendisk_ours(const struct nbd_gendisk *disk)
 	       !strcmp(text, disk->backend);
 }
 
+bool nbd_gendisk_connected(const struct nbd_gendisk *disk)
+{
+	char path[96];
+
+	attribute_path(disk, "pid", path, sizeof(path));
+	return !access(path, F_OK);
+}
+
 int nbd_gendisk_read(const struct nbd_gendisk *disk, const char *attribute,
 		     uint64_t *value)
 {

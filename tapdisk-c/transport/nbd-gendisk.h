@@ -28,6 +28,9 @@ void nbd_gendisk_of(struct nbd_gendisk *disk, int minor);
 /* It is there, and ours: connected, or holding requests until it is again. */
 bool nbd_gendisk_ours(const struct nbd_gendisk *disk);
 
+/* It has a connection, whosever it is. */
+bool nbd_gendisk_connected(const struct nbd_gendisk *disk);
+
 /* A number in /sys/block/nbd<N>/. */
 int nbd_gendisk_read(const struct nbd_gendisk *disk, const char *attribute,
 		     uint64_t *value);

@@ -82,6 +82,19 @@ def compared(files: ChainFiles, scratch: Path) -> None:
     consulted["compare"] += 1
 
 
+def has_data_without_bits(image: vhdref.Image) -> bool:
+    """A block holds what its bitmap doesn't tell of: a tapdisk was killed between the two."""
+    spb = image.block_size // SECTOR
+    for sector in range(image.size // SECTOR if image.bat else 0):
+        block, number = divmod(sector, spb)
+        if image.bat[block] == vhdref.UNUSED or image.has_sector(sector):
+            continue
+        at = (image.bat[block] + image.bitmap_sectors() + number) * SECTOR
+        if any(image.data[at : at + SECTOR]):
+            return True
+    return False
+
+
 def why_not_libvhdi(members: list[Member]) -> str:
     """Why libvhdi 20210425 would be wrong about this chain; empty if it is right."""
     if members[-1].kind == RAW:
@@ -100,6 +113,8 @@ def why_not_libvhdi(members: list[Member]) -> str:
             here = range(block * spb, min((block + 1) * spb, image.size // SECTOR))
             if not image.untouched(block) and not all(map(image.has_sector, here)):
                 return "it may be wrong about blocks that a child holds in part"
+    if members[-1].killed and has_data_without_bits(images[-1]):
+        return "it reads what was written without its bit"
     return ""
 
 

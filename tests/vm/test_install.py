@@ -187,6 +187,37 @@ def test_what_the_readme_says_of_use_without_xen_is_true(bed: Bed) -> None:
             assert shown == promised.removeprefix(" prints ")
 
 
+OPENS_WHAT_SHOWS = """
+import os, time
+open("/srv/looks", "w").close()
+while True:
+    try:
+        fd = os.open("/dev/nbd1024", os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        continue
+    time.sleep(1)
+    os.close(fd)
+    break
+"""
+
+
+def test_a_disk_of_the_kernels_nbd_client_is_made_though_a_program_opens_it_at_once(bed: Bed) -> None:
+    """Which udev does; the kernel connects no device that is open."""
+    bed.run("modprobe nbd max_part=0 && vhd-util create -n /srv/nbd.vhd -s 8")
+    bed.put("/srv/opener.py", OPENS_WHAT_SHOWS.encode())
+    opener = bed.popen("exec python3 /srv/opener.py")
+    try:
+        bed.wait_for("test -e /srv/looks", 30, 0.1)
+        device = bed.run("tap-ctl create -a vhd:/srv/nbd.vhd --transport=nbd").stdout.strip()
+        opener.wait()
+        bed.run(f"dd if={device} of=/dev/null bs=64k count=1 iflag=direct 2>/dev/null")
+        tapdisks.destroy(bed, device)
+    finally:
+        opener.kill()
+        bed.run("rm -f /srv/nbd.vhd /srv/opener.py /srv/looks; udevadm settle")
+        bed.wait_for("modprobe -r nbd", 60, 0.5)
+
+
 def test_a_disk_of_the_kernels_nbd_client_is_roots_alone_and_not_parsed(bed: Bed) -> None:
     """Partitions too, which the module looks for if it was loaded by others."""
     bed.run("modprobe nbd max_part=8 && vhd-util create -n /srv/nbd.vhd -s 64")

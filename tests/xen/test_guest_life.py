@@ -26,11 +26,13 @@ case $boots in
 	dd if=/dev/urandom of=/dev/xvdb bs=64k count=20 seek=70 conv=fsync 2>/dev/null || exit 1
 	echo first | dd of=/dev/xvda bs=512 seek=9001 conv=sync,fsync 2>/dev/null || exit 2
 	echo "before $(sha256sum < /dev/xvdb)"
+	read -r told
 	reboot -f
 	sleep 1000
 	;;
 esac
 echo "after $(sha256sum < /dev/xvdb)"
+read -r told
 """
 
 
@@ -44,9 +46,11 @@ def test_a_guest_that_reboots_finds_its_disks_as_it_left_them(bed: Bed) -> None:
         before = guest.wait_text(r"^before ([0-9a-f]{64})  -$")[1]
         first = {disk.pid for disk in tapdisks.served(bed)}
         domid = bed.run(f"xl domid {guest.name}").stdout
+        guest.say("reboot")
         after = guest.wait_text(r"^after ([0-9a-f]{64})  -$")[1]
         assert bed.run(f"xl domid {guest.name}").stdout != domid
         second = {disk.pid for disk in tapdisks.served(bed)}
+        guest.say("end")
         guest.wait()
         guest.wait_gone()
     finally:
