@@ -231,7 +231,10 @@ void vbd_call_off(struct vbd *vbd, int rc, const struct error *err)
 	engine_timer_cancel(vbd->engine, &vbd->drain_timer);
 	vbd->drain = DRAIN_NONE;
 	snapshot_end(vbd);
-	if (go_on(vbd, &e))
+	/* A snapshot's first flush holds nothing, and transports that go on are not released. */
+	if (vbd->drain_early)
+		vbd_retry_now(vbd);
+	else if (go_on(vbd, &e))
 		log_error("requests wait for `tap-ctl unpause`: %s", e.text);
 	vbd_drain_answer(vbd, rc, err);
 }

@@ -184,10 +184,22 @@ static void a_minor_that_is_freed_meanwhile_takes_no_more(void **priv)
 	direct_off(&direct);
 }
 
+/* What the kernel has of it is withdrawn, since nothing tells any more that it does. */
+static void an_image_that_is_started_again_begins_with_nothing(void **priv)
+{
+	(void)priv;
+	begin(&vhd, 64 * 4096);
+	learn(0, 8);
+	direct_start(&direct, &image);
+	assert_int_equal(driver.withdrawals, 1);
+	direct_off(&direct);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_run_that_is_longer_than_an_extent_has_several),
+		cmocka_unit_test(an_image_that_is_started_again_begins_with_nothing),
 		cmocka_unit_test(a_minor_that_is_freed_meanwhile_takes_no_more),
 	};
 

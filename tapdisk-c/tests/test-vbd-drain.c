@@ -505,6 +505,57 @@ static void snapshot_end(struct image_snapshot *s)
 	(void)s;
 }
 
+static void with_snapshots(struct image_driver *driver)
+{
+	driver->snapshot_prepare = snapshot_prepare;
+	driver->snapshot_switch = snapshot_switch;
+	driver->snapshot_take = snapshot_take;
+	driver->snapshot_end = snapshot_end;
+}
+
+static void not_to_be_held(struct transport *t)
+{
+	(void)t;
+	fail_msg("held");
+}
+
+static int not_to_be_released(struct transport *t, const struct image_info *info, bool readonly,
+			      struct error *err)
+{
+	(void)t;
+	(void)info;
+	(void)readonly;
+	(void)err;
+	fail_msg("released, though it was not held");
+	return -EIO;
+}
+
+/* A transport that is released forgets what it has told the kernel of the image. */
+static void a_snapshot_that_is_called_off_in_its_first_flush_leaves_the_transports_alone(void **priv)
+{
+	struct transport_ops ops = guest_ops;
+	struct image_driver driver = disk_driver;
+
+	(void)priv;
+	with_snapshots(&driver);
+	ops.hold = not_to_be_held;
+	ops.release = not_to_be_released;
+	guest.transport.ops = &ops;
+	disk.image.driver = &driver;
+	disk.stuck = true;
+	vbd_snapshot(bed.vbd, "child", "parent", NULL, 1000, verb_done, NULL);
+	steps(3);
+	pass(SECOND);
+	assert_int_equal(verb_wait(), -ETIMEDOUT);
+	let_go();
+	steps(5);
+	ask(0, IMAGE_WRITE, 3);
+	steps(3);
+	assert_int_equal(guest.result[0], 0);
+	disk.image.driver = &disk_driver;
+	guest.transport.ops = &guest_ops;
+}
+
 /* As blktap_check_change() of the driver. */
 static int release_with_same_sectors(struct transport *t, const struct image_info *info,
 				     bool readonly, struct error *err)
@@ -521,10 +572,7 @@ static void a_snapshot_leaves_the_device_its_sectors(void **priv)
 	int rc;
 
 	(void)priv;
-	driver.snapshot_prepare = snapshot_prepare;
-	driver.snapshot_switch = snapshot_switch;
-	driver.snapshot_take = snapshot_take;
-	driver.snapshot_end = snapshot_end;
+	with_snapshots(&driver);
 	ops.release = release_with_same_sectors;
 	vbd_close(bed.vbd, true, 0, verb_done, NULL);
 	assert_int_equal(verb_wait(), 0);
@@ -652,6 +700,7 @@ int main(void)
 		TEST(a_close_that_fails_after_a_flush_that_did_is_the_next_flushs_error),
 		TEST(what_a_flush_lost_is_noted_for_the_next_tapdisk_until_it_is_told),
 		TEST(a_snapshot_leaves_the_device_its_sectors),
+		TEST(a_snapshot_that_is_called_off_in_its_first_flush_leaves_the_transports_alone),
 		TEST(durations_are_counted_to_a_fifth),
 		TEST(the_page_is_read_without_a_word),
 		TEST(without_the_page_a_disk_works_all_the_same),

@@ -113,6 +113,8 @@ void direct_start(struct blktap_direct *d, struct image *image)
 {
 	if (d->fd < 0 || !image || !image->driver->run)
 		return;
+	/* What the kernel has of an image before is not known to this one. */
+	direct_rest(d);
 	d->sectors = image->info.sectors;
 	d->granule_bytes = (size_t)(d->sectors >> GRANULE_SHIFT) / 8 + 1;
 	d->granules = pages_alloc(d->granule_bytes);
