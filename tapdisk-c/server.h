@@ -146,6 +146,8 @@ struct vbd_view {
 	const char *args;		/* "type:path", NULL while closed */
 	const char *kept_for;		/* server_keep(), or NULL */
 	bool readonly;
+	bool inactive;			/* opened without its image, which another process, or host, still has */
+	bool draining;			/* a pause, a close, a snapshot or an open is under way */
 	uint64_t sectors;
 	uint32_t sector_size;
 	unsigned int depth;

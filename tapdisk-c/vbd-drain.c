@@ -375,6 +375,8 @@ static void drain_finish(struct vbd *vbd)
 		free(vbd->kept_for);
 		vbd->args = vbd->kept_for = NULL;
 		vbd->adopted = false;
+		for_each_transport(t, vbd)
+			t->adopted = false;
 		vbd->note.owner = 0;
 	}
 	vbd->reopen = false;

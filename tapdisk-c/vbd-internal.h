@@ -155,6 +155,8 @@ bool vbd_group_waits(const struct vbd *vbd);
 /* vbd-retry.c */
 void vbd_retry_init(struct vbd *vbd);
 void vbd_retry_destroy(struct vbd *vbd);
+/* The marker of the minor, which may be a dead tapdisk's. */
+void vbd_unmark_no_space(const struct vbd *vbd);
 /* A request has failed. True: it waits; false: the error is the guest's. */
 bool vbd_retry(struct vbd *vbd, struct vbd_request *req, int err);
 /* Whether another try of the same may succeed, and be the truth then. */

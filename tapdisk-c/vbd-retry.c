@@ -98,7 +98,7 @@ static void mark_no_space(const struct vbd *vbd)
 		close(fd);
 }
 
-static void unmark_no_space(const struct vbd *vbd)
+void vbd_unmark_no_space(const struct vbd *vbd)
 {
 	char path[PATH_MAX];
 
@@ -132,7 +132,7 @@ static void outage_begins(struct vbd *vbd, const struct vbd_request *req,
 static void leave(struct vbd *vbd, struct vbd_request *req)
 {
 	if (!--vbd->nr_failed[req->lack] && req->lack == LACK_SPACE)
-		unmark_no_space(vbd);
+		vbd_unmark_no_space(vbd);
 }
 
 static void arm(struct vbd *vbd)
@@ -301,13 +301,11 @@ void vbd_retry_init(struct vbd *vbd)
 	vbd->retry_timer.expired = expired;
 	list_init(&vbd->retry_timer.link);
 	list_init(&vbd->waiting);
-	/* Of a tapdisk that died. */
-	unmark_no_space(vbd);
 }
 
 void vbd_retry_destroy(struct vbd *vbd)
 {
 	engine_timer_cancel(vbd->engine, &vbd->retry_timer);
 	if (vbd->nr_failed[LACK_SPACE])
-		unmark_no_space(vbd);
+		vbd_unmark_no_space(vbd);
 }

@@ -78,6 +78,7 @@ int vbd_attach(struct vbd **vbd, struct server *server, int minor,
 		vbd_free(v);
 		return rc;
 	}
+	vbd_unmark_no_space(v);
 	list_add_tail(&t->link, &v->transports);
 	v->note.id = minor_id(minor);
 	if (server_config(server)->dead_timeout_s)
@@ -327,6 +328,7 @@ int vbd_adopt(struct vbd *vbd, const struct diskfile *file, struct error *err)
 	for_each_transport(t, vbd) {
 		t->lost = vbd->lost;
 		t->wrote = t != first(vbd);
+		t->adopted = true;
 	}
 	vbd->info.sectors = file->sectors;
 	vbd->info.sector_size = file->sector_size;
@@ -640,6 +642,8 @@ void vbd_fill_view(const struct vbd *vbd, struct vbd_view *view)
 		.args		= vbd->args,
 		.kept_for	= vbd->kept_for,
 		.readonly	= vbd->readonly,
+		.inactive	= vbd->inactive_timer.armed,
+		.draining	= vbd_draining(vbd),
 		.sectors	= vbd->info.sectors,
 		.sector_size	= vbd->info.sector_size,
 		.depth		= vbd->info.depth,

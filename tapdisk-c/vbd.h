@@ -141,7 +141,7 @@ bool vbd_round(struct vbd *vbd);
 /* No image is open, and no verb is under way. */
 bool vbd_idle(const struct vbd *vbd);
 
-/* A pause or a close is under way. */
+/* A pause, a close, a snapshot or an open is under way. */
 bool vbd_draining(const struct vbd *vbd);
 
 /* For transports: the image that is open, or NULL. */

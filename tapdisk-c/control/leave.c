@@ -32,13 +32,20 @@ static void let_go(struct leave *leave)
 	server_set_leaving(leave->server, false);
 }
 
+/* Nothing has to be done that it may go. */
+static bool at_rest(const struct vbd_view *view)
+{
+	return view->state & (VBD_PAUSED | VBD_CLOSED | VBD_REOPENING) &&
+	       !view->draining;
+}
+
 /* None has been opened, or goes on, since it was paused. */
 static int check_all_rest(struct leave *leave)
 {
 	struct vbd_view view;
 
 	for (unsigned int i = 0; server_vbd(leave->server, i, &view); i++)
-		if (!(view.state & (VBD_PAUSED | VBD_CLOSED | VBD_REOPENING)))
+		if (!at_rest(&view))
 			return error_set(&leave->err, -EBUSY, "minor %d: was closed or went on meanwhile; try again",
 					 view.minor);
 	return 0;
@@ -124,7 +131,14 @@ void leave_begin(struct leave *leave, unsigned int timeout_ms, server_done done,
 	for (unsigned int i = 0; server_vbd(leave->server, i, &view); i++) {
 		unsigned int refused = leave->refused;
 
-		if (view.state & (VBD_PAUSED | VBD_CLOSED | VBD_REOPENING))
+		/* What its guest, on the way here, must be able to read is known here alone. */
+		if (view.inactive) {
+			leave->rc = error_set(&leave->err, -EBUSY, "minor %d: is inactive, it waits for its image; try again when its guest has arrived",
+					      view.minor);
+			leave->refused++;
+			break;
+		}
+		if (at_rest(&view))
 			continue;
 		leave->pausing++;
 		server_pause(leave->server, view.minor, timeout_ms, paused,

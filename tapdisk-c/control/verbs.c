@@ -447,16 +447,23 @@ static void do_yield(struct control_call *call, const struct request *req)
 /* The connection of the tool has ended, or it has its answer: nobody takes them back. */
 static void do_leave(struct control_call *call, const struct request *req)
 {
+	struct server *server = call->server;
 	struct error err = { .code = 0 };
+	struct vbd_view view;
 	int rc = 0;
 
 	(void)req;
 	if (!call->left)
 		rc = error_set(&err, -EINVAL, "its disks are not left to another tapdisk");
-	call->left = false;
+	else if (server_vbd(server, 0, &view))
+		rc = error_set(&err, -EBUSY, "tapdisk %d has disks",
+			       (int)getpid());
+	else
+		call->left = false;
+	/* The call ends here if nobody is there to hear it. */
 	answer_rc(call, rc, &err);
 	if (!rc)
-		server_stop(call->server);
+		server_stop(server);
 }
 
 /* What can't be had goes back to where it came from, as a whole. */
@@ -486,10 +493,15 @@ static void do_succeed(struct control_call *call, const struct request *req)
 		answer_rc(call, rc, &err);
 		return;
 	}
-	if (takeover_now(call->takeover, call->heir, &err))
+	if (takeover_now(call->takeover, call->heir, &err)) {
 		leave_begin(call->leave, timeout_ms(req), gave_back, call);
-	else
-		answer_rc(call, 0, &err);
+		return;
+	}
+	/* Another has upgraded that one meanwhile, and has its name. */
+	if (!server_vbd(call->server, 0, &view))
+		rc = error_set(&err, -ENODEV, "tapdisk %d has left no disks; see `tap-ctl list`",
+			       call->heir);
+	answer_rc(call, rc, &err);
 }
 
 /* Decoding: what a verb does not list is refused, so nothing is ignored. */

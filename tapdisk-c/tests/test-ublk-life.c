@@ -232,6 +232,21 @@ static void a_device_that_the_dead_still_have_is_waited_for(void **priv)
 	assert_int_equal(control.calls[UBLK_DELETE_ASYNC], 0);
 }
 
+/* Its guest waits, and nobody else would ever look again. */
+static void a_guests_device_is_waited_for_until_it_can_be_had(void **priv)
+{
+	struct error err;
+
+	(void)priv;
+	bed.transport->adopted = true;
+	control.recovery_err = -EBUSY;
+	assert_int_equal(ublk_start(bed.transport, &image, false, &err), 0);
+	for (int i = 0; i < 10; i++)
+		assert_int_equal(ready_after(15000000000u, &err), -EINPROGRESS);
+	control.recovery_err = -ENOENT;
+	assert_int_equal(ready_after(1000000000u, &err), -ENOENT);
+}
+
 /* It has nobody's requests, and is in the way. */
 static void a_device_that_was_never_started_is_removed(void **priv)
 {
@@ -283,6 +298,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		TEST(what_cannot_be_served_is_not_taken_over),
 		TEST(a_device_that_the_dead_still_have_is_waited_for),
+		TEST(a_guests_device_is_waited_for_until_it_can_be_had),
 		TEST(a_device_that_was_never_started_is_removed),
 		TEST(a_device_grows_where_the_kernel_can),
 	};

@@ -41,6 +41,7 @@ static struct {
 	unsigned int begun;			/* command of the control device, or 0 */
 	bool ended;
 	int end_result;
+	int recovery_err;
 	unsigned int calls[32];
 	unsigned int writes;			/* to sysfs */
 	bool published;
@@ -77,7 +78,7 @@ int ublk_device_call(struct ublk_device *device, uint32_t op, void *addr,
 	kernel.calls[_IOC_NR(op)]++;
 	if (_IOC_NR(op) == UBLK_GET_PARAMS)
 		memcpy(addr, &params, len);
-	return 0;
+	return _IOC_NR(op) == UBLK_START_RECOVERY ? kernel.recovery_err : 0;
 }
 
 int ublk_device_begin(struct ublk_device *device, uint32_t op, uint64_t data)
@@ -733,6 +734,26 @@ static void what_was_left_and_removed_is_not_taken_back(void **priv)
 	t = next;
 }
 
+/* As a pause, a snapshot and an upgrade do. */
+static void a_device_that_is_waited_for_is_held_and_released(void **priv)
+{
+	struct image_info grown = image;
+	struct error err;
+
+	(void)priv;
+	a_quiesced_device();
+	kernel.recovery_err = -EBUSY;
+	assert_int_equal(t->ops->start(t, &image, false, &err), 0);
+	t->ops->hold(t);
+	timer_expires();
+	grown.sectors++;
+	assert_int_equal(t->ops->release(t, &grown, false, &err), 0);
+	assert_int_equal(kernel.calls[UBLK_UPDATE_SIZE], 0);
+	timer_expires();
+	assert_int_equal(kernel.calls[UBLK_START_RECOVERY], 3);
+	assert_int_equal(t->ops->ready(t, &err), -EINPROGRESS);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, begin, end)
 
 int main(void)
@@ -749,6 +770,7 @@ int main(void)
 		TEST(a_queue_is_not_set_up_while_nothing_is_answered),
 		TEST(the_first_request_may_come_while_the_queue_is_set_up),
 		TEST(requests_wait_until_the_queue_can_be_mapped),
+		TEST(a_device_that_is_waited_for_is_held_and_released),
 		TEST(what_was_left_and_not_taken_goes_on),
 		TEST(what_is_left_asks_nobody),
 		TEST(what_was_left_and_removed_is_not_taken_back),

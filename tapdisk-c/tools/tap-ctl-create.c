@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <blktap.h>
@@ -16,6 +17,9 @@
 
 #define EXIT_WAIT_MS 5000
 #define UNDO_TRIES 3
+/* Longer than a tapdisk takes to open what another leaves. */
+#define LEFT_TRIES 100
+#define LEFT_WAIT_NS 100000000
 
 void hold_signals(void)
 {
@@ -143,12 +147,28 @@ static int destroy_hung(const struct options *opt, struct error *err)
 	return rc;
 }
 
+/* The disk is, or was before an upgrade, this tapdisk's. */
+static bool is_of(int minor, int pid)
+{
+	struct diskfile file;
+	bool found;
+
+	if (diskfile_read(&file, minor))
+		return false;
+	found = file.pid == pid;
+	for (unsigned int i = 0; i < file.nr_former; i++)
+		found |= file.former[i] == pid;
+	diskfile_dispose(&file);
+	return found;
+}
+
 /*
  * With a tapdisk that has died the minor is freed all the same; the driver
  * refuses if another one has it.
  */
 int cmd_destroy(const struct options *opt, struct error *err)
 {
+	const struct timespec pause = { .tv_nsec = LEFT_WAIT_NS };
 	struct pollfd exited = { .fd = -1, .events = POLLIN };
 	enum found found;
 	bool alone;
@@ -156,6 +176,11 @@ int cmd_destroy(const struct options *opt, struct error *err)
 
 	hold_signals();
 	rc = look(opt->pid, opt->minor, opt->timeout_ms, &found, &alone, err);
+	/* Its tapdisk is being upgraded, and has no disks before the next one has, by the same name. */
+	for (int i = 0; rc == -ENODEV && i < LEFT_TRIES && is_of(opt->minor, opt->pid); i++) {
+		nanosleep(&pause, NULL);
+		rc = look(opt->pid, opt->minor, opt->timeout_ms, &found, &alone, err);
+	}
 	if (rc == -ETIMEDOUT && opt->force)
 		return destroy_hung(opt, err);
 	if (rc)

@@ -46,8 +46,11 @@ int cmd_free(const struct options *opt, struct error *err)
 {
 	int rc;
 
-	/* First: nobody takes it over once its tapdisk gets -ENODEV. */
-	if (opt->force)
+	/*
+	 * First: nobody takes it over once its tapdisk gets -ENODEV. Of others than the
+	 * driver's a minor that is served is not freed.
+	 */
+	if (opt->force && minor_kind(opt->minor) == &blktap_gendisk)
 		diskfile_forget(opt->minor, 0);
 	rc = opt->force ? minor_free_now(opt->minor, err) :
 			  minor_free(opt->minor, err);

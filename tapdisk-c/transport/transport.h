@@ -21,6 +21,7 @@ struct transport {
 	struct list link;		/* the VBD's; the first is the user's, the others are beside it */
 	bool unseen;			/* its user may write without us, or has before us: a kernel's */
 	bool wrote;			/* since the disk was opened */
+	bool adopted;			/* its gendisk was another process's, with requests in it */
 	int lost;			/* not the first: -errno, what its next flush has to tell */
 };
 

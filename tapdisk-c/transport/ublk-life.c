@@ -240,6 +240,12 @@ static void taking(struct io_timer *timer)
 		return;
 	}
 	rc = begin(ublk, &err);
+	if (rc == -EAGAIN && engine_now(ublk->engine) >= ublk->deadline_ns &&
+	    ublk->transport.adopted) {
+		/* A guest's requests are in it, and nobody else would look again. */
+		log_warn("%s; requests wait", err.text);
+		ublk->deadline_ns = engine_now(ublk->engine) + TAKE_LIMIT_NS;
+	}
 	if (rc == -EAGAIN && engine_now(ublk->engine) < ublk->deadline_ns) {
 		try_again(ublk);
 		return;

@@ -292,7 +292,9 @@ static void ublk_hold(struct transport *transport)
 
 	ublk->held = true;
 	engine_plug_cancel(ublk->engine, &ublk->plug);
-	engine_timer_cancel(ublk->engine, &ublk->timer);
+	/* The device is to be had all the same. */
+	if (ublk->phase != UBLK_TAKING)
+		engine_timer_cancel(ublk->engine, &ublk->timer);
 }
 
 static int ublk_release(struct transport *transport,
@@ -300,9 +302,14 @@ static int ublk_release(struct transport *transport,
 			struct error *err)
 {
 	struct ublk *ublk = ublk_of(transport);
-	int rc = ublk_grow(ublk, info, err);
+	int rc = 0;
 
 	(void)readonly;
+	/* One that is not there yet is made, or found too small, with what it is to show. */
+	if (ublk->phase == UBLK_TAKING)
+		ublk->info = *info;
+	else
+		rc = ublk_grow(ublk, info, err);
 	if (rc)
 		return rc;
 	ublk->held = false;

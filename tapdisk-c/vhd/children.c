@@ -99,6 +99,49 @@ static bool is_child(int fd, uint64_t size, const struct self *self)
 	return names_self(fd, &header, self);
 }
 
+/* It is gone, or none that this process could use. All else might hide a child. */
+static bool may_be_passed_over(int rc)
+{
+	return rc == -ENOENT || rc == -ESTALE || rc == -ELOOP || rc == -EACCES;
+}
+
+static int cannot_look(const struct self *self, const char *path,
+		       const char *name, int rc, struct error *err)
+{
+	return error_set(err, rc, "%s: looking for its children: %s/%s: %s",
+			 path, self->dir, name, lease_strerror(rc));
+}
+
+/* 0: it is no child, or none any more. */
+static int look_at(const struct self *self, int dir, const char *name,
+		   const char *path, struct error *err)
+{
+	struct stat st;
+	int fd, rc = 0;
+
+	/* Regular files only: opening anything else may have effects. */
+	if (fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW)) {
+		rc = -errno;
+		return may_be_passed_over(rc) ? 0 :
+		       cannot_look(self, path, name, rc, err);
+	}
+	if (!S_ISREG(st.st_mode) || st.st_size < VHD_HEADER_BYTES ||
+	    vhd_same_file(&st, &self->st) ||
+	    (self->child && vhd_same_file(&st, self->child)))
+		return 0;
+	/* -EAGAIN: who writes it has it; it may well be a child. */
+	fd = lease_open(dir, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+	if (fd < 0)
+		return may_be_passed_over(fd) ? 0 :
+		       cannot_look(self, path, name, fd, err);
+	if (is_child(fd, (uint64_t)st.st_size, self))
+		rc = error_set(err, -EBUSY,
+			       "%s: is the parent of %s/%s, so it can't be written; use the child, or a new snapshot",
+			       path, self->dir, name);
+	close(fd);
+	return rc;
+}
+
 static int scan(const struct self *self, const char *path, struct error *err)
 {
 	DIR *dir = opendir(self->dir);
@@ -108,33 +151,17 @@ static int scan(const struct self *self, const char *path, struct error *err)
 	if (!dir)
 		return error_set(err, -errno, "%s: looking for children in %s: %s",
 				 path, self->dir, strerror(errno));
-	while (!rc && (entry = readdir(dir))) {
-		struct stat st;
-		int fd;
-
+	while (!rc) {
+		errno = 0;
+		entry = readdir(dir);
+		if (!entry && errno)
+			rc = error_set(err, -errno, "%s: looking for children in %s: %s",
+				       path, self->dir, strerror(errno));
+		if (!entry)
+			break;
 		/* Not finished, and nobody's image yet (create.c, tap-ctl snapshot). */
-		if (!strncmp(entry->d_name, ".xenblk-", 8))
-			continue;
-		/* Regular files only: opening anything else may have effects. */
-		if (fstatat(dirfd(dir), entry->d_name, &st,
-			    AT_SYMLINK_NOFOLLOW) ||
-		    !S_ISREG(st.st_mode) || st.st_size < VHD_HEADER_BYTES ||
-		    vhd_same_file(&st, &self->st) ||
-		    (self->child && vhd_same_file(&st, self->child)))
-			continue;
-		fd = lease_open(dirfd(dir), entry->d_name,
-				O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
-		/* Who writes it has it: it may well be a child. */
-		if (fd == -EAGAIN)
-			rc = error_set(err, fd, "%s: looking for its children: %s/%s: %s",
-				       path, self->dir, entry->d_name, lease_strerror(fd));
-		if (fd < 0)
-			continue;
-		if (is_child(fd, (uint64_t)st.st_size, self))
-			rc = error_set(err, -EBUSY,
-				       "%s: is the parent of %s/%s, so it can't be written; use the child, or a new snapshot",
-				       path, self->dir, entry->d_name);
-		close(fd);
+		if (strncmp(entry->d_name, ".xenblk-", 8))
+			rc = look_at(self, dirfd(dir), entry->d_name, path, err);
 	}
 	closedir(dir);
 	return rc;

@@ -2,7 +2,9 @@
 """tap-ctl upgrade, without the driver: one tapdisk in the place of another, or the old one goes on."""
 
 import json
+import os
 import re
+import signal
 import socket
 import subprocess
 import time
@@ -130,11 +132,15 @@ def test_clients_are_hung_up_on(served: Guarded) -> None:
     served.finish()
 
 
+def spawn(served: Guarded) -> int:
+    """The pid of a new tapdisk without disks."""
+    env = served._env | {"TAPDISK": str(program("tests/tool-vbd"))}
+    return int(subprocess.run([program("tap-ctl"), "spawn"], env=env, capture_output=True, text=True, check=True).stdout)
+
+
 def test_the_old_one_does_not_take_back_what_the_new_one_has(served: Guarded) -> None:
     """As when tap-ctl is killed right before it says so."""
-    env = served._env | {"TAPDISK": str(program("tests/tool-vbd"))}
-    spawned = subprocess.run([program("tap-ctl"), "spawn"], env=env, capture_output=True, text=True, check=True)
-    new = int(spawned.stdout)
+    new = spawn(served)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
         client.connect(str(served.directory / f"ctl{served.pid}"))
         assert b"true" in ask(client, f'{{"op": "yield", "heir": {new}}}')
@@ -145,6 +151,60 @@ def test_the_old_one_does_not_take_back_what_the_new_one_has(served: Guarded) ->
     time.sleep(1.5)
     assert [row["pid"] for row in served.rows()] == [new]
     served.finish()
+
+
+def test_one_that_finds_no_disks_where_it_is_sent_says_so(served: Guarded) -> None:
+    """Another upgrade was faster; tap-ctl would have the old one end, and nobody would serve the disks."""
+    new = spawn(served)
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as other:
+            other.connect(str(served.directory / f"ctl{new}"))
+            answer = ask(other, f'{{"op": "succeed", "heir": {2**22}}}')
+        assert b"false" in answer and f"tapdisk {2**22} has left no disks".encode() in answer
+    finally:
+        os.kill(new, signal.SIGKILL)
+    served.finish()
+
+
+def test_of_two_upgrades_at_once_one_has_the_disk(served: Guarded) -> None:
+    env = served._env | {"TAPDISK": str(program("tests/tool-vbd"))}
+    command = [program("tap-ctl"), "upgrade", "-m", str(MINOR)]
+    for _ in range(4):
+        both = [subprocess.Popen(command, env=env, stdout=-1, stderr=-1, text=True) for _ in range(2)]
+        said = [upgrading.communicate(timeout=120) for upgrading in both]
+        assert 0 in [upgrading.returncode for upgrading in both], said
+        wait_for(lambda: [row for row in served.rows() if row["state"] == 0], "the disk is served")
+        assert len(served.rows()) == 1
+        nbd_write(served, int(served.rows()[0]["pid"]), "read -P 7 0 64k")
+    served.finish()
+
+
+def test_one_that_is_told_to_leave_by_a_tool_that_is_gone_leaves(served: Guarded) -> None:
+    new = spawn(served)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+        client.connect(str(served.directory / f"ctl{served.pid}"))
+        assert b"true" in ask(client, f'{{"op": "yield", "heir": {new}}}')
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as other:
+            other.connect(str(served.directory / f"ctl{new}"))
+            assert b"true" in ask(other, f'{{"op": "succeed", "heir": {served.pid}}}')
+        os.kill(served.pid, signal.SIGSTOP)
+        client.send(b'{"op": "leave"}')
+    os.kill(served.pid, signal.SIGCONT)
+    assert served.process.wait(60) == 0
+    nbd_write(served, new, "read -P 7 0 64k")
+    served.finish()
+
+
+def test_a_disk_that_waits_for_its_image_is_not_left(served: Guarded, tmp_path: Path) -> None:
+    """What its guest may read of it before is known to this tapdisk alone."""
+    (tmp_path / "there").mkdir()
+    with Served(tmp_path / "there", f"vhd:{tmp_path}/a.vhd", "--suspended") as there:
+        done = upgrade(there)
+        assert done.returncode == 1
+        assert f"tapdisk {there.pid} goes on: minor {MINOR}: is inactive, it waits for its image" in done.stderr
+        nbd_write(there, there.pid, "read -P 7 0 4k")
+        served.finish()
+        wait_for(lambda: there.rows()[0]["state"] == 0, "it has its image")
 
 
 @pytest.fixture
