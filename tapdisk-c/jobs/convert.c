@@ -197,6 +197,10 @@ int job_convert(const char *source, const char *target,
 	rc = image_absolute(source, from, sizeof(from), err);
 	if (!rc)
 		rc = image_absolute(target, to, sizeof(to), err);
+	/* A file that is there is refused later; an export would be emptied. */
+	if (!rc && !strcmp(from, to))
+		rc = error_set(err, -EINVAL, "%s: is both source and target",
+			       source);
 	if (!rc)
 		rc = image_parse(from, &driver, &path, err);
 	if (!rc)

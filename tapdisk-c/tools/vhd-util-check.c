@@ -81,7 +81,7 @@ static void report(const struct check *c, const char *path,
 		       r->sectors_written,
 		       percent(r->sectors_written, r->sectors_allocated));
 	else
-		printf("%s is valid\n", path);
+		printf("%s is valid\n", vhd_util_plain(path));
 }
 
 /* One image, and whether its parent is there; *parent is that. */

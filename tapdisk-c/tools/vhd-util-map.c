@@ -69,7 +69,7 @@ static void print_extent(struct map *m)
 	else
 		printf("%" PRIu64 " %" PRIu64 " %s %u %" PRIu64 " %s\n",
 		       e->start, e->length, name[e->state], e->level,
-		       e->offset, file_of(m, e));
+		       e->offset, vhd_util_plain(file_of(m, e)));
 	m->any = true;
 }
 

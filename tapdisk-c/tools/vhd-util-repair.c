@@ -28,7 +28,8 @@ static int run(const struct vhd_util_command *self, int argc, char **argv)
 	}
 	if (!path || optind != argc)
 		return vhd_util_usage(self, 0);
-	rc = vhd_open(&image, path, VHD_OPEN_WRITE | VHD_OPEN_REPAIR, &err);
+	rc = vhd_open(&image, path, VHD_OPEN_WRITE | VHD_OPEN_REPAIR |
+		      (copy ? VHD_OPEN_COPY : 0), &err);
 	if (rc)
 		return vhd_util_failed(&err);
 	/* Both footers from the good one; unused space at the end is cut off. */
@@ -37,6 +38,8 @@ static int run(const struct vhd_util_command *self, int argc, char **argv)
 			       "%s: the footer copy at the start is damaged; repair without -b takes the footer at the end",
 			       path);
 	else
+		rc = vhd_batmap_verify(image, &err);
+	if (!rc)
 		rc = vhd_write_trailer(image, &err);
 	vhd_close(image);
 	return rc ? vhd_util_failed(&err) : EXIT_OK;
@@ -45,7 +48,7 @@ static int run(const struct vhd_util_command *self, int argc, char **argv)
 const struct vhd_util_command vhd_util_repair = {
 	.name = "repair",
 	.usage = "-n NAME [-b] [-h]\n"
-		 "  writes both footers anew from the one that is good: the copy at the start if it is\n"
-		 "  -b  only from that copy",
+		 "  writes both footers anew from the one that is good, or was written last\n"
+		 "  -b  from the copy at the start",
 	.run = run,
 };

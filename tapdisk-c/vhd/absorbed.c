@@ -16,6 +16,7 @@
 
 struct look {
 	const struct vhd_chain *chain, *parent;
+	const char *parent_path;
 	uint8_t *one, *other;		/* PIECE bytes */
 };
 
@@ -69,7 +70,7 @@ static int check_run(const struct look *look, uint64_t sector, uint32_t count,
 			rc = error_set(err, -EINVAL,
 				       "%s: parent %s: has not what %s holds from sector %llu on, which would be lost; coalesce that first, or use --force if it is meant",
 				       look->chain->image[0]->path,
-				       look->parent->image[0]->path,
+				       look->parent_path,
 				       look->chain->image[level]->path,
 				       (unsigned long long)sector);
 	}
@@ -108,6 +109,12 @@ static bool all_coalesced(const struct vhd_chain *chain, unsigned int below)
 	return true;
 }
 
+/* Of its images, a raw parent at last. */
+static int fd_of(const struct vhd_chain *chain, unsigned int level)
+{
+	return level < chain->nr_vhd ? chain->image[level]->fd : chain->raw_fd;
+}
+
 int vhd_check_absorbed(const struct vhd_chain *chain, unsigned int below,
 		       const struct vhd_chain *parent, struct error *err)
 {
@@ -116,9 +123,10 @@ int vhd_check_absorbed(const struct vhd_chain *chain, unsigned int below,
 	struct stat a, b;
 	int rc = 0;
 
+	look.parent_path = parent->nr_vhd ? parent->image[0]->path : parent->raw_path;
 	/* Into that file, and not another one with its uuid. */
-	if (!fstat(parent->image[0]->fd, &a) &&
-	    !fstat(chain->image[below]->fd, &b) && vhd_same_file(&a, &b) &&
+	if (!fstat(fd_of(parent, 0), &a) &&
+	    !fstat(fd_of(chain, below), &b) && vhd_same_file(&a, &b) &&
 	    all_coalesced(chain, below))
 		return 0;
 	look.one = malloc(2u * PIECE);

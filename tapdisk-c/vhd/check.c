@@ -98,7 +98,7 @@ static int check_footers(const struct vhd_image *image,
 	else if (!image->tail_ok && !options->ignore_footer)
 		warn(r, "the footer at the end is missing (not closed cleanly); vhd-util repair restores it");
 	else if (image->tail_ok && memcmp(front, tail, len))
-		warn(r, "the two footers differ; the one at the %s counts",
+		warn(r, "the two footers differ; the one at the %s counts, and vhd-util repair makes the other like it",
 		     get_be64(front + 16) == get_be64(tail + 16) ? "end" :
 								   "start");
 	return 0;
@@ -148,8 +148,9 @@ static int check_bitmap(const struct vhd_image *image, uint32_t block,
 	if (!full && image->has_batmap &&
 	    image->batmap[block / 8] & 0x80u >> block % 8)
 		return error_set(err, -EUCLEAN,
-				 "%s: batmap: block %u counts as complete, but its bitmap (sector %u) is not",
-				 image->path, block, vhd_bat(image, block));
+				 "%s: batmap: block %u counts as complete, but its bitmap (sector %u) is not; run vhd-util repair -n %s",
+				 image->path, block, vhd_bat(image, block),
+				 image->path);
 	return 0;
 }
 

@@ -73,7 +73,7 @@ fail:
  * to follow the wrong one would let it choose the parent of its disk.
  */
 static int choose_footer(struct vhd_image *image, const struct footers *f,
-			 struct error *err)
+			 unsigned int flags, struct error *err)
 {
 	bool front = f->front_ok && f->front.type != VHD_FIXED;
 	bool fixed = f->tail_ok && f->tail.type == VHD_FIXED;
@@ -94,7 +94,7 @@ static int choose_footer(struct vhd_image *image, const struct footers *f,
 		image->front_ok = true;
 		image->tail_ok = f->tail_ok &&
 				 !uuid_compare(f->tail.uuid, f->front.uuid);
-		if (!image->tail_ok)
+		if (!image->tail_ok || flags & VHD_OPEN_COPY)
 			return 0;
 		if (vhd_tail_counts(&f->front, &f->tail))
 			image->footer = f->tail;
@@ -336,6 +336,17 @@ static int load_dynamic(struct vhd_image *image, uint64_t limit,
 	return rc;
 }
 
+/*
+ * Who was killed between the two has left the one at the end newer; that is lost with
+ * the first block that is allocated, or when a volume grows.
+ */
+static bool copy_is_stale(const struct vhd_image *image, const struct footers *f)
+{
+	return image->front_ok && image->tail_ok &&
+	       vhd_tail_counts(&f->front, &f->tail) &&
+	       memcmp(f->front_raw, f->tail_raw, VHD_FOOTER_BYTES - 1);
+}
+
 /* *moving: it is being written meanwhile, by a coalesce of that child. */
 static int open_once(struct vhd_image **out, const char *path,
 		     unsigned int flags, const uint64_t *child, bool *moving,
@@ -372,7 +383,7 @@ static int open_once(struct vhd_image **out, const char *path,
 	rc = read_footers(image, f, err);
 	if (rc)
 		goto out;
-	rc = choose_footer(image, f, err);
+	rc = choose_footer(image, f, flags, err);
 	if (rc)
 		goto out;
 	if (image->footer.type == VHD_FIXED) {
@@ -410,6 +421,12 @@ static int open_once(struct vhd_image **out, const char *path,
 				       "%s: BAT: the file ends in block %u (not closed cleanly; no data lost), so writing is unsafe; run vhd-util repair -n %s first",
 				       path, image->cut_block - 1, path);
 			goto out;
+		}
+		if (flags & VHD_OPEN_WRITE && !(flags & VHD_OPEN_REPAIR) &&
+		    copy_is_stale(image, f)) {
+			rc = vhd_write_copy(image, err);
+			if (rc)
+				goto out;
 		}
 	}
 	*out = image;

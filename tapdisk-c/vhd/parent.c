@@ -137,7 +137,7 @@ static int write_parent(struct change *c, struct error *err)
  * *found: the image's chain has the new parent already; *between: the smallest size of
  * those that are left out, or UINT64_MAX. An error if they hold what it has not.
  */
-static int in_chain(const struct change *c, const struct config *cfg,
+static int in_chain(const struct change *c, const struct config *cfg, uint64_t size,
 		    bool *found, uint64_t *between, struct error *err)
 {
 	const struct vhd_image *image = c->image;
@@ -168,9 +168,16 @@ static int in_chain(const struct change *c, const struct config *cfg,
 			*between = f->current_size;
 		}
 	}
-	if (c->args->raw && chain->raw_fd >= 0)
-		*found = !fstat(chain->raw_fd, &st) &&
-			 vhd_same_file(&st, &c->st);
+	if (c->args->raw && chain->raw_fd >= 0 && !fstat(chain->raw_fd, &st) &&
+	    vhd_same_file(&st, &c->st)) {
+		struct vhd_chain raw = {
+			.raw_fd = c->raw_fd, .raw_sectors = size / VHD_SECTOR,
+			.raw_path = chain->raw_path,
+		};
+
+		*found = true;
+		rc = vhd_check_absorbed(chain, chain->nr_vhd, &raw, err);
+	}
 	vhd_chain_close(chain);
 	return rc;
 }
@@ -241,7 +248,7 @@ static int check_parent(const struct change *c, const struct config *cfg,
 
 	if (c->args->force)
 		return 0;
-	rc = in_chain(c, cfg, &found, &between, err);
+	rc = in_chain(c, cfg, size, &found, &between, err);
 	if (rc)
 		return rc;
 	if (!found) {

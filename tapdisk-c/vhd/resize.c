@@ -387,6 +387,14 @@ int vhd_resize(const struct vhd_resize_args *args, const struct config *cfg,
 	} else {
 		size = round_up_u64(size, image->header.block_size);
 		rc = vhd_check_size(args->path, "size", size, err);
+		if (!rc && args->size < old && size > old)
+			rc = error_set(err, -EINVAL,
+				       "%s: size %llu bytes is less than its %llu, but in whole blocks of %u it is %llu, which is more; give that, or a block less",
+				       args->path,
+				       (unsigned long long)args->size,
+				       (unsigned long long)old,
+				       image->header.block_size,
+				       (unsigned long long)size);
 		if (!rc && args->size > old)
 			rc = vhd_check_behind(image, size, cfg, err);
 		if (!rc && args->size > old)

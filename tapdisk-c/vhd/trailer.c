@@ -41,11 +41,14 @@ int vhd_leave(struct vhd_image *image, struct error *err)
 	return write_end(image, err);
 }
 
-static int write_copy(struct vhd_image *image, struct error *err)
+int vhd_write_copy(const struct vhd_image *image, struct error *err)
 {
 	uint8_t raw[VHD_FOOTER_BYTES];
 	int rc;
 
+	/* That at the end may not be on the disk yet. */
+	if (fdatasync(image->fd))
+		return vhd_fail(image->path, -errno, "sync", err);
 	vhd_footer_encode(raw, &image->footer);
 	rc = vhd_write_at(image->fd, raw, sizeof(raw), 0);
 	if (rc)
@@ -71,7 +74,7 @@ int vhd_write_trailer(struct vhd_image *image, struct error *err)
 		return 0;
 	/* One of the two footers is whole at any time; that at the end may lie further out, and is cut off. */
 	if (!image->front_ok) {
-		rc = write_copy(image, err);
+		rc = vhd_write_copy(image, err);
 		if (rc)
 			return rc;
 		image->front_ok = true;
@@ -79,9 +82,7 @@ int vhd_write_trailer(struct vhd_image *image, struct error *err)
 	rc = write_end(image, err);
 	if (rc)
 		return rc;
-	if (fdatasync(image->fd))
-		return vhd_fail(image->path, -errno, "sync", err);
-	return write_copy(image, err);
+	return vhd_write_copy(image, err);
 }
 
 int vhd_extend(struct vhd_image *image, uint64_t data_end, struct error *err)

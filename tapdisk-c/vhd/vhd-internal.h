@@ -31,6 +31,8 @@
 
 /* Beside VHD_OPEN_WRITE: accept a damaged footer copy at the start, and a cut block. */
 #define VHD_OPEN_REPAIR		0x10000u
+/* With VHD_OPEN_REPAIR: the footer copy at the start counts. */
+#define VHD_OPEN_COPY		0x20000u
 /* Beside VHD_OPEN_WRITE: to add what no child sees, while those are in use. */
 #define VHD_OPEN_GROW		0x20000u
 
@@ -230,6 +232,12 @@ struct vhd_place {
 int vhd_chain_locate(const struct vhd_chain *chain, uint64_t sector,
 		     uint32_t limit, struct vhd_place *place,
 		     struct error *err);
+
+/* batmap.c: clears the bits of blocks whose bitmaps say that they are not complete. */
+int vhd_batmap_verify(struct vhd_image *image, struct error *err);
+
+/* trailer.c: the footer copy at the start, after all that was written before. */
+int vhd_write_copy(const struct vhd_image *image, struct error *err);
 
 /* absorbed.c */
 /*

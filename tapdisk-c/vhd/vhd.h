@@ -122,7 +122,10 @@ enum {
 	VHD_OPEN_ALONE	= 8,	/* vhd_chain_open(): the first image, as if it had no parent */
 };
 
-/* image.c: opens one file. Never writes. All of footer, header, BAT checked. */
+/*
+ * image.c: opens one file. All of footer, header, BAT checked. Writes nothing, but for
+ * writing the footer copy at the start, where that at the end is newer.
+ */
 int vhd_open(struct vhd_image **image, const char *path, unsigned int flags,
 	     struct error *err);
 void vhd_close(struct vhd_image *image);

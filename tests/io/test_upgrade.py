@@ -15,6 +15,8 @@ import pytest
 
 from tests.io.test_restart import Guarded, nbd_write, wait_for
 from tests.lib.faults import Faults
+from tests.lib.guestbytes import SECTOR
+from tests.lib.nbdguest import Guest
 from tests.lib.programs import program
 from tests.lib.tapctl import MINOR, Served
 
@@ -168,7 +170,7 @@ def test_one_that_finds_no_disks_where_it_is_sent_says_so(served: Guarded) -> No
 
 def test_of_two_upgrades_at_once_one_has_the_disk(served: Guarded) -> None:
     env = served._env | {"TAPDISK": str(program("tests/tool-vbd"))}
-    command = [program("tap-ctl"), "upgrade", "-m", str(MINOR)]
+    command = [str(program("tap-ctl")), "upgrade", "-m", str(MINOR)]
     for _ in range(4):
         both = [subprocess.Popen(command, env=env, stdout=-1, stderr=-1, text=True) for _ in range(2)]
         said = [upgrading.communicate(timeout=120) for upgrading in both]
@@ -198,11 +200,13 @@ def test_one_that_is_told_to_leave_by_a_tool_that_is_gone_leaves(served: Guarded
 def test_a_disk_that_waits_for_its_image_is_not_left(served: Guarded, tmp_path: Path) -> None:
     """What its guest may read of it before is known to this tapdisk alone."""
     (tmp_path / "there").mkdir()
-    with Served(tmp_path / "there", f"vhd:{tmp_path}/a.vhd", "--suspended") as there:
+    with Guarded(tmp_path / "there", f"vhd:{tmp_path}/a.vhd", "--suspended") as there:
         done = upgrade(there)
         assert done.returncode == 1
         assert f"tapdisk {there.pid} goes on: minor {MINOR}: is inactive, it waits for its image" in done.stderr
-        nbd_write(there, there.pid, "read -P 7 0 4k")
+        guest = Guest(there.socket)
+        assert guest.read(0, 8) == bytes([7]) * 8 * SECTOR
+        guest.close()
         served.finish()
         wait_for(lambda: there.rows()[0]["state"] == 0, "it has its image")
 

@@ -3,6 +3,7 @@
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 from uuid import UUID
 
@@ -10,6 +11,7 @@ import pytest
 
 from tests.lib import vhdi, vhdmake, vhdref
 from tests.lib.disk import Disk
+from tests.lib.programs import program
 from tests.lib.vhdmake import DIFFERENCING, FIXED, MIB, Locator, Spec, make
 from tests.lib.vhdutil import content, fails, ok, open_refused, run
 
@@ -322,3 +324,18 @@ def test_a_guest_cannot_make_its_fixed_disk_pass_for_a_child(tmp_path: Path) -> 
         f.write(vhdmake.image(child(w2ru(".\\base.img"), parent=UUID(int=0), size=2 * MIB)))
     with Disk(f"aio:{raw}") as disk:
         assert disk.write(0, 1, 1) == "ok"
+
+
+def test_what_keeps_from_looking_for_children_keeps_from_writing(tmp_path: Path) -> None:
+    """The mark of a parent is not everywhere; here no more files may be opened than the image itself takes."""
+    base = make(tmp_path / "base.vhd", BASE)
+    ok("snapshot", "-n", tmp_path / "child.vhd", "-p", base)
+    os.removexattr(base, "user.xenblk.children")
+    said = []
+    for files in range(4, 12):
+        argv = ["prlimit", f"--nofile={files}", str(program("tests/tool-disk")), f"vhd:{base}"]
+        done = subprocess.run(argv, input=b"", capture_output=True, timeout=120, check=False)
+        assert done.returncode == 1
+        said.append(done.stderr.decode())
+    assert any(f"looking for its children: {tmp_path}/child.vhd: Too many open files" in line for line in said), said
+    assert f"is the parent of {tmp_path}/child.vhd" in said[-1]

@@ -221,6 +221,21 @@ def test_what_cannot_be_a_parent(tmp_path: Path) -> None:
     assert ok("query", "-n", leaf, "-p") == f"{large}\n"
 
 
+def test_what_an_image_above_a_raw_parent_holds_is_not_lost(tmp_path: Path) -> None:
+    raw = tmp_path / "root.img"
+    raw.write_bytes(bytes(6 * MIB))
+    middle = snapshot(tmp_path / "middle.vhd", raw, "-m")
+    write(middle, "w 10 10 2")
+    leaf = snapshot(tmp_path / "leaf.vhd", middle)
+    before = content(leaf)
+    said = fails("modify", "-n", leaf, "-p", raw, "-m")
+    assert f"{leaf}: parent {raw}: has not what {middle} holds from sector 10 on, which would be lost; coalesce" in said
+    assert content(leaf) == before
+    ok("coalesce", "-n", middle)
+    ok("modify", "-n", leaf, "-p", raw, "-m")
+    assert content(leaf) == before
+
+
 @pytest.mark.parametrize("lost", [False, True])
 def test_the_parent_is_the_old_one_or_the_new_one_at_any_step(tmp_path: Path, lost: bool) -> None:
     seed = random.randrange(1 << 30)

@@ -296,7 +296,13 @@ def test_check_finds_a_batmap_that_belies_the_bitmap(tmp_path: Path) -> None:
         f.seek(at + 100)
         f.write(b"\0")
     assert check_warnings(path) == []
-    assert "batmap: block 0" in fails("check", "-n", path, "-b", status=2)
+    said = fails("check", "-n", path, "-b", status=2)
+    assert "batmap: block 0" in said and said.endswith(f"run vhd-util repair -n {path}")
+    before = content(path)
+    ok("repair", "-n", path)
+    assert check_warnings(path, "-b") == [] and content(path) == before
+    assert "batmap for block 0: 0" in ok("read", "-n", path, "-j", 0)
+    assert "batmap for block 1: 1" in ok("read", "-n", path, "-j", 1)
 
 
 def test_block_that_qemu_wrote_over_the_batmap(tmp_path: Path) -> None:

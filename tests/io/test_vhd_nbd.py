@@ -166,3 +166,13 @@ def test_a_disk_that_is_served_by_tapdisk(tmp_path: Path, leaf: Path) -> None:
             ok("convert", "-n", server.uri, "-N", uri)
             assert ok("compare", "-n", server.uri, "-N", uri) == "Images are identical.\n"
     assert sha256(target) == vhdref.Chain(leaf).sha256()
+
+
+def test_an_export_is_not_copied_onto_itself(tmp_path: Path) -> None:
+    """It would be emptied first."""
+    raw = tmp_path / "a.img"
+    raw.write_bytes(b"x" * MIB)
+    with qemu_nbd(raw, "raw") as uri:
+        spec = f"nbd:{uri}"
+        assert "is both source and target" in fails("convert", "-n", spec, "-N", spec)
+    assert raw.read_bytes() == b"x" * MIB

@@ -400,3 +400,57 @@ def test_power_lost_at_any_moment(tmp_path: Path, case: str) -> None:
     old, before, log = states(tmp_path, path, *args)
     for _ in lost_states(log, before, path, random.Random(seed)):
         judge(path, old, padded(old, megabytes), *args)
+
+
+# The two footers
+
+
+def grown_but_for_the_copy(path: Path) -> bytes:
+    """Its resize, to 16 MiB, was killed between the two. The copy as it is then."""
+    ok("create", "-n", path, "-s", 4, "-S", 64)
+    copy = path.read_bytes()[:512]
+    ok("resize", "-n", path, "-s", 16)
+    with path.open("r+b") as file:
+        file.write(copy)
+    return copy
+
+
+def test_a_copy_that_is_behind_is_made_new_before_anything_is_written(tmp_path: Path) -> None:
+    """The footer at the end is gone with the first block that is allocated."""
+    path = tmp_path / "a.vhd"
+    copy = grown_but_for_the_copy(path)
+    ok("query", "-n", path, "-v")
+    assert path.read_bytes()[:512] == copy
+    disk = Disk(f"vhd:{path}")
+    assert path.read_bytes()[:512] == path.read_bytes()[-512:] != copy
+    assert disk.batch(["w 20000 8 5", "f"]) == ["ok", "ok"]
+    disk.crash()
+    path.write_bytes(path.read_bytes()[:-512])  # as a volume that grows leaves it
+    assert ok("query", "-n", path, "-v") == "16\n"
+    with Disk(f"vhd:{path}", readonly=True) as again:
+        assert again.read(20000, 8) == [5] * 8
+
+
+def test_resize_again_ends_what_was_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "a.vhd"
+    copy = grown_but_for_the_copy(path)
+    ok("resize", "-n", path, "-s", 16)
+    assert path.read_bytes()[:512] == path.read_bytes()[-512:] != copy
+
+
+def test_repair_takes_the_copy_where_it_is_told_to(tmp_path: Path) -> None:
+    path = tmp_path / "a.vhd"
+    copy = grown_but_for_the_copy(path)
+    ok("repair", "-n", path, "-b")
+    assert path.read_bytes()[:512] == path.read_bytes()[-512:] == copy
+    other = tmp_path / "b.vhd"
+    copy = grown_but_for_the_copy(other)
+    ok("repair", "-n", other)
+    assert other.read_bytes()[:512] == other.read_bytes()[-512:] != copy
+
+
+def test_less_that_would_be_more_in_whole_blocks_is_refused(tmp_path: Path) -> None:
+    path = vhdmake.make(tmp_path / "a.vhd", Spec(size=3 * MIB + 512))
+    before = path.read_bytes()
+    assert "in whole blocks of 2097152 it is 4194304, which is more" in fails("resize", "-n", path, "-s", 3)
+    assert path.read_bytes() == before
