@@ -752,6 +752,7 @@ static void a_device_that_is_waited_for_is_held_and_released(void **priv)
 	timer_expires();
 	assert_int_equal(kernel.calls[UBLK_START_RECOVERY], 3);
 	assert_int_equal(t->ops->ready(t, &err), -EINPROGRESS);
+	assert_int_equal(t->ops->stop(t, true, &err), 0);
 }
 
 #define TEST(f) cmocka_unit_test_setup_teardown(f, begin, end)

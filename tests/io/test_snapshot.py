@@ -120,8 +120,8 @@ def test_a_leaf_that_is_another_file_now_is_left_alone(tmp_path: Path, leaf: Pat
 
 
 def slow_snapshot(served: Served, leaf: Path, rules: Faults) -> "subprocess.Popen[str]":
-    """One whose flush takes a second, and which has its child by now."""
-    rules.set(f"sync file={leaf.name} delay=1000")
+    """One whose flush is not over before the rules are off, and which has its child by now."""
+    rules.set(f"sync file={leaf.name} stuck")
     made = served.start("snapshot", "-n", "one.vhd")
     wait_for(lambda: any(name.startswith(".xenblk-snapshot-") for name in names(leaf)), "the child is made", 20)
     time.sleep(0.3)
@@ -136,8 +136,8 @@ def test_a_disk_has_one_snapshot_at_a_time(tmp_path: Path, leaf: Path) -> None:
         made = slow_snapshot(served, leaf, rules)
         said = served.refused("snapshot", "-n", "two.vhd")
         assert said == "minor 3: another snapshot of it is being made; try again when that is done"
-        assert (made.communicate()[1], made.returncode) == ("", 0)
         rules.off()
+        assert (made.communicate()[1], made.returncode) == ("", 0)
         assert names(leaf) == ["disk.vhd", "one.vhd"]
         expected.run(disk, [expected.write_command(0, 8)])
     with Disk(f"vhd:{leaf}") as disk_again:
@@ -154,8 +154,8 @@ def test_a_snapshot_whose_new_leaf_is_another_file_is_called_off(tmp_path: Path,
         [child] = leaf.parent.glob(".xenblk-snapshot-*")
         child.unlink()
         vhdutil.ok("create", "-n", child, "-s", 12)
-        assert "leads to another file meanwhile" in made.communicate()[1]
         rules.off()
+        assert "leads to another file meanwhile" in made.communicate()[1]
         assert names(leaf) == ["disk.vhd"]
         expected.run(disk, [expected.write_command(0, 8)])
     with Disk(f"vhd:{leaf}") as disk_again:

@@ -21,9 +21,9 @@ tap-ctl list
 for path in /dev/xen/blktap-2/* /run/blktap-control/* {paths}; do
 	case $path in /dev/xen/blktap-2/control | *[*[]*) ;; *) echo "$path" ;; esac
 done
-for comm in /proc/[0-9]*/comm; do
-	read -r name < "$comm" || continue
-	case $name in *tapdisk*) echo "$comm: $name" ;; esac
+for stat in /proc/[0-9]*/stat; do
+	read -r line < "$stat" || continue
+	case $line in *tapdisk*') Z '*) ;; *'('*tapdisk*')'*) echo "$stat: $line" ;; esac
 done 2>/dev/null
 """
 NOTHING_LEFT = rf"""

@@ -137,6 +137,7 @@ def test_tap_ctl_is_killed_at_each_step_of_a_pause_and_an_unpause(bed: Bed) -> N
             done = traced(bed, f"tap-ctl {verb} {at}", step)
             assert done.status in (0, KILLED), f"{step}: {done.output}"
             kills += done.status == KILLED
+            bed.wait_for("! tap-ctl list | grep -q state=0x10", 20, 0.1)  # it may still be on its way to one or the other
             bed.run(f"tap-ctl pause {at}", check=False)
             bed.run(f"tap-ctl unpause {at} && timeout 20 dd if={device} of=/dev/null bs=4k count=1 iflag=direct")
         steps.enough(kills, each)

@@ -169,7 +169,7 @@ def test_a_disk_in_use_stays_until_it_is_forced(stock: Stock) -> None:
     assert bed.run(f"tap-ctl destroy {at}", check=False, timeout=60).status == 1
     bed.run("umount /mnt")
     holder = bed.popen(f"exec 5<>{device}; read x; dd of=/dev/fd/5 if=/dev/zero bs=4k count=1 oflag=direct conv=notrunc")
-    bed.run("sleep 0.5")
+    bed.wait_for(f"ls -l /proc/*/fd 2>/dev/null | grep -q '/dev/{name}$'", 20, interval=0.2)
     bed.run(f"timeout 30 tap-ctl destroy {at} -f")
     holder.stdin(b"\n")
     assert holder.wait(check=False).status != 0

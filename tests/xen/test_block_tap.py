@@ -13,6 +13,7 @@ WRITE = """
 wait_for_disk xvda
 yes block-tap | head -c 40960 | dd of=/dev/xvda bs=4096 seek=5 conv=fsync 2>/dev/null || exit 1
 echo written
+read -r told
 """
 
 
@@ -24,8 +25,10 @@ def test_a_guests_disk_by_block_tap(beds: Beds, release: int) -> None:
     guest = Guest(bed, "block-tap", WRITE, [f"format=raw,script=block-tap,vdev=xvda,access=w,target=aio:{IMAGE}"])
     try:
         guest.start()
+        guest.wait_text("^written$")
         assert f"args=aio:{IMAGE}\n" in bed.run("tap-ctl list").stdout
-        assert guest.wait().output == "written\n"
+        guest.say("end")
+        guest.wait()
         guest.wait_gone()
         bed.wait_for('test -z "$(tap-ctl list)" && ! pgrep -x tapdisk', 240)
     finally:

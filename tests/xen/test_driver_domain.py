@@ -38,7 +38,12 @@ read -r line
 inside tap-ctl list 2>&1
 echo "served"
 read -r line
-[ -z "$(inside tap-ctl list)" ] || {{ inside tap-ctl list; exit 7; }}
+tries=0
+until [ -z "$(inside tap-ctl list)" ]; do
+	tries=$((tries + 1))
+	[ $tries -lt 240 ] || {{ inside tap-ctl list; exit 7; }}
+	usleep 500000
+done
 inside vhd-util check -n /srv/leaf.vhd -p -b || exit 8
 for place in {" ".join(map(str, PLACES))}; do
 	echo "sector $place $(inside vhd-util read -n /srv/leaf.vhd -r $place | sha256sum | cut -d' ' -f1)"

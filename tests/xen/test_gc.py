@@ -47,7 +47,7 @@ def test_xl_and_the_script_are_killed_while_they_remove(bed: Bed, guest: Guest) 
     bed.run(f"chmod +x /srv/hangs; mount --bind /srv/hangs {SCRIPT}")
     try:
         destroy = bed.popen(f"exec xl destroy {guest.name}")
-        bed.wait_for("test -e /run/hangs", 120)
+        bed.wait_for("test -e /run/hangs && pgrep -f '^sleep 1000'", 120)
         bed.run("pkill -9 -x xl; pkill -9 -f '^sleep 1000'")
         destroy.wait(check=False)
     finally:
