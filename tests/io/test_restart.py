@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-only
 """The guardian and who takes over, without the driver: the disk is reached by NBD. With it: tests/vm/test_restart.py."""
 
+import contextlib
 import json
 import os
 import re
@@ -60,10 +61,12 @@ class Guarded(Served):
     def kill_all(self) -> None:
         """Guardians, and whoever has the disk; then shows the log."""
         for pid in self.guardians():
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         for row in self.rows():
             if row["pid"]:
-                os.kill(row["pid"], signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(row["pid"], signal.SIGKILL)
         self.kill()
         print(self.log())
         self._errors.close()

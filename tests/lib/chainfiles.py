@@ -34,7 +34,7 @@ class Member:
     block_size: int
     holds: GuestBytes
     killed: bool = False
-    """Its tapdisk was: what lies behind its end stays until it is written again."""
+    """Who had it for writing was: what lies behind its end stays until it is changed again."""
 
     @property
     def spec(self) -> str:
@@ -165,7 +165,7 @@ class ChainFiles:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(kill_after)
             process.kill()
-            process.wait()
+            parent.killed |= process.wait() < 0
         after_a_kill(lambda: ok("coalesce", "-n", child.path))
         assert child.path.read_bytes() == before, "coalesce has changed the child"
         tail = parent.holds

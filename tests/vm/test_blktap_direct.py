@@ -216,7 +216,8 @@ def test_what_fails_waits_for_a_server_and_no_withdrawal_waits_for_it(tap: Tap) 
         tap.bed.wait_for(f"test $(cat {tap.sysfs}/counters/direct_failed) -ge 64", 60, 0.2)
         tap.signal("USR2")
         tap.expect("withdrawn\n")
-        assert tap.count("submitted") == 32 and not reader.ended
+        tap.bed.wait_for(f"test $(cat {tap.sysfs}/counters/submitted) = 32", 60, 0.2)
+        assert not reader.ended
         tap.kill()
         tap.resume(entries=32)
         reader.wait()
