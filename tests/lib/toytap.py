@@ -98,6 +98,13 @@ class Tap:
         assert self.server is not None
         self.server.wait()
 
+    def force_remove(self) -> None:
+        """Have the server remove the device whoever has it open, and wait until the server has let go of the minor."""
+        self.signal("USR1")
+        self.expect("removed\n")
+        assert self.server is not None
+        self.server.wait()
+
     def attribute(self, name: str) -> str:
         """A file of the minor in sysfs."""
         return self.bed.run(f"cat {self.sysfs}/{name}").stdout.strip()

@@ -237,8 +237,7 @@ def test_force_removes_a_disk_in_use(tap: Tap) -> None:
     tap.start(hold=1)
     reader = tap.bed.popen(f"dd if={tap.device} of=/dev/null bs=4k count=1 iflag=direct")
     tap.bed.wait_for(f"test $(cat {tap.sysfs}/counters/submitted) -ge 1", 60, 0.2)
-    tap.signal("USR1")
-    tap.expect("removed\n")
+    tap.force_remove()
     assert EIO in reader.wait(check=False).stderr
     assert tap.attribute("state") == "new"
     tap.start()
@@ -336,8 +335,7 @@ def test_removal_races_with_openers(tap: Tap) -> None:
                 tap.kill()
                 tap.resume()
             if round_number % 2:
-                tap.signal("USR1")
-                tap.expect("removed\n")
+                tap.force_remove()
             else:
                 tap.remove()
     finally:
