@@ -108,15 +108,35 @@ void leave_close(struct leave *leave)
 	engine_timer_cancel(server_engine(leave->server), &leave->timer);
 }
 
+/* Before anything is paused, so that a refusal costs nobody anything. */
+static int check_may_leave(struct leave *leave, struct error *err)
+{
+	struct vbd_view view;
+
+	if (leave->busy || leave->left)
+		return error_set(err, -EBUSY, "its disks are being left already");
+	for (unsigned int i = 0; server_vbd(leave->server, i, &view); i++) {
+		/* What its guest, on the way here, must be able to read is known here alone. */
+		if (view.inactive)
+			return error_set(err, -EBUSY, "minor %d: is inactive, it waits for its image; try again when its guest has arrived",
+					 view.minor);
+		/* Nothing tells the next tapdisk of it. */
+		if (view.state & VBD_CLOSED)
+			return error_set(err, -EBUSY, "minor %d: is attached without an image; open or detach it, and try again",
+					 view.minor);
+	}
+	return 0;
+}
+
 void leave_begin(struct leave *leave, unsigned int timeout_ms, server_done done,
 		 void *priv)
 {
 	struct vbd_view view;
 	struct error err;
+	int rc = check_may_leave(leave, &err);
 
-	if (leave->busy) {
-		done(priv, error_set(&err, -EBUSY, "its disks are being left already"),
-		     &err);
+	if (rc) {
+		done(priv, rc, &err);
 		return;
 	}
 	leave->busy = true;
@@ -131,13 +151,6 @@ void leave_begin(struct leave *leave, unsigned int timeout_ms, server_done done,
 	for (unsigned int i = 0; server_vbd(leave->server, i, &view); i++) {
 		unsigned int refused = leave->refused;
 
-		/* What its guest, on the way here, must be able to read is known here alone. */
-		if (view.inactive) {
-			leave->rc = error_set(&leave->err, -EBUSY, "minor %d: is inactive, it waits for its image; try again when its guest has arrived",
-					      view.minor);
-			leave->refused++;
-			break;
-		}
 		if (at_rest(&view))
 			continue;
 		leave->pausing++;

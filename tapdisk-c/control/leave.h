@@ -20,6 +20,7 @@ struct leave {
 	struct owners *owners;
 	struct io_timer timer;
 	bool busy;
+	bool left;			/* to another one that is still to take them, by one connection's request */
 	unsigned int pausing;		/* verbs under way */
 	bool paused[BLKTAP_MAX_MINORS];	/* by us */
 	unsigned int refused;		/* pauses that failed */

@@ -70,6 +70,7 @@ static void client_close(struct client *client)
 		if (client->call.left) {
 			log_warn("what was left for tapdisk %d is taken back",
 				 client->call.heir);
+			client->control->leave.left = false;
 			takeover_begin(&client->control->takeover, pids, 2);
 		}
 		engine_unwatch(engine_of(client->control), &client->watch);

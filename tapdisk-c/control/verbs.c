@@ -428,18 +428,24 @@ static void yielded(void *priv, int rc, const struct error *err)
 {
 	struct control_call *call = priv;
 
-	call->left = !rc;
+	call->left = call->leave->left = !rc;
 	answer_rc(call, rc, err);
 }
 
 static void do_yield(struct control_call *call, const struct request *req)
 {
+	struct vbd_view view;
 	struct error err;
 
-	call->heir = (int)req->heir;
-	if (call->left)
+	if (!call->left)
+		call->heir = (int)req->heir;
+	if (call->left || call->leave->left)
 		answer_rc(call, error_set(&err, -EALREADY, "its disks are left already"),
 			  &err);
+	/* This connection's end would begin what ends with the process. */
+	else if (!server_vbd(call->server, 0, &view))
+		answer_rc(call, error_set(&err, -ENODEV, "tapdisk %d has no disks",
+					  (int)getpid()), &err);
 	else
 		leave_begin(call->leave, timeout_ms(req), yielded, call);
 }
@@ -459,7 +465,7 @@ static void do_leave(struct control_call *call, const struct request *req)
 		rc = error_set(&err, -EBUSY, "tapdisk %d has disks",
 			       (int)getpid());
 	else
-		call->left = false;
+		call->left = call->leave->left = false;
 	/* The call ends here if nobody is there to hear it. */
 	answer_rc(call, rc, &err);
 	if (!rc)
@@ -692,7 +698,8 @@ static void run_object(struct control_call *call, json_t *root)
 			return;
 		}
 	}
-	if (verb->optional & SETTLED && server_is_leaving(call->server))
+	if (verb->optional & SETTLED &&
+	    (server_is_leaving(call->server) || call->leave->left))
 		answer_rc(call, error_set(&err, -EBUSY, "minor %lld: an upgrade is under way; try again when it is done",
 					  (long long)req.minor), &err);
 	else

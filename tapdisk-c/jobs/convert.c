@@ -6,9 +6,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "drivers/nbd.h"
 #include "jobs/disk.h"
 #include "jobs/job.h"
 #include "vhd/vhd-internal.h"
@@ -183,6 +185,22 @@ static int open_export(struct job *job, const struct target *t,
 	return clear(job, err);
 }
 
+/* The source must not be emptied, however it is written. */
+static int check_exports(const char *from, const char *source, const char *to,
+			 const char *target, struct error *err)
+{
+	struct nbd_address a, b;
+	int rc;
+
+	rc = nbd_parse_address(&a, from, source, err);
+	if (!rc)
+		rc = nbd_parse_address(&b, to, target, err);
+	if (rc || strcmp(a.socket, b.socket) || strcasecmp(a.host, b.host) ||
+	    strcmp(a.port, b.port) || strcmp(a.export, b.export))
+		return rc;
+	return error_set(err, -EINVAL, "%s: is both source and target", from);
+}
+
 int job_convert(const char *source, const char *target,
 		const struct config *cfg, const struct job_watch *watch,
 		struct error *err)
@@ -197,14 +215,13 @@ int job_convert(const char *source, const char *target,
 	rc = image_absolute(source, from, sizeof(from), err);
 	if (!rc)
 		rc = image_absolute(target, to, sizeof(to), err);
-	/* A file that is there is refused later; an export would be emptied. */
-	if (!rc && !strcmp(from, to))
-		rc = error_set(err, -EINVAL, "%s: is both source and target",
-			       source);
 	if (!rc)
 		rc = image_parse(from, &driver, &path, err);
 	if (!rc)
 		rc = check_target(&t, to, err);
+	/* A file that is there is refused later; an export would be emptied. */
+	if (!rc && driver == &nbd_driver && t.driver == &nbd_driver)
+		rc = check_exports(from, path, to, t.path, err);
 	if (!rc)
 		rc = job_open(&job, cfg, watch, err);
 	if (rc)

@@ -162,25 +162,15 @@ static bool is_of(int minor, int pid)
 	return found;
 }
 
-/*
- * With a tapdisk that has died the minor is freed all the same; the driver
- * refuses if another one has it.
- */
-int cmd_destroy(const struct options *opt, struct error *err)
+/* -ENODEV: not attached, or not any more. */
+static int take_down(const struct options *opt, struct error *err)
 {
-	const struct timespec pause = { .tv_nsec = LEFT_WAIT_NS };
 	struct pollfd exited = { .fd = -1, .events = POLLIN };
 	enum found found;
 	bool alone;
 	int rc;
 
-	hold_signals();
 	rc = look(opt->pid, opt->minor, opt->timeout_ms, &found, &alone, err);
-	/* Its tapdisk is being upgraded, and has no disks before the next one has, by the same name. */
-	for (int i = 0; rc == -ENODEV && i < LEFT_TRIES && is_of(opt->minor, opt->pid); i++) {
-		nanosleep(&pause, NULL);
-		rc = look(opt->pid, opt->minor, opt->timeout_ms, &found, &alone, err);
-	}
 	if (rc == -ETIMEDOUT && opt->force)
 		return destroy_hung(opt, err);
 	if (rc)
@@ -204,5 +194,29 @@ int cmd_destroy(const struct options *opt, struct error *err)
 		poll(&exited, 1, EXIT_WAIT_MS);
 	if (exited.fd >= 0)
 		close(exited.fd);
-	return rc ? rc : minor_free(opt->minor, err);
+	if (!rc)
+		rc = minor_free(opt->minor, err);
+	/* It was ours, and somebody else's hand is as good. */
+	if (rc == -ENODEV && found != DEAD && !is_of(opt->minor, opt->pid))
+		rc = 0;
+	return rc;
+}
+
+/*
+ * With a tapdisk that has died the minor is freed all the same; the driver
+ * refuses if another one has it.
+ */
+int cmd_destroy(const struct options *opt, struct error *err)
+{
+	const struct timespec pause = { .tv_nsec = LEFT_WAIT_NS };
+	int rc;
+
+	hold_signals();
+	rc = take_down(opt, err);
+	/* Its tapdisk is being upgraded, and has no disks before the next one has, by the same name. */
+	for (int i = 0; rc == -ENODEV && i < LEFT_TRIES && is_of(opt->minor, opt->pid); i++) {
+		nanosleep(&pause, NULL);
+		rc = take_down(opt, err);
+	}
+	return rc;
 }

@@ -79,7 +79,9 @@ static int hand_over(int fd, int old, int new, size_t disks, int timeout_ms,
 		 timeout_ms + TAP_CTL_GRACE_MS, err);
 	if (rc) {
 		end_new(new);
-		error_prefix(err, "tapdisk %d goes on", old);
+		/* Else another upgrade has its disks. */
+		if (rc != -ENODEV && rc != -EALREADY)
+			error_prefix(err, "tapdisk %d goes on", old);
 		close(fd);
 		return rc;
 	}

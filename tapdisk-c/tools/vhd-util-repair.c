@@ -11,6 +11,7 @@ static int run(const struct vhd_util_command *self, int argc, char **argv)
 	const char *path = NULL;
 	struct vhd_image *image;
 	struct error err = { 0 };
+	uint32_t unknown = 0;
 	bool copy = false;
 	int opt, rc;
 
@@ -38,9 +39,12 @@ static int run(const struct vhd_util_command *self, int argc, char **argv)
 			       "%s: the footer copy at the start is damaged; repair without -b takes the footer at the end",
 			       path);
 	else
-		rc = vhd_batmap_verify(image, &err);
+		rc = vhd_batmap_verify(image, &unknown, &err);
 	if (!rc)
 		rc = vhd_write_trailer(image, &err);
+	if (!rc && unknown)
+		fprintf(stderr, "vhd-util: %s: warning: bitmaps that can't be read: %u; the batmap says still that their blocks are complete\n",
+			path, unknown);
 	vhd_close(image);
 	return rc ? vhd_util_failed(&err) : EXIT_OK;
 }

@@ -317,8 +317,8 @@ int minor_free_now(int minor, struct error *err)
 	if (rc != -EBUSY)
 		return rc;
 	if (kind != &blktap_gendisk)
-		return error_set(err, rc, "minor %d: only the blktap driver takes a minor from a tapdisk that hangs; kill the tapdisk",
-				 minor);
+		return error_set(err, rc, "minor %d: only the blktap driver takes a minor from a tapdisk that hangs; run `tap-ctl destroy -f -p PID -m %d`",
+				 minor, minor);
 	return blktap_free(minor, BLKTAP_FREE_FORCE, err);
 }
 

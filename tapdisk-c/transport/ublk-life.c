@@ -240,6 +240,10 @@ static void taking(struct io_timer *timer)
 		return;
 	}
 	rc = begin(ublk, &err);
+	/* A guest waits for what may be had in a moment. */
+	if (ublk->transport.adopted &&
+	    (rc == -ENOMEM || rc == -EMFILE || rc == -ENFILE || rc == -EINTR))
+		rc = -EAGAIN;
 	if (rc == -EAGAIN && engine_now(ublk->engine) >= ublk->deadline_ns &&
 	    ublk->transport.adopted) {
 		/* A guest's requests are in it, and nobody else would look again. */
@@ -254,6 +258,15 @@ static void taking(struct io_timer *timer)
 		err.code = -EBUSY;
 	if (rc)
 		fail(ublk, &err);
+}
+
+/* An image that became larger while nobody had the device. */
+static void grow_to_image(struct ublk *ublk)
+{
+	struct error err;
+
+	if (ublk_grow(ublk, &ublk->info, &err))
+		log_error("%s", err.text);
 }
 
 /* One after the other; LIVE when all are made. */
@@ -298,6 +311,8 @@ static void started(struct ublk *ublk, int rc)
 	}
 	if (rc)
 		log_error("%s", err.text);
+	if (!fresh)
+		grow_to_image(ublk);
 	/*
 	 * Not again: a tapdisk that is killed while the queue is run empty for
 	 * a setting waits for its own answers for ever. And not while nothing is
@@ -363,6 +378,7 @@ static int go_on_with(struct ublk *ublk, struct error *err)
 		rc = fits(ublk, &params, err);
 	if (rc)
 		return rc;
+	grow_to_image(ublk);
 	ublk->held = false;
 	ublk_go_on(ublk);
 	return 0;

@@ -5,6 +5,7 @@
  * mark away; without marks the data tells.
  */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/xattr.h>
@@ -13,47 +14,13 @@
 
 #define PIECE (1u << 20)
 #define COALESCED_XATTR "user.xenblk.coalesced"
+#define MARK_BYTES 80u
 
 struct look {
 	const struct vhd_chain *chain, *parent;
 	const char *parent_path;
 	uint8_t *one, *other;		/* PIECE bytes */
 };
-
-/* count sectors, at most a piece, as a chain has them. */
-static int read_run(const struct vhd_chain *chain, uint64_t sector,
-		    uint32_t count, uint8_t *to, struct error *err)
-{
-	while (count) {
-		struct vhd_place place;
-		int fd, rc;
-
-		rc = vhd_chain_locate(chain, sector, count, &place, err);
-		if (rc)
-			return rc;
-		fd = place.fd;
-		/* A raw parent is not one of its images. */
-		if (fd < 0 && chain->raw_fd >= 0 && sector < chain->raw_sectors) {
-			fd = chain->raw_fd;
-			place.offset = sector * VHD_SECTOR;
-			if (place.count > chain->raw_sectors - sector)
-				place.count = (uint32_t)(chain->raw_sectors - sector);
-		}
-		if (fd < 0)
-			memset(to, 0, (size_t)place.count * VHD_SECTOR);
-		else
-			rc = vhd_read_at(fd, to, (size_t)place.count * VHD_SECTOR,
-					 place.offset);
-		if (rc)
-			return error_set(err, rc, "%s: sector %llu: %s",
-					 chain->image[0]->path,
-					 (unsigned long long)sector, strerror(-rc));
-		to += (size_t)place.count * VHD_SECTOR;
-		sector += place.count;
-		count -= place.count;
-	}
-	return 0;
-}
 
 /* A run that an image left out would no longer show: -EINVAL if the parent has something else there. */
 static int check_run(const struct look *look, uint64_t sector, uint32_t count,
@@ -63,9 +30,10 @@ static int check_run(const struct look *look, uint64_t sector, uint32_t count,
 
 	for (uint32_t n; !rc && count; sector += n, count -= n) {
 		n = count < PIECE / VHD_SECTOR ? count : PIECE / VHD_SECTOR;
-		rc = read_run(look->chain, sector, n, look->one, err);
+		rc = vhd_chain_read(look->chain, sector, n, look->one, err);
 		if (!rc)
-			rc = read_run(look->parent, sector, n, look->other, err);
+			rc = vhd_chain_read(look->parent, sector, n, look->other,
+					    err);
 		if (!rc && memcmp(look->one, look->other, (size_t)n * VHD_SECTOR))
 			rc = error_set(err, -EINVAL,
 				       "%s: parent %s: has not what %s holds from sector %llu on, which would be lost; coalesce that first, or use --force if it is meant",
@@ -77,14 +45,31 @@ static int check_run(const struct look *look, uint64_t sector, uint32_t count,
 	return rc;
 }
 
-/* A null uuid: raw. As text, so that getfattr shows it. */
-void vhd_mark_coalesced(const struct vhd_image *image)
+/*
+ * A null uuid: raw. As text, so that getfattr shows it. Not every program that
+ * writes the child takes the mark away, but its time changes.
+ */
+static bool mark_of(const struct vhd_image *image, char mark[MARK_BYTES])
 {
+	struct stat st;
 	char uuid[37];
 
+	if (fstat(image->fd, &st))
+		return false;
 	uuid_unparse_lower(image->header.parent_uuid, uuid);
+	snprintf(mark, MARK_BYTES, "%s %lld.%09ld", uuid,
+		 (long long)st.st_mtim.tv_sec, st.st_mtim.tv_nsec);
+	return true;
+}
+
+void vhd_mark_coalesced(const struct vhd_image *image)
+{
+	char mark[MARK_BYTES];
+
 	/* Without it they are compared, which takes longer. */
-	(void)fsetxattr(image->fd, COALESCED_XATTR, uuid, 36, 0);
+	if (mark_of(image, mark))
+		(void)fsetxattr(image->fd, COALESCED_XATTR, mark, strlen(mark),
+				0);
 }
 
 void vhd_unmark_coalesced(int fd)
@@ -94,11 +79,12 @@ void vhd_unmark_coalesced(int fd)
 
 static bool is_coalesced(const struct vhd_image *image)
 {
-	char uuid[37], marked[37] = "";
+	char mark[MARK_BYTES], found[MARK_BYTES] = "";
 
-	uuid_unparse_lower(image->header.parent_uuid, uuid);
-	return fgetxattr(image->fd, COALESCED_XATTR, marked, 36) == 36 &&
-	       !strcmp(uuid, marked);
+	return mark_of(image, mark) &&
+	       fgetxattr(image->fd, COALESCED_XATTR, found,
+			 sizeof(found) - 1) >= 0 &&
+	       !strcmp(mark, found);
 }
 
 static bool all_coalesced(const struct vhd_chain *chain, unsigned int below)

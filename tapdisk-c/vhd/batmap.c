@@ -102,29 +102,29 @@ static bool clear_untrue(struct vhd_image *image, uint32_t covered)
 	return any;
 }
 
-int vhd_batmap_verify(struct vhd_image *image, struct error *err)
+int vhd_batmap_verify(struct vhd_image *image, uint32_t *unknown,
+		      struct error *err)
 {
 	size_t bytes = (size_t)image->bitmap_sectors * VHD_SECTOR;
 	uint8_t *bitmap;
-	int rc = 0;
 
+	*unknown = 0;
 	if (!image->has_batmap)
 		return 0;
 	bitmap = malloc(bytes);
 	if (!bitmap)
 		return error_set(err, -ENOMEM, "%s: out of memory", image->path);
-	for (uint32_t i = 0; i < image->bat_entries && !rc; i++) {
+	for (uint32_t i = 0; i < image->bat_entries; i++) {
 		if (!(image->batmap[i / 8] & 0x80u >> i % 8))
 			continue;
-		rc = vhd_read_bitmap(image, i, bitmap);
-		if (rc)
-			error_set(err, rc, "%s: bitmap of block %u: reading: %s",
-				  image->path, i, strerror(-rc));
+		/* Without its bit the block could not be read at all. */
+		if (vhd_read_bitmap(image, i, bitmap))
+			++*unknown;
 		else if (!vhd_bitmap_full(bitmap, image->spb))
 			clear_bit(image, i);
 	}
 	free(bitmap);
-	return rc;
+	return 0;
 }
 
 int vhd_batmap_load(struct vhd_image *image, uint64_t limit, struct error *err)

@@ -24,37 +24,60 @@ struct self {
 	const struct stat *child;	/* the one that may be there; NULL: none */
 };
 
+/* Of a part that the file has no more: nothing. */
+static int peek(int fd, void *buf, size_t len, uint64_t offset, bool *there)
+{
+	int rc = vhd_read_at(fd, buf, len, offset);
+
+	*there = !rc;
+	return rc == -ENODATA ? 0 : rc;
+}
+
 /*
  * The footer of a file as vhd_open() would choose it, without its checks. The
- * first sector of a fixed image is its guest's.
+ * first sector of a fixed image is its guest's. -errno: it has none that could be read.
  */
-static bool peek_footer(int fd, uint64_t size, struct vhd_footer *footer)
+static int peek_footer(int fd, uint64_t size, struct vhd_footer *footer,
+		       bool *found)
 {
 	uint64_t tail_len = size % VHD_SECTOR == 511 ? 511 : VHD_FOOTER_BYTES;
 	uint8_t raw[VHD_FOOTER_BYTES] = { 0 };
 	struct vhd_footer tail;
-	bool tail_ok;
+	int rc, front = 0;
+	bool there;
 
+	*found = false;
 	if (size < VHD_FOOTER_BYTES)
-		return false;
-	tail_ok = !vhd_read_at(fd, raw, (size_t)tail_len, size - tail_len) &&
-		  !vhd_footer_decode(&tail, raw, "", "", NULL);
-	if (!(tail_ok && tail.type == VHD_FIXED) &&
-	    !vhd_read_at(fd, raw, sizeof(raw), 0) &&
-	    !vhd_footer_decode(footer, raw, "", "", NULL))
-		return true;
-	if (tail_ok)
+		return 0;
+	rc = peek(fd, raw, (size_t)tail_len, size - tail_len, &there);
+	if (there && !vhd_footer_decode(&tail, raw, "", "", NULL)) {
+		*found = true;
 		*footer = tail;
-	return tail_ok;
+	}
+	if (*found && tail.type == VHD_FIXED)
+		return 0;
+	front = peek(fd, raw, sizeof(raw), 0, &there);
+	if (there && !vhd_footer_decode(&tail, raw, "", "", NULL)) {
+		*found = true;
+		*footer = tail;
+	}
+	return *found ? 0 : rc ? rc : front;
 }
 
-/* Whether a path of the child leads to the image. */
-static bool names_self(int fd, const struct vhd_header *header,
-		       const struct self *self)
+/* It is gone, or none that this process could use. All else might hide a child. */
+static bool may_be_passed_over(int rc)
+{
+	return rc == -ENOENT || rc == -ESTALE || rc == -ELOOP || rc == -EACCES;
+}
+
+/* Whether a path of the child leads to the image: 1, 0, or -errno. */
+static int names_self(int fd, const struct vhd_header *header,
+		      const struct self *self)
 {
 	struct vhd_parent_name names[VHD_MAX_NAMES];
 	unsigned int n = vhd_parent_names(names, fd, header);
 	bool found = false;
+	int rc = 0;
 
 	for (unsigned int i = 0; i < n && !found; i++) {
 		struct stat st;
@@ -68,25 +91,34 @@ static bool names_self(int fd, const struct vhd_header *header,
 		else if (asprintf(&path, "%s/%s", self->dir,
 				  names[i].path) < 0)
 			path = NULL;
-		found = path && !stat(path, &st) &&
-			vhd_same_file(&st, &self->st);
+		if (!path)
+			rc = -ENOMEM;
+		else if (!stat(path, &st))
+			found = vhd_same_file(&st, &self->st);
+		else if (errno != ENOTDIR && errno != ENAMETOOLONG &&
+			 !may_be_passed_over(-errno))
+			rc = -errno;
 		free(path);
 	}
 	vhd_parent_names_free(names, n);
-	return found;
+	return found ? 1 : rc;
 }
 
-static bool is_child(int fd, uint64_t size, const struct self *self)
+/* 1: it is one; 0; or -errno: it can't be told. */
+static int is_child(int fd, uint64_t size, const struct self *self)
 {
 	uint8_t raw[VHD_HEADER_BYTES];
 	struct vhd_footer footer;
 	struct vhd_header header;
+	bool found;
+	int rc;
 
-	if (!peek_footer(fd, size, &footer) || footer.type != VHD_DIFF)
-		return false;
-	if (vhd_read_at(fd, raw, sizeof(raw), footer.data_offset) ||
-	    vhd_header_decode(&header, raw, "", NULL))
-		return false;
+	rc = peek_footer(fd, size, &footer, &found);
+	if (rc || !found || footer.type != VHD_DIFF)
+		return rc;
+	rc = peek(fd, raw, sizeof(raw), footer.data_offset, &found);
+	if (rc || !found || vhd_header_decode(&header, raw, "", NULL))
+		return rc;
 	/*
 	 * A name may have passed to another image, which the child does not
 	 * mean. (A null uuid means a raw parent. Such a child can be forged by
@@ -95,14 +127,8 @@ static bool is_child(int fd, uint64_t size, const struct self *self)
 	 */
 	if (!uuid_is_null(header.parent_uuid) &&
 	    uuid_compare(header.parent_uuid, self->uuid))
-		return false;
+		return 0;
 	return names_self(fd, &header, self);
-}
-
-/* It is gone, or none that this process could use. All else might hide a child. */
-static bool may_be_passed_over(int rc)
-{
-	return rc == -ENOENT || rc == -ESTALE || rc == -ELOOP || rc == -EACCES;
 }
 
 static int cannot_look(const struct self *self, const char *path,
@@ -134,10 +160,13 @@ static int look_at(const struct self *self, int dir, const char *name,
 	if (fd < 0)
 		return may_be_passed_over(fd) ? 0 :
 		       cannot_look(self, path, name, fd, err);
-	if (is_child(fd, (uint64_t)st.st_size, self))
+	rc = is_child(fd, (uint64_t)st.st_size, self);
+	if (rc > 0)
 		rc = error_set(err, -EBUSY,
 			       "%s: is the parent of %s/%s, so it can't be written; use the child, or a new snapshot",
 			       path, self->dir, name);
+	else if (rc)
+		rc = cannot_look(self, path, name, rc, err);
 	close(fd);
 	return rc;
 }
@@ -159,6 +188,9 @@ static int scan(const struct self *self, const char *path, struct error *err)
 				       path, self->dir, strerror(errno));
 		if (!entry)
 			break;
+		/* A directory, which may be a mount point that hangs. */
+		if (entry->d_type != DT_REG && entry->d_type != DT_UNKNOWN)
+			continue;
 		/* Not finished, and nobody's image yet (create.c, tap-ctl snapshot). */
 		if (strncmp(entry->d_name, ".xenblk-", 8))
 			rc = look_at(self, dirfd(dir), entry->d_name, path, err);
@@ -186,11 +218,18 @@ static int know_self(struct self *self, int fd, const char *path,
 		     struct error *err)
 {
 	struct vhd_footer footer;
+	bool found;
+	int rc;
 
 	if (fstat(fd, &self->st))
 		return error_set(err, -errno, "%s: %s", path, strerror(errno));
-	if (S_ISREG(self->st.st_mode) &&
-	    peek_footer(fd, (uint64_t)self->st.st_size, &footer))
+	if (!S_ISREG(self->st.st_mode))
+		return 0;
+	rc = peek_footer(fd, (uint64_t)self->st.st_size, &footer, &found);
+	if (rc)
+		return error_set(err, rc, "%s: footer: reading: %s", path,
+				 strerror(-rc));
+	if (found)
 		uuid_copy(self->uuid, footer.uuid);
 	return 0;
 }

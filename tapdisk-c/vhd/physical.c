@@ -6,6 +6,25 @@
 
 #include "vhd/resize.h"
 
+/*
+ * A volume that shrinks and grows again may get the same space back, and with it
+ * the footer of before, which would count as the one written last.
+ */
+static int clear_old_end(const struct vhd_image *image, uint64_t size,
+			 struct error *err)
+{
+	static const uint8_t zeros[VHD_FOOTER_BYTES];
+	int rc;
+
+	if (!image->is_blk || size >= image->file_size)
+		return 0;
+	rc = vhd_write_at(image->fd, zeros, sizeof(zeros),
+			  image->file_size - sizeof(zeros));
+	if (rc)
+		return vhd_fail(image->path, rc, "clearing the old footer", err);
+	return fsync(image->fd) ? vhd_fail(image->path, -errno, "sync", err) : 0;
+}
+
 /* What a volume that has just grown or will shrink ends with. */
 static int move_footer(struct vhd_image *image, uint64_t size, struct error *err)
 {
@@ -39,7 +58,7 @@ static int move_footer(struct vhd_image *image, uint64_t size, struct error *err
 		return vhd_fail(image->path, -errno, "truncate", err);
 	if (fsync(image->fd))
 		return vhd_fail(image->path, -errno, "sync", err);
-	return 0;
+	return clear_old_end(image, size, err);
 }
 
 int vhd_set_physical_size(const char *path, uint64_t size, struct error *err)

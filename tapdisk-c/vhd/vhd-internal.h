@@ -34,7 +34,10 @@
 /* With VHD_OPEN_REPAIR: the footer copy at the start counts. */
 #define VHD_OPEN_COPY		0x20000u
 /* Beside VHD_OPEN_WRITE: to add what no child sees, while those are in use. */
-#define VHD_OPEN_GROW		0x20000u
+#define VHD_OPEN_GROW		0x40000u
+_Static_assert(!(VHD_OPEN_REPAIR & VHD_OPEN_COPY) &&
+	       !((VHD_OPEN_REPAIR | VHD_OPEN_COPY) & VHD_OPEN_GROW),
+	       "flags are bits of their own");
 
 /* An image's extent of metadata, in bytes. */
 struct vhd_extent {
@@ -233,8 +236,12 @@ int vhd_chain_locate(const struct vhd_chain *chain, uint64_t sector,
 		     uint32_t limit, struct vhd_place *place,
 		     struct error *err);
 
-/* batmap.c: clears the bits of blocks whose bitmaps say that they are not complete. */
-int vhd_batmap_verify(struct vhd_image *image, struct error *err);
+/*
+ * batmap.c: clears the bits of blocks whose bitmaps say that they are not complete.
+ * unknown gets the number of those whose bitmaps can't be read, which keep theirs.
+ */
+int vhd_batmap_verify(struct vhd_image *image, uint32_t *unknown,
+		      struct error *err);
 
 /* trailer.c: the footer copy at the start, after all that was written before. */
 int vhd_write_copy(const struct vhd_image *image, struct error *err);

@@ -181,6 +181,76 @@ def test_of_two_upgrades_at_once_one_has_the_disk(served: Guarded) -> None:
     served.finish()
 
 
+def test_of_two_upgrades_that_fail_neither_ends_the_old_one(served: Guarded, tmp_path: Path) -> None:
+    """The second finds no disks while the first one's new tapdisk has them for a moment."""
+    env = served._env | {"TAPDISK": new_program(tmp_path, "export NO_DEVICE=1")}
+    command = [str(program("tap-ctl")), "upgrade", "-p", str(served.pid)]
+    for _ in range(6):
+        both = [subprocess.Popen(command, env=env, stdout=-1, stderr=-1, text=True) for _ in range(2)]
+        said = [upgrading.communicate(timeout=120) for upgrading in both]
+        wait_for(lambda: [row for row in served.rows() if row["state"] == 0], f"the disk is served: {said}")
+        assert [row["pid"] for row in served.rows()] == [served.pid], said
+    nbd_write(served, served.pid, "read -P 7 0 64k")
+    served.finish()
+
+
+def test_what_is_left_is_left_by_one_and_nothing_new_begins_there(served: Guarded) -> None:
+    """It would keep the old one, and with it what the kernel keeps for it."""
+    new = spawn(served)
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client,
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as second,
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as other,
+    ):
+        client.connect(str(served.directory / f"ctl{served.pid}"))
+        second.connect(str(served.directory / f"ctl{served.pid}"))
+        other.connect(str(served.directory / f"ctl{new}"))
+        assert b"true" in ask(client, f'{{"op": "yield", "heir": {new}}}')
+        assert b"an upgrade is under way" in ask(second, '{"op": "attach", "minor": 9}')
+        assert b"left already" in ask(second, f'{{"op": "yield", "heir": {2**22}}}')
+        assert b"true" in ask(other, f'{{"op": "succeed", "heir": {served.pid}}}')
+        assert b"true" in ask(client, '{"op": "leave"}')
+    assert served.process.wait(60) == 0
+    nbd_write(served, new, "read -P 7 0 64k")
+    served.finish()
+
+
+def test_a_disk_without_an_image_is_not_lost(served: Guarded) -> None:
+    served.ok("close")
+    done = upgrade(served, "-p", str(served.pid))
+    assert done.returncode == 1
+    assert f"tapdisk {served.pid} goes on: minor {MINOR}: is attached without an image; open or detach it" in done.stderr
+    served.ok("open", "-a", f"vhd:{served.directory.parent}/a.vhd")
+    nbd_write(served, served.pid, "read -P 7 0 64k")
+    served.finish()
+
+
+@pytest.mark.parametrize("moment", [0.05, 0.2, 0.3, 0.34, 0.38])
+def test_a_disk_is_destroyed_while_its_tapdisk_is_upgraded(tmp_path: Path, moment: float) -> None:
+    """It is found at the old one, that has it no more when it is to be closed, and then at the new one, by the same name."""
+    subprocess.run([program("vhd-util"), "create", "-n", tmp_path / "a.vhd", "-s", "16"], check=True)
+    rules = Faults(tmp_path / "rules")
+    with Guarded(tmp_path, f"vhd:{tmp_path}/a.vhd", engine=rules.engine()) as disk:
+        nbd_write(disk, disk.pid, "write -P 7 0 64k")
+        rules.set("read stuck")
+        uri = f"nbd+unix:///?socket={disk.socket}"
+        reader = subprocess.Popen(["qemu-io", "-f", "raw", "-c", "read -P 7 0 64k", uri], stdout=-1, stderr=-1)
+        wait_for(lambda: json.loads(disk.ok("stats", "--json"))["inflight"], "the read is under way")
+        env = disk._env | {"TAPDISK": new_program(tmp_path, "sleep 0.2")}
+        command = [str(program("tap-ctl")), "upgrade", "-m", str(MINOR), "-t", "50"]
+        with subprocess.Popen(command, env=env, stdout=-1, stderr=-1) as upgrading:
+            wait_for(lambda: disk.rows()[0]["state"] & 0x30, "the disk is being paused")
+            with disk.start("destroy") as destroying:
+                time.sleep(moment)
+                rules.off()
+                said = destroying.communicate(timeout=100)
+                assert destroying.returncode == 0, said
+            upgrading.communicate(timeout=100)
+        reader.communicate(timeout=60)
+        wait_for(lambda: disk.rows() == [], "no tapdisk has it")
+        assert not (disk.directory / f"disk.{MINOR}").exists()
+
+
 def test_one_that_is_told_to_leave_by_a_tool_that_is_gone_leaves(served: Guarded) -> None:
     new = spawn(served)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:

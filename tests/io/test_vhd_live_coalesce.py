@@ -315,6 +315,7 @@ def test_a_snapshot_while_its_chain_is_coalesced(tmp_path: Path, chance: random.
         frozen = tmp_path / "frozen.vhd"
         assert "has it open for writing" not in fails("repair", "-n", frozen)
         assert "has it as a parent" in fails("repair", "-n", frozen)
+        assert "has it as a parent" in fails("repair", "-n", frozen, "-b")
         ok("coalesce", "-n", frozen)
         expected.check(disk)
         served.ok("pause")

@@ -454,3 +454,19 @@ def test_less_that_would_be_more_in_whole_blocks_is_refused(tmp_path: Path) -> N
     before = path.read_bytes()
     assert "in whole blocks of 2097152 it is 4194304, which is more" in fails("resize", "-n", path, "-s", 3)
     assert path.read_bytes() == before
+
+
+def test_a_footer_copy_that_is_behind_does_not_count(tmp_path: Path) -> None:
+    """A resize, or a change of the hidden flag, was cut off before it, or others wrote the one at the end only."""
+    path = dynamic(tmp_path / "a.vhd", reserve=True)
+    first = path.read_bytes()[:512]
+    ok("resize", "-n", path, "-s", NEAR)
+    with Disk(f"vhd:{path}") as disk:
+        assert disk.write(14000, 8, 3) == "ok"
+    want = content(path)
+    path.write_bytes(first + path.read_bytes()[512:])
+    vhdmake.set_footer(path, "hidden", b"\1", front=False)
+    ok("resize", "-n", path, "-s", NEAR + 2)
+    assert content(path) == want + bytes(2 * MIB)
+    assert ok("query", "-n", path, "-f") == "hidden: 1\n"
+    assert run("check", "-n", path).stderr == b""

@@ -170,6 +170,8 @@ def test_a_volume_is_inflated_and_deflated(tmp_path: Path, device: Path) -> None
     small = (int(ok("query", "-s", "-n", device)) + MIB - 1) // MIB * MIB
     assert small < 20 * MIB
     ok("modify", DEBUG, "-s", small, "-n", device)
+    # or, where the volume gets the same space again, it would be the footer that was written last
+    assert device.read_bytes()[-512:] == bytes(512)
     resize_device(device, tmp_path / "disk", small)
     assert run("check", DEBUG, "-n", device).stderr == b""
     assert content(device) == data

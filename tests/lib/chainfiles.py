@@ -179,8 +179,8 @@ class ChainFiles:
         member, parent = self.members[number : number + 2]
         if number:
             child = self.members[number - 1]
-            # Made as large as its child was, it may have been rounded up to a block.
-            force = ["--force"] if parent.holds.sectors > child.holds.sectors else []
+            # Made as large as the member, it may have been rounded up to a block.
+            force = ["--force"] if parent.holds.sectors > min(child.holds.sectors, member.holds.sectors) else []
             ok("modify", "-n", child.path, "-p", parent.path, *_raw_flag(parent), *force)
             member.path.unlink()
         else:
@@ -195,9 +195,17 @@ class ChainFiles:
         if member.kind != RAW and vhdref.Image(member.path).footer.hidden:
             ok("set", "-n", member.path, "-f", "hidden", "-v", 0)
 
-    def _new_size(self, member: Member, megabytes: int) -> None:
+    def whole_blocks(self, megabytes: int) -> int:
+        """Bytes that the leaf gets by a resize to so much."""
+        return self._whole_blocks(self.leaf, megabytes)
+
+    @staticmethod
+    def _whole_blocks(member: Member, megabytes: int) -> int:
         unit = MIB if member.kind in (RAW, "fixed") else max(member.block_size, MIB)
-        size = -(-megabytes * MIB // unit) * unit
+        return -(-megabytes * MIB // unit) * unit
+
+    def _new_size(self, member: Member, megabytes: int) -> None:
+        size = self._whole_blocks(member, megabytes)
         # A last block that is used in part leaves no way between.
         if megabytes * MIB > len(member.holds.data) or size < len(member.holds.data):
             member.holds.resize(size // SECTOR)
