@@ -32,6 +32,8 @@ def parse(data: bytes, path: str) -> Config:
         mark = getattr(error, "problem_mark", None)
         what = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error).splitlines()[0]
         raise UserError(f"{path}:{mark.line + 1 if mark else 1}: not YAML: {what}") from None
+    except RecursionError:
+        raise UserError(f"{path}:1: not YAML that is read here: too many levels") from None
     if root is None:
         return Config()
     if not isinstance(root, yaml.MappingNode):
@@ -136,6 +138,8 @@ def _yes_or_no(node: yaml.Node) -> bool:
     wanted = "yes or no"
     if not isinstance(node, yaml.ScalarNode) or node.tag != "tag:yaml.org,2002:bool":
         raise _Wrong(node, f"{wanted} is wanted")
+    if node.value.lower() not in yaml.SafeLoader.bool_values:
+        raise _Wrong(node, f"{wanted} is wanted, not {node.value}")
     return bool(yaml.SafeLoader.bool_values[node.value.lower()])
 
 

@@ -24,12 +24,12 @@ static void complain(const char *text)
 
 static int check(const struct vbd *vbd, struct error *err)
 {
-	if (strncmp(vbd->params, "vhd:/", 5) && strncmp(vbd->params, "aio:/", 5))
-		return error_set(err, -EINVAL, "target %s: not a disk that tapdisk serves; write target=vhd:/path or target=aio:/path",
-				 vbd->params);
 	if (strcmp(vbd->state, "2"))
 		return error_set(err, -ENODEV, "%s: state is %s, not 2: the device was removed meanwhile",
 				 vbd->path, *vbd->state ? vbd->state : "none");
+	if (strncmp(vbd->params, "vhd:/", 5) && strncmp(vbd->params, "aio:/", 5))
+		return error_set(err, -EINVAL, "target %s: not a disk that tapdisk serves; write target=vhd:/path or target=aio:/path",
+				 vbd->params);
 	return 0;
 }
 

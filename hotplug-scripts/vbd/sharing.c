@@ -111,6 +111,21 @@ static bool has_devices(const struct vbd *vbd)
 	       (vbd->pid > 0 && for_each_open(vbd, stop_at_device, &err) == 1);
 }
 
+/* Of a disk of another kind, as who opened it took it: QEMU from where xl was, Xen's scripts from /dev. */
+static char *absolute(const struct vbd *vbd, const char *node, const char *path)
+{
+	int domid = node_domid(node), pid;
+	char dir[48];
+
+	if (*path == '/')
+		return strdup(path);
+	if (!strstr(node, "/qdisk/"))
+		return format("/dev/%s", path);
+	snprintf(dir, sizeof(dir), "/local/domain/%d/image", domid);
+	pid = store_number(vbd->xs, dir, "device-model-pid");
+	return pid > 0 ? format("/proc/%d/cwd/%s", pid, path) : strdup(path);
+}
+
 /* Our own disks are left to the lock, which knows more. */
 static int see_backend(const struct vbd *vbd, const char *node, void *priv,
 		       struct error *err)
@@ -126,7 +141,7 @@ static int see_backend(const struct vbd *vbd, const char *node, void *priv,
 	if (path && *path != '/' && strchr(path, ':'))
 		path = strchr(path, ':') + 1;
 	if (path && !(script && ends_with(script, "/block-xenblk")))
-		rc = add(strdup(node), strdup(path), !mode || strchr(mode, 'w'), err);
+		rc = add(strdup(node), absolute(vbd, node, path), !mode || strchr(mode, 'w'), err);
 	free(params);
 	free(script);
 	free(mode);

@@ -145,9 +145,25 @@ static bool write_pairs(const struct vbd *vbd, xs_transaction_t t,
 	return true;
 }
 
-/* In their order, all or none. */
-static int store_write(const struct vbd *vbd, const struct pair *pairs,
-		       size_t nr, struct error *err)
+/* In any state: NULL. A node that went meanwhile would come back as a part of one, that nobody removes. */
+static bool is_in_state(const struct vbd *vbd, xs_transaction_t t,
+			const char *wanted)
+{
+	char path[XENSTORE_ABS_PATH_MAX + 1];
+	unsigned int len;
+	bool good;
+	char *state;
+
+	snprintf(path, sizeof(path), "%s/state", vbd->path);
+	state = xs_read(vbd->xs, t, path, &len);
+	good = state && (!wanted || !strcmp(state, wanted));
+	free(state);
+	return good;
+}
+
+/* In their order, all or none, if the node is in that state. */
+static int store_write(const struct vbd *vbd, const char *state,
+		       const struct pair *pairs, size_t nr, struct error *err)
 {
 	xs_transaction_t t;
 	bool good;
@@ -156,6 +172,12 @@ static int store_write(const struct vbd *vbd, const struct pair *pairs,
 		t = xs_transaction_start(vbd->xs);
 		if (t == XBT_NULL)
 			break;
+		good = is_in_state(vbd, t, state);
+		if (!good) {
+			xs_transaction_end(vbd->xs, t, true);
+			return error_set(err, -ENODEV, "%s: the device was removed meanwhile",
+					 vbd->path);
+		}
 		good = write_pairs(vbd, t, pairs, nr);
 		if (xs_transaction_end(vbd->xs, t, !good) && good)
 			return 0;
@@ -183,7 +205,8 @@ int store_connect(const struct vbd *vbd, struct error *err)
 	snprintf(minor, sizeof(minor), "%d", vbd->minor);
 	snprintf(device, sizeof(device), "%x:%x", major(st.st_rdev),
 		 minor(st.st_rdev));
-	return store_write(vbd, pairs, sizeof(pairs) / sizeof(pairs[0]), err);
+	return store_write(vbd, "2", pairs, sizeof(pairs) / sizeof(pairs[0]),
+			   err);
 }
 
 bool ends_with(const char *text, const char *end)
@@ -216,7 +239,7 @@ int store_connected(const struct vbd *vbd, struct error *err)
 {
 	const struct pair pair = { "hotplug-status", "connected" };
 
-	return store_write(vbd, &pair, 1, err);
+	return store_write(vbd, NULL, &pair, 1, err);
 }
 
 void store_fail(const struct vbd *vbd, const char *status, const char *why)
@@ -227,7 +250,7 @@ void store_fail(const struct vbd *vbd, const char *status, const char *why)
 	};
 
 	if (vbd->xs)
-		store_write(vbd, pairs, 2, NULL);
+		store_write(vbd, NULL, pairs, 2, NULL);
 }
 
 /* Both or none: who is killed here leaves what another remove can find. */

@@ -71,6 +71,27 @@ static int message_file(void)
 	return fd;
 }
 
+/*
+ * A session or a service that ends may take with it all that its control group has. Of
+ * guests' disks that is not wanted: at a shutdown guests still write to them.
+ */
+static void leave_group(void)
+{
+	static const char *const root[] = {
+		"/sys/fs/cgroup/cgroup.procs",
+		"/sys/fs/cgroup/systemd/cgroup.procs",
+	};
+
+	for (size_t i = 0; i < sizeof(root) / sizeof(root[0]); i++) {
+		int fd = open(root[i], O_WRONLY | O_CLOEXEC);
+
+		if (fd < 0)
+			continue;
+		(void)!write(fd, "0", 1);
+		close(fd);
+	}
+}
+
 static _Noreturn void run_child(const char *path, char *option, int stderr_fd)
 {
 	char name[] = "tapdisk";
@@ -81,8 +102,9 @@ static _Noreturn void run_child(const char *path, char *option, int stderr_fd)
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	signal(SIGPIPE, SIG_DFL);
-	/* Outlives what started it: its terminal, session, locks, directory. */
+	/* Outlives what started it: its terminal, session, control group, locks, directory. */
 	setsid();
+	leave_group();
 	if (null < 0 || chdir("/") || dup2(null, STDIN_FILENO) < 0 ||
 	    dup2(null, STDOUT_FILENO) < 0 ||
 	    dup2(stderr_fd, STDERR_FILENO) < 0 || close_range(3, ~0u, 0))

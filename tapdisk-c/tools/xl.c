@@ -2,7 +2,7 @@
 /*
  * xl: stands before Xen's xl and becomes it at once. Only a call that brings a disk of tapdisk, or a VHD, becomes xenblk, which
  * rewrites the disk and comes back here; and one that gives an image which a tapdisk has to somebody else, who wouldn't
- * ask: xenblk refuses it.
+ * ask: xenblk refuses it. So does one that names a file which other hosts have too.
  *
  * Whether it does is judged by the text alone, and in doubt it does: xenblk, which parses, passes on what it needn't
  * change. Built without the library of the other programs, since every call of xl waits for it.
@@ -12,11 +12,13 @@
 #include <fcntl.h>
 #include <getopt.h>
 #include <limits.h>
+#include <linux/magic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <unistd.h>
 
 #include "tools/xl-plain.h"
@@ -32,8 +34,17 @@
 #define LOCKS "/proc/locks"
 /* For tests: in its place. */
 #define GIVEN_LOCKS "XENBLK_LOCKS"
-#define LOCK_BYTE "300"
+/*
+ * Bytes of the image lock (common/lock.c): of each tapdisk one of the first, and of a parent's
+ * readers the last; the kernel joins those beside each other. QEMU's own are among the
+ * first too, which costs a look by xenblk.
+ */
+#define FIRST_LOCKED 200
+#define LAST_LOCKED 301
+#define CHILD_LOCKED (1ull << 40)
 #define MAX_LOCKED 4096
+/* linux/gfs2_ondisk.h */
+#define GFS2_MAGIC 0x01161970
 /* xl doesn't mind a larger configuration; xenblk reads it then. */
 #define MAX_CONFIG (1 << 20)
 
@@ -118,14 +129,42 @@ static size_t read_locked(unsigned long long *locked, size_t room)
 	size_t n = 0;
 
 	while (f && n < room && fgets(line, sizeof(line), f)) {
+		unsigned long long start, end;
+		int got;
+
 		p = strstr(line, "OFDLCK");
-		if (p && sscanf(p, "%*s %*s %*s %*s %*x:%*x:%llu", &locked[n]) == 1 &&
-		    strstr(p, " " LOCK_BYTE " " LOCK_BYTE))
+		if (!p)
+			continue;
+		got = sscanf(p, "%*s %*s %*s %*s %*x:%*x:%llu %llu %llu", &locked[n], &start, &end);
+		if (got == 2) /* EOF */
+			end = ULLONG_MAX;
+		if (got >= 2 && (end >= CHILD_LOCKED || (start <= LAST_LOCKED && end >= FIRST_LOCKED)))
 			n++;
 	}
 	if (f)
 		fclose(f);
 	return n;
+}
+
+/* Another host may have it, whose locks only asking for them shows. */
+static bool is_shared(const char *path)
+{
+	struct statfs fs;
+
+	if (statfs(path, &fs))
+		return false;
+	switch ((unsigned long)fs.f_type) {
+	case NFS_SUPER_MAGIC:
+	case CIFS_SUPER_MAGIC:
+	case SMB2_SUPER_MAGIC:
+	case OCFS2_SUPER_MAGIC:
+	case CEPH_SUPER_MAGIC:
+	case FUSE_SUPER_MAGIC:
+	case GFS2_MAGIC:
+		return true;
+	default:
+		return false;
+	}
 }
 
 static bool is_locked_in(const char *dir, const char *path, size_t len, const unsigned long long *locked, size_t n)
@@ -140,7 +179,7 @@ static bool is_locked_in(const char *dir, const char *path, size_t len, const un
 		if (st.st_ino == locked[i])
 			return true;
 	}
-	return false;
+	return S_ISREG(st.st_mode) && is_shared(name);
 }
 
 /* What does not begin with / libxl takes from here, and Xen's scripts from /dev. */
@@ -165,7 +204,9 @@ static bool names_locked_file(const char *text, size_t len)
 	static unsigned long long locked[MAX_LOCKED];
 	size_t n = read_locked(locked, MAX_LOCKED);
 
-	for (size_t i = 0; n && i < len; i++) {
+	if (n == MAX_LOCKED)
+		return true;
+	for (size_t i = 0; i < len; i++) {
 		if (i && !strchr("'\"=:, \t\n", text[i - 1]))
 			continue;
 		if (is_locked(text + i, span_to(text + i, len - i, ",'\"\n"), locked, n) ||
@@ -229,6 +270,12 @@ static bool words_may_have_mark(const struct command *command, int count, char *
 }
 
 /* argv[0] is the command's word. The order of argv changes. */
+/* block-attach dom /a vhd xvda w: xl joins the words by commas. */
+static bool begins_with_vhd(const char *word)
+{
+	return !strncmp(word, "vhd", 3) && (!word[3] || word[3] == ',');
+}
+
 static bool needs_rewriting(const struct command *command, int argc, char **argv)
 {
 	static const struct option long_options[] = {
@@ -241,7 +288,8 @@ static bool needs_rewriting(const struct command *command, int argc, char **argv
 
 	for (int i = 1; i < argc; i++) {
 		if (has_mark(argv[i], strlen(argv[i])) ||
-		    (command->place == PLACE_NONE && names_locked_file(argv[i], strlen(argv[i]))))
+		    (command->place == PLACE_NONE &&
+		     (begins_with_vhd(argv[i]) || names_locked_file(argv[i], strlen(argv[i])))))
 			return true;
 	}
 	for (int i = 0; i < command->leading && argc > 1; i++) {

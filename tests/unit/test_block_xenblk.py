@@ -270,6 +270,44 @@ def test_an_image_has_one_writer_or_only_readers(
         assert dom0.calls() == []
 
 
+def test_a_path_of_qemu_begins_where_it_runs(dom0: Dom0, image: Path) -> None:
+    """libxl writes it as the configuration has it, and that QEMU was started where xl was."""
+    qdisk(dom0, f"vhd:{image.name}", "w")
+    with subprocess.Popen(["sleep", "100"], cwd=image.parent) as qemu:
+        dom0.store.write("/local/domain/9/image/device-model-pid", str(qemu.pid))
+        dom0.vbd(f"vhd:{image}")
+        assert dom0.run("add") != 0
+        qemu.kill()
+    assert dom0.key("hotplug-error") == f"vhd:{image}: in use by guest other (xvdb); end that use first"
+
+
+def test_what_happens_to_the_node_while_the_image_is_opened_is_not_overwritten(dom0: Dom0, image: Path) -> None:
+    dom0.set("create-delay", "1")
+    dom0.vbd(f"vhd:{image}")
+    with dom0.start("add") as add:
+        wait_for(dom0.calls, "tap-ctl runs", 20)
+        dom0.store.write(f"{VBD}/state", "6")
+        assert add.wait(timeout=20) != 0
+    assert dom0.disks() == [] and dom0.key("physical-device") is None and dom0.key("state") == "6"
+
+
+def test_a_node_that_is_gone_is_not_made_again(dom0: Dom0) -> None:
+    assert dom0.run("add") != 0
+    assert dom0.key("hotplug-error") is None and "state is none" in dom0.log()
+
+
+def test_another_tapdisk_that_hangs_is_no_matter_of_a_remove(dom0: Dom0, image: Path) -> None:
+    """tap-ctl list says so first. Ours was ended by hand."""
+    dom0.vbd(f"vhd:{image}")
+    assert dom0.run("add") == 0
+    os.kill(int(dom0.key("tapdisk-pid") or 0), signal.SIGKILL)
+    dom0.set("disks", "")
+    complaint = 'list) echo "tap-ctl: tapdisk 77: no answer within 5 s" >&2; line ;;'
+    assert "list) line ;;" in TAP_CTL
+    (dom0.directory / "bin" / "tap-ctl").write_text(TAP_CTL.replace("list) line ;;", complaint))
+    assert dom0.run("remove") == 0
+
+
 def test_a_parent_that_qemu_writes_is_refused_and_the_image_let_go(dom0: Dom0, image: Path, tmp_path: Path) -> None:
     parent = tmp_path / "base.vhd"
     parent.write_bytes(b"")

@@ -82,6 +82,8 @@ def test_settings_are_read(text: str, settings: Config) -> None:
         ("engine: 'uring\n", "x.yaml:2: not YAML: "),
         ("a: b: c\n", "x.yaml:1: not YAML: "),
         ("engine: *x\n", "x.yaml:1: not YAML: "),
+        ("[" * 100000, "x.yaml:1: not YAML that is read here: too many levels"),
+        ("restart: !!bool maybe\n", "x.yaml:1: restart: yes or no is wanted, not maybe"),
         ("? [a]\n: b\n", "x.yaml:1: unknown key ?"),
     ],
 )

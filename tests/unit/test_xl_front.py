@@ -183,6 +183,8 @@ def arguments_for(xl: Front, template: str) -> list[str]:
         "block-attach 0 backendtype=tap,vdev=xvda,target=/a",
         "block-attach 0 vhd:/a,xvda,w",
         "block-attach 0 /a,vhd,xvda,w",
+        "block-attach 0 /a vhd xvda w",
+        "block-attach 0 /a vhd,xvda,w",
         "block-attach 0 vdev=xvda,format=vhd,target=/a",
         "create P disk=['/a,vhd']",
         "restore T saved",
@@ -397,6 +399,23 @@ def test_the_device_of_a_lock_need_not_be_the_files(xl: Front) -> None:
         locks = xl.write("locks", f"1: OFDLCK ADVISORY  READ  -1 fe:ff:{number} 300 300\n")
         xl.run(*call, XENBLK_LOCKS=locks)
         assert xl.given(name) is not None
+
+
+@pytest.mark.parametrize("held", ["300 300", "201 201", "300 301", "203 203", "1099511627776 1099511627776", "1099511627999 EOF", "0 EOF"])
+def test_a_parent_and_what_a_coalesce_writes_are_locked_too(xl: Front, held: str) -> None:
+    """A parent's reader holds its child's byte; what one holder has side by side the kernel tells as one."""
+    (xl.root / "a.img").touch()
+    call = ["create", xl.write("g.cfg", f"disk = [ 'file:{xl.root}/a.img,xvda,w' ]\n")]
+    locks = xl.write("locks", f"1: OFDLCK ADVISORY  READ  -1 fe:ff:{(xl.root / 'a.img').stat().st_ino} {held}\n")
+    xl.run(*call, XENBLK_LOCKS=locks)
+    assert xl.given("xenblk") == ["xl", *call]
+
+
+def test_more_locks_than_can_be_kept_are_none_overlooked(xl: Front) -> None:
+    call = ["create", xl.write("g.cfg", f"disk = [ 'file:{xl.root}/a.img,xvda,w' ]\n")]
+    lines = (f"{n}: OFDLCK ADVISORY  READ  -1 fe:ff:{10**9 + n} 300 300\n" for n in range(4100))
+    xl.run(*call, XENBLK_LOCKS=xl.write("locks", "".join(lines)))
+    assert xl.given("xenblk") == ["xl", *call]
 
 
 @pytest.mark.parametrize("disk", DISKS)
