@@ -45,6 +45,7 @@ typedef u8 blk_status_t;
 enum req_op { REQ_OP_READ };
 struct list_head { struct list_head *next, *prev; };
 struct kiocb { int unused; };
+typedef int atomic_t;
 struct bio_vec { int unused; };
 struct bio { int unused; };
 struct bio_list { int unused; };

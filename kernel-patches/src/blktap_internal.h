@@ -58,6 +58,8 @@ struct blktap_rq {
 	u16 nr_bvecs;
 	unsigned long start;	/* jiffies */
 	struct kiocb iocb;
+	atomic_t ref;		/* on iocb: of who started it and of its completion */
+	long ret;		/* of that */
 	struct bio_vec bvec[];	/* max_bvecs */
 };
 

@@ -157,19 +157,23 @@ void blktap_direct_remap(struct blktap *tap, struct request *rq, u32 file,
 		blktap_direct_kick(tap);
 }
 
-/* In any context. */
-static void blktap_direct_done(struct kiocb *iocb, long ret)
+/*
+ * In any context. A file system may use iocb and its file after the I/O that it has begun is
+ * complete, until its read_iter() or write_iter() returns.
+ */
+static void blktap_direct_put(struct blktap_rq *brq)
 {
-	struct blktap_rq *brq = container_of(iocb, struct blktap_rq, iocb);
 	struct request *rq = blktap_request(brq);
 	struct blktap *tap = rq->q->queuedata;
-	struct file *file = iocb->ki_filp;
-	bool good = ret >= 0 && (unsigned long)ret == blk_rq_bytes(rq);
-	bool failing, write = op_is_write(req_op(rq));
+	struct file *file = brq->iocb.ki_filp;
+	bool good, failing, write = op_is_write(req_op(rq));
 	unsigned long flags;
 
+	if (!atomic_dec_and_test(&brq->ref))
+		return;
+	good = brq->ret >= 0 && (unsigned long)brq->ret == blk_rq_bytes(rq);
 	if (write)
-		blktap_end_write(iocb);
+		blktap_end_write(&brq->iocb);
 	spin_lock_irqsave(&tap->rq_lock, flags);
 	failing = blktap_fails(tap);
 	if (good) {
@@ -190,6 +194,15 @@ static void blktap_direct_done(struct kiocb *iocb, long ret)
 		blktap_end_request(tap, rq, good ? BLK_STS_OK : BLK_STS_IOERR);
 }
 
+/* In any context. */
+static void blktap_direct_done(struct kiocb *iocb, long ret)
+{
+	struct blktap_rq *brq = container_of(iocb, struct blktap_rq, iocb);
+
+	brq->ret = ret;
+	blktap_direct_put(brq);
+}
+
 static void blktap_direct_start(struct blktap_rq *brq)
 {
 	struct request *rq = blktap_request(brq);
@@ -198,6 +211,7 @@ static void blktap_direct_start(struct blktap_rq *brq)
 	struct iov_iter iter;
 	ssize_t ret;
 
+	atomic_set(&brq->ref, 2);
 	blktap_iter(brq, rq, write ? WRITE : READ, &iter);
 	brq->iocb.ki_complete = blktap_direct_done;
 	brq->iocb.ki_ioprio = req_get_ioprio(rq);
@@ -211,6 +225,7 @@ static void blktap_direct_start(struct blktap_rq *brq)
 	}
 	if (ret != -EIOCBQUEUED)
 		blktap_direct_done(&brq->iocb, ret);
+	blktap_direct_put(brq);
 }
 
 /*

@@ -4,6 +4,7 @@
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/mm.h>
+#include <linux/pagemap.h>
 
 #include "blktap_internal.h"
 
@@ -55,7 +56,7 @@ static int blktap_file_check(struct blktap *tap, struct file *file, bool write)
 	 * It has checksums, or parity, of what is written, and the pages of a
 	 * request may change meanwhile: only a copy is safe.
 	 */
-	if (write && bdev_stable_writes(bdev))
+	if (write && (bdev_stable_writes(bdev) || mapping_stable_writes(file->f_mapping)))
 		return -EOPNOTSUPP;
 	/* deeper loops, through another device, are the administrator's */
 	if (tap->disk && bdev->bd_disk == tap->disk)

@@ -101,7 +101,10 @@ static bool blktap_pass_fits(const struct blktap_target *target, struct bio *bio
 		return false;
 	if ((bio->bi_opf & REQ_NOWAIT) && !bdev_nowait(bdev))
 		return false;
-	return !op_is_write(bio_op(bio)) || (target->write && !bdev_read_only(bdev));
+	/* writes of a file are kept from swap by the kernel */
+	return !op_is_write(bio_op(bio)) ||
+	       (target->write && !bdev_read_only(bdev) &&
+		!IS_SWAPFILE(target->file->f_mapping->host));
 }
 
 /* rq_lock is held. NULL: it goes by the queue. */
