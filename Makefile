@@ -43,6 +43,9 @@ places := -e 's|@pkglib@|$(pkglib)|g; s|@sbindir@|$(sbindir)|g' \
 	  -e '/^PATH=/s|/usr/sbin|$(sbindir)|' -e '/^exec .usr.libexec/s|/usr|$(prefix)|' -e '/^YAML_PATH/s|/etc|$(sysconfdir)|' \
 	  -e '/^\(TAP_CTL\|XL\) =/s|/usr/sbin|$(sbindir)|; /^VHD_UTIL =/s|/usr|$(prefix)|'
 
+# In one step, since Xen may call it meanwhile.
+script = sed $(places) $(1) > $(DESTDIR)$(2).new && chmod 755 $(DESTDIR)$(2).new && mv $(DESTDIR)$(2).new $(DESTDIR)$(2)
+
 all: programs bridge $(pages)
 
 programs:
@@ -89,10 +92,9 @@ install: all
 	$(PYTHON) -m compileall -q --invalidation-mode checked-hash $(if $(DESTDIR),-s $(DESTDIR) -p /) \
 		$(DESTDIR)$(pkglib)/xenblk
 	chmod -R a+rX $(DESTDIR)$(pkglib)/xenblk
-	sed $(places) hotplug-scripts/xenblk.in > $(DESTDIR)$(sbindir)/xenblk
-	sed $(places) hotplug-scripts/block-xenblk > $(DESTDIR)$(scriptdir)/block-xenblk
-	sed $(places) hotplug-scripts/xmsnap.in > $(DESTDIR)$(sbindir)/xmsnap
-	chmod 755 $(DESTDIR)$(sbindir)/xenblk $(DESTDIR)$(sbindir)/xmsnap $(DESTDIR)$(scriptdir)/block-xenblk
+	$(call script,hotplug-scripts/xenblk.in,$(sbindir)/xenblk)
+	$(call script,hotplug-scripts/block-xenblk,$(scriptdir)/block-xenblk)
+	$(call script,hotplug-scripts/xmsnap.in,$(sbindir)/xmsnap)
 	test -e $(DESTDIR)$(sysconfdir)/xen/xenblk.yaml || \
 		install -m 644 hotplug-scripts/xenblk.yaml $(DESTDIR)$(sysconfdir)/xen/
 	for name in xenblk xenblk-gc; do \

@@ -71,6 +71,21 @@ def test_create_makes_a_disk_and_destroy_unmakes_it(bed: Bed) -> None:
     assert bed.run(f"test -e {disk.device}", check=False).status == 1
 
 
+def test_a_disk_outlives_the_session_that_made_it(bed: Bed) -> None:
+    """A session's or a service's end is its control group's, at a shutdown while guests still write; guardian and all."""
+    group = "/sys/fs/cgroup/session"
+    bed.run(f"mountpoint -q /sys/fs/cgroup || mount -t cgroup2 none /sys/fs/cgroup; mkdir {group}")
+    with tapdisks.configured(bed, "restart=yes"):
+        bed.run(f"echo 0 > {group}/cgroup.procs; exec tap-ctl create -a 'aio:{IMAGE}'")
+        bed.run(f"echo 1 > {group}/cgroup.kill")
+        (row,) = json.loads(bed.run("tap-ctl list --json").stdout)
+        assert bed.run(f"cat /proc/{row['pid']}/cgroup").stdout == "0::/\n"
+        disk = Disk(f"/dev/xen/blktap-2/tapdev{row['minor']}", row["pid"], row["minor"])
+        bed.run(f"cmp {disk.device} '{IMAGE}'")
+        assert destroy(bed, disk).output == ""
+    bed.wait_for(f"rmdir {group}", 30, 0.2)
+
+
 READ_BY_NBD = """
 import socket, struct, sys
 client = socket.socket(socket.AF_UNIX)
