@@ -117,7 +117,7 @@ def test_nothing_reaches_an_image_once_it_is_a_parent(bed: Bed) -> None:
 
 
 def test_a_pause_waits_for_what_the_kernel_writes(bed: Bed) -> None:
-    with null_disk(bed, irqmode=2, completion_nsec=8_000_000_000) as slow:
+    with null_disk(bed, irqmode=2, completion_nsec=4_000_000_000) as slow:
         device = tapdisks.create(bed, f"aio:{slow}")
         [disk] = tapdisks.served(bed)
         try:
@@ -137,7 +137,7 @@ def test_a_pause_waits_for_what_the_kernel_writes(bed: Bed) -> None:
 def test_a_killed_tapdisks_lock_holds_until_the_kernel_has_written(bed: Bed) -> None:
     """Otherwise who gets the image next would find late writes in it."""
     bed.run("echo restart=no >> /run/xenblk/config")
-    with null_disk(bed, irqmode=2, completion_nsec=8_000_000_000) as slow:
+    with null_disk(bed, irqmode=2, completion_nsec=4_000_000_000) as slow:
         device = tapdisks.create(bed, f"aio:{slow}")
         [disk] = tapdisks.served(bed)
         write = f"dd if=/dev/urandom of={device} bs=4k count=1 oflag=direct 2>/dev/null"
