@@ -162,7 +162,13 @@ static bool is_of(int minor, int pid)
 	return found;
 }
 
-/* -ENODEV: not attached, or not any more. */
+/* It has not the disk, or has ended since it was looked at. */
+static bool is_gone(int rc)
+{
+	return rc == -ENODEV || rc == -ESRCH || rc == -ECONNRESET || rc == -EPIPE;
+}
+
+/* is_gone(): not attached, or not any more. */
 static int take_down(const struct options *opt, struct error *err)
 {
 	struct pollfd exited = { .fd = -1, .events = POLLIN };
@@ -188,18 +194,20 @@ static int take_down(const struct options *opt, struct error *err)
 			close(exited.fd);
 		return alone ? destroy_hung(opt, err) : rc;
 	}
-	if (!rc && found != DEAD)
+	if (!rc && found != DEAD) {
 		rc = vbd_call("detach", opt->pid, opt->minor, err);
+		/* Nobody is to have what is closed: an upgrade leaves it, and may end the tapdisk. */
+		if (found == OPEN && is_gone(rc))
+			rc = 0;
+	}
 	if (!rc && exited.fd >= 0)
 		poll(&exited, 1, EXIT_WAIT_MS);
 	if (exited.fd >= 0)
 		close(exited.fd);
-	if (!rc)
-		rc = minor_free(opt->minor, err);
-	/* It was ours, and somebody else's hand is as good. */
-	if (rc == -ENODEV && found != DEAD && !is_of(opt->minor, opt->pid))
-		rc = 0;
-	return rc;
+	if (rc)
+		return rc;
+	rc = minor_free(opt->minor, err);
+	return rc == -ENODEV && found != DEAD ? 0 : rc;
 }
 
 /*
@@ -214,7 +222,7 @@ int cmd_destroy(const struct options *opt, struct error *err)
 	hold_signals();
 	rc = take_down(opt, err);
 	/* Its tapdisk is being upgraded, and has no disks before the next one has, by the same name. */
-	for (int i = 0; rc == -ENODEV && i < LEFT_TRIES && is_of(opt->minor, opt->pid); i++) {
+	for (int i = 0; is_gone(rc) && i < LEFT_TRIES && is_of(opt->minor, opt->pid); i++) {
 		nanosleep(&pause, NULL);
 		rc = take_down(opt, err);
 	}
