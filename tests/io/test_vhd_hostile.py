@@ -271,6 +271,14 @@ def read_only_use(path: Path, base: Path) -> bool:
     return checked.returncode == 0
 
 
+def only_copy_was_behind(before: bytes, after: bytes) -> bool:
+    """An open for writing, which comes before what refuses a command, has given the footer copy what the one at the end says."""
+    if after[:512] == before[:512] or after[512:] != before[512:]:
+        return False
+    copy, end, now = (vhdref.Footer.parse(raw) for raw in (before[:512], before[-512:], after[:512]))
+    return now == replace(end, hidden=end.hidden or copy.hidden)
+
+
 def writing_use(path: Path, data: bytes, base: Path) -> None:
     """Each command changes the image only if it succeeds, and then the disk is as it was."""
     disk = disk_of(path)
@@ -291,8 +299,7 @@ def writing_use(path: Path, data: bytes, base: Path) -> None:
         if result.returncode:
             assert result.returncode == 1, result.stderr
             message_of(result, (path, base, path.parent / "child.vhd"))
-            # An open for writing makes a footer copy new that is behind that at the end.
-            if data[:512] != data[-512:] and path.read_bytes()[512:] == data[512:]:
+            if only_copy_was_behind(data, path.read_bytes()):
                 path.write_bytes(data)
             assert digests(path.parent) == before, args
         elif disk is not None and path.stat().st_size <= FILE_BYTES:
