@@ -145,7 +145,7 @@ static bool write_pairs(const struct vbd *vbd, xs_transaction_t t,
 	return true;
 }
 
-/* In any state: NULL. A node that went meanwhile would come back as a part of one, that nobody removes. */
+/* wanted: NULL for any. A node that went meanwhile would come back as a part of one, which nobody removes. */
 static bool is_in_state(const struct vbd *vbd, xs_transaction_t t,
 			const char *wanted)
 {
@@ -172,8 +172,7 @@ static int store_write(const struct vbd *vbd, const char *state,
 		t = xs_transaction_start(vbd->xs);
 		if (t == XBT_NULL)
 			break;
-		good = is_in_state(vbd, t, state);
-		if (!good) {
+		if (!is_in_state(vbd, t, state)) {
 			xs_transaction_end(vbd->xs, t, true);
 			return error_set(err, -ENODEV, "%s: the device was removed meanwhile",
 					 vbd->path);

@@ -103,9 +103,34 @@ static void say(struct error *err, int code)
 	error_set(err, code, "%s", joined);
 }
 
-/* Takes a line of create's output, or leaves it to the caller: false. */
-static bool take_line(struct vbd *vbd, const char *line, size_t len, int *holder)
+/* Takes lines out of output: those of which take() says so. */
+static void take_lines(bool (*take)(void *priv, const char *line, size_t len),
+		       void *priv)
 {
+	char *from = output, *to = output;
+
+	while (*from) {
+		size_t bare = strcspn(from, "\n"), len = bare + (from[bare] == '\n');
+
+		if (!take(priv, from, bare)) {
+			memmove(to, from, len);
+			to += len;
+		}
+		from += len;
+	}
+	*to = 0;
+}
+
+struct created {
+	struct vbd *vbd;
+	int holder;		/* who has the image, instead */
+};
+
+/* What create says of the disk, or who keeps it from there; not a complaint. */
+static bool take_created(void *priv, const char *line, size_t len)
+{
+	struct created *created = priv;
+	struct vbd *vbd = created->vbd;
 	int pid, minor;
 
 	if (*line == '/' && len < sizeof(vbd->device) &&
@@ -114,7 +139,7 @@ static bool take_line(struct vbd *vbd, const char *line, size_t len, int *holder
 	} else if (sscanf(line, "pid=%9d minor=%9d", &pid, &minor) == 2) {
 		vbd->pid = pid;
 		vbd->minor = minor;
-	} else if (sscanf(line, "holder=%9d", holder) != 1) {
+	} else if (sscanf(line, "holder=%9d", &created->holder) != 1) {
 		return false;
 	}
 	return true;
@@ -123,17 +148,15 @@ static bool take_line(struct vbd *vbd, const char *line, size_t len, int *holder
 int tapctl_create(struct vbd *vbd, bool readonly, enum arrival arrival,
 		  struct error *err)
 {
-	char owner[32], *to;
+	struct created created = { .vbd = vbd };
+	char owner[32];
 	const char *argv[] = {
 		"tap-ctl", "create",
 		"-a", vbd->params, owner,
 		"--wait=" OPEN_SECONDS,
 		NULL, NULL, NULL,
 	};
-	int argc = 6;
-	const char *from;
-	int holder = 0;
-	int rc;
+	int argc = 6, rc;
 
 	snprintf(owner, sizeof(owner), "--owner=%d", (int)getpid());
 	if (readonly)
@@ -142,24 +165,14 @@ int tapctl_create(struct vbd *vbd, bool readonly, enum arrival arrival,
 		argv[argc++] = arrival == ARRIVAL_HVM ? "--suspended" : "--inactive";
 	vbd->pid = vbd->minor = -1;
 	rc = tapctl(argv);
-	for (from = to = output; *from;) {
-		size_t len = strcspn(from, "\n");
-
-		len += from[len] == '\n';
-		if (!take_line(vbd, from, strcspn(from, "\n"), &holder)) {
-			memmove(to, from, len);
-			to += len;
-		}
-		from += len;
-	}
-	*to = 0;
+	take_lines(take_created, &created);
 	if (!rc && vbd->pid > 0 && *vbd->device)
 		return 0;
 	if (!rc)
 		return error_set(err, -EPROTO, "%s: tap-ctl create printed no device; install the tap-ctl of this release",
 				 vbd->params);
-	say(err, holder ? -EBUSY : -EIO);
-	err->holder = holder;
+	say(err, created.holder ? -EBUSY : -EIO);
+	err->holder = created.holder;
 	return err->code;
 }
 
@@ -187,27 +200,16 @@ int tapctl_keep(const struct vbd *vbd, struct error *err)
 }
 
 /* What tap-ctl says of other tapdisks, of one that hangs, is none of its rows. */
-static void drop_complaints(void)
+static bool take_complaint(void *priv, const char *line, size_t len)
 {
-	char *from = output, *to = output;
-
-	while (*from) {
-		size_t len = strcspn(from, "\n");
-
-		len += from[len] == '\n';
-		if (plain(from) == from) {
-			memmove(to, from, len);
-			to += len;
-		}
-		from += len;
-	}
-	*to = 0;
+	(void)priv;
+	(void)len;
+	return plain(line) != line;
 }
 
 /* pid: -1: whoever has it. */
 static int list(int pid, int minor)
 {
-	int rc;
 	char p[16], m[16];
 	const char *argv[] = {
 		"tap-ctl", "list",
@@ -215,9 +217,10 @@ static int list(int pid, int minor)
 		pid > 0 ? "-p" : NULL,
 		pid > 0 ? number(p, sizeof(p), pid) : NULL, NULL,
 	};
+	int rc;
 
 	rc = tapctl(argv);
-	drop_complaints();
+	take_lines(take_complaint, NULL);
 	return rc;
 }
 

@@ -33,6 +33,22 @@ static int peek(int fd, void *buf, size_t len, uint64_t offset, bool *there)
 	return rc == -ENODATA ? 0 : rc;
 }
 
+/* footer and *found stay as they are if there is none. */
+static int peek_footer_at(int fd, uint64_t offset, size_t len,
+			  struct vhd_footer *footer, bool *found)
+{
+	uint8_t raw[VHD_FOOTER_BYTES] = { 0 };
+	struct vhd_footer one;
+	bool there;
+	int rc = peek(fd, raw, len, offset, &there);
+
+	if (there && !vhd_footer_decode(&one, raw, "", "", NULL)) {
+		*footer = one;
+		*found = true;
+	}
+	return rc;
+}
+
 /*
  * The footer of a file as vhd_open() would choose it, without its checks. The
  * first sector of a fixed image is its guest's. -errno: it has none that could be read.
@@ -40,28 +56,18 @@ static int peek(int fd, void *buf, size_t len, uint64_t offset, bool *there)
 static int peek_footer(int fd, uint64_t size, struct vhd_footer *footer,
 		       bool *found)
 {
-	uint64_t tail_len = size % VHD_SECTOR == 511 ? 511 : VHD_FOOTER_BYTES;
-	uint8_t raw[VHD_FOOTER_BYTES] = { 0 };
-	struct vhd_footer tail;
-	int rc, front = 0;
-	bool there;
+	size_t tail_len = size % VHD_SECTOR == 511 ? 511 : VHD_FOOTER_BYTES;
+	int tail, front = 0;
 
 	*found = false;
 	if (size < VHD_FOOTER_BYTES)
 		return 0;
-	rc = peek(fd, raw, (size_t)tail_len, size - tail_len, &there);
-	if (there && !vhd_footer_decode(&tail, raw, "", "", NULL)) {
-		*found = true;
-		*footer = tail;
-	}
-	if (*found && tail.type == VHD_FIXED)
+	tail = peek_footer_at(fd, size - tail_len, tail_len, footer, found);
+	if (!*found || footer->type != VHD_FIXED)
+		front = peek_footer_at(fd, 0, VHD_FOOTER_BYTES, footer, found);
+	if (*found)
 		return 0;
-	front = peek(fd, raw, sizeof(raw), 0, &there);
-	if (there && !vhd_footer_decode(&tail, raw, "", "", NULL)) {
-		*found = true;
-		*footer = tail;
-	}
-	return *found ? 0 : rc ? rc : front;
+	return tail ? tail : front;
 }
 
 /* It is gone, or none that this process could use. All else might hide a child. */

@@ -356,7 +356,8 @@ class ChainMachine(RuleBasedStateMachine):
         """Not below its parent's size."""
         least = -(-len(self.files.members[1].holds.data) // MIB) if self.has_parent() else 1
         megabytes = max(least, len(self.model.data) // MIB - less)
-        if megabytes * MIB > len(self.model.data) or self.files.whole_blocks(megabytes) > len(self.model.data) > megabytes * MIB:
+        size = len(self.model.data)
+        if megabytes * MIB > size or self.files.leaf.whole_blocks(megabytes) > size > megabytes * MIB:
             return
         with self.closed(how, engine):
             self.files.shrink(megabytes)

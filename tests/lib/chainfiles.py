@@ -46,6 +46,11 @@ class Member:
         """Sectors of a block."""
         return self.block_size // SECTOR
 
+    def whole_blocks(self, megabytes: int) -> int:
+        """Bytes that it gets by a resize to so much."""
+        unit = MIB if self.kind in (RAW, "fixed") else max(self.block_size, MIB)
+        return -(-megabytes * MIB // unit) * unit
+
 
 def _raw_flag(parent: Member) -> list[str]:
     return ["-m"] if parent.kind == RAW else []
@@ -195,17 +200,8 @@ class ChainFiles:
         if member.kind != RAW and vhdref.Image(member.path).footer.hidden:
             ok("set", "-n", member.path, "-f", "hidden", "-v", 0)
 
-    def whole_blocks(self, megabytes: int) -> int:
-        """Bytes that the leaf gets by a resize to so much."""
-        return self._whole_blocks(self.leaf, megabytes)
-
-    @staticmethod
-    def _whole_blocks(member: Member, megabytes: int) -> int:
-        unit = MIB if member.kind in (RAW, "fixed") else max(member.block_size, MIB)
-        return -(-megabytes * MIB // unit) * unit
-
     def _new_size(self, member: Member, megabytes: int) -> None:
-        size = self._whole_blocks(member, megabytes)
+        size = member.whole_blocks(megabytes)
         # A last block that is used in part leaves no way between.
         if megabytes * MIB > len(member.holds.data) or size < len(member.holds.data):
             member.holds.resize(size // SECTOR)
