@@ -126,7 +126,7 @@ struct created {
 	int holder;		/* who has the image, instead */
 };
 
-/* What create says of the disk, or who keeps it from there; not a complaint. */
+/* A line that create prints for scripts. */
 static bool take_created(void *priv, const char *line, size_t len)
 {
 	struct created *created = priv;

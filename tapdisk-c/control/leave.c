@@ -113,7 +113,7 @@ static int check_may_leave(struct leave *leave, struct error *err)
 {
 	struct vbd_view view;
 
-	if (leave->busy || leave->left)
+	if (leave->busy || leave->left_by)
 		return error_set(err, -EBUSY, "its disks are being left already");
 	for (unsigned int i = 0; server_vbd(leave->server, i, &view); i++) {
 		/* What its guest, on the way here, must be able to read is known here alone. */

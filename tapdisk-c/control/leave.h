@@ -20,7 +20,11 @@ struct leave {
 	struct owners *owners;
 	struct io_timer timer;
 	bool busy;
-	bool left;			/* to another one that is still to take them, by one connection's request */
+	/*
+	 * Whose request it was that all were left, to another one that is still to take them; or
+	 * NULL. The end of that connection takes them back.
+	 */
+	const void *left_by;
 	unsigned int pausing;		/* verbs under way */
 	bool paused[BLKTAP_MAX_MINORS];	/* by us */
 	unsigned int refused;		/* pauses that failed */

@@ -84,9 +84,7 @@ struct control_call {
 	int opened;			/* by this request: the minor of an open */
 	struct takeover *takeover;
 	struct leave *leave;
-	/* All disks were left by a request of this connection: its end takes them back. */
-	bool left;
-	int heir;			/* to that tapdisk */
+	int heir;			/* to whom the disks were left, or from whom they come */
 	/*
 	 * Called exactly once. Takes over the reply, NULL if memory ran out;
 	 * last: the message was no valid request.

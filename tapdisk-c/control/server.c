@@ -67,10 +67,10 @@ static void client_close(struct client *client)
 	if (client->call.making >= 0)
 		server_snapshot_settle(client->call.server, client->call.making);
 	if (client->control) {
-		if (client->call.left) {
+		if (client->control->leave.left_by == &client->call) {
 			log_warn("what was left for tapdisk %d is taken back",
 				 client->call.heir);
-			client->control->leave.left = false;
+			client->control->leave.left_by = NULL;
 			takeover_begin(&client->control->takeover, pids, 2);
 		}
 		engine_unwatch(engine_of(client->control), &client->watch);

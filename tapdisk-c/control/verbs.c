@@ -428,7 +428,8 @@ static void yielded(void *priv, int rc, const struct error *err)
 {
 	struct control_call *call = priv;
 
-	call->left = call->leave->left = !rc;
+	if (!rc)
+		call->leave->left_by = call;
 	answer_rc(call, rc, err);
 }
 
@@ -437,17 +438,19 @@ static void do_yield(struct control_call *call, const struct request *req)
 	struct vbd_view view;
 	struct error err;
 
-	if (!call->left)
-		call->heir = (int)req->heir;
-	if (call->left || call->leave->left)
+	if (call->leave->left_by) {
 		answer_rc(call, error_set(&err, -EALREADY, "its disks are left already"),
 			  &err);
+		return;
+	}
 	/* This connection's end would begin what ends with the process. */
-	else if (!server_vbd(call->server, 0, &view))
+	if (!server_vbd(call->server, 0, &view)) {
 		answer_rc(call, error_set(&err, -ENODEV, "tapdisk %d has no disks",
 					  (int)getpid()), &err);
-	else
-		leave_begin(call->leave, timeout_ms(req), yielded, call);
+		return;
+	}
+	call->heir = (int)req->heir;
+	leave_begin(call->leave, timeout_ms(req), yielded, call);
 }
 
 /* The connection of the tool has ended, or it has its answer: nobody takes them back. */
@@ -459,13 +462,13 @@ static void do_leave(struct control_call *call, const struct request *req)
 	int rc = 0;
 
 	(void)req;
-	if (!call->left)
+	if (call->leave->left_by != call)
 		rc = error_set(&err, -EINVAL, "its disks are not left to another tapdisk");
 	else if (server_vbd(server, 0, &view))
 		rc = error_set(&err, -EBUSY, "tapdisk %d has disks",
 			       (int)getpid());
 	else
-		call->left = call->leave->left = false;
+		call->leave->left_by = NULL;
 	/* The call ends here if nobody is there to hear it. */
 	answer_rc(call, rc, &err);
 	if (!rc)
@@ -699,7 +702,7 @@ static void run_object(struct control_call *call, json_t *root)
 		}
 	}
 	if (verb->optional & SETTLED &&
-	    (server_is_leaving(call->server) || call->leave->left))
+	    (server_is_leaving(call->server) || call->leave->left_by))
 		answer_rc(call, error_set(&err, -EBUSY, "minor %lld: an upgrade is under way; try again when it is done",
 					  (long long)req.minor), &err);
 	else
