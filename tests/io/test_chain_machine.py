@@ -387,6 +387,9 @@ class ChainMachine(RuleBasedStateMachine):
         """Each run ends with all opinions, unless it has failed already."""
         try:
             if self.served and sys.exc_info()[0] is None:
+                begun = min(self.logged(), len(MAGIC))
+                self.disk[1].run([Op("flush")])
+                self.judge_durable(begun)
                 self.read_all()
                 self.end("close")
                 opinions.judge(self.files)

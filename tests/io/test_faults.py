@@ -171,7 +171,7 @@ def test_random_work_amid_random_faults(tmp_path: Path, kind: str, faults: str, 
             image.expected.run(disk, ["f"], faults=errors)
             image.expected.run(disk, ["f"])
             image.expected.check(disk)
-    assert len(rules.take_hits()) > 10
+    assert len(rules.take_hits()) > 4
     image.check()
 
 

@@ -123,8 +123,12 @@ def slow_snapshot(served: Served, leaf: Path, rules: Faults) -> "subprocess.Pope
     """One whose flush is not over before the rules are off, and which has its child by now."""
     rules.set(f"sync file={leaf.name} stuck")
     made = served.start("snapshot", "-n", "one.vhd")
-    wait_for(lambda: any(name.startswith(".xenblk-snapshot-") for name in names(leaf)), "the child is made", 20)
-    time.sleep(0.3)
+
+    def opened() -> bool:
+        """By tapdisk."""
+        return any("/.xenblk-snapshot-" in os.path.realpath(fd) for fd in Path(f"/proc/{served.pid}/fd").iterdir())
+
+    wait_for(opened, "the child is open", 20)
     return made
 
 

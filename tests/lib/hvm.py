@@ -102,7 +102,10 @@ class HvmGuest(Guest):
 
     def follow(self) -> None:
         """Keep what it sends from now on, when it has been created or has migrated."""
-        self.bed.run(f"stty -F $({self._tty}) raw -echo; setsid cat $({self._tty}) >> {self.log} &")
+        self.bed.run(
+            f"tty=$({self._tty}); stty -F $tty raw -echo || exit 1; setsid cat $tty >> {self.log} & cat=$!;"
+            ' until [ "$(readlink /proc/$cat/fd/3)" = $tty ]; do kill -0 $cat || exit 1; sleep 0.1; done'
+        )
 
     @property
     def _tty(self) -> str:

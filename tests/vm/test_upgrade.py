@@ -38,7 +38,7 @@ def test_a_disk_is_upgraded_under_load(disk_bed: Stock) -> None:
     leaf = disk_bed.image("up", 24, depth=2)
     device = disk_bed.create(f"vhd:{leaf}")
     name = disk_bed.kernel_name(device)
-    writer = bed.popen(fio(device, 16, 100))
+    writer = bed.popen(fio(device, 16, 70))
     [disk] = tapdisks.served(bed)
     for turn in range(1, 4):
         written(disk_bed, name, turn * 60)
@@ -66,7 +66,7 @@ def test_the_old_tapdisk_goes_on_if_the_new_one_cannot_open_the_image(disk_bed: 
     bed.put(NEW, f"#!/bin/sh\nexec unshare -m sh -c '{hidden}' tapdisk \"$@\"\n".encode(), 0o755)
     device = disk_bed.create(f"vhd:{leaf}")
     name = disk_bed.kernel_name(device)
-    writer = bed.popen(fio(device, 16, 100))
+    writer = bed.popen(fio(device, 16, 70))
     [disk] = tapdisks.served(bed)
     for turn in range(1, 4):
         written(disk_bed, name, turn * 60)

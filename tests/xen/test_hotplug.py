@@ -21,6 +21,9 @@ while read -r word; do
 		wait_for_disk xvdb
 		echo "hotplug" | dd of=/dev/xvdb bs=512 seek=77 conv=sync,fsync 2>/dev/null || exit 1
 		;;
+	gone)
+		while [ -b /dev/xvdb ] || [ -e /sys/bus/xen/devices/vbd-51728 ]; do usleep 100000; done
+		;;
 	end) exit 0 ;;
 	esac
 	echo "done $word"
@@ -89,6 +92,7 @@ def test_a_disk_is_attached_shown_and_detached(bed: Bed, guest: Guest) -> None:
     assert tapdisks.read(bed, "vhd:/srv/more/1.vhd", 78)[77 * 512 :].startswith(b"hotplug\n")
 
     # again, and taken from under it
+    tell(guest, "gone")
     bed.run("xenblk attach hot tap2:vhd:/srv/more/1.vhd,xvdb,w")
     tell(guest, "write")
     bed.run("xl pause hot; xenblk detach -f hot xvdb; xl unpause hot", timeout=120)
@@ -110,6 +114,7 @@ def test_what_can_not_be_attached_is_one_line_and_leaves_nothing(bed: Bed, guest
     assert "no disk xvdz" in refused(bed, "detach hot xvdz")
     assert refused(bed, "info nobody").startswith("guest nobody: ")
     # and so the next one works
+    tell(guest, "gone")
     bed.run("xenblk attach hot tap2:vhd:/srv/more/1.vhd,xvdb,w")
     tell(guest, "write")
     bed.run("xenblk detach hot xvdb")

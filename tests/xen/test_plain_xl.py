@@ -7,7 +7,7 @@ import pytest
 
 from tests.lib import bridge, tapdisks
 from tests.lib.beds import Beds
-from tests.lib.guest import Guest
+from tests.lib.guest import CREATE_SECONDS, Guest
 from tests.lib.vm import Bed
 
 MEGABYTES = 24
@@ -30,14 +30,15 @@ dd if=/dev/xvda of=/dev/xvdb bs=1M conv=fsync 2>/dev/null || exit 3
 
 # Runs a command from cron and ends as it did, with its output
 FROM_CRON = r"""#!/bin/sh
-rm -f /root/cron.status
+rm -f /root/cron.status /root/cron.begun
 {
 	echo 'PATH=/usr/sbin:/usr/bin:/sbin:/bin'
 	echo "* * * * * root test -e /root/cron.begun || { touch /root/cron.begun;" \
 		"$* >/root/cron.output 2>&1; echo \$? >/root/cron.status; }"
-} >/etc/cron.d/guest
+} >/etc/cron.d/.guest # a name that cron passes by
+mv /etc/cron.d/.guest /etc/cron.d/guest
 until test -s /root/cron.status; do sleep 1; done
-rm -f /etc/cron.d/guest /root/cron.begun
+rm -f /etc/cron.d/guest
 cat /root/cron.output
 exit "$(cat /root/cron.status)"
 """
@@ -149,7 +150,7 @@ def test_sudo_and_cron_get_a_guest_with_its_tap_disk(bed: Bed) -> None:
     bed.put("/root/from-cron", FROM_CRON.encode(), 0o755)
     try:
         for caller in ("sudo -n", "/root/from-cron"):
-            guest.start(create=f"{caller} xl cr -p")
+            guest.start(create=f"{caller} xl cr -p", timeout=CREATE_SECONDS + 60)
             assert [served.args for served in tapdisks.served(bed)] == [f"vhd:{disk}"]
             assert bed.run("ps -C xl -o args=").stdout.startswith(f"{real_xl(bed)} cr -p {guest.config_path} disk=[")
             bed.run(f"xl destroy {guest.name}")

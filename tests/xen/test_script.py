@@ -36,11 +36,15 @@ def gone(bed: Bed, seconds: float = 30) -> None:
 def test_a_script_killed_at_any_moment_leaves_nothing(bed: Bed) -> None:
     """An add takes about a second here: the moments are spread over all of it."""
     bed.run("modprobe blktap")
-    hotplug.write_node(bed, f"vhd:{IMAGE}")
-    start = time.monotonic()
-    bed.run(hotplug.command("add"))
-    whole = time.monotonic() - start
-    bed.run(hotplug.command("remove"))
+    took = []
+    for _ in range(2):
+        hotplug.write_node(bed, f"vhd:{IMAGE}")
+        start = time.monotonic()
+        bed.run(hotplug.command("add"))
+        took.append(time.monotonic() - start)
+        bed.run(hotplug.command("remove"))
+    # the first one may have had to read all of it from the disk
+    whole = min(took)
     finished = 0
     for step in range(1, 13):
         hotplug.write_node(bed, f"vhd:{IMAGE}")
