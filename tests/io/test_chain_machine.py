@@ -176,6 +176,17 @@ class ChainMachine(RuleBasedStateMachine):
                 assert change.kind == SIZE or file.durable(change), f"{file.path}: {change.offset} was not synced"
         opinions.consulted["log"] += 1
 
+    def one(self, op: Op) -> None:
+        """A request alone, and what it promises."""
+        since = self.logged() if op.fua else min(self.logged(), len(MAGIC))
+        [request] = self.disk[1].run([op])
+        if op.fua or op.kind == "flush":
+            self.judge_durable(since)
+        if op.kind == "read":
+            self.model.judge(op.start, request.data(), "a read")
+        else:
+            self.model.apply([op])
+
     def apply(self, requests: Sequence[Request]) -> None:
         """Judges and notes what has become of requests that were under way together."""
         before = self.model.copy() if any(r.op.kind == "read" for r in requests) else None
@@ -215,16 +226,8 @@ class ChainMachine(RuleBasedStateMachine):
     @rule(load=LOADS)
     def one_by_one(self, load: list[Draft]) -> None:
         """Requests that follow each other."""
-        begun = min(self.logged(), len(MAGIC))
         for op in self.ops(load):
-            since = self.logged() if op.fua else begun
-            [request] = self.disk[1].run([op])
-            if op.fua or op.kind == "flush":
-                self.judge_durable(since)
-            if op.kind == "read":
-                self.model.judge(op.start, request.data(), "a read")
-            else:
-                self.model.apply([op])
+            self.one(op)
 
     @rule(load=LOADS)
     def together(self, load: list[Draft]) -> None:
@@ -387,9 +390,7 @@ class ChainMachine(RuleBasedStateMachine):
         """Each run ends with all opinions, unless it has failed already."""
         try:
             if self.served and sys.exc_info()[0] is None:
-                begun = min(self.logged(), len(MAGIC))
-                self.disk[1].run([Op("flush")])
-                self.judge_durable(begun)
+                self.one(Op("flush"))
                 self.read_all()
                 self.end("close")
                 opinions.judge(self.files)

@@ -70,11 +70,6 @@ def devices(bed: Bed) -> dict[str, dict[str, Any]]:
     return {disk["path"]: disk for disk in json.loads(bed.run("tap-ctl list --json").stdout)}
 
 
-def detach(bed: Bed, guest: str, vdev: str) -> None:
-    """By xl block-detach. libxl gives a frontend 10 s; of one that is slower a second call takes the disk."""
-    bed.run(f"for turn in 1 2 3; do xl block-detach {guest} {vdev} && exit; sleep 5; done; exit 1", timeout=180)
-
-
 OPENERS = """
 import os, sys
 for pid in filter(str.isdigit, os.listdir("/proc")):

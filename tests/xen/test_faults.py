@@ -202,7 +202,7 @@ def test_a_full_file_system_may_be_an_error_to_the_guest_until_there_is_room(bed
             guest.start(create=CREATE)
             guest.wait_text("^waiting$")
             assert 0 < int(guest.wait_text(r"^full after (\d+)$")[1]) < 10
-            tapdisks.detach(bed, guest.name, "xvdb")
+            bed.run(f"xl block-detach {guest.name} xvdb")
             bed.run("vhd-util check -n /srv/small/b.vhd -b")
             bed.run("rm /srv/small/filler")
             output = guest.wait().output

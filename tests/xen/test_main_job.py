@@ -97,7 +97,7 @@ use_disk xvda 25
             bed.run(f"xl block-attach {guest.name} '{spec}'")
             guest.wait_text(f"^used {turn}$")
             assert len(tapdisks.served(bed)) == 2
-            tapdisks.detach(bed, guest.name, "xvdb")
+            bed.run(f"xl block-detach {guest.name} xvdb")
             assert [disk.args for disk in tapdisks.served(bed)] == [f"vhd:{root}"]
         output = guest.wait().output
         guest.wait_gone()
