@@ -16,8 +16,9 @@ from tests.lib import apt, checkkernel, dmesg, guest, kernelfile
 from tests.lib.bed import frames
 from tests.lib.console import Console
 from tests.lib.cpio import Cpio
+from tests.lib.image import BaseImage
 from tests.lib.kmod import module_name
-from tests.lib.qemu import BedSpec, kernel_arguments, xen_arguments
+from tests.lib.qemu import TCG_WITHOUT, BedSpec, command, kernel_arguments, xen_arguments
 
 
 @given(st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 255), st.binary(max_size=300))), st.data())
@@ -237,3 +238,10 @@ def test_a_kernel_packed_by_xz_is_unpacked_and_any_other_is_left() -> None:
 )
 def test_a_modules_name_is_modprobes(path: str, name: str) -> None:
     assert module_name(path) == name
+
+
+@pytest.mark.parametrize("spec", [BedSpec(), BedSpec(xen=False), BedSpec(cpu="max"), BedSpec(xen=False, icount=True, cpus=1)])
+def test_no_emulated_cpu_has_cmpxchg16b(spec: BedSpec, tmp_path: Path) -> None:
+    image = BaseImage(tmp_path, 12, "6.1")
+    args = command(spec, image, tmp_path / "initrd", tmp_path / "socket", "tcg")
+    assert args[args.index("-cpu") + 1].split(",")[-1] == TCG_WITHOUT == "-cx16"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.lib import stuck
+from tests.lib.accel import accelerator
 from tests.lib.beds import Beds
 from tests.lib.qemu import Disk
 from tests.lib.vm import BedLost, CommandFailed, CommandTimeout
@@ -50,6 +51,13 @@ def test_a_daemon_that_keeps_the_pipes_open_does_not_hold_up_the_result(beds: Be
     result = bed.run("sleep 300 & echo $!")
     assert time.monotonic() - start < 60
     bed.run(f"kill {int(result.stdout)}")
+
+
+def test_linux_does_not_use_cmpxchg16b_where_it_is_emulated(beds: Beds) -> None:
+    bed = beds(xen=False)
+    flags = bed.run("grep -m1 ^flags /proc/cpuinfo").stdout.split()
+    assert "cx8" in flags
+    assert "cx16" not in flags or accelerator(bed.image) == "kvm"
 
 
 def test_commands_run_side_by_side(beds: Beds) -> None:
