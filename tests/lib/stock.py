@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-only
 """Disks whose gendisk a given transport makes, in a bed without Xen."""
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.lib import tapdisks
+from tests.lib.diskload import DiskLoad
 from tests.lib.vm import Bed
 
 MODEL = Path(__file__).parent / "bed" / "diskmodel.py"
@@ -40,6 +42,16 @@ class Stock:
             path = child
         return path
 
+    def load(self, device: str) -> DiskLoad:
+        """Begin to write to it, at random."""
+        seed = random.randrange(1 << 31)
+        print(f"seed {seed}")
+        return DiskLoad(self.bed, device, seed)
+
+    def resend_sooner(self, name: str) -> None:
+        """For the test's sake: what waits for an answer of a tapdisk that has gone, goes again in 2 s. Each tapdisk sets it anew."""
+        self.bed.run(f"echo 2000 > /sys/block/{name}/queue/io_timeout", check=False)
+
     def kernel_name(self, device: str) -> str:
         """What the device is in /sys/block."""
         return self.bed.run(f"basename $(realpath {device})").stdout.strip()
@@ -47,14 +59,6 @@ class Stock:
     def sha256(self, device: str) -> str:
         """Of what is on it."""
         return self.bed.run(f"dd if={device} bs=1M iflag=direct 2>/dev/null | sha256sum").stdout.split()[0]
-
-
-def fio(device: str, megabytes: int, rate: int) -> str:
-    """The command of a load that verifies what it wrote."""
-    return (
-        f"fio --name=x --filename={device} --direct=1 --ioengine=libaio --iodepth=16 --rw=randwrite --bsrange=4k-64k"
-        f" --size={megabytes}M --rate_iops={rate} --fsync=32 --verify=crc32c --do_verify=1 --output=/root/fio.log"
-    )
 
 
 @contextmanager

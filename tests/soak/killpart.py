@@ -7,12 +7,10 @@
 import json
 import random
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 
-from tests.lib import tapdisks
+from tests.lib import diskload, tapdisks
 from tests.lib.guest import Guest
 from tests.lib.qemu import BedSpec
 from tests.lib.vm import Bed
@@ -61,7 +59,7 @@ class KillPart:
         return done, [Finding(PART, task.name, seed, loss, repeat, self._commit) for loss in losses]
 
 
-def in_a_guest(bed: Bed, transport: Transport, kills: int, seed: int, program: bytes) -> Counts:
+def in_a_guest(bed: Bed, transport: Transport, kills: int, seed: int) -> Counts:
     """The load is a guest's; kills go on for as long as it has its disk."""
     rng = random.Random(seed)
     directory = f"/srv/kills{seed}"
@@ -70,7 +68,7 @@ def in_a_guest(bed: Bed, transport: Transport, kills: int, seed: int, program: b
         script = f"wait_for_disk xvda\n/killload /dev/xvda /model 0 {rng.randrange(1 << 31)} & load=$!\n"
         script += "until [ -b /dev/xvdb ]; do usleep 200000; done\nkill -TERM $load\nwait $load"
         disks = [f"format=raw,script=block-xenblk,vdev=xvda,access=w,target=vhd:{leaf}"]
-        guest = Guest(bed, f"kills{seed}", script, disks, files={"killload": program})
+        guest = Guest(bed, f"kills{seed}", script, disks, files={"killload": diskload.build()})
         losses: list[str] = []
         counts = Counts()
         try:
@@ -100,11 +98,9 @@ def one_boot(seed: int, kills: int, name: str) -> Counts:
     """One boot."""
     xen = name.startswith(GUEST)
     [transport] = [t for t in killrun.ALL if t.name == name.removeprefix(GUEST)]
-    with tempfile.TemporaryDirectory() as directory:
-        program = killrun.build_load(Path(directory))
     with Bed(BedSpec(release=transport.release, xen=xen)) as bed:
         do = in_a_guest if xen else killrun.run
-        counts = do(bed, transport, kills, seed, program)
+        counts = do(bed, transport, kills, seed)
         warnings = bed.dmesg_findings()
     return replace(counts, losses=(*counts.losses, *(f"kernel: {line}" for line in warnings)))
 

@@ -1,20 +1,18 @@
 # SPDX-License-Identifier: LGPL-2.1-only
-"""Kills tapdisks in a bed, under a load (tests/soak/load.c) on the disk that notices whatever is lost.
+"""Kills tapdisks in a bed, under a load (tests/lib/diskload.py) on the disk that notices whatever is lost.
 
 What runs in the bed is one script there: a command of the bed takes longer than the moments that are of interest.
 """
 
 import json
 import random
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
-from tests.lib import tapdisks
+from tests.lib import diskload, tapdisks
+from tests.lib.diskload import DiskLoad
 from tests.lib.vm import Bed
 
-LOAD = "/root/load"
 DISK_MIB = 65536
 SECONDS_A_KILL = 20
 
@@ -145,14 +143,6 @@ print(json.dumps({
 """
 
 
-def build_load(directory: Path) -> bytes:
-    """The load's program, which needs no library."""
-    out = directory / "load"
-    source = Path(__file__).with_name("load.c")
-    subprocess.run(["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-pthread", "-o", out, source], check=True)
-    return out.read_bytes()
-
-
 def make_leaf(bed: Bed, directory: str) -> str:
     """An empty leaf over a base that has something in some blocks."""
     bed.run(f"mkdir -p {directory} && vhd-util create -n {directory}/base.vhd -s {DISK_MIB}")
@@ -173,36 +163,32 @@ def kill(bed: Bed, transport: Transport, minor: int, kills: int, seed: int, load
     return Counts(**json.loads(result.stdout.splitlines()[-1]))
 
 
-def run(bed: Bed, transport: Transport, kills: int, seed: int, program: bytes) -> Counts:
+def run(bed: Bed, transport: Transport, kills: int, seed: int) -> Counts:
     """Kills under a load on tapdev, and what became of the data: a loss is what the load, or a look at the image, says."""
     rng = random.Random(seed)
     directory = f"/srv/kills{seed}"
-    bed.put(LOAD, program, 0o755)
     with tapdisks.configured(bed, *transport.settings):
         leaf = make_leaf(bed, directory)
         create = f"{tapdisks.LOAD_DRIVER}; tap-ctl create {transport.options} -a vhd:{leaf}"
         device = bed.run(create, env={"XENBLK_RESTART_ALWAYS": "1"}).stdout.strip()
         minor = int(device.rpartition("tapdev")[2])
-        load = bed.popen(f"echo $$ > /root/load.pid; exec {LOAD} {device} /root/model 0 {rng.randrange(1 << 31)}")
-        bed.wait_for("test -s /root/load.pid && sleep 0.5 && kill -USR1 $(cat /root/load.pid)", 60, 0.2)
-        pid = int(bed.run("cat /root/load.pid").stdout)
-        counts = kill(bed, transport, minor, kills, rng.randrange(1 << 31), pid)
-        bed.run(f"kill -TERM {pid}", check=False)
+        load = DiskLoad(bed, device, rng.randrange(1 << 31))
+        counts = kill(bed, transport, minor, kills, rng.randrange(1 << 31), load.pid)
         losses = list(counts.losses)
-        ended = load.wait(300, check=False)
-        if ended.status or "good pieces=" not in ended.stdout:
+        ended = load.end(check=False)
+        if not diskload.good(ended):
             losses.append(f"status {ended.status} of the load: {ended.output[-2000:]}")
         tapdisks.destroy(bed, device)
         if not losses:
             losses += look(bed, leaf)
-    bed.run(f"rm -rf {directory} /root/model /root/load.pid")
+    bed.run(f"rm -rf {directory}")
     return replace(counts, losses=tuple(losses))
 
 
 def look(bed: Bed, leaf: str) -> Sequence[str]:
     """What is wrong with an image, by itself and by what the load remembers of it."""
     device = tapdisks.create(bed, f"vhd:{leaf}", readonly=True)
-    held = bed.run(f"{LOAD} check {device} /root/model", check=False)
+    held = diskload.check(bed, device)
     tapdisks.destroy(bed, device)
     sound = bed.run(f"vhd-util check -n {leaf} -p -b", check=False)
     return [f"of the image: {result.output[-2000:]}" for result in (held, sound) if result.status]

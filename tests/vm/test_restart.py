@@ -9,6 +9,7 @@ import pytest
 
 from tests.lib import tapdisks
 from tests.lib.beds import Beds
+from tests.lib.diskload import DiskLoad
 from tests.lib.tapdisks import Served
 from tests.lib.vm import Bed
 
@@ -40,17 +41,15 @@ def test_another_tapdisk_goes_on_with_what_a_killed_one_had(bed: Bed) -> None:
     leaf = tapdisks.make_chain(bed, "/srv/r", 2, 64)[0]
     device = tapdisks.create(bed, f"vhd:{leaf}")
     [first] = tapdisks.served(bed)
-    writer = bed.popen(
-        f"fio --name=x --filename={device} --direct=1 --ioengine=libaio --iodepth=16 --rw=randwrite --bsrange=4k-64k"
-        f" --size=64M --io_size=24M --rate_iops=100 --verify=crc32c --do_verify=1 --randseed={seed} --output=/root/fio.log"
-    )
-    bed.wait_for("awk '{ exit $5 < 50 }' /sys/block/tapdev0/stat", 60, interval=0.2)
+    load = DiskLoad(bed, device, seed)
+    load.wrote("tapdev0", 60)
     now = kill(bed, first)
+    load.wrote("tapdev0", 60)
     bed.run(f"tap-ctl snapshot -p {first.pid} -m {first.minor} -n below.vhd")
+    load.wrote("tapdev0", 60)
     now = kill(bed, now)
-    assert not writer.ended, "the load ended before the last kill"
-    writer.wait(240)
-    assert "err= 0" in bed.run("cat /root/fio.log").stdout
+    load.wrote("tapdev0", 60)
+    load.end()
     stats = json.loads(bed.run(f"tap-ctl stats -p {first.pid} -m 0").stdout)
     assert stats["pid"] == now.pid and stats["chain"][:2] == [leaf, "/srv/r/below.vhd"]
     assert bed.run(f"stat -c %F /run/blktap-control/nbd{now.pid}.0").stdout == "socket\n"

@@ -5,9 +5,9 @@
  *   load DEVICE MODEL SECONDS SEED
  *   load check DEVICE MODEL
  *
- * The first writes pieces of a disk, from THREADS threads, by direct I/O, and reads
- * them back between, until SECONDS are over (0: until SIGTERM); then it reads all
- * of them, keeps in MODEL what each holds, and says so. While SIGUSR1 was the last
+ * The first writes pieces of a disk, 4 to 64 KiB, from THREADS threads, by direct I/O,
+ * and reads them back between, until SECONDS are over (0: until SIGTERM); then it reads
+ * all of them, keeps in MODEL what each holds, and says so. While SIGUSR1 was the last
  * signal of the two, not SIGUSR2, an eighth of the writes go to stretches of the disk where
  * nothing was before. An error or a piece that is not as written ends it with
  * status 1. The second holds a disk against a MODEL.
@@ -27,11 +27,15 @@
 #include <unistd.h>
 
 #define THREADS	8
-#define PIECE	8192u
-#define WORDS	(PIECE / sizeof(uint64_t))
 /* A stretch has this many pieces: those of one are rewritten, a new one is a new block. */
 #define STRETCH	(2u << 20)
 #define USED	16u
+#define PART	(STRETCH / USED)
+/* A piece has up to half of its part of the stretch, at the beginning or at the end: in time all of a block is written. */
+#define PAGE	4096u
+#define PAGES	(PART / PAGE / 2)
+#define PIECE	(PAGES * PAGE)
+#define WORDS	(PIECE / sizeof(uint64_t))
 
 struct thread {
 	pthread_t id;
@@ -56,38 +60,54 @@ static uint64_t next(uint64_t *state)
 	return z ^ (z >> 31);
 }
 
-static void fill(uint64_t *buf, uint64_t piece, uint64_t value)
+static uint64_t mixed(uint64_t piece, uint64_t value)
 {
 	uint64_t state = piece * 1000003u ^ value;
 
-	buf[0] = value;
-	buf[1] = piece;
-	for (size_t i = 2; i < WORDS; i++)
-		buf[i] = next(&state);
+	return next(&state);
 }
 
-static off_t place(uint64_t piece)
+/* How many bytes a piece has that holds a value, and where. */
+static size_t length(uint64_t piece, uint64_t value)
 {
-	return (off_t)(piece / USED * STRETCH + piece % USED * (STRETCH / USED));
+	return (1 + mixed(piece, value) % PAGES) * PAGE;
+}
+
+static off_t place(uint64_t piece, uint64_t value)
+{
+	bool at_end = mixed(piece, value) / PAGES % 2;
+
+	return (off_t)(piece / USED * STRETCH + piece % USED * PART + (at_end ? PART - length(piece, value) : 0));
+}
+
+static void fill(uint64_t *buf, uint64_t piece, uint64_t value)
+{
+	uint64_t state = mixed(piece, value);
+
+	buf[0] = value;
+	buf[1] = piece;
+	for (size_t i = 2; i < length(piece, value) / sizeof(*buf); i++)
+		buf[i] = next(&state);
 }
 
 static _Noreturn void lost(const char *what, uint64_t piece, uint64_t value)
 {
 	printf("LOST: %s piece=%" PRIu64 " offset=%" PRId64 " value=%" PRIu64 ": %s\n",
-	       what, piece, (int64_t)place(piece), value, strerror(errno));
+	       what, piece, (int64_t)place(piece, value), value, strerror(errno));
 	fflush(stdout);
 	_exit(1);
 }
 
 static void check(uint64_t *buf, uint64_t *want, uint64_t piece, uint64_t value)
 {
-	ssize_t n = pread(disk, buf, PIECE, place(piece));
+	size_t size = length(piece, value);
+	ssize_t n = pread(disk, buf, size, place(piece, value));
 
-	if (n != PIECE)
+	if (n < 0 || (size_t)n != size)
 		lost("read failed", piece, value);
 	errno = 0;
 	fill(want, piece, value);
-	if (memcmp(buf, want, PIECE)) {
+	if (memcmp(buf, want, size)) {
 		printf("is piece=%" PRIu64 " value=%" PRIu64 "\n", buf[1], buf[0]);
 		lost("not what was written", piece, value);
 	}
@@ -106,6 +126,7 @@ static void *run(void *arg)
 {
 	struct thread *t = arg;
 	uint64_t *want = t->buf + WORDS, op = 0, piece, stretch, limit, value;
+	size_t size;
 
 	while (!over) {
 		uint64_t r = next(&t->state);
@@ -131,7 +152,8 @@ static void *run(void *arg)
 		}
 		value = op * THREADS + t->number + 1;
 		fill(t->buf, piece, value);
-		if (pwrite(disk, t->buf, PIECE, place(piece)) != PIECE)
+		size = length(piece, value);
+		if (pwrite(disk, t->buf, size, place(piece, value)) != (ssize_t)size)
 			lost("write failed", piece, value);
 		model[piece] = value;
 		t->writes++;
