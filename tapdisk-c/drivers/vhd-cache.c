@@ -44,6 +44,14 @@ const uint8_t *vhd_cache_peek(const struct vhd_cache *cache, uint32_t block)
 	return bm && bm->state == BITMAP_VALID ? bm->map : NULL;
 }
 
+const uint8_t *vhd_cache_settled(const struct vhd_cache *cache, uint32_t block)
+{
+	struct vhd_bitmap *bm = cache->nr ? lookup(cache, block) : NULL;
+
+	return bm && bm->state == BITMAP_VALID && bm->rewritten && !bm->dirty &&
+	       !bm->writing ? bm->map : NULL;
+}
+
 bool vhd_cache_ready(const struct vhd_cache *cache)
 {
 	return cache->nr_used < cache->limit || !list_empty(&cache->lru);
@@ -95,6 +103,7 @@ static struct vhd_bitmap *take(struct vhd_disk *disk, uint32_t block,
 	bm->dirty = false;
 	bm->writing = false;
 	bm->exposed = bm->publishing = bm->settles = false;
+	bm->rewritten = false;
 	bm->hashed = true;
 	p = bucket(cache, block);
 	bm->hash_next = *p;

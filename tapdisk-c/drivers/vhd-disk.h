@@ -69,6 +69,7 @@ struct vhd_bitmap {
 	bool exposed;			/* a BAT entry may lead to it on the medium */
 	bool publishing;		/* in the queue for the BAT, or in its write in flight */
 	bool settles;			/* when it is published: its bitmap is written */
+	bool rewritten;			/* what had its bits was, since bits were last set */
 	uint8_t *map;
 	uint8_t *out;			/* what is being written */
 	struct io_req io;
@@ -308,6 +309,9 @@ unsigned int vhd_map_peek(const struct vhd_disk *disk, uint64_t sector,
 /* The leaf holds these sectors of its block now. */
 void vhd_map_set(struct vhd_disk *disk, uint32_t block, uint32_t first,
 		 uint32_t count);
+/* What was said of the places of these sectors is true no more. */
+void vhd_map_moved(struct vhd_disk *disk, uint32_t block, uint32_t first,
+		   uint32_t count);
 /* The leaf no longer holds what the map says. */
 void vhd_map_forget(struct vhd_disk *disk, uint32_t block);
 /* From a builder: one code for each sector of the block. */
@@ -402,6 +406,8 @@ struct vhd_bitmap *vhd_cache_new(struct vhd_disk *disk, uint32_t block,
 				 struct image_request *req);
 /* The block's bits if they are in memory, or NULL. */
 const uint8_t *vhd_cache_peek(const struct vhd_cache *cache, uint32_t block);
+/* Those of them that are in the file, if they were rewritten since any was set; or NULL. */
+const uint8_t *vhd_cache_settled(const struct vhd_cache *cache, uint32_t block);
 /* An entry could be had. */
 bool vhd_cache_ready(const struct vhd_cache *cache);
 void vhd_cache_pin(struct vhd_bitmap *bitmap);

@@ -141,8 +141,8 @@ static bool cuts_group(const struct vhd_mixed *m, uint32_t at)
 	       m->codes[at >> m->shift] != CODE_LEAF;
 }
 
-static void moved(struct vhd_disk *disk, uint32_t block, uint32_t first,
-		  uint32_t count)
+void vhd_map_moved(struct vhd_disk *disk, uint32_t block, uint32_t first,
+		   uint32_t count)
 {
 	struct image_watcher *watcher = disk->image.watcher;
 
@@ -166,7 +166,7 @@ void vhd_map_set(struct vhd_disk *disk, uint32_t block, uint32_t first,
 	if (*unit == CODE_LEAF || first >= end)
 		return;
 	/* Known or not: it may have been once. */
-	moved(disk, block, first, end - first);
+	vhd_map_moved(disk, block, first, end - first);
 	if (*unit == CODE_NONE)
 		return;
 	if (*unit >= CODE_BUILDING && *unit < CODE_MIXED) {
@@ -200,7 +200,7 @@ void vhd_map_forget(struct vhd_disk *disk, uint32_t block)
 	struct vhd_map *map = &disk->map;
 	uint16_t unit = map->unit[block];
 
-	moved(disk, block, 0, vhd_map_sectors(disk, block));
+	vhd_map_moved(disk, block, 0, vhd_map_sectors(disk, block));
 	if (unit >= CODE_BUILDING && unit < CODE_MIXED) {
 		vhd_build_spoil(disk, unit - CODE_BUILDING);
 		return;

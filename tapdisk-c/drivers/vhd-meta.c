@@ -28,10 +28,11 @@ void vhd_meta_settle(struct vhd_bitmap *bm, int err)
 	list_splice(&bm->committing, &done);
 	bm->writing = false;
 	disk->metadata--;
-	/* The bits stay in memory: the next write to the block tries again. */
-	if (err)
+	/* The bits stay in memory: the next write to the block tries again. What of them was in the file may be lost. */
+	if (err) {
 		bm->dirty = true;
-	else if (!bm->dirty && vhd_bitmap_full(bm->map, leaf->spb)) {
+		vhd_map_moved(disk, bm->block, 0, vhd_map_sectors(disk, bm->block));
+	} else if (!bm->dirty && vhd_bitmap_full(bm->map, leaf->spb)) {
 		vhd_bit_set(disk->whole, bm->block);
 		disk->changed = true;
 	}

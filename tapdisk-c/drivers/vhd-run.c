@@ -27,6 +27,33 @@ static bool settled(const struct vhd_disk *disk, uint32_t block)
 	       vhd_bit(disk->whole, block);
 }
 
+/*
+ * Of a block that the leaf has in part, what is around the sector, if a write there needs
+ * no metadata. Where new sectors come in turn with those that were written before, each
+ * would take back what the other has given: only what was rewritten since.
+ */
+static bool settled_part(const struct vhd_disk *disk, uint32_t block,
+			 uint32_t at, uint32_t *first, uint32_t *count)
+{
+	const uint8_t *map;
+	bool set;
+
+	if (disk->image.readonly || vhd_unpublished(disk, block))
+		return false;
+	map = vhd_cache_settled(&disk->cache, block);
+	if (!map)
+		return false;
+	*count = vhd_bitmap_run(map, at, vhd_map_sectors(disk, block), &set);
+	if (!set)
+		return false;
+	*first = at;
+	while (*first && vhd_bit(map, *first - 1)) {
+		--*first;
+		++*count;
+	}
+	return true;
+}
+
 /* A parent's blocks may be smaller: what is left of the run from the piece that has the sector. */
 static void narrow(const struct vhd_disk *disk, unsigned int code,
 		   uint64_t sector, struct image_run *run)
@@ -48,7 +75,7 @@ static void narrow(const struct vhd_disk *disk, unsigned int code,
 bool vhd_run(struct image *image, uint64_t sector, struct image_run *run)
 {
 	struct vhd_disk *disk = vhd_disk_of(image);
-	uint32_t count, block;
+	uint32_t count, block, first;
 	unsigned int code;
 
 	if (disk->buffered)
@@ -67,6 +94,12 @@ bool vhd_run(struct image *image, uint64_t sector, struct image_run *run)
 	/* Only reads make the map. */
 	if (run->write)
 		code = CODE_LEAF;
+	else if (settled_part(disk, block, (uint32_t)sector & (disk->leaf->spb - 1),
+			      &first, &count)) {
+		run->write = true;
+		run->sector = ((uint64_t)block << disk->map.shift) + first;
+		code = CODE_LEAF;
+	}
 	if (code != CODE_RAW && (code < CODE_LEAF || code >= CODE_ZEROS))
 		return false;
 	run->count = count;

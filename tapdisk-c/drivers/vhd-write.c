@@ -24,6 +24,7 @@ void vhd_write_placed(struct vhd_op *op, int err)
 	}
 	if (vhd_bitmap_set(bm->map, op->first, op->count)) {
 		bm->dirty = true;
+		bm->rewritten = false;
 		vhd_map_set(op->disk, bm->block, op->first, op->count);
 	}
 	if (settled(op->disk, bm, op->first, op->count))
@@ -97,10 +98,12 @@ struct vhd_op *vhd_write_op(struct vhd_disk *disk, struct image_request *req,
 			vhd_op_put(op);
 			return NULL;
 		}
-		if (settled(disk, bm, first, count))
+		if (settled(disk, bm, first, count)) {
+			bm->rewritten = true;
 			vhd_cache_unpin(bm);
-		else
+		} else {
 			op->bitmap = bm;
+		}
 	}
 	op->first = first;
 	op->io.offset = ((uint64_t)place + leaf->bitmap_sectors + first) <<

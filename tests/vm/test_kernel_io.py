@@ -94,6 +94,30 @@ def test_what_is_written_over_a_parent_is_read_at_once(bed: Bed) -> None:
     bed.run("vhd-util check -n /srv/k/top.vhd -p -b")
 
 
+def test_what_is_rewritten_in_a_part_of_a_block_is_written_by_the_kernel(bed: Bed) -> None:
+    """A leaf that has a parent seldom has whole blocks."""
+    leaf = tapdisks.make_chain(bed, "/srv/k", 2, 64)[0]
+    device = tapdisks.create(bed, f"vhd:{leaf}")
+    piece = "dd if=/dev/urandom of={} bs=12k seek={} count=1 oflag=direct 2>/dev/null"
+    try:
+        for seek in (7, 7):
+            bed.run(piece.format(device, seek))
+            assert count(bed, "direct_writes") == 0
+        bed.run(piece.format(device, 7))
+        assert count(bed, "direct_writes") == 1
+        bed.run(piece.format(device, 8))
+        assert count(bed, "direct_writes") == 1
+        for seek, writes in ((7, 1), (7, 2), (8, 3)):
+            bed.run(piece.format(device, seek))
+            assert count(bed, "direct_writes") == writes
+        assert count(bed, "direct_failed") == 0
+        shown = sum_of(bed, device)
+    finally:
+        tapdisks.destroy(bed, device)
+    assert bed.run(f"vhd-util read -n {leaf} -r 0 -c 131072 | sha256sum").stdout.split()[0] == shown
+    bed.run(f"vhd-util check -n {leaf} -p -b")
+
+
 def test_nothing_reaches_an_image_once_it_is_a_parent(bed: Bed) -> None:
     """Live snapshots under load, while the kernel writes to the leaf: the old leaf does not change any more."""
     seed = random.randrange(1 << 31)
@@ -106,7 +130,7 @@ def test_nothing_reaches_an_image_once_it_is_a_parent(bed: Bed) -> None:
     load = DiskLoad(bed, device, seed)
     try:
         for turn in range(4):
-            # what was new in the last leaf is rewritten in place
+            # once what was new in the last leaf is rewritten
             bed.wait_for(f"test $(cat {WRITTEN}) -gt {count(bed, 'direct_writes') + 20}", 120, 0.2)
             bed.run(f"tap-ctl snapshot -p {disk.pid} -m {disk.minor} -n /srv/k/p{turn}.vhd")
             assert not load.ended
