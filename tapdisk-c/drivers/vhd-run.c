@@ -35,6 +35,7 @@ static bool settled(const struct vhd_disk *disk, uint32_t block)
 static bool settled_part(const struct vhd_disk *disk, uint32_t block,
 			 uint32_t at, uint32_t *first, uint32_t *count)
 {
+	uint32_t start = at, left;
 	const uint8_t *map;
 	bool set;
 
@@ -43,14 +44,13 @@ static bool settled_part(const struct vhd_disk *disk, uint32_t block,
 	map = vhd_cache_settled(&disk->cache, block);
 	if (!map)
 		return false;
-	*count = vhd_bitmap_run(map, at, vhd_map_sectors(disk, block), &set);
+	left = vhd_bitmap_run(map, at, vhd_map_sectors(disk, block), &set);
 	if (!set)
 		return false;
-	*first = at;
-	while (*first && vhd_bit(map, *first - 1)) {
-		--*first;
-		++*count;
-	}
+	while (start && vhd_bit(map, start - 1))
+		start--;
+	*first = start;
+	*count = at - start + left;
 	return true;
 }
 

@@ -20,13 +20,18 @@ static void moved(struct image_watcher *watcher, uint64_t sector, uint64_t count
 	t->count = count;
 }
 
-static void begin_in_parts(struct bed *b, struct told *t)
+static void empty_base(void)
 {
 	int fd = open(in_dir("base.raw"), O_RDWR | O_CREAT | O_TRUNC, 0600);
 
 	assert_true(fd >= 0);
 	assert_int_equal(ftruncate(fd, (off_t)(in_parts.sectors * SECTOR_SIZE)), 0);
 	close(fd);
+}
+
+static void begin_in_parts(struct bed *b, struct told *t)
+{
+	empty_base();
 	begin(b, &in_parts);
 	*t = (struct told){ .watcher.moved = moved };
 	b->disk->image.watcher = &t->watcher;
@@ -182,9 +187,44 @@ static void a_whole_block_may_be_written_and_a_parents_only_read(void **state)
 	end(&b);
 }
 
+/* Beside what was rewritten: what of a parent is read is as long as the parent has it. */
+static void a_run_of_a_parent_ends_where_another_image_has_the_data(void **state)
+{
+	struct spec parent = in_parts, leaf = { .sectors = in_parts.sectors,
+						.block_size = in_parts.block_size,
+						.parent = "mid.vhd" };
+	struct image_run run;
+	struct bed mid, b;
+
+	(void)state;
+	empty_base();
+	begin_with(&mid, "mid.vhd", &parent);
+	assert_int_equal(io(&mid, IMAGE_WRITE, 32, 8), 0);
+	assert_int_equal(disk_close(&mid), 0);
+	fe_close(&mid.engine);
+	begin(&b, &leaf);
+	b.unchecked = true;
+	assert_int_equal(io(&b, IMAGE_WRITE, 0, 8), 0);
+	assert_int_equal(io(&b, IMAGE_WRITE, 0, 8), 0);
+	assert_int_equal(io(&b, IMAGE_READ, 0, BLOCK), 0);
+	assert_run(&b, 0, 0, 8);
+	assert_true(vhd_run(&b.disk->image, 36, &run));
+	assert_false(run.write);
+	assert_int_equal(run.fd, b.disk->map.level[1].fd);
+	assert_int_equal(run.sector, 32);
+	assert_int_equal(run.count, 8);
+	assert_true(vhd_run(&b.disk->image, 120, &run));
+	assert_int_equal(run.fd, b.disk->chain->raw_fd);
+	assert_int_equal(run.sector, 40);
+	assert_int_equal(run.count, BLOCK - 40);
+	bed_dispose(&mid);
+	end(&b);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_run_of_a_parent_ends_where_another_image_has_the_data),
 		cmocka_unit_test(a_part_of_a_block_may_be_written_once_it_was_rewritten),
 		cmocka_unit_test(new_sectors_of_a_block_take_it_back_and_it_grows_by_them),
 		cmocka_unit_test(what_is_not_in_the_file_yet_may_not_be_written),
