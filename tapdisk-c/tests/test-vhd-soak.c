@@ -8,7 +8,7 @@
  *   SOAK_ROUNDS=n    so many, that one and those whose seeds follow
  *   FAULT_TRACE=1    what happens, on stderr
  */
-#include "tests/vhd-bed.h"
+#include "tests/vhd-grants.h"
 
 #include <time.h>
 
@@ -150,6 +150,7 @@ static void soak_round(uint64_t seed)
 	struct engine dice = { .rng = seed * 0x9e3779b97f4a7c15u | 1 };
 	struct bed bed, middle, *b = &bed;
 	struct spec spec = { 0 };
+	struct grants grants;
 	bool has_middle;
 	unsigned int rate, ops, bitmaps;
 	bool failed = false, quiet;
@@ -198,6 +199,12 @@ static void soak_round(uint64_t seed)
 			look(b, false);
 		set_faults(b, rate);
 		failed |= rate;
+		grants_begin(&grants, b);
+		for (unsigned int n = fe_below(&dice, 8); n; n--) {
+			session(b, fe_below(&dice, 20));
+			settle(b);
+			grants_use(&grants, b);
+		}
 		session(b, 30 + fe_below(&dice, 200));
 		switch (fe_below(&dice, 3)) {
 		case 0:
