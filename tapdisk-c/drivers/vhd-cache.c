@@ -44,12 +44,13 @@ const uint8_t *vhd_cache_peek(const struct vhd_cache *cache, uint32_t block)
 	return bm && bm->state == BITMAP_VALID ? bm->map : NULL;
 }
 
-const uint8_t *vhd_cache_settled(const struct vhd_cache *cache, uint32_t block)
+const uint8_t *vhd_cache_settled(const struct vhd_disk *disk, uint32_t block)
 {
+	const struct vhd_cache *cache = &disk->cache;
 	struct vhd_bitmap *bm = cache->nr ? lookup(cache, block) : NULL;
 
-	return bm && bm->state == BITMAP_VALID && bm->rewritten && !bm->dirty &&
-	       !bm->writing ? bm->map : NULL;
+	return bm && bm->state == BITMAP_VALID && bm->rewritten &&
+	       vhd_bitmap_settled(disk, bm) ? bm->map : NULL;
 }
 
 bool vhd_cache_ready(const struct vhd_cache *cache)

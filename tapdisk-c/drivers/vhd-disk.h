@@ -407,7 +407,7 @@ struct vhd_bitmap *vhd_cache_new(struct vhd_disk *disk, uint32_t block,
 /* The block's bits if they are in memory, or NULL. */
 const uint8_t *vhd_cache_peek(const struct vhd_cache *cache, uint32_t block);
 /* Those of them that are in the file, if they were rewritten since any was set; or NULL. */
-const uint8_t *vhd_cache_settled(const struct vhd_cache *cache, uint32_t block);
+const uint8_t *vhd_cache_settled(const struct vhd_disk *disk, uint32_t block);
 /* An entry could be had. */
 bool vhd_cache_ready(const struct vhd_cache *cache);
 void vhd_cache_pin(struct vhd_bitmap *bitmap);
@@ -434,6 +434,13 @@ static inline void vhd_bit_clear(uint8_t *map, uint32_t bit)
 static inline bool vhd_unpublished(const struct vhd_disk *disk, uint32_t block)
 {
 	return vhd_bit(disk->unpublished, block);
+}
+
+/* What the bitmap has in memory is in the file, and so is the way to it. */
+static inline bool vhd_bitmap_settled(const struct vhd_disk *disk,
+				      const struct vhd_bitmap *bm)
+{
+	return !vhd_unpublished(disk, bm->block) && !bm->dirty && !bm->writing;
 }
 
 #endif

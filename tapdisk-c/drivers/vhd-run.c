@@ -39,9 +39,9 @@ static bool settled_part(const struct vhd_disk *disk, uint32_t block,
 	const uint8_t *map;
 	bool set;
 
-	if (disk->image.readonly || vhd_unpublished(disk, block))
+	if (disk->image.readonly)
 		return false;
-	map = vhd_cache_settled(&disk->cache, block);
+	map = vhd_cache_settled(disk, block);
 	if (!map)
 		return false;
 	left = vhd_bitmap_run(map, at, vhd_map_sectors(disk, block), &set);

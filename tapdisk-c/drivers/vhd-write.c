@@ -9,7 +9,7 @@ static bool settled(const struct vhd_disk *disk, const struct vhd_bitmap *bm,
 {
 	bool set;
 
-	return !vhd_unpublished(disk, bm->block) && !bm->dirty && !bm->writing &&
+	return vhd_bitmap_settled(disk, bm) &&
 	       vhd_bitmap_run(bm->map, first, first + count, &set) == count &&
 	       set;
 }

@@ -33,15 +33,6 @@ static void a_block_without_a_parent_takes_metadata_once(void **state)
 	end(&b);
 }
 
-static void empty_base(uint64_t sectors)
-{
-	int fd = open(in_dir("base.raw"), O_RDWR | O_CREAT | O_TRUNC, 0600);
-
-	assert_true(fd >= 0);
-	assert_int_equal(ftruncate(fd, (off_t)(sectors * SECTOR_SIZE)), 0);
-	close(fd);
-}
-
 /* A bitmap and a BAT sector for what came together, not for each. */
 static void writes_that_come_together_share_their_metadata(void **state)
 {

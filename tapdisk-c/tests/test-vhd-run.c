@@ -20,21 +20,24 @@ static void moved(struct image_watcher *watcher, uint64_t sector, uint64_t count
 	t->count = count;
 }
 
-static void empty_base(void)
-{
-	int fd = open(in_dir("base.raw"), O_RDWR | O_CREAT | O_TRUNC, 0600);
-
-	assert_true(fd >= 0);
-	assert_int_equal(ftruncate(fd, (off_t)(in_parts.sectors * SECTOR_SIZE)), 0);
-	close(fd);
-}
-
 static void begin_in_parts(struct bed *b, struct told *t)
 {
-	empty_base();
+	empty_base(in_parts.sectors);
 	begin(b, &in_parts);
 	*t = (struct told){ .watcher.moved = moved };
 	b->disk->image.watcher = &t->watcher;
+}
+
+static void end_in_parts(struct bed *b)
+{
+	b->disk->image.watcher = NULL;
+	end(b);
+}
+
+static void write_twice(struct bed *b, uint64_t sector, uint32_t count)
+{
+	for (int i = 0; i < 2; i++)
+		assert_int_equal(io(b, IMAGE_WRITE, sector, count), 0);
 }
 
 static void assert_run(struct bed *b, uint64_t sector, uint64_t first, uint64_t count)
@@ -80,8 +83,7 @@ static void a_part_of_a_block_may_be_written_once_it_was_rewritten(void **state)
 	assert_int_equal(io(&b, IMAGE_WRITE, BLOCK * 3, 8), 0);
 	assert_run(&b, BLOCK * 3 + 7, BLOCK * 3, 8);
 	assert_run(&b, BLOCK * 4 - 1, BLOCK * 4 - 8, 8);
-	b.disk->image.watcher = NULL;
-	end(&b);
+	end_in_parts(&b);
 }
 
 static void new_sectors_of_a_block_take_it_back_and_it_grows_by_them(void **state)
@@ -91,8 +93,7 @@ static void new_sectors_of_a_block_take_it_back_and_it_grows_by_them(void **stat
 
 	(void)state;
 	begin_in_parts(&b, &t);
-	assert_int_equal(io(&b, IMAGE_WRITE, 0, 8), 0);
-	assert_int_equal(io(&b, IMAGE_WRITE, 0, 8), 0);
+	write_twice(&b, 0, 8);
 	assert_run(&b, 0, 0, 8);
 	t.count = 0;
 	assert_int_equal(io(&b, IMAGE_WRITE, 8, 8), 0);
@@ -101,8 +102,7 @@ static void new_sectors_of_a_block_take_it_back_and_it_grows_by_them(void **stat
 	assert_not_to_write(&b, 0);
 	assert_int_equal(io(&b, IMAGE_WRITE, 4, 8), 0);
 	assert_run(&b, 0, 0, 16);
-	b.disk->image.watcher = NULL;
-	end(&b);
+	end_in_parts(&b);
 }
 
 static bool bitmaps_wait(const struct io_req *req)
@@ -118,8 +118,7 @@ static void what_is_not_in_the_file_yet_may_not_be_written(void **state)
 
 	(void)state;
 	begin_in_parts(&b, &t);
-	assert_int_equal(io(&b, IMAGE_WRITE, 0, 8), 0);
-	assert_int_equal(io(&b, IMAGE_WRITE, 0, 8), 0);
+	write_twice(&b, 0, 8);
 	b.engine.hold = bitmaps_wait;
 	start(&b, IMAGE_WRITE, 8, 8);
 	run(&b);
@@ -132,8 +131,7 @@ static void what_is_not_in_the_file_yet_may_not_be_written(void **state)
 	settle(&b);
 	assert_int_equal(io(&b, IMAGE_WRITE, 0, 8), 0);
 	assert_run(&b, 0, 0, 16);
-	b.disk->image.watcher = NULL;
-	end(&b);
+	end_in_parts(&b);
 }
 
 static int bitmaps_fail(struct engine *e, const struct io_req *req, bool *reached)
@@ -150,8 +148,7 @@ static void a_bitmap_that_cannot_be_written_takes_back_its_block(void **state)
 
 	(void)state;
 	begin_in_parts(&b, &t);
-	assert_int_equal(io(&b, IMAGE_WRITE, BLOCK, 8), 0);
-	assert_int_equal(io(&b, IMAGE_WRITE, BLOCK, 8), 0);
+	write_twice(&b, BLOCK, 8);
 	b.faults = true;
 	b.engine.script = bitmaps_fail;
 	assert_int_equal(io(&b, IMAGE_WRITE, BLOCK + 8, 8), -EIO);
@@ -159,11 +156,9 @@ static void a_bitmap_that_cannot_be_written_takes_back_its_block(void **state)
 	assert_int_equal(t.count, BLOCK);
 	b.engine.script = NULL;
 	assert_not_to_write(&b, BLOCK);
-	assert_int_equal(io(&b, IMAGE_WRITE, BLOCK, 8), 0);
-	assert_int_equal(io(&b, IMAGE_WRITE, BLOCK, 8), 0);
+	write_twice(&b, BLOCK, 8);
 	assert_run(&b, BLOCK, BLOCK, 16);
-	b.disk->image.watcher = NULL;
-	end(&b);
+	end_in_parts(&b);
 }
 
 static void a_whole_block_may_be_written_and_a_parents_only_read(void **state)
@@ -183,8 +178,7 @@ static void a_whole_block_may_be_written_and_a_parents_only_read(void **state)
 	assert_int_equal(run.fd, b.disk->chain->raw_fd);
 	assert_int_equal(run.offset, run.sector * SECTOR_SIZE);
 	assert_in_range(3, run.sector, run.sector + run.count - 1);
-	b.disk->image.watcher = NULL;
-	end(&b);
+	end_in_parts(&b);
 }
 
 /* Beside what was rewritten: what of a parent is read is as long as the parent has it. */
@@ -197,15 +191,14 @@ static void a_run_of_a_parent_ends_where_another_image_has_the_data(void **state
 	struct bed mid, b;
 
 	(void)state;
-	empty_base();
+	empty_base(in_parts.sectors);
 	begin_with(&mid, "mid.vhd", &parent);
 	assert_int_equal(io(&mid, IMAGE_WRITE, 32, 8), 0);
 	assert_int_equal(disk_close(&mid), 0);
 	fe_close(&mid.engine);
 	begin(&b, &leaf);
 	b.unchecked = true;
-	assert_int_equal(io(&b, IMAGE_WRITE, 0, 8), 0);
-	assert_int_equal(io(&b, IMAGE_WRITE, 0, 8), 0);
+	write_twice(&b, 0, 8);
 	assert_int_equal(io(&b, IMAGE_READ, 0, BLOCK), 0);
 	assert_run(&b, 0, 0, 8);
 	assert_true(vhd_run(&b.disk->image, 36, &run));

@@ -152,6 +152,16 @@ static inline void make_image(const char *name, const struct spec *s)
 	close(fd);
 }
 
+/* A raw parent of zeros. */
+static inline void empty_base(uint64_t sectors)
+{
+	int fd = open(in_dir("base.raw"), O_RDWR | O_CREAT | O_TRUNC, 0600);
+
+	assert_true(fd >= 0);
+	assert_int_equal(ftruncate(fd, (off_t)(sectors * SECTOR_SIZE)), 0);
+	close(fd);
+}
+
 /* Disks */
 
 /* What a sector may hold: value, or a tag above since. */
