@@ -21,8 +21,14 @@ MEASURED = "measured"
 CELLS = ("r4k16", "w4k16", "r64k8", "w64k8", "r1m2", "w1m2")
 QUICK = ("r4k16", "r1m2")
 RUN = re.compile(r"^run (\d+) (\S+) (xvd[a-z]) (\d+) (\d+)\r?$", re.M)
-WAYS = {"xvda": ("disk", "phy"), "xvdb": ("disk", "tap2"), "xvdc": ("file", "phy"), "xvdd": ("file", "tap2")}
-"""The guest's disks: backing and way. phy has no files: it is the disk beneath, in both."""
+WAYS = {
+    "xvda": ("disk", "phy"),
+    "xvdb": ("disk", "tap2"),
+    "xvdc": ("file", "phy"),
+    "xvdd": ("file", "tap2"),
+    "xvde": ("file", "loop"),
+}
+"""The guest's disks: backing and way. phy has no files: it is the disk beneath, in both. loop is xl's way to a raw file."""
 
 
 def script(names: Sequence[str], rounds: int, milliseconds: int) -> str:
@@ -76,8 +82,10 @@ def measure(
 def run(found: Results, bed: Bed, part: str, client: bytes, text: str) -> None:
     """The guest, from its start to its end."""
     bed.run("modprobe blktap; modprobe loop; mkdir -p /srv/bench")
-    place = null_disk(bed, "files", 2 * MEGABYTES)
+    place = null_disk(bed, "files", 3 * MEGABYTES)
     bed.run(f"mkfs.ext4 -q {place} && mount {place} /srv/bench && vhd-util create -n /srv/bench/a.vhd -s {MEGABYTES}")
+    raw = "/srv/bench/a.img"
+    loop = bed.run(f"truncate -s {MEGABYTES}M {raw} && losetup -f --show --direct-io=on {raw}").stdout.strip()
     whole = null_disk(bed, "vhd", MEGABYTES + 16)
     bed.run(f"vhd-util create -n {whole} -s {MEGABYTES}")
     paths = {
@@ -85,6 +93,7 @@ def run(found: Results, bed: Bed, part: str, client: bytes, text: str) -> None:
         "xvdb": f"tap2:vhd:{whole}",
         "xvdc": "phy:" + null_disk(bed, "phyc", MEGABYTES),
         "xvdd": "tap2:vhd:/srv/bench/a.vhd",
+        "xvde": f"phy:{loop}",
     }
     guest = Guest(
         bed, "bench", text, disks=[f"{path},{disk},w" for disk, path in paths.items()], files={"aioload": client}

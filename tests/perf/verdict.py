@@ -262,7 +262,7 @@ VM_RATIOS = (
     ("r4k1", "extents", "loop", 0.9),
     ("r4k16", "copy", "ublk", 1.2),
     ("r4k1", "copy", "ublk", 1.2),
-    *((load, "tap2", "phy", 0.95) for load in ("r4k16", "w4k16", "r64k8", "w64k8", "r1m2", "w1m2")),
+    *((load, "tap2", other, 0.95) for other in ("phy", "loop") for load in ("r4k16", "w4k16", "r64k8", "w64k8", "r1m2", "w1m2")),
 )
 """Load, ours, the one it is compared with, at least how many times its IOPS; in each virtual machine and on each backing."""
 VM_TRIPS = {"extents": 0.0, "copy": 1 / 8}
