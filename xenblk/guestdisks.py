@@ -29,7 +29,7 @@ class GuestDisk:
     """A disk of a guest, or one that was made by hand and has none. None is what isn't there, or isn't known.
 
     image: TYPE:PATH. mode: r or w. depth: images in the chain. size: bytes. state: running, one of _STATES, "no tapdisk"
-    (requests wait for one), "attaching", or "failed", with the error that the block script left.
+    (requests wait for one), "not answering" (its tapdisk), "attaching", or "failed", with the error that the block script left.
     """
 
     guest: str | None
@@ -60,6 +60,9 @@ def tapdisks() -> list[dict[str, Any]]:
 def _state(row: dict[str, Any]) -> str:
     if row["pid"] is None:
         return "no tapdisk"
+    # only a tapdisk that answers tells the state of a disk; one without disks has none to tell
+    if row["state"] is None and row["minor"] is not None:
+        return "not answering"
     return next((word for bit, word in _STATES if (row["state"] or 0) & bit), "running")
 
 

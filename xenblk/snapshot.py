@@ -34,7 +34,7 @@ def _chosen(guest: str, vdevs: list[str]) -> list[GuestDisk]:
             others = " ".join(str(other.vdev) for other in disks if other.vdev != disk.vdev)
             hint = f"name the others: xenblk snapshot {guest} {others}" if others and not vdevs else "leave it out"
             raise UserError(f"guest {guest}: {disk.vdev} is {disk.image}; only a vhd: can have a snapshot; {hint}")
-        if disk.pid is None or disk.state in ("paused", "pausing", "waits for its image", "closed"):
+        if disk.pid is None or disk.state in ("paused", "pausing", "waits for its image", "closed", "not answering"):
             raise UserError(f"guest {guest}: {disk.vdev}: {disk.state}; a disk must run to have a snapshot")
     return chosen
 

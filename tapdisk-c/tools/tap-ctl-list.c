@@ -79,6 +79,11 @@ static json_t *transport(const json_t *minor)
 	return kind ? json_string(kind->name) : json_null();
 }
 
+static void set_known(json_t *out, const char *key, json_t *value)
+{
+	json_object_set(out, key, value ? value : json_null());
+}
+
 json_t *vbd_output(int pid, const json_t *vbd)
 {
 	bool open = json_is_string(json_object_get(vbd, "args"));
@@ -92,15 +97,13 @@ json_t *vbd_output(int pid, const json_t *vbd)
 			"state", json_object_get(vbd, "state"),
 			"type", type, "path", path,
 			"for", json_object_get(vbd, "for"));
-	json_object_set(out, "readonly", open ?
-			json_object_get(vbd, "readonly") : json_null());
+	set_known(out, "readonly", open ? json_object_get(vbd, "readonly") : NULL);
 	json_object_set_new(out, "size", open ? json_integer(
 			json_integer_value(sectors) << BLKTAP_SECTOR_SHIFT) :
 			json_null());
-	json_object_set(out, "sector_size", open ?
-			json_object_get(vbd, "sector_size") : json_null());
-	json_object_set(out, "depth", open ?
-			json_object_get(vbd, "depth") : json_null());
+	set_known(out, "sector_size", open ?
+		  json_object_get(vbd, "sector_size") : NULL);
+	set_known(out, "depth", open ? json_object_get(vbd, "depth") : NULL);
 	json_object_set_new(out, "transport", transport(json_object_get(vbd, "minor")));
 	json_object_set_new(out, "waits_for", waits_for(json_integer_value(
 			json_object_get(vbd, "state"))));
@@ -120,6 +123,49 @@ static void add_tapdisk(json_t *rows, int pid, const json_t *vbds)
 		json_array_append_new(rows, vbd_output(pid, vbd));
 }
 
+/* What a disk's file knows of its VBD. */
+static json_t *kept(const struct diskfile *file)
+{
+	json_t *vbd = json_pack("{s:i, s:s, s:b, s:I, s:I}",
+				"minor", file->minor, "args", file->args,
+				"readonly", file->readonly,
+				"sectors", (json_int_t)file->sectors,
+				"sector_size", (json_int_t)file->sector_size);
+
+	if (vbd && file->kept_for)
+		json_object_set_new(vbd, "for", json_string(file->kept_for));
+	return vbd;
+}
+
+/* The disks of a tapdisk that doesn't answer, by their files. */
+struct silent {
+	json_t *rows;
+	int pid;
+	bool seen;
+};
+
+static void add_silent_disk(struct diskfile *file, void *priv)
+{
+	struct silent *silent = priv;
+	json_t *vbd;
+
+	if (file->pid != silent->pid || diskfile_is_left(file))
+		return;
+	silent->seen = true;
+	vbd = kept(file);
+	json_array_append_new(silent->rows, vbd_output(file->pid, vbd));
+	json_decref(vbd);
+}
+
+static void add_silent(json_t *rows, int pid)
+{
+	struct silent silent = { .rows = rows, .pid = pid };
+
+	diskfile_for_each(add_silent_disk, &silent);
+	if (!silent.seen)
+		add_tapdisk(rows, pid, NULL);
+}
+
 static int gather_all(json_t *rows, struct error *err)
 {
 	struct error one;
@@ -135,8 +181,11 @@ static int gather_all(json_t *rows, struct error *err)
 		if (r == -ESRCH)
 			continue;
 		/* One that hangs must not hide the others. */
-		if (r)
+		if (r) {
 			complain(one.text);
+			add_silent(rows, pids[i]);
+			continue;
+		}
 		add_tapdisk(rows, pids[i], vbds);
 		json_decref(vbds);
 	}
@@ -161,19 +210,17 @@ static bool has_minor(const json_t *rows, int minor)
 /* What is known of a minor that no tapdisk has. */
 static json_t *unserved(int minor)
 {
-	json_t *vbd = json_pack("{s:i}", "minor", minor);
 	struct diskfile file;
+	json_t *vbd;
 
 	if (diskfile_read(&file, minor))
-		return vbd;
-	if (file.kept_for)
-		json_object_set_new(vbd, "for", json_string(file.kept_for));
+		return json_pack("{s:i}", "minor", minor);
 	if (file.given_up) {
+		vbd = kept(&file);
 		json_object_set_new(vbd, "state", json_integer(VBD_GIVEN_UP));
-		json_object_set_new(vbd, "args", json_string(file.args));
-		json_object_set_new(vbd, "readonly", json_boolean(file.readonly));
-		json_object_set_new(vbd, "sectors", json_integer((json_int_t)file.sectors));
-		json_object_set_new(vbd, "sector_size", json_integer(file.sector_size));
+	} else {
+		vbd = json_pack("{s:i, s:s*}", "minor", minor,
+				"for", file.kept_for);
 	}
 	diskfile_dispose(&file);
 	return vbd;

@@ -29,10 +29,7 @@ class Guarded(Served):
 
     def rows(self) -> list[dict[str, Any]]:
         """What tap-ctl list says of the disk; nothing while no tapdisk has it."""
-        done = subprocess.run(
-            [program("tap-ctl"), "list", "--json"], env=self._env, capture_output=True, text=True, check=True
-        )
-        rows: list[dict[str, Any]] = json.loads(done.stdout)
+        rows: list[dict[str, Any]] = json.loads(self.list_all("--json").stdout)
         return [row for row in rows if row["minor"] == MINOR]
 
     def kill_now(self, number: int = signal.SIGKILL) -> int:

@@ -46,6 +46,22 @@ def wait_until(served: Served, waits_for: str | None) -> None:
         time.sleep(0.05)
 
 
+def test_a_disk_is_shown_while_its_tapdisk_does_not_answer(tmp_path: Path, image: Path) -> None:
+    with Served(tmp_path, f"aio:{image}") as served:
+        before = shown(served)
+        assert before["state"] == 0
+        os.kill(served.pid, signal.SIGSTOP)
+        try:
+            silent = served.list_all("--json")
+            text = served.list_all("-t", "aio", "-f", str(image))
+        finally:
+            os.kill(served.pid, signal.SIGCONT)
+        assert json.loads(silent.stdout) == [before | {"state": None, "depth": None}]
+        assert text.stdout == f"pid={served.pid} minor={MINOR} args=aio:{image}\n"
+        assert f"tapdisk {served.pid}: no answer" in silent.stderr
+        assert shown(served) == before
+
+
 @pytest.mark.parametrize("rule", ["write errno=ENOSPC", "write errno=EDQUOT"])
 def test_a_disk_without_space_says_so_and_goes_on_when_told(
     tmp_path: Path, image: Path, rules: Faults, rule: str

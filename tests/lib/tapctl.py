@@ -92,6 +92,13 @@ class Served:
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
         return done.stdout
 
+    def list_all(self, *args: str | int) -> "subprocess.CompletedProcess[str]":
+        """tap-ctl list, not of this tapdisk alone."""
+        return subprocess.run(
+            [program("tap-ctl", self._mode), "list", *map(str, args)],
+            env=self._env, capture_output=True, text=True, timeout=60, check=True,
+        )
+
     def refused(self, verb: str, *args: str | int) -> str:
         """The message of a verb that fails."""
         done = self.run(verb, *args)
@@ -108,7 +115,7 @@ class Served:
 
     def clean(self) -> None:
         """tap-ctl list of all there is, which removes what the dead have left."""
-        subprocess.run([program("tap-ctl", self._mode), "list"], env=self._env, capture_output=True, check=True)
+        self.list_all()
 
     def log(self) -> str:
         """What tapdisk has written to its standard error."""

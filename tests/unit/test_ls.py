@@ -158,6 +158,17 @@ def test_a_disk_that_waits_for_its_image_says_so(dom0: Dom0) -> None:
     assert "  waits for its image  vhd:/srv/a.vhd" in dom0.run().stdout
 
 
+def test_a_disk_whose_tapdisk_does_not_answer_says_so_and_an_idle_tapdisk_does_not(dom0: Dom0) -> None:
+    dom0.guest(3, "web")
+    dom0.vbd(3, 51712, "xvda", params="vhd:/srv/a.vhd", tapdisk_minor="0")
+    nothing = dict.fromkeys(("state", "type", "path", "readonly", "size", "sector_size", "depth"))
+    dom0.tapdisks(tapdisk(100, 0, state=None, depth=None), tapdisk(101, None, **nothing))
+    assert [line.split(maxsplit=7)[5:] for line in dom0.run().stdout.splitlines()[1:]] == [
+        ["100", "0", "not answering  vhd:/srv/a.vhd"],
+        ["101", "-", "running        -"],
+    ]
+
+
 def test_a_driver_domain_does_not_see_the_names_of_guests(dom0: Dom0) -> None:
     dom0.store.write("domid", "0")
     two_guests(dom0)
