@@ -108,8 +108,11 @@ install: all
 	install -m 644 $(filter %.8,$(pages)) $(DESTDIR)$(prefix)/share/man/man8/
 	install -m 644 $(filter %.5,$(pages)) $(DESTDIR)$(prefix)/share/man/man5/
 
-# The configuration stays: it may have been edited.
+# The configuration stays: it may have been edited. Disks that are served need what this removes, to be detached and to outlive a tapdisk.
 uninstall:
+	@set -- $(DESTDIR)/run/blktap-control/disk.*; if [ -e "$$1" ] && [ -z '$(FORCE)' ]; then \
+		echo "make uninstall: $$# disks are served (xenblk ls); shut their guests down first, or see tap-ctl(8), destroy. FORCE=1 uninstalls all the same" >&2; \
+		exit 1; fi
 	sh hotplug-scripts/set-aside-xl remove '$(DESTDIR)' '$(prefix)'
 	rm -f $(DESTDIR)$(sbindir)/tap-ctl $(DESTDIR)$(prefix)/bin/vhd-util \
 		$(DESTDIR)$(prefix)/libexec/tapdisk $(DESTDIR)$(prefix)/libexec/xenblk-vbd $(DESTDIR)$(sbindir)/xenblk $(DESTDIR)$(sbindir)/xmsnap \

@@ -18,8 +18,13 @@ SETTINGS = "version: 1\nengine: posix\n"
 
 def make(*arguments: str, umask: int = 0o022) -> None:
     """Runs make in the repository, apart from a make that runs this test."""
+    result = try_make(*arguments, umask=umask)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def try_make(*arguments: str, umask: int = 0o022) -> "subprocess.CompletedProcess[str]":
     environment = {key: value for key, value in os.environ.items() if not key.startswith("M")}
-    result = subprocess.run(
+    return subprocess.run(
         ["make", "-s", "JOBS=2", *arguments],
         cwd=bridge.ROOT,
         env=environment,
@@ -29,7 +34,6 @@ def make(*arguments: str, umask: int = 0o022) -> None:
         timeout=600,
         check=False,
     )
-    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def files(root: Path) -> set[str]:
@@ -217,6 +221,20 @@ def test_a_stock_xl_that_came_later_is_set_aside_by_the_next_install(xen: Path) 
     assert call_xl(xen) == "stock xl --set-aside\n"
     make("uninstall", f"DESTDIR={xen}")
     assert os.readlink(xen / "usr/sbin/xl") == WRAPPER
+
+
+def test_uninstall_removes_nothing_while_disks_are_served_unless_told(xen: Path) -> None:
+    make("install", f"DESTDIR={xen}")
+    (xen / "run/blktap-control").mkdir(parents=True)
+    for minor in (0, 7):
+        (xen / f"run/blktap-control/disk.{minor}").touch()
+    before = files(xen)
+    refused = try_make("uninstall", f"DESTDIR={xen}")
+    assert refused.returncode
+    assert "make uninstall: 2 disks are served (xenblk ls); shut their guests down first" in refused.stderr
+    assert files(xen) == before
+    make("uninstall", f"DESTDIR={xen}", "FORCE=1")
+    assert "/usr/libexec/tapdisk" not in files(xen)
 
 
 def test_uninstall_leaves_a_stock_xl_that_replaced_the_front(xen: Path) -> None:
