@@ -69,7 +69,7 @@ struct vhd_bitmap {
 	bool exposed;			/* a BAT entry may lead to it on the medium */
 	bool publishing;		/* in the queue for the BAT, or in its write in flight */
 	bool settles;			/* when it is published: its bitmap is written */
-	bool rewritten;			/* what had its bits was, since bits were last set */
+	bool rewritten;			/* a write has met only bits in the file, since one was set */
 	uint8_t *map;
 	uint8_t *out;			/* what is being written */
 	struct io_req io;
@@ -406,7 +406,7 @@ struct vhd_bitmap *vhd_cache_new(struct vhd_disk *disk, uint32_t block,
 				 struct image_request *req);
 /* The block's bits if they are in memory, or NULL. */
 const uint8_t *vhd_cache_peek(const struct vhd_cache *cache, uint32_t block);
-/* Those of them that are in the file, if they were rewritten since any was set; or NULL. */
+/* The same if all are in the file and rewritten, above; else NULL. */
 const uint8_t *vhd_cache_settled(const struct vhd_disk *disk, uint32_t block);
 /* An entry could be had. */
 bool vhd_cache_ready(const struct vhd_cache *cache);

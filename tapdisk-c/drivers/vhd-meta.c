@@ -28,7 +28,10 @@ void vhd_meta_settle(struct vhd_bitmap *bm, int err)
 	list_splice(&bm->committing, &done);
 	bm->writing = false;
 	disk->metadata--;
-	/* The bits stay in memory: the next write to the block tries again. What of them was in the file may be lost. */
+	/*
+	 * The bits stay in memory: the next write to the block tries again. The file has the old
+	 * ones, or these: of a sector whose write failed a medium gives one or the other, or EIO.
+	 */
 	if (err) {
 		bm->dirty = true;
 		vhd_map_moved(disk, bm->block, 0, vhd_map_sectors(disk, bm->block));

@@ -30,7 +30,7 @@ static bool settled(const struct vhd_disk *disk, uint32_t block)
 /*
  * Of a block that the leaf has in part, what is around the sector, if a write there needs
  * no metadata. Where new sectors come in turn with those that were written before, each
- * would take back what the other has given: only what was rewritten since.
+ * would take back what the other has given: not before a write has met none that is new.
  */
 static bool settled_part(const struct vhd_disk *disk, uint32_t block,
 			 uint32_t at, uint32_t *first, uint32_t *count)

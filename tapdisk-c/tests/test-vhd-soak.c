@@ -14,19 +14,6 @@
 
 #include "common/clock.h"
 
-static bool overlaps(const struct bed *b, uint64_t sector, uint32_t count)
-{
-	for (unsigned int i = 0; i < MAX_SLOTS; i++) {
-		const struct image_request *r = &b->slot[i].req;
-
-		if (b->slot[i].busy && r->op != IMAGE_READ &&
-		    r->op != IMAGE_STATUS &&
-		    r->sector < sector + count && sector < r->sector + r->count)
-			return true;
-	}
-	return false;
-}
-
 static void random_request(struct bed *b, unsigned int max_busy)
 {
 	struct engine *e = &b->engine;
@@ -52,17 +39,20 @@ static void random_request(struct bed *b, unsigned int max_busy)
 	if (fe_one_in(e, 3))
 		start(b, fe_one_in(e, 6) ? IMAGE_STATUS : IMAGE_READ, sector,
 		      count);
-	else if (!overlaps(b, sector, count))
+	else if (!changing(b, sector, count))
 		start(b, !fe_one_in(e, 4) ? IMAGE_WRITE :
 			 fe_one_in(e, 4) ? IMAGE_DISCARD : IMAGE_ZERO,
 		      sector, count);
 }
 
-static void session(struct bed *b, unsigned int requests)
+/* grants: what the kernel has of it meanwhile, or NULL. */
+static void session(struct bed *b, struct grants *grants, unsigned int requests)
 {
 	unsigned int max_busy = 1 + fe_below(&b->engine, MAX_SLOTS);
 
 	while (requests) {
+		if (grants && fe_one_in(&b->engine, 24))
+			grants_use(grants, b);
 		if (fe_below(&b->engine, 3))
 			fe_step(&b->engine);
 		else {
@@ -137,7 +127,7 @@ static void make_middle(struct engine *dice, const struct spec *leaf,
 	inherit(b, &spec, NULL);
 	follow(b, fe_random(dice));
 	disk_open(b, 0, 0);
-	session(b, 100);
+	session(b, NULL, 100);
 	settle(b);
 	/* What became of the sectors that were discarded. */
 	look(b, false);
@@ -201,11 +191,11 @@ static void soak_round(uint64_t seed)
 		failed |= rate;
 		grants_begin(&grants, b);
 		for (unsigned int n = fe_below(&dice, 8); n; n--) {
-			session(b, fe_below(&dice, 20));
+			session(b, &grants, fe_below(&dice, 20));
 			settle(b);
 			grants_use(&grants, b);
 		}
-		session(b, 30 + fe_below(&dice, 200));
+		session(b, &grants, 30 + fe_below(&dice, 200));
 		switch (fe_below(&dice, 3)) {
 		case 0:
 			settle(b);
