@@ -28,8 +28,8 @@ CONSOLE_LOG = "/var/log/xen/console/guest-{}.log"
 BEGIN = re.compile(r"^bed-guest: begin\r?$", re.M)
 STATUS = re.compile(r"^bed-guest: status (\d+)\r?$", re.M)
 LOST = re.compile(r"Kernel panic - not syncing|bed-guest: insmod \S+ failed|Oops: ")
-# Else each rdtsc is an exit to Xen where the host's TSC is not invariant, as in emulation. While the pages of a PVH guest are
-# watched for a migration TCG of QEMU 7.2 loses its place at such an exit: the guest, or Xen, reads the other's page tables.
+# Else each rdtsc is an exit to Xen where the host's TSC is not invariant, as in emulation, and an exit of a guest that migrates is
+# a risk there: lib/writer.py.
 TSC = 'tsc_mode = "native"'
 # Idle: a PV guest is created in 9-13 s and has done its I/O after 15-20 s
 CREATE_SECONDS = 180.0
