@@ -2,7 +2,6 @@
 """Two hosts that share an image by NFS: a guest with a tap2 disk is migrated live between them, by Xen's own xl."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -11,7 +10,7 @@ from tests.lib.beds import Beds
 from tests.lib.guest import Guest
 from tests.lib.hvm import HvmGuest, line, text_of
 from tests.lib.vm import Bed
-from tests.lib.writer import MEGABYTES, PVH_HOST, WRITER, numbers
+from tests.lib.writer import MEGABYTES, PVH_CPU, WRITER, numbers
 
 SHARE = "/srv/share"
 LEAF = f"{SHARE}/a.vhd"
@@ -27,7 +26,7 @@ os.execvp("xl", ["xl", "migrate-receive"])
 """
 
 
-def connect(beds: Beds, directory: Path, **spec: Any) -> tuple[Bed, Bed]:
+def connect(beds: Beds, directory: Path, **spec: str) -> tuple[Bed, Bed]:
     """Two hosts at the ends of a wire; the second has the first one's SHARE by NFS."""
     first, second = (beds.fresh(link=directory / "wire", link_first=is_first, **spec) for is_first in (True, False))
     for number, bed in enumerate((first, second), 1):
@@ -55,7 +54,7 @@ def migrate(source: Bed, destination: Bed, address: str) -> None:
 
 @pytest.mark.slow
 def test_a_guest_migrates_between_two_hosts_and_back(beds: Beds, tmp_path: Path) -> None:
-    first, second = connect(beds, tmp_path, **PVH_HOST)
+    first, second = connect(beds, tmp_path, cpu=PVH_CPU)
     guest = Guest(first, "moves", WRITER, [f"tap2:{SPEC},xvda,w"], type="pvh")
     written = "cat /var/log/xen/console/guest-moves*.log | sed -n 's/^wrote //p' | sort -n | tail -n 1"
     guest.start(create=tapdisks.CREATE)

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-only
 """A guest that writes numbers to its disk, one after the other, for as long as it finds the last one there: for migrations."""
 
-from typing import Any
-
 from tests.lib import tapdisks
 from tests.lib.vm import Bed
 
@@ -10,9 +8,9 @@ MEGABYTES = 8
 STEP = 7
 """Sectors between two numbers."""
 LAST = MEGABYTES * 2048 // STEP - 1
-PVH_HOST: dict[str, Any] = {"cpu": "max,-smap,-rdtscp,-xsave", "cpus": 1}
-"""Of a bed whose guest moves. With xsave a guest loses the contents of its registers on the way, in emulation; with two CPUs, one of
-which has Xen change what the guest's pages are, TCG of QEMU 7.2 loses it or Xen at an exit: they go on with the other's page tables."""
+PVH_CPU = "max,-smap,-rdtscp,-xsave"
+"""With xsave a guest loses the contents of its registers on the way, in emulation. With two CPUs, one of which has Xen change what the
+guest's pages are, TCG of QEMU 7.2 now and then loses it, or Xen, at an exit: they go on with the other's page tables."""
 # Each number goes to a sector of its own, after the one before was found there.
 WRITER = f"""
 wait_for_disk xvda

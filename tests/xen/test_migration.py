@@ -11,13 +11,13 @@ from tests.lib.beds import Beds
 from tests.lib.guest import Guest
 from tests.lib.hvm import line
 from tests.lib.vm import Bed
-from tests.lib.writer import MEGABYTES, PVH_HOST, WRITER, numbers
+from tests.lib.writer import MEGABYTES, PVH_CPU, WRITER, numbers
 
 
 @pytest.fixture
 def bed(beds: Beds) -> Iterator[Bed]:
     """One for PVH guests."""
-    with tapdisks.clean(beds(**PVH_HOST)) as bed:
+    with tapdisks.clean(beds(cpu=PVH_CPU, cpus=1)) as bed:
         yield bed
 
 
