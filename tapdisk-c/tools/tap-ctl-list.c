@@ -79,35 +79,29 @@ static json_t *transport(const json_t *minor)
 	return kind ? json_string(kind->name) : json_null();
 }
 
-static void set_known(json_t *out, const char *key, json_t *value)
-{
-	json_object_set(out, key, value ? value : json_null());
-}
-
 json_t *vbd_output(int pid, const json_t *vbd)
 {
-	bool open = json_is_string(json_object_get(vbd, "args"));
-	const json_t *sectors = json_object_get(vbd, "sectors");
-	json_t *type, *path, *out;
+	/* What is known of an image, while there is one. */
+	const json_t *open = json_is_string(json_object_get(vbd, "args")) ?
+		vbd : NULL;
+	const json_t *sectors = json_object_get(open, "sectors");
+	json_t *type, *path;
 
 	split_args(json_object_get(vbd, "args"), &type, &path);
-	out = json_pack("{s:o, s:O?, s:O?, s:o, s:o, s:O?}",
-			"pid", number_or_null(pid),
-			"minor", json_object_get(vbd, "minor"),
-			"state", json_object_get(vbd, "state"),
-			"type", type, "path", path,
-			"for", json_object_get(vbd, "for"));
-	set_known(out, "readonly", open ? json_object_get(vbd, "readonly") : NULL);
-	json_object_set_new(out, "size", open ? json_integer(
-			json_integer_value(sectors) << BLKTAP_SECTOR_SHIFT) :
-			json_null());
-	set_known(out, "sector_size", open ?
-		  json_object_get(vbd, "sector_size") : NULL);
-	set_known(out, "depth", open ? json_object_get(vbd, "depth") : NULL);
-	json_object_set_new(out, "transport", transport(json_object_get(vbd, "minor")));
-	json_object_set_new(out, "waits_for", waits_for(json_integer_value(
-			json_object_get(vbd, "state"))));
-	return out;
+	return json_pack("{s:o, s:O?, s:O?, s:o, s:o, s:O?, s:O?, s:o, s:O?, s:O?, s:o, s:o}",
+			 "pid", number_or_null(pid),
+			 "minor", json_object_get(vbd, "minor"),
+			 "state", json_object_get(vbd, "state"),
+			 "type", type, "path", path,
+			 "for", json_object_get(vbd, "for"),
+			 "readonly", json_object_get(open, "readonly"),
+			 "size", !open ? json_null() :
+			 json_integer(json_integer_value(sectors) << BLKTAP_SECTOR_SHIFT),
+			 "sector_size", json_object_get(open, "sector_size"),
+			 "depth", json_object_get(open, "depth"),
+			 "transport", transport(json_object_get(vbd, "minor")),
+			 "waits_for", waits_for(json_integer_value(
+				json_object_get(vbd, "state"))));
 }
 
 /* Gathering: an array of what vbd_output() makes */
@@ -126,15 +120,12 @@ static void add_tapdisk(json_t *rows, int pid, const json_t *vbds)
 /* What a disk's file knows of its VBD. */
 static json_t *kept(const struct diskfile *file)
 {
-	json_t *vbd = json_pack("{s:i, s:s, s:b, s:I, s:I}",
-				"minor", file->minor, "args", file->args,
-				"readonly", file->readonly,
-				"sectors", (json_int_t)file->sectors,
-				"sector_size", (json_int_t)file->sector_size);
-
-	if (vbd && file->kept_for)
-		json_object_set_new(vbd, "for", json_string(file->kept_for));
-	return vbd;
+	return json_pack("{s:i, s:s, s:b, s:I, s:I, s:s*}",
+			 "minor", file->minor, "args", file->args,
+			 "readonly", file->readonly,
+			 "sectors", (json_int_t)file->sectors,
+			 "sector_size", (json_int_t)file->sector_size,
+			 "for", file->kept_for);
 }
 
 /* The disks of a tapdisk that doesn't answer, by their files. */

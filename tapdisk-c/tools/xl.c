@@ -207,10 +207,13 @@ static bool names_locked_file(const char *text, size_t len)
 	if (n == MAX_LOCKED)
 		return true;
 	for (size_t i = 0; i < len; i++) {
+		size_t word, all;
+
 		if (i && !strchr("'\"=:, \t\n", text[i - 1]))
 			continue;
-		if (is_locked(text + i, span_to(text + i, len - i, ",'\"\n"), locked, n) ||
-		    is_locked(text + i, span_to(text + i, len - i, "'\"\n"), locked, n))
+		word = span_to(text + i, len - i, ",'\"\n");
+		all = span_to(text + i, len - i, "'\"\n");
+		if (is_locked(text + i, word, locked, n) || (all != word && is_locked(text + i, all, locked, n)))
 			return true;
 	}
 	return false;
