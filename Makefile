@@ -29,6 +29,8 @@ KDIR       ?= /lib/modules/$(shell uname -r)/build
 JOBS       ?= $(shell nproc)
 # The quick tiers mostly wait, so more of their tests run at once than there are processors.
 AT_ONCE    ?= $(shell expr $$(nproc) + 1)
+# Tests in beds without Xen wait half of their time.
+BEDS_AT_ONCE ?= $(shell nproc)
 
 bin    := $(BUILD)/$(MODE)/tapdisk-c
 pybuild := $(BUILD)/python
@@ -150,7 +152,8 @@ demo: demo-deps
 
 # The quick tiers run on the sanitizer build, the beds on the release build.
 test: check
-	@$(PYTHON) -m pytest tests/vm tests/xen
+	@$(PYTHON) -m pytest -n $(BEDS_AT_ONCE) --dist loadfile tests/vm
+	@$(PYTHON) -m pytest tests/xen
 
 # All of `make test` that boots nothing: before each commit.
 check: test-deps

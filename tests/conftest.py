@@ -8,6 +8,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from _pytest.terminal import TerminalReporter
@@ -36,6 +37,27 @@ def tmp_path(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     yield tmp_path
     if request.session.testsfailed == failed:
         subprocess.run(["rm", "-rf", "--one-file-system", "--", tmp_path], check=True)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of xdist: hand what those waited for who did not end to the process that writes the summary."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["stuck"] = stuck.reports
+
+
+class Workers:
+    """What xdist calls in the process that writes the summary."""
+
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Take it. A worker that crashed hands over nothing."""
+        stuck.reports.extend(getattr(node, "workeroutput", {}).get("stuck", []))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Without xdist there is nothing to take."""
+    if config.pluginmanager.hasplugin("xdist"):
+        config.pluginmanager.register(Workers())
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:

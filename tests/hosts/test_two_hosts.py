@@ -2,6 +2,7 @@
 """Two hosts that share an image by NFS: a guest with a tap2 disk is migrated live between them, by Xen's own xl."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from tests.lib.beds import Beds
 from tests.lib.guest import Guest
 from tests.lib.hvm import HvmGuest, line, text_of
 from tests.lib.vm import Bed
-from tests.lib.writer import MEGABYTES, PVH_CPU, WRITER, numbers
+from tests.lib.writer import GUEST_EXTRA, MEGABYTES, PVH_BED, WRITER, XL, numbers
 
 SHARE = "/srv/share"
 LEAF = f"{SHARE}/a.vhd"
@@ -22,11 +23,11 @@ listening = socket.create_server(("", {PORT}))
 connection, _ = listening.accept()
 for fd in (0, 1):
     os.dup2(connection.fileno(), fd)
-os.execvp("xl", ["xl", "migrate-receive"])
+os.execvp("taskset", ["taskset", "-c", "1", "xl", "migrate-receive"])
 """
 
 
-def connect(beds: Beds, directory: Path, **spec: str) -> tuple[Bed, Bed]:
+def connect(beds: Beds, directory: Path, **spec: Any) -> tuple[Bed, Bed]:
     """Two hosts at the ends of a wire; the second has the first one's SHARE by NFS."""
     first, second = (beds.fresh(link=directory / "wire", link_first=is_first, **spec) for is_first in (True, False))
     for number, bed in enumerate((first, second), 1):
@@ -47,15 +48,15 @@ def migrate(source: Bed, destination: Bed, address: str) -> None:
     destination.put("/root/receive.py", RECEIVE.encode())
     receiving = destination.popen("exec python3 /root/receive.py")
     destination.wait_for(f"grep -q ':{PORT:04X} ' /proc/net/tcp", 60)
-    sent = source.run(f"xl migrate -s '' moves 'exec busybox nc {address} {PORT}'", timeout=600, check=False)
+    sent = source.run(f"{XL} migrate -s '' moves 'exec busybox nc {address} {PORT}'", timeout=600, check=False)
     received = receiving.wait(timeout=120, check=False)
     assert (sent.status, received.status) == (0, 0), f"{sent.output}\n{received.output}"
 
 
 @pytest.mark.slow
 def test_a_guest_migrates_between_two_hosts_and_back(beds: Beds, tmp_path: Path) -> None:
-    first, second = connect(beds, tmp_path, cpu=PVH_CPU)
-    guest = Guest(first, "moves", WRITER, [f"tap2:{SPEC},xvda,w"], type="pvh")
+    first, second = connect(beds, tmp_path, **PVH_BED)
+    guest = Guest(first, "moves", WRITER, [f"tap2:{SPEC},xvda,w"], type="pvh", extra=GUEST_EXTRA)
     written = "cat /var/log/xen/console/guest-moves*.log | sed -n 's/^wrote //p' | sort -n | tail -n 1"
     guest.start(create=tapdisks.CREATE)
     guest.wait_text("^wrote 5$")

@@ -11,13 +11,13 @@ from tests.lib.beds import Beds
 from tests.lib.guest import Guest
 from tests.lib.hvm import line
 from tests.lib.vm import Bed
-from tests.lib.writer import MEGABYTES, PVH_CPU, WRITER, numbers
+from tests.lib.writer import GUEST_EXTRA, MEGABYTES, PVH_BED, WRITER, XL, numbers
 
 
 @pytest.fixture
 def bed(beds: Beds) -> Iterator[Bed]:
     """One for PVH guests."""
-    with tapdisks.clean(beds(cpu=PVH_CPU, cpus=1)) as bed:
+    with tapdisks.clean(beds(**PVH_BED)) as bed:
         yield bed
 
 
@@ -26,13 +26,13 @@ def test_a_guest_that_migrates_to_its_own_host_has_its_disk_there(bed: Bed) -> N
     leaf = "/srv/moves/a.vhd"
     spec = f"vhd:{leaf}"
     bed.run(f"mkdir /srv/moves && vhd-util create -n {leaf} -s {MEGABYTES}")
-    guest = Guest(bed, "moves", WRITER, [f"tap2:{spec},xvda,w"], type="pvh")
+    guest = Guest(bed, "moves", WRITER, [f"tap2:{spec},xvda,w"], type="pvh", extra=GUEST_EXTRA)
     try:
         guest.start(create=tapdisks.CREATE)
         guest.wait_text("^wrote 5$")
         [before] = tapdisks.served(bed)
         domid = bed.run("xl domid moves").stdout
-        moved = bed.run("xl migrate -s '' moves 'exec xl migrate-receive'", timeout=300, check=False)
+        moved = bed.run(f"{XL} migrate -s '' moves 'exec {XL} migrate-receive'", timeout=300, check=False)
         # a guest that doesn't suspend leaves its reason there
         assert moved.status == 0, f"{moved.output}\n{guest.console[-4000:]}\n{bed.run('xl list; xl dmesg | tail -n 20').output}"
         at_least = int(re.findall(r"^wrote (\d+)", guest.console, re.M)[-1])
