@@ -11,7 +11,7 @@ from tests.lib.toytap import EIO, SERVER, Tap
 
 # Debian 12 has Linux 6.1, 13 has 6.12
 ON_BOTH_KERNELS = pytest.mark.parametrize(
-    "release", [12, pytest.param(13, marks=pytest.mark.slow)], ids="debian{}".format, scope="session"
+    "release", [12, pytest.param(13, marks=(pytest.mark.slow, pytest.mark.deep))], ids="debian{}".format, scope="session"
 )
 
 

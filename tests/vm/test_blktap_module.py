@@ -22,7 +22,7 @@ REFUSED = (
 
 # Debian 12 has Linux 6.1, 13 has 6.12, whose block layer asks for other calls
 ON_BOTH_KERNELS = pytest.mark.parametrize(
-    "release", [12, pytest.param(13, marks=pytest.mark.slow)], ids="debian{}".format, scope="session"
+    "release", [12, pytest.param(13, marks=(pytest.mark.slow, pytest.mark.deep))], ids="debian{}".format, scope="session"
 )
 
 
@@ -148,7 +148,7 @@ def test_requests_of_a_killed_server_are_answered_by_the_next(tap: Tap) -> None:
 
 
 @ON_BOTH_KERNELS
-@pytest.mark.parametrize("scheduler", ["none", pytest.param("mq-deadline", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("scheduler", ["none", pytest.param("mq-deadline", marks=(pytest.mark.slow, pytest.mark.deep))])
 def test_nothing_is_lost_when_servers_are_killed_under_load(tap: Tap, scheduler: str) -> None:
     """A scheduler has tags of its own: a request's driver tag then changes when it is put off."""
     seed = random.randrange(1 << 32)
@@ -364,6 +364,7 @@ def test_minors_come_and_go(bed: Bed) -> None:
         bed.run("modprobe blktap")
 
 
+@pytest.mark.deep
 @ON_BOTH_KERNELS
 @pytest.mark.slow
 def test_calls_from_everywhere_at_once_leave_nothing_behind(beds: Beds, toys: Path, release: int) -> None:

@@ -50,7 +50,7 @@ def swapped_out(bed: Bed) -> int:
     return int(bed.run("awk '$1 == \"pswpout\" { print $2 }' /proc/vmstat").stdout)
 
 
-@pytest.mark.parametrize("kernel_io", ["no", "yes"])
+@pytest.mark.parametrize("kernel_io", ["no", pytest.param("yes", marks=pytest.mark.deep)])
 def test_pages_that_were_swapped_out_come_back(bed: Bed, kernel_io: str) -> None:
     """The image has its blocks, and tapdisk lives: docs/architecture.md says why."""
     leaf = tapdisks.make_chain(bed, "/srv/swap", 1, MEGABYTES)[0]

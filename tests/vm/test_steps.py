@@ -15,7 +15,7 @@ from tests.lib.steps import Step
 from tests.lib.vm import Bed, Result
 from tests.lib.waiting import wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.deep]
 
 CALLS = (
     f"{steps.CALLS},openat,ioctl,ftruncate,fallocate,bind,listen,accept4,recvfrom,"

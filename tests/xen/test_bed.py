@@ -53,6 +53,7 @@ def test_a_guest_whose_script_fails_fails_the_test_with_its_console(beds: Beds) 
         guest.destroy()
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 def test_a_pv_guest_runs_on_debian_13(beds: Beds) -> None:
     bed = beds(release=13)

@@ -76,6 +76,7 @@ def test_the_domain_is_gone_and_nobody_has_removed_its_disk(bed: Bed, guest: Gue
     assert gc(bed) == []
 
 
+@pytest.mark.deep
 def test_a_device_that_is_open_in_dom0_outlives_its_guest_and_goes_when_it_is_closed(bed: Bed, guest: Guest) -> None:
     [disk] = tapdisks.served(bed)
     domid = bed.run(f"xl domid {guest.name}").stdout.strip()

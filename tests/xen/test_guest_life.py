@@ -140,6 +140,7 @@ def shown(guest: Guest, what: str) -> dict[str, str]:
     return dict(re.findall(rf"^(xvd[a-z]) {what} (\S+)$", guest.console, re.M))
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 def test_five_disks_keep_their_modes_and_two_guests_share_what_is_read_only(bed: Bed) -> None:
     own, shared = (tapdisks.make_chain(bed, f"/srv/many/{name}", 2, MEGABYTES) for name in ("own", "shared"))
@@ -198,6 +199,7 @@ dd if=/dev/xvda bs=512 skip=9001 count=1 2>/dev/null | tr -d '\\0'
 """
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 def test_dom0_uses_a_disk_as_a_frontend_before_the_guest_does(bed: Bed) -> None:
     """As a bootloader does: add, remove, add of the same image."""

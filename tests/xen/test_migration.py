@@ -48,6 +48,7 @@ def test_a_guest_that_migrates_to_its_own_host_has_its_disk_there(bed: Bed) -> N
     bed.run(f"vhd-util check -n {leaf} -b && rm -rf /srv/moves")
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 def test_an_hvm_guest_that_migrates_reads_and_writes_its_disk_by_its_emulated_drive(beds: Beds) -> None:
     """What it wrote before, unflushed, is there; its new QEMU has read the first sector before the old one let go."""

@@ -81,6 +81,7 @@ def finish(guest: Guest, disk: str, extra: str) -> None:
     assert len(sums) == 1
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 def test_systemd_starts_debians_xen_service(bed: Bed) -> None:
     """The bed itself."""
@@ -118,6 +119,7 @@ def test_a_shell_creates_a_guest_and_saves_and_restores_it_with_its_configuratio
     bed.run("rm -rf /srv/shell* /srv/extra")
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 def test_xendomains_starts_a_guest_and_keeps_it_over_a_restart_of_the_host(bed: Bed) -> None:
     """Debian's xendomains creates what is in /etc/xen/auto, saves all guests when it stops, and restores them."""
@@ -143,6 +145,7 @@ def test_xendomains_starts_a_guest_and_keeps_it_over_a_restart_of_the_host(bed: 
     bed.run("rm -rf /srv/auto /srv/extra")
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 def test_sudo_and_cron_get_a_guest_with_its_tap_disk(bed: Bed) -> None:
     disk = tapdisks.make_chain(bed, "/srv/caller", 2, MEGABYTES)[0]

@@ -254,6 +254,7 @@ def judge(loss: Loss, data: bytes) -> None:
         assert wrong == [], [(sector, data[sector * 512 :][:16].hex()) for sector in wrong[:20]]
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 def test_what_a_guest_has_synced_survives_a_power_loss(beds: Beds, tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(1 << 32)

@@ -33,6 +33,7 @@ def gone(bed: Bed, seconds: float = 30) -> None:
     )
 
 
+@pytest.mark.deep
 def test_a_script_killed_at_any_moment_leaves_nothing(bed: Bed) -> None:
     """An add takes about a second here: the moments are spread over all of it."""
     bed.run("modprobe blktap")
@@ -81,6 +82,7 @@ def test_an_image_that_hangs_fails_in_time_with_the_reason_and_is_let_go_later(b
     bed.run("dmsetup remove hang && losetup -d /dev/loop6 && rm /srv/hang.img")
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 def test_a_script_that_libxl_kills_after_40_s_leaves_nothing(bed: Bed) -> None:
     """It waits for Xen's lock with the image open, until libxl has had enough of it."""

@@ -14,7 +14,7 @@ from tests.lib.guest import Guest
 from tests.lib.steps import Step
 from tests.lib.vm import Bed, Result
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.deep]
 
 # Hypercalls and xenstore's ring are ioctl and write
 CALLS = f"{steps.CALLS},ioctl"
