@@ -225,6 +225,26 @@ static bool may_have_mark(const char *text, size_t len)
 	return has_mark(text, len) || memchr(text, '\\', len) || names_locked_file(text, len);
 }
 
+/* Lines that are comments as a whole go, since no string of xl.cfg goes beyond its line. Returns what is left, in bytes. */
+static size_t drop_comments(char *text, size_t len)
+{
+	size_t left = 0;
+
+	for (size_t at = 0, line; at < len; at += line) {
+		size_t blank = 0;
+
+		line = span_to(text + at, len - at, "\n");
+		line += at + line < len;
+		while (blank < line && (text[at + blank] == ' ' || text[at + blank] == '\t'))
+			blank++;
+		if (blank < line && text[at + blank] == '#')
+			continue;
+		memmove(text + left, text + at, line);
+		left += line;
+	}
+	return left;
+}
+
 /* What can't be read has no disks: Xen's xl can't read it either, and says so. */
 static bool config_may_have_mark(const char *path)
 {
@@ -246,7 +266,7 @@ static bool config_may_have_mark(const char *path)
 			break;
 		len += (size_t)n;
 	}
-	found = len == sizeof(config) || may_have_mark(config, len);
+	found = len == sizeof(config) || may_have_mark(config, drop_comments(config, len));
 out:
 	close(fd);
 	return found;
@@ -272,13 +292,13 @@ static bool words_may_have_mark(const struct command *command, int count, char *
 	return true;
 }
 
-/* argv[0] is the command's word. The order of argv changes. */
 /* block-attach dom /a vhd xvda w: xl joins the words by commas. */
 static bool begins_with_vhd(const char *word)
 {
 	return !strncmp(word, "vhd", 3) && (!word[3] || word[3] == ',');
 }
 
+/* argv[0] is the command's word. The order of argv changes. */
 static bool needs_rewriting(const struct command *command, int argc, char **argv)
 {
 	static const struct option long_options[] = {

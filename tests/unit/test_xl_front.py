@@ -247,6 +247,24 @@ def test_every_other_call_goes_to_xl(xl: Front, template: str) -> None:
     assert xl.given("xenblk") is None
 
 
+@pytest.mark.parametrize(
+    ("text", "to"),
+    [
+        ("# disk = ['tap2:vhd:/a.vhd,xvda,w']\n", "xl"),
+        (" \t# a backslash: \\\n#tap:", "xl"),
+        ("#\n\ndisk = [\n# 'tap2:/a,xvda',\n'phy:/b,xvda' ]\n", "xl"),
+        ("# one\ndisk = ['tap2:/a,xvda']", "xenblk"),
+        ("disk = ['phy:/a#1,xvda', # one\n 'tap2:/b#2,xvdb']\n", "xenblk"),
+        ("memory = 64 # tap2:/a,xvda\n", "xenblk"),
+    ],
+)
+def test_a_line_that_is_a_comment_does_not_count(xl: Front, text: str, to: str) -> None:
+    """What is behind one on its line does, in doubt."""
+    call = ["create", xl.write("g.cfg", text)]
+    xl.run(*call)
+    assert xl.given(to) == (call if to == "xl" else ["xl", *call])
+
+
 def test_posixly_correct_ends_the_options_as_in_xl(xl: Front) -> None:
     arguments = arguments_for(xl, "create P -fT")
     xl.run(*arguments, POSIXLY_CORRECT="1")

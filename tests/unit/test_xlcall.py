@@ -308,3 +308,12 @@ def test_a_setting_after_any_text_of_the_last_line_is_read(text: str) -> None:
     comment = f"# {text}".replace("\n", " ")
     setting = guestconfig.disk_setting([diskspec.Disk("x", "", "x")])
     assert libxl.read_disks("test", f"{comment}\n{setting}\n".encode()) == ["x"]
+
+
+@pytest.mark.parametrize("quote", ["'", '"', "'''", '"""'])
+@pytest.mark.parametrize("end", ["\n", "\\\n"])
+def test_no_string_of_a_configuration_goes_beyond_its_line(quote: str, end: str) -> None:
+    """So a line that begins as a comment is one: the front leaves it out."""
+    with pytest.raises(libxl.GrammarError, match="config parsing error"):
+        libxl.read_disks("test", f"disk = [{quote}phy:/a,xvda{end}# tap2:/b,xvdb{quote}]\n".encode())
+    assert libxl.read_disks("test", b"disk = ['phy:/a,xvda',\n # 'tap2:/b,xvdb',\n]\n") == ["phy:/a,xvda"]
