@@ -118,6 +118,29 @@ static bool has_mark(const char *text, size_t len)
 }
 
 /*
+ * A line of /proc/locks: whether it is of the image lock, of which inode then. A host that exports an image by NFS has the
+ * other host's as POSIX, or a delegation, which lets that host keep its locks to itself.
+ */
+static bool read_lock(const char *line, unsigned long long *inode)
+{
+	const char *own = strstr(line, "OFDLCK"), *p = own ? own : strstr(line, "POSIX");
+	const char *delegation = strstr(line, "DELEG");
+	unsigned long long start, end;
+	int got;
+
+	if (delegation)
+		return sscanf(delegation, "%*s %*s %*s %*s %*x:%*x:%llu", inode) == 1;
+	if (!p)
+		return false;
+	got = sscanf(p, "%*s %*s %*s %*s %*x:%*x:%llu %llu %llu", inode, &start, &end);
+	if (got == 2) /* EOF */
+		end = ULLONG_MAX;
+	if (got < 2 || (!own && start < FIRST_LOCKED)) /* a whole file, by programs of all kinds */
+		return false;
+	return end >= CHILD_LOCKED || (start <= LAST_LOCKED && end >= FIRST_LOCKED);
+}
+
+/*
  * The inodes with the image lock. /proc/locks has the file system's device too, but that need not be stat(2)'s: btrfs
  * has one for each subvolume. Which file it is xenblk finds out.
  */
@@ -125,22 +148,11 @@ static size_t read_locked(unsigned long long *locked, size_t room)
 {
 	const char *given = getenv(GIVEN_LOCKS);
 	FILE *f = fopen(given ? given : LOCKS, "re");
-	char line[256], *p;
+	char line[256];
 	size_t n = 0;
 
-	while (f && n < room && fgets(line, sizeof(line), f)) {
-		unsigned long long start, end;
-		int got;
-
-		p = strstr(line, "OFDLCK");
-		if (!p)
-			continue;
-		got = sscanf(p, "%*s %*s %*s %*s %*x:%*x:%llu %llu %llu", &locked[n], &start, &end);
-		if (got == 2) /* EOF */
-			end = ULLONG_MAX;
-		if (got >= 2 && (end >= CHILD_LOCKED || (start <= LAST_LOCKED && end >= FIRST_LOCKED)))
-			n++;
-	}
+	while (f && n < room && fgets(line, sizeof(line), f))
+		n += read_lock(line, &locked[n]);
 	if (f)
 		fclose(f);
 	return n;

@@ -65,6 +65,8 @@ def test_a_guest_migrates_between_two_hosts_and_back(beds: Beds, tmp_path: Path)
         [disk] = tapdisks.served(source)
         refused = destination.run(f"tap-ctl create -a {SPEC}", check=False)
         assert refused.status and "in use: another process, or another host, has it open for writing" in refused.output
+        told = destination.run(f"xl block-attach 0 format=raw,vdev=xvdz,target={LEAF}", check=False)
+        assert told.status and LEAF in told.output and "in use" in told.output, "by QEMU, which would not ask"
         before = int(source.run(written).stdout)
         migrate(source, destination, address)
         assert tapdisks.leftovers(source) == ""

@@ -429,6 +429,27 @@ def test_a_parent_and_what_a_coalesce_writes_are_locked_too(xl: Front, held: str
     assert xl.given("xenblk") == ["xl", *call]
 
 
+@pytest.mark.parametrize(
+    ("held", "to"),
+    [
+        ("POSIX  ADVISORY  WRITE 812 {} 200 200", "xenblk"),
+        ("POSIX  ADVISORY  READ  812 {} 300 301", "xenblk"),
+        ("DELEG  ACTIVE    WRITE 812 {} 0 EOF", "xenblk"),
+        ("LEASE  ACTIVE    READ  812 {} 0 EOF", "xl"),
+        ("POSIX  ADVISORY  WRITE 812 {} 0 EOF", "xl"),
+        ("POSIX  ADVISORY  WRITE 812 {} 100 199", "xl"),
+        ("FLOCK  ADVISORY  WRITE 812 {} 0 EOF", "xl"),
+    ],
+)
+def test_a_lock_of_another_host_that_has_the_image_by_nfs_counts(xl: Front, held: str, to: str) -> None:
+    """Here, where the image lies, the kernel's NFS server has it, as POSIX."""
+    (xl.root / "a.img").touch()
+    call = ["create", xl.write("g.cfg", f"disk = [ 'file:{xl.root}/a.img,xvda,w' ]\n")]
+    line = held.format(f"fe:ff:{(xl.root / 'a.img').stat().st_ino}")
+    xl.run(*call, XENBLK_LOCKS=xl.write("locks", f"1: {line}\n"))
+    assert xl.given(to) is not None
+
+
 def test_more_locks_than_can_be_kept_are_none_overlooked(xl: Front) -> None:
     call = ["create", xl.write("g.cfg", f"disk = [ 'file:{xl.root}/a.img,xvda,w' ]\n")]
     lines = (f"{n}: OFDLCK ADVISORY  READ  -1 fe:ff:{10**9 + n} 300 300\n" for n in range(4100))
