@@ -222,7 +222,9 @@ void vbd_note(struct vbd *vbd)
 	note->args = vbd->args;
 	note->kept_for = vbd->kept_for;
 	note->readonly = vbd->readonly;
-	note->paused = !vbd->image && !vbd->reopen;
+	/* Paused to be left, it is not for the next one. */
+	if (!server_leaves_all(vbd->server))
+		note->paused = !vbd->image && !vbd->reopen;
 	note->lost = vbd->lost;
 	note->sectors = vbd->info.sectors;
 	note->sector_size = vbd->info.sector_size;

@@ -82,6 +82,7 @@ struct control_call {
 	int making;
 	int minor;		/* of the snapshot under way */
 	int opened;			/* by this request: the minor of an open */
+	int closed;			/* by this request: the minor of a close */
 	struct takeover *takeover;
 	struct leave *leave;
 	int heir;			/* to whom the disks were left, or from whom they come */

@@ -306,12 +306,21 @@ static unsigned int timeout_ms(const struct request *req)
 	return (unsigned int)(req->timeout ? req->timeout : TIMEOUT_S) * 1000;
 }
 
+/* Whoever closes it is in charge of it. */
+static void close_done(void *priv, int rc, const struct error *err)
+{
+	struct control_call *call = priv;
+
+	if (!rc)
+		owners_forget(call->owners, call->closed);
+	answer_rc(call, rc, err);
+}
+
 static void do_close(struct control_call *call, const struct request *req)
 {
-	/* Whoever closes it is in charge of it. */
-	owners_forget(call->owners, (int)req->minor);
+	call->closed = (int)req->minor;
 	server_close_image(call->server, (int)req->minor, req->force,
-			   timeout_ms(req), verb_done, call);
+			   timeout_ms(req), close_done, call);
 }
 
 static void do_pause(struct control_call *call, const struct request *req)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-only */
-/* create and destroy: a disk from nothing, and back to nothing. */
+/* create, keep and destroy: a disk from nothing, and back to nothing. */
 #include "tools/tap-ctl.h"
 
 #include <errno.h>
@@ -147,8 +147,8 @@ static int destroy_hung(const struct options *opt, struct error *err)
 	return rc;
 }
 
-/* The disk is, or was before an upgrade, this tapdisk's. */
-static bool is_of(int minor, int pid)
+/* The disk is, or was before an upgrade, this tapdisk's; owned: and was not kept yet. */
+static bool is_of(int minor, int pid, bool owned)
 {
 	struct diskfile file;
 	bool found;
@@ -158,6 +158,7 @@ static bool is_of(int minor, int pid)
 	found = file.pid == pid;
 	for (unsigned int i = 0; i < file.nr_former; i++)
 		found |= file.former[i] == pid;
+	found &= file.owner || !owned;
 	diskfile_dispose(&file);
 	return found;
 }
@@ -222,9 +223,22 @@ int cmd_destroy(const struct options *opt, struct error *err)
 	hold_signals();
 	rc = take_down(opt, err);
 	/* Its tapdisk is being upgraded, and has no disks before the next one has, by the same name. */
-	for (int i = 0; is_gone(rc) && i < LEFT_TRIES && is_of(opt->minor, opt->pid); i++) {
+	for (int i = 0; is_gone(rc) && i < LEFT_TRIES && is_of(opt->minor, opt->pid, false); i++) {
 		nanosleep(&pause, NULL);
 		rc = take_down(opt, err);
+	}
+	return rc;
+}
+
+/* As for a destroy: while it is upgraded, its owner is known to neither tapdisk. */
+int cmd_keep(const struct options *opt, struct error *err)
+{
+	const struct timespec pause = { .tv_nsec = LEFT_WAIT_NS };
+	int rc = vbd_keep(opt, err);
+
+	for (int i = 0; is_gone(rc) && i < LEFT_TRIES && is_of(opt->minor, opt->pid, true); i++) {
+		nanosleep(&pause, NULL);
+		rc = vbd_keep(opt, err);
 	}
 	return rc;
 }

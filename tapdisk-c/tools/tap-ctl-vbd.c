@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-only */
-/* Verbs that one tapdisk runs: attach, open, keep, close, detach, pause, unpause. */
+/* Verbs that one tapdisk runs: attach, open, close, detach, pause, unpause. */
 #include "tools/tap-ctl.h"
 
 #include <errno.h>
@@ -89,7 +89,7 @@ int cmd_detach(const struct options *opt, struct error *err)
 	return vbd_call("detach", opt->pid, opt->minor, err);
 }
 
-int cmd_keep(const struct options *opt, struct error *err)
+int vbd_keep(const struct options *opt, struct error *err)
 {
 	return call_with("keep", opt, "for", opt->kept_for, err);
 }

@@ -91,6 +91,7 @@ int vbd_open(int pid, int minor, const struct options *opt, int owner,
 /* Tries again for a moment while the device is open, as udev does now and then. */
 int vbd_close(int pid, int minor, bool force, int timeout_ms,
 	      struct error *err);
+int vbd_keep(const struct options *opt, struct error *err);
 
 /* tap-ctl-stats.c */
 int cmd_stats(const struct options *opt, struct error *err);

@@ -72,9 +72,13 @@ void vhd_mark_coalesced(const struct vhd_image *image)
 				0);
 }
 
-void vhd_unmark_coalesced(int fd)
+int vhd_unmark_coalesced(int fd, const char *path, struct error *err)
 {
-	(void)fremovexattr(fd, COALESCED_XATTR);
+	/* fdatasync leaves the removal, and the new time, to the file system: a power loss could bring both back. */
+	if (!fremovexattr(fd, COALESCED_XATTR) && fsync(fd))
+		return error_set(err, -errno, "%s: sync: %s", path,
+				 strerror(errno));
+	return 0;
 }
 
 static bool is_coalesced(const struct vhd_image *image)

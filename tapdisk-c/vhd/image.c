@@ -377,7 +377,9 @@ static int open_once(struct vhd_image **out, const char *path,
 	if (rc)
 		goto out;
 	if (flags & VHD_OPEN_WRITE)
-		vhd_unmark_coalesced(image->fd);
+		rc = vhd_unmark_coalesced(image->fd, path, err);
+	if (rc)
+		goto out;
 	*moving = below && lock_is_moving(image->fd);
 	image->is_blk = S_ISBLK(st.st_mode);
 	rc = read_footers(image, f, err);

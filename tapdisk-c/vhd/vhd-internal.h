@@ -254,7 +254,7 @@ int vhd_write_copy(const struct vhd_image *image, struct error *err);
 int vhd_check_absorbed(const struct vhd_chain *chain, unsigned int below,
 		       const struct vhd_chain *parent, struct error *err);
 /* The image's content is not what its parent has by now. */
-void vhd_unmark_coalesced(int fd);
+int vhd_unmark_coalesced(int fd, const char *path, struct error *err);
 
 /* chain.c */
 /*

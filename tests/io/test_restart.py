@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.lib import waiting
+from tests.lib.faults import Faults
 from tests.lib.programs import program
 from tests.lib.tapctl import MINOR, Served
 
@@ -260,6 +262,42 @@ def test_a_disk_whose_owner_is_gone_is_undone(tmp_path: Path) -> None:
     assert "ended before it kept its disk" in disk.log()
     assert not (disk.directory / f"disk.{MINOR}").exists()
     disk._errors.close()
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_close_that_is_refused_leaves_the_disk_its_owner(tmp_path: Path, kept: bool) -> None:
+    leaf = tmp_path / "a.vhd"
+    subprocess.run([program("vhd-util"), "create", "-n", leaf, "-s", "16"], check=True)
+    rules = Faults(tmp_path / "rules")
+    disk = Guarded(tmp_path, f"vhd:{leaf}", engine=rules.engine())
+    try:
+        nbd_write(disk, disk.pid, "write -P 7 0 64k")
+        disk.ok("close")
+        with subprocess.Popen(["sleep", "100"]) as owner:
+            assert disk.call({"op": "open", "minor": MINOR, "args": f"vhd:{leaf}", "owner": owner.pid})["ok"]
+            rules.set("read stuck")
+            uri = f"nbd+unix:///?socket={disk.socket}"
+            reader = subprocess.Popen(["qemu-io", "-f", "raw", "-c", "read -P 7 0 64k", uri], stdout=-1)
+            wait_for(lambda: json.loads(disk.ok("stats", "--json"))["inflight"], "the read is under way")
+            with disk.start("pause", "-t", "20") as pausing:
+                wait_for(lambda: disk.rows()[0]["state"] & 0x10, "it is being paused")
+                assert disk.call({"op": "close", "minor": MINOR})["message"] == f"minor {MINOR}: a pause is under way"
+                rules.off()
+                assert pausing.wait(30) == 0
+            disk.ok("unpause")
+            reader.communicate(timeout=30)
+            if kept:
+                disk.ok("keep")
+            owner.kill()
+        if kept:
+            time.sleep(1)
+            disk.finish()
+        else:
+            assert disk.process.wait(30) == 0
+            assert "ended before it kept its disk" in disk.log()
+            assert not (disk.directory / f"disk.{MINOR}").exists()
+    finally:
+        disk.kill_all()
 
 
 @pytest.mark.parametrize("done", ["", "attach", "open"])

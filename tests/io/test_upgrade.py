@@ -267,6 +267,51 @@ def test_one_that_is_told_to_leave_by_a_tool_that_is_gone_leaves(served: Guarded
     served.finish()
 
 
+def test_what_is_kept_while_it_is_left_is_not_paused_for_the_next_one(
+    two: tuple[Guarded, Faults, Callable[..., "subprocess.CompletedProcess[str]"]], tmp_path: Path
+) -> None:
+    """Who had it made says so while its tapdisk already has closed the image, and still waits for the other disk."""
+    disk, rules, _ = two
+    disk.ok("close")
+    with subprocess.Popen(["sleep", "300"]) as owner:
+        assert disk.call({"op": "open", "minor": MINOR, "args": f"vhd:{tmp_path}/a.vhd", "owner": owner.pid})["ok"]
+        env = disk._env | {"TAPDISK": str(program("tests/tool-vbd"))}
+        command = [str(program("tap-ctl")), "upgrade", "-m", str(MINOR), "-t", "50"]
+        with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as upgrading:
+            wait_for(lambda: disk.rows()[0]["state"] == 0x20, "the first disk is paused")
+            disk.ok("keep")
+            rules.off()
+            assert "disks=2" in upgrading.communicate(timeout=60)[0]
+        assert disk.rows()[0]["state"] == 0
+        owner.kill()
+    nbd_write(disk, int(disk.rows()[0]["pid"]), "write -P 3 0 64k")
+
+
+def test_what_is_kept_while_no_tapdisk_has_it_is_kept_by_the_next_one(served: Guarded) -> None:
+    served.ok("close")
+    with subprocess.Popen(["sleep", "300"]) as owner:
+        leaf = served.directory.parent / "a.vhd"
+        assert served.call({"op": "open", "minor": MINOR, "args": f"vhd:{leaf}", "owner": owner.pid})["ok"]
+        new = spawn(served)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+            client.connect(str(served.directory / f"ctl{served.pid}"))
+            assert b"true" in ask(client, f'{{"op": "yield", "heir": {new}}}')
+            keeping = served.start("keep", "--for=guest")
+            time.sleep(0.5)
+            assert keeping.poll() is None
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as other:
+                other.connect(str(served.directory / f"ctl{new}"))
+                assert b"true" in ask(other, f'{{"op": "succeed", "heir": {served.pid}}}')
+            client.send(b'{"op": "leave"}')
+        said = keeping.communicate(timeout=60)
+        assert keeping.returncode == 0, said
+        assert served.process.wait(60) == 0
+        owner.kill()
+    nbd_write(served, new, "read -P 7 0 64k")
+    assert served.rows()[0]["for"] == "guest"
+    served.finish()
+
+
 def test_a_disk_that_waits_for_its_image_is_not_left(served: Guarded, tmp_path: Path) -> None:
     """What its guest may read of it before is known to this tapdisk alone."""
     (tmp_path / "there").mkdir()

@@ -11,6 +11,7 @@ import pytest
 
 from tests.lib import vhdmake, vhdref
 from tests.lib.disk import Disk
+from tests.lib.recordlog import WRITE, read_log
 from tests.lib.vhdlog import killed_states, lost_states, run_recorded
 from tests.lib.vhdmake import MIB, Spec
 from tests.lib.vhdutil import content, fails, ok, open_refused, run
@@ -129,6 +130,25 @@ def test_what_an_image_between_holds_is_not_lost(tmp_path: Path) -> None:
     (tmp_path / "l").rename(leaf)
     assert "holds from sector 40 on" in fails("modify", "-n", leaf, "-p", base)
     ok("modify", "-n", leaf, "-p", base, "--force")
+
+
+def test_a_mark_that_an_image_was_coalesced_is_off_the_disk_before_it_is_written(tmp_path: Path) -> None:
+    """A power loss that brought it back, and the time with it, would have what was written since believed to be in the parent."""
+    (tmp_path / "images").mkdir()
+    _, middle, leaf = chain(tmp_path / "images")
+    leaf.unlink()
+
+    def syncs_before_the_first_write(name: str) -> int:
+        run_recorded(tmp_path / name, middle, "set", "-n", middle, "-f", "marker", "-v", 1)
+        [recorded] = read_log(tmp_path / name)
+        first = next(change for change in recorded.changes if change.kind == WRITE)
+        return sum(sync.begun < first.begun for sync in recorded.syncs)
+
+    without = syncs_before_the_first_write("without")
+    ok("coalesce", "-n", middle)
+    assert "user.xenblk.coalesced" in os.listxattr(middle)
+    assert syncs_before_the_first_write("with") == without + 1
+    assert "user.xenblk.coalesced" not in os.listxattr(middle)
 
 
 @pytest.mark.parametrize("marked", [False, True])
