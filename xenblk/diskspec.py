@@ -75,7 +75,7 @@ class Disk:
     """One disk of a guest. driver and path are None, and rewritten is spec, if tapdisk has no part in it.
 
     spec: its parts, if there are several, with a space between them. local: it is served on this host, not in a driver
-    domain. foreign: the file of a disk that isn't tapdisk's, None if there is none.
+    domain. foreign: what the disk may be that isn't tapdisk's: files that are there.
     """
 
     spec: str
@@ -85,7 +85,7 @@ class Disk:
     path: str | None = None
     readonly: bool = False
     local: bool = True
-    foreign: str | None = None
+    foreign: tuple[str, ...] = ()
 
 
 def prefixes(spec: str) -> list[str]:
@@ -139,11 +139,18 @@ def _is_local(fields: dict[str, Any]) -> bool:
     return fields.get("backend_domname", "0") in ("0", "Domain-0")
 
 
+def _from_here(path: str) -> str:
+    try:
+        return os.path.abspath(path)
+    except OSError:  # the working directory is gone, and whatever it had
+        return path
+
+
 def _foreign_disk(spec: str, fields: dict[str, Any]) -> Disk:
     path = fields.get("pdev_path", "")
     # libxl takes it from here, Xen's scripts from /dev; what another script makes of its target is the script's business
-    places = [os.path.abspath(path), f"/dev/{path}"] if path and not fields.get("script") else []
-    foreign = next((place for place in places if os.path.exists(place)), None)
+    places = [_from_here(path), f"/dev/{path}"] if path and not fields.get("script") else []
+    foreign = tuple(place for place in places if os.path.exists(place))
     return Disk(
         spec,
         fields.get("vdev", ""),

@@ -51,12 +51,11 @@ def find() -> list[LeftOver]:
         for node, domid in guestdisks.nodes(store):
             if not guestdisks.is_ours(store, node):
                 continue
-            text = store.read(f"{node}/tapdisk-minor") or ""
-            minor = int(text) if text.isdecimal() else None
-            if minor is not None:
+            minor, row = guestdisks.row_of(store, node, rows)
+            if minor is not None and (row or minor not in rows):
                 used.add(minor)
             if not store.has_domain(domid):
-                pid = rows[minor]["pid"] if minor in rows else None
+                pid = row["pid"] if row else None
                 image = store.read(f"{node}/params")
                 found.append(LeftOver(node, True, minor, pid, image, f"domain {domid} is gone"))
     for minor, row in rows.items():

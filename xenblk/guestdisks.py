@@ -70,12 +70,21 @@ def _number(text: str | None) -> int | None:
     return int(text) if text and text.isdecimal() else None
 
 
+def row_of(store: xenstore.Store, node: str, rows: dict[int, dict[str, Any]]) -> tuple[int | None, dict[str, Any] | None]:
+    """The minor that the script has written to a backend node, and what tap-ctl list says of it: None if nothing, or if another disk
+    has that minor now."""
+    minor = _number(store.read(f"{node}/tapdisk-minor"))
+    row = rows.get(minor) if minor is not None else None
+    if row and row["type"] and f"{row['type']}:{row['path']}" != store.read(f"{node}/params"):
+        row = None
+    return minor, row
+
+
 def _from_node(store: xenstore.Store, node: str, domid: int, rows: dict[int, dict[str, Any]]) -> GuestDisk | None:
     """The disk of a backend node; None if the script isn't ours."""
     if not is_ours(store, node):
         return None
-    minor = _number(store.read(f"{node}/tapdisk-minor"))
-    row = rows.get(minor) if minor is not None else None
+    minor, row = row_of(store, node, rows)
     error = store.read(f"{node}/hotplug-error")
     state = _state(row) if row else "no tapdisk" if minor is not None else "failed" if error else "attaching"
     row = row or {}

@@ -61,8 +61,9 @@ def check(disks: list[Disk], source: str | None = None) -> None:
         try:
             if disk.driver and disk.local:
                 _check_ours(disk)
-            elif disk.foreign and disk.local:
-                _check_foreign(disk, disk.foreign)
+            elif disk.local:
+                for path in disk.foreign:
+                    _check_foreign(disk, path)
         except UserError as error:
             raise UserError(f"{source}: {error}" if source else str(error)) from None
 

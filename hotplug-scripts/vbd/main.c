@@ -76,10 +76,14 @@ static int add(struct vbd *vbd, struct error *err)
 		return rc;
 	}
 	rc = publish(vbd, joined, err);
-	if (rc && !joined && tapctl_destroy(vbd, &undo)) {
+	if (!rc || joined)
+		return rc;
+	if (tapctl_destroy(vbd, &undo)) {
 		error_prefix(&undo, "%s: pid=%d minor=%d is left over", vbd->params,
 			     vbd->pid, vbd->minor);
 		complain(undo.text);
+	} else {
+		store_undo(vbd);
 	}
 	return rc;
 }

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 
 #include "control/control.h"
 #include "vbd.h"
@@ -15,6 +16,7 @@
 /* Who uses a file. name: a backend node, a loop device in sysfs, or text for a person. */
 struct user {
 	char *name, *path;
+	dev_t device;			/* by its number; 0: none, or not known */
 	bool writes;
 };
 
@@ -57,7 +59,7 @@ static int add(char *name, char *path, bool writes, struct error *err)
 		free(path);
 		return error_set(err, -ENOMEM, "out of memory");
 	}
-	users[nr_users++] = (struct user){ name, path, writes };
+	users[nr_users++] = (struct user){ name, path, 0, writes };
 	return 0;
 }
 
@@ -126,6 +128,19 @@ static char *absolute(const struct vbd *vbd, const char *node, const char *path)
 	return pid > 0 ? format("/proc/%d/cwd/%s", pid, path) : strdup(path);
 }
 
+/* As its script has written it: what its params name need not be the device's path. 0: not yet, or never. */
+static dev_t device_of(const struct vbd *vbd, const char *node)
+{
+	char *text = store_read(vbd->xs, "%s/physical-device", node);
+	unsigned int major, minor;
+	dev_t device = 0;
+
+	if (text && sscanf(text, "%x:%x", &major, &minor) == 2)
+		device = makedev(major, minor);
+	free(text);
+	return device;
+}
+
 /* Our own disks are left to the lock, which knows more. */
 static int see_backend(const struct vbd *vbd, const char *node, void *priv,
 		       struct error *err)
@@ -140,8 +155,11 @@ static int see_backend(const struct vbd *vbd, const char *node, void *priv,
 	/* TYPE:PATH, or a path */
 	if (path && *path != '/' && strchr(path, ':'))
 		path = strchr(path, ':') + 1;
-	if (path && !(script && ends_with(script, "/block-xenblk")))
+	if (path && !(script && ends_with(script, "/block-xenblk"))) {
 		rc = add(strdup(node), absolute(vbd, node, path), !mode || strchr(mode, 'w'), err);
+		if (!rc)
+			users[nr_users - 1].device = device_of(vbd, node);
+	}
 	free(params);
 	free(script);
 	free(mode);
@@ -328,11 +346,15 @@ void sharing_name_holder(const struct vbd *vbd, struct error *err)
 
 /* Judging */
 
-static bool same_file(const char *a, const char *b)
+static bool uses(const struct user *user, const char *file)
 {
 	struct stat sa, sb;
 
-	if (stat(a, &sa) || stat(b, &sb))
+	if (stat(file, &sa))
+		return false;
+	if (user->device && S_ISBLK(sa.st_mode) && sa.st_rdev == user->device)
+		return true;
+	if (stat(user->path, &sb))
 		return false;
 	if (sa.st_dev == sb.st_dev && sa.st_ino == sb.st_ino)
 		return true;
@@ -343,7 +365,7 @@ int sharing_check(const struct vbd *vbd, const char *file, bool writes,
 		  struct error *err)
 {
 	for (size_t i = 0; i < nr_users; i++)
-		if ((writes || users[i].writes) && same_file(file, users[i].path))
+		if ((writes || users[i].writes) && uses(&users[i], file))
 			return refuse(vbd, user_name(vbd, users[i].name),
 				      "end that use first", err);
 	return 0;

@@ -252,10 +252,10 @@ void store_fail(const struct vbd *vbd, const char *status, const char *why)
 		store_write(vbd, NULL, pairs, 2, NULL);
 }
 
-/* Both or none: who is killed here leaves what another remove can find. */
-void store_forget(const struct vbd *vbd)
+/* All or none: who is killed here leaves what another remove can find. */
+static void forget(const struct vbd *vbd, size_t nr)
 {
-	static const char *const keys[] = { "tapdisk-pid", "tapdisk-minor" };
+	static const char *const keys[] = { "tapdisk-pid", "tapdisk-minor", "physical-device", "physical-device-path" };
 	char path[XENSTORE_ABS_PATH_MAX + 1];
 	xs_transaction_t t;
 
@@ -263,9 +263,19 @@ void store_forget(const struct vbd *vbd)
 		t = xs_transaction_start(vbd->xs);
 		if (t == XBT_NULL)
 			return;
-		for (size_t i = 0; i < 2; i++) {
+		for (size_t i = 0; i < nr; i++) {
 			snprintf(path, sizeof(path), "%s/%s", vbd->path, keys[i]);
 			xs_rm(vbd->xs, t, path);
 		}
 	} while (!xs_transaction_end(vbd->xs, t, false) && errno == EAGAIN);
+}
+
+void store_forget(const struct vbd *vbd)
+{
+	forget(vbd, 2);
+}
+
+void store_undo(const struct vbd *vbd)
+{
+	forget(vbd, 4);
 }

@@ -60,6 +60,8 @@ int store_connected(const struct vbd *vbd, struct error *err);
 void store_fail(const struct vbd *vbd, const char *status, const char *why);
 /* The tapdisk is gone. */
 void store_forget(const struct vbd *vbd);
+/* Nor is there a device: the node is as it was before add. */
+void store_undo(const struct vbd *vbd);
 
 /* lock.c: Xen's claim_lock and release_lock, with its files and its protocol. */
 

@@ -47,6 +47,8 @@
 #define GFS2_MAGIC 0x01161970
 /* xl doesn't mind a larger configuration; xenblk reads it then. */
 #define MAX_CONFIG (1 << 20)
+/* Looks for files of one configuration; of one that needs more, xenblk knows which they are. */
+#define MAX_LOOKS 20000
 
 /* Where a command has the names of configuration files among its words, once its options are taken out. */
 enum place {
@@ -210,7 +212,7 @@ static size_t span_to(const char *text, size_t len, const char *ends)
 	return n;
 }
 
-/* Whatever may be a path: up to the next comma, or, since it may have some, up to the end of the string. */
+/* Whatever may be a path: it may have commas, blanks and quotes in it, so up to each of these, within its line. */
 static bool names_locked_file(const char *text, size_t len)
 {
 	static unsigned long long locked[MAX_LOCKED];
@@ -218,15 +220,16 @@ static bool names_locked_file(const char *text, size_t len)
 
 	if (n == MAX_LOCKED)
 		return true;
-	for (size_t i = 0; i < len; i++) {
-		size_t word, all;
-
-		if (i && !strchr("'\"=:, \t\n", text[i - 1]))
+	for (size_t i = 0, looks = 0; i < len; i++) {
+		if ((i && !strchr("'\"=:, \t\n", text[i - 1])) || strchr(" \t\n", text[i]))
 			continue;
-		word = span_to(text + i, len - i, ",'\"\n");
-		all = span_to(text + i, len - i, "'\"\n");
-		if (is_locked(text + i, word, locked, n) || (all != word && is_locked(text + i, all, locked, n)))
-			return true;
+		for (size_t end = 0; end < PATH_MAX; end++) {
+			end += span_to(text + i + end, len - i - end, ", \t'\"\n");
+			if (++looks > MAX_LOOKS || is_locked(text + i, end, locked, n))
+				return true;
+			if (i + end == len || text[i + end] == '\n')
+				break;
+		}
 	}
 	return false;
 }

@@ -378,6 +378,8 @@ def test_a_disk_that_cannot_be_kept_is_refused_and_undone(dom0: Dom0, image: Pat
     dom0.vbd(f"vhd:{image}")
     assert dom0.run("add") != 0
     assert dom0.disks() == []
+    # the minor is another disk's soon
+    assert not [key for key in ("tapdisk-pid", "tapdisk-minor", "physical-device", "physical-device-path") if dom0.key(key)]
     assert dom0.key("hotplug-error") == f"vhd:{image}: minor 0 has no owner, or lost it"
     assert dom0.key("hotplug-status") == "error"
 

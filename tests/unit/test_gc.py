@@ -123,6 +123,14 @@ def test_a_tapdisk_whose_node_is_gone_is_ended(dom0: Dom0) -> None:
     assert dom0.calls() == ["destroy -p 100 -m 3 -t 25", "free -m 4"]
 
 
+def test_a_guests_stale_minor_keeps_no_other_disk(dom0: Dom0) -> None:
+    dom0.store.domains.add(3)
+    dom0.vbd(3, 51712, tapdisk_minor="7", params="vhd:/srv/b.vhd")
+    dom0.disks(disk(102, 7, f"{VBD}/2/51712"))
+    assert dom0.run().returncode == 0
+    assert dom0.calls() == ["destroy -p 102 -m 7 -t 25"]
+
+
 def test_a_node_whose_domain_is_gone_is_removed_and_then_its_tapdisk(dom0: Dom0) -> None:
     dom0.store.domains.add(4)
     dom0.vbd(4, 51712, tapdisk_minor="1")

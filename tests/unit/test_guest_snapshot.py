@@ -106,11 +106,19 @@ def test_a_failure_is_one_whoever_ignores_children(dom0: Dom0) -> None:
 def test_a_disk_that_waits_for_its_image_can_have_none(dom0: Dom0) -> None:
     """Its tapdisk has started again, and somebody else has the image."""
     tap_ctl = dom0.directory / "tap-ctl"
-    row = {"pid": 1, "minor": MINOR, "state": 0x4000, "type": "vhd", "path": "/a", "readonly": False, "size": 1, "depth": 1}
+    path = f"{dom0.directory}/srv/a.vhd"
+    row = {"pid": 1, "minor": MINOR, "state": 0x4000, "type": "vhd", "path": path, "readonly": False, "size": 1, "depth": 1}
     tap_ctl.write_text(f"#!/bin/sh\necho '{json.dumps([row])}'\n")
     tap_ctl.chmod(0o755)
     refused = dom0.refused("web", "xvda", tap_ctl=tap_ctl)
     assert refused == "guest web: xvda: waits for its image; a disk must run to have a snapshot"
+
+
+def test_another_disk_that_has_the_minor_by_now_is_left_alone(dom0: Dom0) -> None:
+    """The snapshot would be one of that disk, under this one's name."""
+    dom0.vbd("xvda", f"vhd:{dom0.directory}/srv/c.vhd", "w", MINOR)
+    assert dom0.refused("web", "xvda") == "guest web: xvda: no tapdisk; a disk must run to have a snapshot"
+    assert dom0.images() == ["a.vhd", "b.vhd"]
 
 
 def test_one_disk_by_the_guests_domid_named_by_the_time(dom0: Dom0) -> None:

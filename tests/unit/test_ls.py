@@ -83,7 +83,7 @@ def two_guests(dom0: Dom0) -> None:
     dom0.tapdisks(
         tapdisk(100, 0),
         tapdisk(None, 1, state=None, type=None, path=None, readonly=None, size=None, sector_size=None, depth=None),
-        tapdisk(102, 7, state=0x2000, size=GIB * 3 // 2, depth=1),
+        tapdisk(102, 7, type="aio", path="/srv/ü b.img", state=0x2000, size=GIB * 3 // 2, depth=1),
         tapdisk(103, 8, path="/srv/hand.vhd", state=0x20, readonly=True),
     )
 
@@ -156,6 +156,19 @@ def test_a_disk_that_waits_for_its_image_says_so(dom0: Dom0) -> None:
     dom0.vbd(3, 51712, "xvda", params="vhd:/srv/a.vhd", tapdisk_minor="0")
     dom0.tapdisks(tapdisk(100, 0, state=0x4000, waits_for="image"))
     assert "  waits for its image  vhd:/srv/a.vhd" in dom0.run().stdout
+
+
+def test_a_minor_that_another_disk_has_by_now_is_not_taken_for_the_guests(dom0: Dom0) -> None:
+    """Its script was killed, or somebody has destroyed the disk behind its back."""
+    dom0.guest(3, "web")
+    dom0.guest(12, "db")
+    dom0.vbd(3, 51712, "xvda", params="vhd:/srv/a.vhd", tapdisk_minor="0")
+    dom0.vbd(12, 51712, "xvda", params="vhd:/srv/db.vhd", tapdisk_minor="0")
+    dom0.tapdisks(tapdisk(100, 0, path="/srv/db.vhd"))
+    assert [line.split(maxsplit=7) for line in dom0.run().stdout.splitlines()[1:]] == [
+        ["web", "xvda", "w", "-", "-", "-", "0", "no tapdisk  vhd:/srv/a.vhd"],
+        ["db", "xvda", "w", "20G", "2", "100", "0", "running     vhd:/srv/db.vhd"],
+    ]
 
 
 def test_a_disk_whose_tapdisk_does_not_answer_says_so_and_an_idle_tapdisk_does_not(dom0: Dom0) -> None:

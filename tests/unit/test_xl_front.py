@@ -389,12 +389,13 @@ DISKS = ["file:{},xvda,w", "format=raw,vdev=xvda,target={}", "{},raw,xvda", "for
 
 
 @pytest.mark.parametrize("disk", DISKS)
-@pytest.mark.parametrize("name", ["a.img", "a b.img", "a,b.img", "alias.img"])
+@pytest.mark.parametrize("name", ["a.img", "a b.img", "a,b.img", "alias.img", 'a"b.img', "bob's.img"])
 def test_who_would_not_ask_for_the_image_lock_goes_to_xenblk(xl: Front, disk: str, name: str) -> None:
     """QEMU as libxl runs it and losetup don't; by whatever name the image goes."""
     image = xl.root / name
     spec = disk.format(image)
-    call = ["create", xl.write("g.cfg", f"memory = 64\ndisk = [ '{spec}' ]\n")]
+    quote = '"' if "'" in name else "'"
+    call = ["create", xl.write("g.cfg", f"memory = 64\ndisk = [ {quote}{spec}{quote} ]\n")]
     if name == "alias.img":
         (xl.root / "real.img").touch()
         image.symlink_to(xl.root / "real.img")
@@ -406,6 +407,20 @@ def test_who_would_not_ask_for_the_image_lock_goes_to_xenblk(xl: Front, disk: st
             assert xl.given("xenblk") == ["xl", *words]
     xl.run(*call)
     assert xl.given("xl") == call
+
+
+def test_a_comma_behind_a_path_does_not_count(xl: Front) -> None:
+    """xl leaves one out at the end of a target."""
+    words = ["block-attach", "guest", f"format=raw,vdev=xvda,target={xl.root}/a,b.img,"]
+    with locked(xl.root / "a,b.img"):
+        xl.run(*words)
+    assert xl.given("xenblk") == ["xl", *words]
+
+
+def test_a_configuration_with_more_words_than_can_be_looked_for_is_xenblks(xl: Front) -> None:
+    call = ["create", xl.write("g.cfg", "name = '" + "a,b c" * 9000 + "'\n")]
+    xl.run(*call)
+    assert xl.given("xenblk") == ["xl", *call]
 
 
 def test_the_device_of_a_lock_need_not_be_the_files(xl: Front) -> None:

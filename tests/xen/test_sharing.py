@@ -79,6 +79,9 @@ def refusals_name_the_guest(bed: Bed) -> None:
     assert "in use by guest ours (xvdb)" in hotplug.refused(bed, f"aio:{HOME}/read.img", "w")
     assert "in use by guest theirs (xvda)" in hotplug.refused(bed, f"aio:{HOME}/qemu.img", "r")
     assert "of guest theirs (xvdb)" in hotplug.refused(bed, f"aio:{HOME}/file.img", "w")
+    # by the number of its device, which is not what its disk is called
+    device = bed.run(f"losetup -n -O NAME -j {HOME}/file.img").stdout.strip()
+    assert "in use by guest theirs (xvdb)" in hotplug.refused(bed, f"aio:{device}", "w")
     # as the person at xl sees it
     third = Guest(bed, "third", "exit 0", [f"tap2:vhd:{HOME}/symlink.vhd,xvda,w"])
     third.prepare()
