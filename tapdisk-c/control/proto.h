@@ -77,7 +77,7 @@
 /* A request under way; embedded in what the answer needs. */
 struct control_call {
 	struct server *server;
-	struct owners *owners;
+	struct owners *owners;		/* NULL: the control server was closed meanwhile */
 	/* The minor whose snapshot this connection makes, in steps; or -1. */
 	int making;
 	int minor;		/* of the snapshot under way */

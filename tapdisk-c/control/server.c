@@ -376,6 +376,7 @@ void control_server_close(struct control_server *control)
 		/* The verb's callback closes it. */
 		list_del(&client->link);
 		client->control = NULL;
+		client->call.owners = NULL;
 	}
 	owners_close(&control->owners);
 	takeover_close(&control->takeover);

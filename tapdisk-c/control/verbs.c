@@ -253,9 +253,9 @@ static void open_done(void *priv, int rc, const struct error *err)
 {
 	struct control_call *call = priv;
 
-	if (rc)
+	if (rc && call->owners)
 		owners_forget(call->owners, call->opened);
-	else
+	else if (call->owners)
 		owners_created(call->owners, call->opened);
 	answer_rc(call, rc, err);
 }
@@ -311,7 +311,7 @@ static void close_done(void *priv, int rc, const struct error *err)
 {
 	struct control_call *call = priv;
 
-	if (!rc)
+	if (!rc && call->owners)
 		owners_forget(call->owners, call->closed);
 	answer_rc(call, rc, err);
 }

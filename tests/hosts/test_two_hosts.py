@@ -23,7 +23,7 @@ listening = socket.create_server(("", {PORT}))
 connection, _ = listening.accept()
 for fd in (0, 1):
     os.dup2(connection.fileno(), fd)
-os.execvp("taskset", ["taskset", "-c", "1", "xl", "migrate-receive"])
+os.execvp("xl", ["xl", "migrate-receive"])
 """
 
 
@@ -48,7 +48,7 @@ def migrate(source: Bed, destination: Bed, address: str) -> None:
     destination.put("/root/receive.py", RECEIVE.encode())
     receiving = destination.popen("exec python3 /root/receive.py")
     destination.wait_for(f"grep -q ':{PORT:04X} ' /proc/net/tcp", 60)
-    sent = source.run(f"{XL} migrate -s '' moves 'exec busybox nc {address} {PORT}'", timeout=600, check=False)
+    sent = source.run(f"{XL} migrate -s '' moves 'exec taskset -c 0 busybox nc {address} {PORT}'", timeout=600, check=False)
     received = receiving.wait(timeout=120, check=False)
     assert (sent.status, received.status) == (0, 0), f"{sent.output}\n{received.output}"
 

@@ -32,7 +32,7 @@ def test_a_guest_that_migrates_to_its_own_host_has_its_disk_there(bed: Bed) -> N
         guest.wait_text("^wrote 5$")
         [before] = tapdisks.served(bed)
         domid = bed.run("xl domid moves").stdout
-        moved = bed.run(f"{XL} migrate -s '' moves 'exec {XL} migrate-receive'", timeout=300, check=False)
+        moved = bed.run(f"{XL} migrate -s '' moves 'exec taskset -c 0 xl migrate-receive'", timeout=300, check=False)
         # a guest that doesn't suspend leaves its reason there
         assert moved.status == 0, f"{moved.output}\n{guest.console[-4000:]}\n{bed.run('xl list; xl dmesg | tail -n 20').output}"
         at_least = int(re.findall(r"^wrote (\d+)", guest.console, re.M)[-1])
