@@ -11,7 +11,7 @@ from tests.lib.beds import Beds
 from tests.lib.guest import Guest
 from tests.lib.hvm import HvmGuest, line, text_of
 from tests.lib.vm import Bed
-from tests.lib.writer import GUEST_EXTRA, MEGABYTES, PVH_BED, WRITER, XL, numbers
+from tests.lib.writer import MEGABYTES, PVH_CPU, WRITER, numbers
 
 SHARE = "/srv/share"
 LEAF = f"{SHARE}/a.vhd"
@@ -48,15 +48,15 @@ def migrate(source: Bed, destination: Bed, address: str) -> None:
     destination.put("/root/receive.py", RECEIVE.encode())
     receiving = destination.popen("exec python3 /root/receive.py")
     destination.wait_for(f"grep -q ':{PORT:04X} ' /proc/net/tcp", 60)
-    sent = source.run(f"{XL} migrate -s '' moves 'exec taskset -c 0 busybox nc {address} {PORT}'", timeout=600, check=False)
+    sent = source.run(f"xl migrate -s '' moves 'exec busybox nc {address} {PORT}'", timeout=600, check=False)
     received = receiving.wait(timeout=120, check=False)
     assert (sent.status, received.status) == (0, 0), f"{sent.output}\n{received.output}"
 
 
 @pytest.mark.slow
 def test_a_guest_migrates_between_two_hosts_and_back(beds: Beds, tmp_path: Path) -> None:
-    first, second = connect(beds, tmp_path, **PVH_BED)
-    guest = Guest(first, "moves", WRITER, [f"tap2:{SPEC},xvda,w"], type="pvh", extra=GUEST_EXTRA)
+    first, second = connect(beds, tmp_path, cpu=PVH_CPU)
+    guest = Guest(first, "moves", WRITER, [f"tap2:{SPEC},xvda,w"], type="pvh")
     written = "cat /var/log/xen/console/guest-moves*.log | sed -n 's/^wrote //p' | sort -n | tail -n 1"
     guest.start(create=tapdisks.CREATE)
     guest.wait_text("^wrote 5$")
