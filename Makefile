@@ -3,7 +3,7 @@
 #   make             build the programs and the Python bridge
 #   make module      build blktap.ko for the running kernel (KDIR= for another)
 #   make demo        on a bare Debian 12: xl create of a guest on a VHD chain, shown step by step
-#   make test        on a bare Debian 12: the tests, in an hour; DEEP=1 has all
+#   make test        on a bare Debian 12: the tests, an hour or more; DEEP=1 has all
 #   make check       of these, what boots nothing
 #   make soak        crash states and fuzz executions by the million; can be stopped, goes on: docs/testing.md
 #   make check-kernels   the driver's tests under kernels with KASAN, lockdep, kmemleak and KCSAN: docs/testing.md

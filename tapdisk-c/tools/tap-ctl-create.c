@@ -211,34 +211,32 @@ static int take_down(const struct options *opt, struct error *err)
 	return rc == -ENODEV && found != DEAD ? 0 : rc;
 }
 
+/* Its tapdisk is being upgraded, and has no disks before the next one has, by the same name. */
+static int once_it_is_there(int (*verb)(const struct options *opt, struct error *err),
+			    const struct options *opt, bool owned,
+			    struct error *err)
+{
+	const struct timespec pause = { .tv_nsec = LEFT_WAIT_NS };
+	int rc = verb(opt, err);
+
+	for (int i = 0; is_gone(rc) && i < LEFT_TRIES && is_of(opt->minor, opt->pid, owned); i++) {
+		nanosleep(&pause, NULL);
+		rc = verb(opt, err);
+	}
+	return rc;
+}
+
 /*
  * With a tapdisk that has died the minor is freed all the same; the driver
  * refuses if another one has it.
  */
 int cmd_destroy(const struct options *opt, struct error *err)
 {
-	const struct timespec pause = { .tv_nsec = LEFT_WAIT_NS };
-	int rc;
-
 	hold_signals();
-	rc = take_down(opt, err);
-	/* Its tapdisk is being upgraded, and has no disks before the next one has, by the same name. */
-	for (int i = 0; is_gone(rc) && i < LEFT_TRIES && is_of(opt->minor, opt->pid, false); i++) {
-		nanosleep(&pause, NULL);
-		rc = take_down(opt, err);
-	}
-	return rc;
+	return once_it_is_there(take_down, opt, false, err);
 }
 
-/* As for a destroy: while it is upgraded, its owner is known to neither tapdisk. */
 int cmd_keep(const struct options *opt, struct error *err)
 {
-	const struct timespec pause = { .tv_nsec = LEFT_WAIT_NS };
-	int rc = vbd_keep(opt, err);
-
-	for (int i = 0; is_gone(rc) && i < LEFT_TRIES && is_of(opt->minor, opt->pid, true); i++) {
-		nanosleep(&pause, NULL);
-		rc = vbd_keep(opt, err);
-	}
-	return rc;
+	return once_it_is_there(vbd_keep, opt, true, err);
 }
