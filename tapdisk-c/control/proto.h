@@ -80,9 +80,7 @@ struct control_call {
 	struct owners *owners;		/* NULL: the control server was closed meanwhile */
 	/* The minor whose snapshot this connection makes, in steps; or -1. */
 	int making;
-	int minor;		/* of the snapshot under way */
-	int opened;			/* by this request: the minor of an open */
-	int closed;			/* by this request: the minor of a close */
+	int minor;			/* of an open, close or snapshot that is under way by this request */
 	struct takeover *takeover;
 	struct leave *leave;
 	int heir;			/* to whom the disks were left, or from whom they come */

@@ -254,9 +254,9 @@ static void open_done(void *priv, int rc, const struct error *err)
 	struct control_call *call = priv;
 
 	if (rc && call->owners)
-		owners_forget(call->owners, call->opened);
+		owners_forget(call->owners, call->minor);
 	else if (call->owners)
-		owners_created(call->owners, call->opened);
+		owners_created(call->owners, call->minor);
 	answer_rc(call, rc, err);
 }
 
@@ -282,7 +282,7 @@ static void do_open(struct control_call *call, const struct request *req)
 		answer_rc(call, rc, &err);
 		return;
 	}
-	call->opened = (int)req->minor;
+	call->minor = (int)req->minor;
 	server_set_owner(call->server, (int)req->minor, (int)req->owner);
 	server_open_image(call->server, (int)req->minor, &open, open_done, call);
 }
@@ -312,13 +312,13 @@ static void close_done(void *priv, int rc, const struct error *err)
 	struct control_call *call = priv;
 
 	if (!rc && call->owners)
-		owners_forget(call->owners, call->closed);
+		owners_forget(call->owners, call->minor);
 	answer_rc(call, rc, err);
 }
 
 static void do_close(struct control_call *call, const struct request *req)
 {
-	call->closed = (int)req->minor;
+	call->minor = (int)req->minor;
 	server_close_image(call->server, (int)req->minor, req->force,
 			   timeout_ms(req), close_done, call);
 }
