@@ -10,8 +10,9 @@ from tests.lib import hvm, tapdisks
 from tests.lib.beds import Beds
 from tests.lib.guest import Guest
 from tests.lib.hvm import HvmGuest, line, text_of
+from tests.lib.pvh import PVH_CPU
 from tests.lib.vm import Bed
-from tests.lib.writer import MEGABYTES, PVH_CPU, WRITER, numbers
+from tests.lib.writer import MEGABYTES, WRITER, numbers
 
 SHARE = "/srv/share"
 LEAF = f"{SHARE}/a.vhd"

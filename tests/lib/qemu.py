@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.lib import xentree
 from tests.lib.image import BaseImage
 
-# The steadiest for Xen under TCG: SMAP crashes dom0, rdtscp crashes PVH guests. PVH guests need "max,-smap,-rdtscp".
+# The steadiest for Xen under TCG: SMAP crashes dom0, rdtscp crashes PVH guests. PVH guests: lib/pvh.py.
 XEN_CPU = "Nehalem,+svm,+npt,-smap,-rdtscp"
 # TCG of QEMU 7.2 takes what cmpxchg16b leaves in the flags from an older instruction's operands, NT and VM with them.
 # The kernel's allocator has it on each path: an interrupt just behind one is a double fault. Without it SLUB turns

@@ -4,8 +4,6 @@
 It leaves its CPU to others between two, else a migration takes minutes.
 """
 
-from typing import Any
-
 from tests.lib import tapdisks
 from tests.lib.vm import Bed
 
@@ -13,14 +11,6 @@ MEGABYTES = 8
 STEP = 7
 """Sectors between two numbers."""
 LAST = MEGABYTES * 2048 // STEP - 1
-PVH_CPU = "max,-smap,-rdtscp,-xsave"
-"""With xsave a guest loses the contents of its registers on the way, in emulation. Where another CPU has Xen change what the guest's
-pages are, TCG of QEMU 7.2 now and then loses it, or Xen, at an exit: they go on with the other's page tables."""
-PVH_BED: dict[str, Any] = {"cpu": PVH_CPU, "xen_args": "dom0_vcpus_pin"}
-"""So here the guest (GUEST_EXTRA) and the XL that moves it share a CPU, the other is for the rest of dom0. Between two hosts that takes
-more than ten minutes."""
-GUEST_EXTRA = 'cpus = "1"\n'
-XL = "taskset -c 1 xl"
 # Each number goes to a sector of its own, after the one before was found there.
 WRITER = f"""
 wait_for_disk xvda

@@ -232,6 +232,7 @@ def test_requests_can_be_failed_while_a_server_waits_for_the_kernel(bed: Bed) ->
         assert seen == (1, 1)
 
 
+@pytest.mark.deep
 def test_a_device_that_needs_stable_pages_gets_copies(bed: Bed) -> None:
     """It makes checksums, or parity, of what is written, and a guest may change it meanwhile."""
     with null_disk(bed) as disk:

@@ -66,6 +66,7 @@ def test_pages_that_were_swapped_out_come_back(bed: Bed, kernel_io: str) -> None
     bed.run("vhd-util check -n /srv/swap/0.vhd -b && rm -rf /srv/swap")
 
 
+@pytest.mark.deep
 def test_a_file_system_is_written_while_there_is_no_memory(bed: Bed) -> None:
     """Much of it is dirty pages of the disk, others want it, and tapdisk is killed."""
     leaf = tapdisks.make_chain(bed, "/srv/dirty", 2, MEGABYTES)[0]

@@ -64,7 +64,7 @@ def checksum(bed: Bed, disk: str) -> str:
     return bed.run(f"dd if={disk} bs=1M iflag=direct | md5sum").stdout.split()[0]
 
 
-@pytest.mark.parametrize("sector", [512, 4096])
+@pytest.mark.parametrize("sector", [512, pytest.param(4096, marks=pytest.mark.deep)])
 def test_a_chain_on_volumes(bed: Bed, sector: int) -> None:
     with volume_group(bed, sector):
         names = ["VHD-base", "VHD-mid", "VHD-leaf", "VHD-front"]

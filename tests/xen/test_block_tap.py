@@ -17,7 +17,7 @@ read -r told
 """
 
 
-@pytest.mark.parametrize("release", [12, pytest.param(13, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("release", [12, pytest.param(13, marks=(pytest.mark.slow, pytest.mark.deep))])
 def test_a_guests_disk_by_block_tap(beds: Beds, release: int) -> None:
     bed = beds(release=release)
     # the script of 4.17 loads the driver, that of 4.20 leaves it to modules-load.d, which this init does not read

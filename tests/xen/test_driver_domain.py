@@ -51,6 +51,7 @@ done
 """
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 def test_a_disk_of_a_driver_domain_is_served_there(bed: Bed) -> None:
     bed.run(

@@ -195,6 +195,7 @@ def check_filled(bed: Bed, output: str) -> None:
     assert sums == f"{piece}\n" * MEGABYTES
 
 
+@pytest.mark.deep
 def test_a_full_file_system_may_be_an_error_to_the_guest_until_there_is_room(bed: Bed) -> None:
     with tapdisks.with_settings(bed, "no_space: fail"), nearly_full(bed) as disks:
         guest = Guest(bed, "full", FILL, disks)

@@ -40,6 +40,7 @@ def gc(bed: Bed) -> list[str]:
     return bed.run("xenblk gc --settle=1", timeout=120).stdout.splitlines()
 
 
+@pytest.mark.deep
 def test_xl_and_the_script_are_killed_while_they_remove(bed: Bed, guest: Guest) -> None:
     """The domain is still there, so that is for xl to end."""
     [disk] = tapdisks.served(bed)

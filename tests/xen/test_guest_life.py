@@ -36,6 +36,7 @@ read -r told
 """
 
 
+@pytest.mark.deep
 def test_a_guest_that_reboots_finds_its_disks_as_it_left_them(bed: Bed) -> None:
     leaf, base = tapdisks.make_chain(bed, "/srv/reboot", 2, MEGABYTES)
     bed.run(f"truncate -s {MEGABYTES}M /srv/reboot/raw.img")
@@ -237,6 +238,7 @@ title bed
 """
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 def test_pygrub_boots_a_guest_from_the_file_system_on_its_chain(bed: Bed) -> None:
     base, leaf = "/srv/grub/base.vhd", "/srv/grub/leaf.vhd"

@@ -8,11 +8,10 @@ import pytest
 from tests.lib import hvmchain, tapdisks
 from tests.lib.beds import Beds
 from tests.lib.guest import Guest
+from tests.lib.pvh import GUEST_EXTRA, PVH_BED, XL
 from tests.lib.vm import Bed
 
 MEGABYTES = 10
-# PVH guests need more than the default model has; with AVX, programs in dom0 crash now and then.
-PVH_CPU = "max,-smap,-rdtscp,-xsave,-avx,-avx2"
 
 
 def test_an_hvm_guest_boots_from_a_chain_through_stock_qemu(bed: Bed) -> None:
@@ -31,9 +30,10 @@ use_disk() {
 """
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 def test_a_pvh_guest_uses_a_chain_a_raw_file_and_a_device_that_the_kernel_serves(beds: Beds) -> None:
-    with tapdisks.clean(beds(cpu=PVH_CPU)) as bed:
+    with tapdisks.clean(beds(**PVH_BED)) as bed:
         leaf, base = tapdisks.make_chain(bed, "/srv/pvh", 2, MEGABYTES)
         bed.run(f"truncate -s {MEGABYTES}M /srv/pvh/raw.img /srv/pvh/device.img; modprobe loop")
         device = bed.run("losetup -f --show /srv/pvh/device.img").stdout.strip()
@@ -41,10 +41,10 @@ def test_a_pvh_guest_uses_a_chain_a_raw_file_and_a_device_that_the_kernel_serves
         specs = {"xvda": f"vhd:{leaf}", "xvdb": "aio:/srv/pvh/raw.img", "xvdc": f"aio:{device}"}
         disks = [f"tap2:{spec},{vdev},w" for vdev, spec in specs.items()]
         script = USE_DISK + "use_disk xvda 70; use_disk xvdb 74; use_disk xvdc 78; echo used; read -r line"
-        guest = Guest(bed, "pvh", script, disks, memory=384, type="pvh")
+        guest = Guest(bed, "pvh", script, disks, memory=384, type="pvh", extra=GUEST_EXTRA)
         try:
             with tapdisks.with_settings(bed, "kernel_io: yes"):
-                guest.start(create=tapdisks.CREATE)
+                guest.start(create=f"{XL} create")
             guest.wait_text("^used$")
             counters = tapdisks.counters_by_image(bed)
             guest.say("end")

@@ -99,6 +99,7 @@ def test_a_disk_is_attached_shown_and_detached(bed: Bed, guest: Guest) -> None:
     assert [disk.args for disk in tapdisks.served(bed)] == ["vhd:/srv/hot/1.vhd"]
 
 
+@pytest.mark.deep
 def test_what_can_not_be_attached_is_one_line_and_leaves_nothing(bed: Bed, guest: Guest) -> None:
     assert refused(bed, "attach nobody tap2:vhd:/srv/more/1.vhd,xvdb,w") == (
         "guest nobody: there is none of this name or domid; xl list shows all"

@@ -129,6 +129,7 @@ def sha(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+@pytest.mark.deep
 @pytest.mark.timeout(2700)
 def test_a_guests_data_is_right_whoever_serves_it(bed: Bed, tmp_path: Path) -> None:
     """Requests of 512 bytes to 1 MiB from anywhere in a page, in files, on block devices, and on disks with sectors of 512 and of

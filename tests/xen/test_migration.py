@@ -10,8 +10,9 @@ from tests.lib import hvm, tapdisks, twopaths
 from tests.lib.beds import Beds
 from tests.lib.guest import Guest
 from tests.lib.hvm import line
+from tests.lib.pvh import GUEST_EXTRA, PVH_BED, XL
 from tests.lib.vm import Bed
-from tests.lib.writer import GUEST_EXTRA, MEGABYTES, PVH_BED, WRITER, XL, numbers
+from tests.lib.writer import MEGABYTES, WRITER, numbers
 
 
 @pytest.fixture
@@ -21,6 +22,7 @@ def bed(beds: Beds) -> Iterator[Bed]:
         yield bed
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 def test_a_guest_that_migrates_to_its_own_host_has_its_disk_there(bed: Bed) -> None:
     leaf = "/srv/moves/a.vhd"

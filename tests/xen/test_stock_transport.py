@@ -28,6 +28,7 @@ def bed(request: pytest.FixtureRequest, beds: Beds) -> Iterator[Bed]:
         bed.run(WITH_OURS)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("bed", [(12, "nbd"), (13, "ublk")], indirect=True, ids=["nbd-12", "ublk-13"])
 def test_a_guest_on_chains_and_one_whose_tapdisk_is_killed(bed: Bed) -> None:
     leaves = [tapdisks.make_chain(bed, f"/srv/stock{n}", n, MEGABYTES)[0] for n in (1, 3)]

@@ -224,6 +224,7 @@ def test_a_full_run_directory(bed: Bed, tmp_path: Path) -> None:
         bed.run("umount /run/blktap-control")
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 def test_no_xenstored(beds: Beds, tmp_path: Path) -> None:
     """xl waits for it without a word. A bed of its own: xenstored doesn't come back."""
