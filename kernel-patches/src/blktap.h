@@ -117,7 +117,7 @@ struct blktap_device_params {
 	__u32 io_opt;			/* bytes, 0: not said; 16 MiB if more */
 	/* with BLKTAP_DEV_DISCARD */
 	__u32 discard_granularity;	/* bytes: a power of two, not less than the logical block */
-	__u32 discard_max;		/* sectors of one request, not less than the granularity */
+	__u32 discard_max;		/* sectors of one request: the granularity at least, and a physical block */
 };
 
 /*
@@ -180,7 +180,7 @@ struct blktap_remove {
 /*
  * -EBADF: not open for what flags ask for. -EINVAL: not O_DIRECT, or O_APPEND, or
  * neither a regular file nor a block device, or on the minor's own disk.
- * -EOPNOTSUPP: no local disk is under it, or, for writing, one that needs its pages
+ * -EOPNOTSUPP: no block device is under it, or, for writing, one that needs its pages
  * unchanged until it is done. -ETXTBSY: a swap file. -EEXIST: the number is taken.
  */
 struct blktap_file {
@@ -261,7 +261,7 @@ struct blktap_ring {
 #define BLKTAP_RQ_NOUNMAP	(1u << 1)
 /* the kernel tried it in a file: an error, or less than all */
 #define BLKTAP_RQ_DIRECT_FAILED	(1u << 2)
-/* an extent has it, but the file can't take its pages */
+/* an extent, or a REMAP, has a place for it, but the file can't take it there */
 #define BLKTAP_RQ_UNFIT		(1u << 3)
 
 struct blktap_sqe {

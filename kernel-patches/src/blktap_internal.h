@@ -66,6 +66,7 @@ struct blktap_rq {
 /* A registered file. */
 struct blktap_target {
 	struct file *file;	/* NULL: the number is free */
+	struct block_device *bdev;	/* the disk under it */
 	struct block_device *pass;	/* it is one that bios can be passed to */
 	u32 align;		/* a mask: offsets and lengths of direct I/O */
 	bool write;
@@ -108,7 +109,7 @@ struct blktap_counters {
 	u64 requeued;		/* given back by the server */
 	u64 recovered;		/* given again after a server's death */
 	u64 outlived;		/* run by the kernel when their server died */
-	u64 expired;		/* failed since no server came; under rq_lock too */
+	u64 expired;		/* held when the time was over; under rq_lock too */
 	/* the kernel's own I/O, under rq_lock */
 	u64 direct_reads;
 	u64 direct_writes;
@@ -287,6 +288,7 @@ void blktap_direct_remap(struct blktap *tap, struct request *rq, u32 file, u64 o
 void blktap_direct_work(struct work_struct *work);
 /* The server has not taken from the file what it was registered with. */
 bool blktap_still_direct(const struct file *file);
+bool blktap_may_write(const struct blktap_target *target);
 
 /* pass.c */
 /* lock is held; -ENOMEM. */

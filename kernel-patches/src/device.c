@@ -356,8 +356,8 @@ int blktap_device_remove(struct blktap *tap, bool force)
 		ret = blktap_drain_unlocked(tap);
 		if (ret)
 			return ret;
-		/* another removal was faster */
-		if (!tap->disk || (tap->disk != disk && !force))
+		/* another removal was faster, and there may be a new disk, even in its place */
+		if (!tap->disk || (!force && (tap->disk != disk || !tap->failing)))
 			return -ENODEV;
 	}
 	/* what was passed on in vain fails in the queue */

@@ -86,6 +86,12 @@ bool blktap_still_direct(const struct file *file)
 	return (READ_ONCE(file->f_flags) & (O_DIRECT | O_APPEND)) == O_DIRECT;
 }
 
+/* A disk may come to need its pages unchanged: by another table of device mapper, say. */
+bool blktap_may_write(const struct blktap_target *target)
+{
+	return target->write && !bdev_stable_writes(target->bdev);
+}
+
 /*
  * rq_lock is held. From here on the I/O is counted, and has the file.
  */
@@ -96,7 +102,7 @@ static bool blktap_take(struct blktap *tap, struct request *rq,
 	struct blktap_rq *brq = blktap_rq(rq);
 
 	if (!target->file || !blktap_still_direct(target->file) ||
-	    (op_is_write(req_op(rq)) && !target->write) ||
+	    (op_is_write(req_op(rq)) && !blktap_may_write(target)) ||
 	    (place->offset | blk_rq_bytes(rq)) & target->align ||
 	    !blktap_gather(tap, rq, target->align))
 		return false;
@@ -133,10 +139,10 @@ void blktap_direct_kick(struct blktap *tap)
 	queue_work(tap->workqueue, &tap->direct_work);
 }
 
-/* To the server, as one that the kernel could not serve. rq_lock is held. */
-static void blktap_direct_give(struct blktap *tap, struct blktap_rq *brq)
+/* To the server, with why the kernel could not serve it. rq_lock is held. */
+static void blktap_direct_give(struct blktap *tap, struct blktap_rq *brq, u8 why)
 {
-	brq->flags |= BLKTAP_RQ_DIRECT_FAILED;
+	brq->flags |= why;
 	list_add_tail(&brq->node, &tap->pending);
 	blktap_wake(tap);
 }
@@ -151,7 +157,7 @@ void blktap_direct_remap(struct blktap *tap, struct request *rq, u32 file,
 	spin_lock_irqsave(&tap->rq_lock, flags);
 	taken = blktap_take(tap, rq, &place);
 	if (!taken)
-		blktap_direct_give(tap, blktap_rq(rq));
+		blktap_direct_give(tap, blktap_rq(rq), BLKTAP_RQ_UNFIT);
 	spin_unlock_irqrestore(&tap->rq_lock, flags);
 	if (taken)
 		blktap_direct_kick(tap);
@@ -185,7 +191,7 @@ static void blktap_direct_put(struct blktap_rq *brq)
 		tap->count.direct_failed++;
 		/* the server has its own ways to retry */
 		if (!failing)
-			blktap_direct_give(tap, brq);
+			blktap_direct_give(tap, brq, BLKTAP_RQ_DIRECT_FAILED);
 	}
 	blktap_running_end(tap, brq->epoch);
 	spin_unlock_irqrestore(&tap->rq_lock, flags);

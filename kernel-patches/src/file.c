@@ -84,6 +84,7 @@ int blktap_file_add(struct blktap *tap, int fd, u32 number, bool write)
 		return ret;
 	}
 	bdev = blktap_bdev(target.file);
+	target.bdev = bdev;
 	target.align = bdev_logical_block_size(bdev) - 1;
 	if (S_ISBLK(target.file->f_mapping->host->i_mode) && blktap_pass_possible(bdev) &&
 	    !blktap_pass_init(tap))

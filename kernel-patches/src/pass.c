@@ -101,10 +101,15 @@ static bool blktap_pass_fits(const struct blktap_target *target, struct bio *bio
 		return false;
 	if ((bio->bi_opf & REQ_NOWAIT) && !bdev_nowait(bdev))
 		return false;
-	/* writes of a file are kept from swap by the kernel */
-	return !op_is_write(bio_op(bio)) ||
-	       (target->write && !bdev_read_only(bdev) &&
-		!IS_SWAPFILE(target->file->f_mapping->host));
+	if (!op_is_write(bio_op(bio)))
+		return true;
+	/*
+	 * Writes of a file are kept from swap by the kernel, and made durable if it
+	 * is open for that.
+	 */
+	return blktap_may_write(target) && !bdev_read_only(bdev) &&
+	       !(READ_ONCE(target->file->f_flags) & O_DSYNC) &&
+	       !IS_SWAPFILE(target->file->f_mapping->host);
 }
 
 /* rq_lock is held. NULL: it goes by the queue. */

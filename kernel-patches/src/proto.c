@@ -110,9 +110,13 @@ int blktap_check_params(const struct blktap_device_params *params,
 		if (!power_of_two(params->discard_granularity) ||
 		    params->discard_granularity < lbs)
 			return -EINVAL;
-		/* the block layer ignores a limit below the granularity */
+		/*
+		 * The block layer ignores a limit below the granularity, which it
+		 * makes a physical block at least.
+		 */
 		if (params->discard_max <
-		    params->discard_granularity >> BLKTAP_SECTOR_SHIFT)
+			    params->discard_granularity >> BLKTAP_SECTOR_SHIFT ||
+		    params->discard_max < pbs >> BLKTAP_SECTOR_SHIFT)
 			return -EINVAL;
 	}
 	return 0;

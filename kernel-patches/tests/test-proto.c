@@ -138,6 +138,8 @@ static void good_parameters_are_accepted(void **state)
 
 static void parameters_out_of_range_are_refused(void **state)
 {
+	struct blktap_device_params p;
+
 	(void)state;
 	REFUSED_PARAMS(flags, 1u << 5);
 	REFUSED_PARAMS(flags, BLKTAP_DEV_FUA);
@@ -157,6 +159,12 @@ static void parameters_out_of_range_are_refused(void **state)
 	REFUSED_PARAMS(discard_granularity, 4095);
 	REFUSED_PARAMS(discard_max, 0);
 	REFUSED_PARAMS(discard_max, 7);
+	p = good_params();
+	p.physical_block_size = 1u << 20;
+	p.discard_max = (1u << 11) - 1;
+	assert_int_equal(blktap_check_params(&p, 1u << 20), -EINVAL);
+	p.discard_max++;
+	assert_int_equal(blktap_check_params(&p, 1u << 20), 0);
 }
 
 static void sectors_are_whole_logical_blocks(void **state)
