@@ -62,16 +62,19 @@ bool vbd_may_pass(const struct vbd *vbd, enum image_op op, int err)
 {
 	if (vbd->retry.errors == RETRY_NONE || err == -EOPNOTSUPP)
 		return false;
+	/*
+	 * The kernel tells once of pages that it could not write, whatever the
+	 * reason was. The next flush would succeed, and that would be a lie.
+	 */
+	if (op == IMAGE_FLUSH && vbd->info.local_file)
+		return err == -EINTR || err == -EAGAIN;
 	if (is_transient(err))
 		return true;
 	if (err != -EIO)
 		return vbd->retry.errors == RETRY_ALL && !is_no_space(err);
 	if (op == IMAGE_FLUSH ? vbd->info.remote_leaf : vbd->info.remote)
 		return true;
-	/*
-	 * A local flush that failed may have dropped what it was to write: the
-	 * next one would succeed, and that would be a lie.
-	 */
+	/* Nor has a local disk to write again what its cache has lost. */
 	return vbd->retry.errors == RETRY_ALL && op != IMAGE_FLUSH;
 }
 

@@ -78,6 +78,7 @@ struct image_info {
 	unsigned int depth;		/* images in the chain, 1 for raw */
 	bool remote;			/* a file is reached over a network: an EIO may pass */
 	bool remote_leaf;		/* that which is written is: so may that of a flush */
+	bool local_file;		/* that which is written is a file here: a flush tells an error once */
 	unsigned int can;		/* IMAGE_CAN_*: what submit() takes beside read, write, flush */
 };
 
@@ -258,6 +259,9 @@ extern uint8_t image_zeros[IMAGE_ZEROS];
 
 /* Whether the file lies on a network file system; for image_info.remote. */
 bool image_file_is_remote(int fd);
+
+/* Whether it is a file of another file system; for image_info.local_file. */
+bool image_file_is_local(int fd);
 
 /*
  * The driver of "TYPE:PATH" and the path's start in spec; -EINVAL names the

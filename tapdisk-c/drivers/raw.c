@@ -136,6 +136,7 @@ static int fill_info(struct raw_image *raw, struct image_info *info,
 	info->sectors = size >> SECTOR_SHIFT;
 	info->depth = 1;
 	info->remote = info->remote_leaf = image_file_is_remote(raw->fd);
+	info->local_file = image_file_is_local(raw->fd);
 	info->can = IMAGE_CAN_DISCARD | IMAGE_CAN_ZERO | IMAGE_CAN_STATUS;
 	return 0;
 }

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-only */
+#include <sys/stat.h>
 #include <sys/vfs.h>
 
 #include "drivers/image.h"
@@ -25,4 +26,11 @@ bool image_file_is_remote(int fd)
 	default:
 		return false;
 	}
+}
+
+bool image_file_is_local(int fd)
+{
+	struct stat st;
+
+	return !fstat(fd, &st) && S_ISREG(st.st_mode) && !image_file_is_remote(fd);
 }

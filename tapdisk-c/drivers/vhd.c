@@ -262,6 +262,7 @@ int vhd_disk_new(struct vhd_disk **out, struct vhd_chain *chain,
 	disk->image.info.depth = disk->chain->depth;
 	disk->image.info.remote = chain_is_remote(disk->chain);
 	disk->image.info.remote_leaf = image_file_is_remote(disk->leaf->fd);
+	disk->image.info.local_file = image_file_is_local(disk->leaf->fd);
 	disk->image.info.can = what_can_be_done(args);
 
 	list_init(&disk->free_ops);
@@ -327,6 +328,7 @@ static int vhd_image_look(struct image_info *info,
 		.depth		= 1,
 		.remote		= image_file_is_remote(leaf->fd),
 		.remote_leaf	= image_file_is_remote(leaf->fd),
+		.local_file	= image_file_is_local(leaf->fd),
 		.can		= what_can_be_done(args),
 	};
 	vhd_close(leaf);

@@ -156,6 +156,21 @@ static void an_io_error_of_a_server_may_pass(void **priv)
 	assert_int_equal(one_failure(IMAGE_FLUSH, -EIO), -EIO);
 }
 
+/* The page cache of a file may have dropped what was to be written, whatever the reason. */
+static void a_flush_of_a_local_file_is_not_tried_again(void **priv)
+{
+	(void)priv;
+	disk.local_file = true;
+	vbd_pause(bed.vbd, 0, verb_done, NULL);
+	assert_int_equal(verb_wait(), 0);
+	assert_int_equal(vbd_unpause(bed.vbd, NULL, NULL), 0);
+	settle("retry_errors", "all");
+	assert_int_equal(one_failure(IMAGE_FLUSH, -ETIMEDOUT), -ETIMEDOUT);
+	assert_int_equal(one_failure(IMAGE_FLUSH, -ENOLINK), -ENOLINK);
+	assert_int_equal(one_failure(IMAGE_READ, -ENOLINK), 0);
+	assert_int_equal(one_failure(IMAGE_FLUSH, -EINTR), 0);
+}
+
 /* A page cache tells it once, as any error. */
 static void a_flush_without_space_is_not_tried_again(void **priv)
 {
@@ -397,6 +412,7 @@ int main(void)
 		TEST(each_outage_has_its_own_time),
 		TEST(after_that_it_may_wait_to_be_told),
 		TEST(which_errors_are_tried_again),
+		TEST(a_flush_of_a_local_file_is_not_tried_again),
 		TEST(an_io_error_of_a_server_may_pass),
 		TEST(a_flush_without_space_is_not_tried_again),
 		TEST(the_mark_of_a_disk_with_a_long_path_is_cut),

@@ -52,7 +52,7 @@ int clock_gettime(clockid_t clock, struct timespec *ts)
 static struct {
 	struct image image;
 	uint64_t sectors;		/* of the next one that is opened */
-	bool remote, remote_leaf;
+	bool remote, remote_leaf, local_file;
 	uint32_t sector_size;		/* 0: 512 */
 	unsigned int can;
 	int open_err, close_err;
@@ -145,6 +145,7 @@ static inline int disk_open(struct image **image, const struct image_open_args *
 		.sectors = disk.sectors, .depth = 1,
 		.sector_size = disk.sector_size ? disk.sector_size : 512,
 		.remote = disk.remote, .remote_leaf = disk.remote_leaf,
+		.local_file = disk.local_file,
 		.can = disk.can,
 	};
 	*image = &disk.image;

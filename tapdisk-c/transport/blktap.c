@@ -379,7 +379,9 @@ static void request_done(struct vbd_request *req, int err)
 	cqe->result = err;
 	tap->cq_tail++;
 	tap->kick = true;
-	if (!err && !slot->flags && (req->op == IMAGE_READ || req->op == IMAGE_WRITE))
+	/* With FUA it comes here whatever the kernel knows. */
+	if (!err && !slot->flags && !req->fua &&
+	    (req->op == IMAGE_READ || req->op == IMAGE_WRITE))
 		direct_learn(&tap->direct, req->image.sector, req->image.count,
 			     req->op == IMAGE_WRITE);
 }
