@@ -12,13 +12,17 @@ struct modify {
 	uint64_t size;
 };
 
-/* In the order of XenServer's. */
+/* In the order of XenServer's; a parent that can't be had costs no data. */
 static int modify(const struct modify *m, struct error *err)
 {
+	struct vhd_parent_args check = m->parent;
 	struct config cfg = { 0 };
 	int rc;
 
+	check.check = true;
 	rc = config_load(&cfg, NULL, err);
+	if (!rc && m->kill_data && m->parent.parent)
+		rc = vhd_set_parent(&check, &cfg, err);
 	if (!rc && m->kill_data)
 		rc = vhd_kill_data(m->parent.path, err);
 	if (!rc && m->sized)

@@ -104,9 +104,13 @@ static int write_parent(struct change *c, struct error *err)
 				 image->path, c->dir, c->args->parent, err);
 	if (!rc)
 		rc = find_home(image, &home, err);
+	if (rc || c->args->check)
+		return rc;
+	rc = find_room(image, VHD_HEADER_BYTES + used, home, &second, err);
+	/* No child is without the mark, and no other image has it. */
 	if (!rc)
-		rc = find_room(image, VHD_HEADER_BYTES + used, home, &second,
-			       err);
+		rc = vhd_mark_parent(c->parent ? c->parent->image[0]->fd : c->raw_fd,
+				     c->args->parent, err);
 	if (!rc)
 		rc = write_header(c, second, second + VHD_HEADER_BYTES, err);
 	if (rc)
@@ -326,10 +330,6 @@ int vhd_set_parent(const struct vhd_parent_args *args, const struct config *cfg,
 	if (rc)
 		goto out;
 	rc = check_parent(c, cfg, size, err);
-	if (rc)
-		goto out;
-	rc = vhd_mark_parent(args->raw ? c->raw_fd : c->parent->image[0]->fd,
-			     args->parent, err);
 	if (rc)
 		goto out;
 	set_header(c);

@@ -225,6 +225,7 @@ struct vhd_parent_args {
 	const char *path, *parent;
 	bool raw;
 	bool force;		/* another image than the chain has, or a larger one */
+	bool check;		/* nothing is changed: the error that there would be */
 };
 /*
  * Another parent, or another name for it: one of the image's chain, known by UUID.

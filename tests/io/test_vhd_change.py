@@ -113,6 +113,22 @@ def test_an_ancestor_becomes_the_parent(tmp_path: Path) -> None:
     assert os.getxattr(base, "user.xenblk.children") == b"1"
 
 
+@pytest.mark.parametrize("options", [[], ["-z"]])
+def test_a_parent_that_is_refused_changes_nothing(tmp_path: Path, options: list[str]) -> None:
+    """Neither the image, whose data -z would have taken, nor the one that was to be the parent."""
+    base, middle, leaf = chain(tmp_path)
+    before = leaf.read_bytes()
+    assert "No such file" in fails("modify", *options, "-n", leaf, "-p", tmp_path / "none.vhd")
+    assert "--force" in fails("modify", *options, "-n", leaf, "-p", create(tmp_path / "other.vhd"))
+    raw = tmp_path / os.fsdecode(b"a\xff.img")
+    raw.write_bytes(bytes(MIB))
+    fails("modify", *options, "-n", leaf, "-m", "-p", raw, "--force")
+    assert leaf.read_bytes() == before
+    for refused in (raw, tmp_path / "other.vhd"):
+        assert "user.xenblk.children" not in os.listxattr(refused)
+    ok("modify", *options, "-n", leaf, "-p", middle)
+
+
 def test_what_an_image_between_holds_is_not_lost(tmp_path: Path) -> None:
     """It has not been coalesced, or not to its end, or was written again; --force is for who means it."""
     base, middle, leaf = chain(tmp_path)
