@@ -47,6 +47,9 @@ places := -e 's|@pkglib@|$(pkglib)|g; s|@sbindir@|$(sbindir)|g' \
 
 # In one step, since Xen may call it meanwhile.
 script = sed $(places) $(1) > $(DESTDIR)$(2).new && chmod 755 $(DESTDIR)$(2).new && mv $(DESTDIR)$(2).new $(DESTDIR)$(2)
+program = install -m 755 $(1) $(DESTDIR)$(2)/$(notdir $(1)).new && mv $(DESTDIR)$(2)/$(notdir $(1)).new $(DESTDIR)$(2)/$(notdir $(1))
+
+package = $(DESTDIR)$(pkglib)/xenblk
 
 all: programs bridge $(pages)
 
@@ -56,8 +59,10 @@ programs:
 vbd:
 	@$(MAKE) --no-print-directory -C hotplug-scripts/vbd MODE=$(MODE) BUILD=$(BUILD)
 
-bridge: $(pybuild)/stamp vbd
-$(pybuild)/stamp: $(wildcard xenblk/*.py)
+# The binding belongs to one release of Xen.
+stamp := $(pybuild)/stamp-$(shell pkg-config --modversion xenlight)
+bridge: $(stamp) vbd
+$(stamp): $(wildcard xenblk/*.py)
 	@printf '  %-4s %s\n' PY libxl
 	@rm -rf $(pybuild) && mkdir -p $(pybuild)
 	@$(PYTHON) -m xenblk._libxl_build $(pybuild)
@@ -81,19 +86,20 @@ install: all
 		$(DESTDIR)$(scriptdir) $(DESTDIR)$(unitdir) $(DESTDIR)$(prefix)/lib/udev/rules.d \
 		$(DESTDIR)$(prefix)/lib/tmpfiles.d $(DESTDIR)$(prefix)/lib/modules-load.d \
 		$(DESTDIR)$(prefix)/share/man/man8 $(DESTDIR)$(prefix)/share/man/man5
-	install -m 755 $(bin)/tap-ctl $(DESTDIR)$(sbindir)/
+	$(call program,$(bin)/tap-ctl,$(sbindir))
 	sh hotplug-scripts/set-aside-xl add '$(DESTDIR)' '$(prefix)'
-	install -m 755 $(bin)/xl $(DESTDIR)$(sbindir)/
-	install -m 755 $(bin)/vhd-util $(DESTDIR)$(prefix)/bin/
-	install -m 755 $(bin)/tapdisk $(BUILD)/$(MODE)/vbd/xenblk-vbd $(DESTDIR)$(prefix)/libexec/
-	rm -rf $(DESTDIR)$(pkglib)/xenblk && install -d $(DESTDIR)$(pkglib)/xenblk
-	install -m 644 $(filter-out %_build.py,$(wildcard xenblk/*.py)) $(pybuild)/*.so $(DESTDIR)$(pkglib)/xenblk/
+	$(call program,$(bin)/xl,$(sbindir))
+	$(call program,$(bin)/vhd-util,$(prefix)/bin)
+	$(call program,$(bin)/tapdisk,$(prefix)/libexec)
+	$(call program,$(BUILD)/$(MODE)/vbd/xenblk-vbd,$(prefix)/libexec)
+	rm -rf $(package).new $(package).old && install -d $(package).new
+	install -m 644 $(filter-out %_build.py,$(wildcard xenblk/*.py)) $(pybuild)/*.so $(package).new/
 	for name in config xlcall; do \
-		sed $(places) xenblk/$$name.py > $(DESTDIR)$(pkglib)/xenblk/$$name.py || exit; \
+		sed $(places) xenblk/$$name.py > $(package).new/$$name.py || exit; \
 	done
-	$(PYTHON) -m compileall -q --invalidation-mode checked-hash $(if $(DESTDIR),-s $(DESTDIR) -p /) \
-		$(DESTDIR)$(pkglib)/xenblk
-	chmod -R a+rX $(DESTDIR)$(pkglib)/xenblk
+	$(PYTHON) -m compileall -q --invalidation-mode checked-hash -s $(package).new -p $(pkglib)/xenblk $(package).new
+	chmod -R a+rX $(package).new
+	if [ -e $(package) ]; then mv $(package) $(package).old; fi && mv $(package).new $(package) && rm -rf $(package).old
 	$(call script,hotplug-scripts/xenblk.in,$(sbindir)/xenblk)
 	$(call script,hotplug-scripts/block-xenblk,$(scriptdir)/block-xenblk)
 	$(call script,hotplug-scripts/xmsnap.in,$(sbindir)/xmsnap)
@@ -110,22 +116,26 @@ install: all
 	install -m 644 $(filter %.8,$(pages)) $(DESTDIR)$(prefix)/share/man/man8/
 	install -m 644 $(filter %.5,$(pages)) $(DESTDIR)$(prefix)/share/man/man5/
 
+# systemd knows the unit that is removed here, not one of another prefix.
+ours = [ -z '$(DESTDIR)' ] && [ "$$(systemctl show -p FragmentPath --value xenblk.service 2>/dev/null)" -ef '$(unitdir)/xenblk.service' ]
+
 # The configuration stays: it may have been edited. Disks that are served need what this removes, to be detached and to outlive a tapdisk.
 uninstall:
 	@set -- $(DESTDIR)/run/blktap-control/disk.*; if [ -e "$$1" ] && [ -z '$(FORCE)' ]; then \
 		echo "make uninstall: $$# disks are served (xenblk ls); shut their guests down first, or see tap-ctl(8), destroy. FORCE=1 uninstalls all the same" >&2; \
 		exit 1; fi
+	if $(ours); then systemctl --quiet disable --now xenblk.service xenblk-gc.timer; fi
 	sh hotplug-scripts/set-aside-xl remove '$(DESTDIR)' '$(prefix)'
 	rm -f $(DESTDIR)$(sbindir)/tap-ctl $(DESTDIR)$(prefix)/bin/vhd-util \
 		$(DESTDIR)$(prefix)/libexec/tapdisk $(DESTDIR)$(prefix)/libexec/xenblk-vbd $(DESTDIR)$(sbindir)/xenblk $(DESTDIR)$(sbindir)/xmsnap \
 		$(DESTDIR)$(scriptdir)/block-xenblk \
-		$(DESTDIR)$(unitdir)/xenblk.service $(DESTDIR)$(unitdir)/xenblk-gc.service \
-		$(DESTDIR)$(unitdir)/xenblk-gc.timer \
 		$(DESTDIR)$(prefix)/lib/tmpfiles.d/xenblk.conf \
 		$(DESTDIR)$(prefix)/lib/modules-load.d/xenblk.conf \
 		$(DESTDIR)$(prefix)/lib/udev/rules.d/59-xenblk.rules \
 		$(patsubst $(man)/%,$(DESTDIR)$(prefix)/share/man/man*/%,$(pages))
 	rm -rf $(DESTDIR)$(pkglib)
+	reload=:; if $(ours); then reload='systemctl daemon-reload'; fi; \
+	rm -f $(foreach unit,xenblk.service xenblk-gc.service xenblk-gc.timer,$(DESTDIR)$(unitdir)/$(unit)); $$reload
 
 install-dkms uninstall-dkms:
 	@$(MAKE) --no-print-directory -C kernel-patches $@

@@ -27,12 +27,17 @@ class Image:
 
 
 def images_of(place: str, vdevs: list[str]) -> list[str]:
-    """The VHDs that a command line names: a path, or a guest and, if not all, its disks. Raises UserError."""
-    if "/" in place or os.path.exists(place):
+    """The VHDs that a command line names: a path (with a / in it, or .vhd at its end), or a guest and, if not all, its disks. Raises UserError."""
+    if "/" in place or place.endswith(".vhd"):
         if vdevs:
             raise UsageError(f"{place} is an image; name a disk only after a guest")
         return [place]
-    images = [str(disk.image) for disk in guestdisks.named(place, vdevs)]
+    try:
+        images = [str(disk.image) for disk in guestdisks.named(place, vdevs)]
+    except UserError as error:
+        if os.path.exists(place):
+            raise UserError(f"{error}; the file of that name is ./{place}") from None
+        raise
     vhds = [image.removeprefix("vhd:") for image in images if image.startswith("vhd:")]
     if not vhds:
         raise UserError(f"guest {place}: has no VHD there, but {', '.join(images)}")

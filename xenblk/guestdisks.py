@@ -21,6 +21,7 @@ _STATES = (
     (0x2000, "no space"),
     (0x1000, "retrying"),
 )
+DEVICES = "/dev/xen/blktap-2"
 _NO_XEN = "/proc/xen/capabilities"
 
 
@@ -72,11 +73,13 @@ def _number(text: str | None) -> int | None:
 
 def row_of(store: xenstore.Store, node: str, rows: dict[int, dict[str, Any]]) -> tuple[int | None, dict[str, Any] | None]:
     """The minor that the script has written to a backend node, and what tap-ctl list says of it: None if nothing, or if another disk
-    has that minor now."""
+    has that minor now. A disk that was made for this node has it still when tap-ctl has moved it to another image; one that
+    several nodes share was made for one of them."""
     minor = _number(store.read(f"{node}/tapdisk-minor"))
     row = rows.get(minor) if minor is not None else None
     if row and row["type"] and f"{row['type']}:{row['path']}" != store.read(f"{node}/params"):
-        row = None
+        made_for_it = row.get("for") and node.endswith(f"/{row['for']}")
+        row = row if made_for_it else None
     return minor, row
 
 
@@ -113,7 +116,7 @@ def _by_hand(row: dict[str, Any]) -> GuestDisk:
         vdev=None,
         mode=None if readonly is None else "r" if readonly else "w",
         image=f"{row['type']}:{row['path']}" if row["type"] else None,
-        device=None,
+        device=f"{DEVICES}/tapdev{row['minor']}" if row["minor"] is not None else None,
         minor=row["minor"],
         pid=row["pid"],
         transport=row.get("transport"),

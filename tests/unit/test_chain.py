@@ -83,6 +83,22 @@ def test_a_guest_has_its_chains_by_disk(tmp_path: Path, xenblk_command: Path, ch
         assert "tapdisk serves no disk hda of it" in run(tmp_path, xenblk_command, "chain", "web", "hda").stderr
 
 
+def test_a_guest_is_not_taken_for_a_file_of_its_name(
+    tmp_path: Path, xenblk_command: Path, chain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "web").write_bytes(b"")
+    chain.rename(tmp_path / "only")
+    with xenstored.running(tmp_path / "xenstored") as store:
+        store.write("/local/domain/3/name", "web")
+        for key, value in {"dev": "xvda", "params": f"vhd:{tmp_path}/base.vhd", "script": "/x/block-xenblk"}.items():
+            store.write(f"backend/vbd/3/51712/{key}", value)
+        [images] = json.loads(run(tmp_path, xenblk_command, "chain", "web", "--json").stdout)
+        assert images[0]["path"] == f"{tmp_path}/base.vhd"
+        assert run(tmp_path, xenblk_command, "chain", "only").stderr.endswith("; the file of that name is ./only\n")
+        assert run(tmp_path, xenblk_command, "chain", "./only").returncode == 0
+
+
 def test_what_is_not_sound_is_named(tmp_path: Path, xenblk_command: Path, chain: Path) -> None:
     damaged = bytearray((tmp_path / "middle.vhd").read_bytes())
     damaged[512 + 16] ^= 0xFF  # the header, which its checksum covers

@@ -106,6 +106,13 @@ def test_disks_of_guests_and_those_made_by_hand_stay(dom0: Dom0) -> None:
     assert dom0.store.read(f"{node}/state") == dom0.store.read(f"{others}/state") == "4"
 
 
+def test_a_guests_disk_that_tap_ctl_has_moved_to_another_image_stays(dom0: Dom0) -> None:
+    dom0.store.domains.add(3)
+    node = dom0.vbd(3, 51712, tapdisk_minor="0", params="vhd:/srv/a.vhd")
+    dom0.disks(disk(100, 0, node, "/new/a.vhd"))
+    assert (dom0.run().stdout, dom0.calls()) == ("", [])
+
+
 def test_a_tapdisk_whose_node_is_gone_is_ended(dom0: Dom0) -> None:
     dom0.store.domains.add(3)
     dom0.vbd(3, 51712, tapdisk_minor="7")

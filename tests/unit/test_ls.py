@@ -124,6 +124,7 @@ def test_json_has_all_of_it(dom0: Dom0) -> None:
         (12, "xvda", "no tapdisk"),
         (None, None, "paused"),
     ]
+    assert disks[3]["device"] == "/dev/xen/blktap-2/tapdev8"
 
 
 @pytest.mark.parametrize("guest", ["db", "12"])

@@ -157,6 +157,39 @@ def test_an_edited_configuration_outlives_install_and_uninstall(tmp_path: Path) 
     assert settings.read_text(encoding="utf-8") == SETTINGS
 
 
+SYSTEMCTL = """#!/bin/sh
+echo "$@" >> "$(dirname "$0")/calls"
+[ "$1" != show ] || cat "$(dirname "$0")/unit"
+"""
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_units_that_are_removed_are_disabled_before_and_those_of_another_prefix_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    places = [f"prefix={tmp_path}/opt", f"sysconfdir={tmp_path}/etc"]
+    (tmp_path / "systemctl").write_text(SYSTEMCTL)
+    (tmp_path / "systemctl").chmod(0o755)
+    (tmp_path / "unit").write_text(f"{tmp_path}/opt/lib/systemd/system/xenblk.service\n" if known else "/lib/else.service\n")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin:/usr/sbin:/sbin")
+    make("install", *places)
+    assert not (tmp_path / "calls").exists()
+    make("uninstall", *places)
+    calls = [call for call in (tmp_path / "calls").read_text().splitlines() if not call.startswith("show ")]
+    expected = ["--quiet disable --now xenblk.service xenblk-gc.timer", "daemon-reload"]
+    assert calls == (expected if known else [])
+
+
+def test_the_binding_is_made_again_for_another_release_of_xen(tmp_path: Path) -> None:
+    """An upgrade of Xen changes no file that it is made of."""
+    (tmp_path / "pkg-config").write_text("#!/bin/sh\necho 4.99\n")
+    (tmp_path / "pkg-config").chmod(0o755)
+    command = ["make", "-n", "-C", str(bridge.ROOT), "bridge"]
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    assert "-m xenblk._libxl_build" in done.stdout
+
+
 def test_a_module_that_is_gone_from_the_source_is_gone_after_the_next_install(tmp_path: Path) -> None:
     stale = tmp_path / "usr/lib/xenblk/xenblk/stale.py"
     stale.parent.mkdir(parents=True)
