@@ -117,7 +117,7 @@ struct blktap_device_params {
 	__u32 io_opt;			/* bytes, 0: not said; 16 MiB if more */
 	/* with BLKTAP_DEV_DISCARD */
 	__u32 discard_granularity;	/* bytes: a power of two, not less than the logical block */
-	__u32 discard_max;		/* sectors of one request: the granularity at least, and a physical block */
+	__u32 discard_max;		/* sectors of one: at least that, and a physical block */
 };
 
 /*
