@@ -60,7 +60,7 @@ vbd:
 	@$(MAKE) --no-print-directory -C hotplug-scripts/vbd MODE=$(MODE) BUILD=$(BUILD)
 
 # The binding belongs to one release of Xen.
-stamp := $(pybuild)/stamp-$(shell pkg-config --modversion xenlight)
+stamp := $(pybuild)/stamp-$(shell pkg-config --modversion xenlight 2>/dev/null)
 bridge: $(stamp) vbd
 $(stamp): $(wildcard xenblk/*.py)
 	@printf '  %-4s %s\n' PY libxl
@@ -124,7 +124,9 @@ uninstall:
 	@set -- $(DESTDIR)/run/blktap-control/disk.*; if [ -e "$$1" ] && [ -z '$(FORCE)' ]; then \
 		echo "make uninstall: $$# disks are served (xenblk ls); shut their guests down first, or see tap-ctl(8), destroy. FORCE=1 uninstalls all the same" >&2; \
 		exit 1; fi
-	if $(ours); then systemctl --quiet disable --now xenblk.service xenblk-gc.timer; fi
+	reload=:; if $(ours); then \
+		systemctl --quiet disable --now xenblk.service xenblk-gc.timer; reload='systemctl daemon-reload'; fi; \
+	rm -f $(foreach unit,xenblk.service xenblk-gc.service xenblk-gc.timer,$(DESTDIR)$(unitdir)/$(unit)); $$reload
 	sh hotplug-scripts/set-aside-xl remove '$(DESTDIR)' '$(prefix)'
 	rm -f $(DESTDIR)$(sbindir)/tap-ctl $(DESTDIR)$(prefix)/bin/vhd-util \
 		$(DESTDIR)$(prefix)/libexec/tapdisk $(DESTDIR)$(prefix)/libexec/xenblk-vbd $(DESTDIR)$(sbindir)/xenblk $(DESTDIR)$(sbindir)/xmsnap \
@@ -134,8 +136,6 @@ uninstall:
 		$(DESTDIR)$(prefix)/lib/udev/rules.d/59-xenblk.rules \
 		$(patsubst $(man)/%,$(DESTDIR)$(prefix)/share/man/man*/%,$(pages))
 	rm -rf $(DESTDIR)$(pkglib)
-	reload=:; if $(ours); then reload='systemctl daemon-reload'; fi; \
-	rm -f $(foreach unit,xenblk.service xenblk-gc.service xenblk-gc.timer,$(DESTDIR)$(unitdir)/$(unit)); $$reload
 
 install-dkms uninstall-dkms:
 	@$(MAKE) --no-print-directory -C kernel-patches $@

@@ -86,7 +86,7 @@ def _remove_node(node: str) -> bool:
 def _remove_tapdisk(node: str, minor: int) -> str | None:
     """What is wrong, None if nothing is. Another disk that has the minor by now is not touched."""
     rows = [row for row in guestdisks.tapdisks() if row["minor"] == minor]
-    pids = [row["pid"] for row in rows if _NODE.fullmatch(row["for"] or "") and node.endswith(f"/{row['for']}")]
+    pids = [row["pid"] for row in rows if _NODE.fullmatch(row["for"] or "") and guestdisks.is_for(row, node)]
     if not pids:
         return None
     if pids[0] is None:

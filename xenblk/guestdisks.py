@@ -71,15 +71,19 @@ def _number(text: str | None) -> int | None:
     return int(text) if text and text.isdecimal() else None
 
 
+def is_for(row: dict[str, Any], node: str) -> bool:
+    """A disk that tap-ctl lists was made for this backend node."""
+    return bool(row.get("for")) and node.endswith(f"/{row['for']}")
+
+
 def row_of(store: xenstore.Store, node: str, rows: dict[int, dict[str, Any]]) -> tuple[int | None, dict[str, Any] | None]:
     """The minor that the script has written to a backend node, and what tap-ctl list says of it: None if nothing, or if another disk
     has that minor now. A disk that was made for this node has it still when tap-ctl has moved it to another image; one that
     several nodes share was made for one of them."""
     minor = _number(store.read(f"{node}/tapdisk-minor"))
     row = rows.get(minor) if minor is not None else None
-    if row and row["type"] and f"{row['type']}:{row['path']}" != store.read(f"{node}/params"):
-        made_for_it = row.get("for") and node.endswith(f"/{row['for']}")
-        row = row if made_for_it else None
+    if row and row["type"] and not is_for(row, node) and f"{row['type']}:{row['path']}" != store.read(f"{node}/params"):
+        row = None
     return minor, row
 
 

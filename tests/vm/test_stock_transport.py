@@ -6,7 +6,6 @@ import random
 from collections.abc import Iterator
 
 import pytest
-from _pytest.mark import ParameterSet
 
 from tests.lib import tapdisks
 from tests.lib.beds import Beds
@@ -16,14 +15,12 @@ NODES = "/dev/xen/blktap-2"
 
 
 def on(*stock: tuple[int, str]) -> pytest.MarkDecorator:
-    """With these transports, on these releases."""
-    return pytest.mark.parametrize("stock", [case(*each) for each in stock], indirect=True)
-
-
-def case(release: int, transport: str) -> ParameterSet:
-    """A transport's later release goes beyond the time of `make test`."""
-    later = (release, transport) == (13, "nbd")
-    return pytest.param((release, transport), id=f"{transport}-{release}", marks=[pytest.mark.deep] if later else [])
+    """With these transports, on these releases. A transport's later release goes beyond the time of `make test`."""
+    cases = [
+        pytest.param(each, id=f"{each[1]}-{each[0]}", marks=[pytest.mark.deep] if each == (13, "nbd") else [])
+        for each in stock
+    ]
+    return pytest.mark.parametrize("stock", cases, indirect=True)
 
 
 ON_EACH = on((12, "nbd"), (13, "nbd"), (13, "ublk"))
