@@ -11,7 +11,6 @@
  * under the disk, with a flush ahead of it.
  */
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -358,13 +357,9 @@ static void drain_finish(struct vbd *vbd)
 	if (!rc && unflushed(vbd))
 		rc = error_set(&err, unflushed(vbd), "%s: the last flush failed: %s",
 			       vbd->args, strerror(-unflushed(vbd)));
-	if (rc && drain != DRAIN_CLOSE) {
-		size_t n = strlen(err.text);
-
-		snprintf(err.text + n, sizeof(err.text) - n,
-			 "; the disk is paused all the same: tap-ctl unpause -p %d -m %d goes on",
-			 getpid(), vbd->minor);
-	}
+	if (rc && drain != DRAIN_CLOSE)
+		error_append(&err, "; the disk is paused all the same: tap-ctl unpause -p %d -m %d goes on",
+			     getpid(), vbd->minor);
 	vbd->held = false;
 	if (vbd->unready.code) {
 		err = vbd->unready;

@@ -35,3 +35,17 @@ int error_prefix(struct error *err, const char *fmt, ...)
 	snprintf(err->text + n, sizeof(err->text) - n, ": %s", old);
 	return err->code;
 }
+
+int error_append(struct error *err, const char *fmt, ...)
+{
+	va_list ap;
+	size_t n;
+
+	if (!err)
+		return -1;
+	n = strlen(err->text);
+	va_start(ap, fmt);
+	vsnprintf(err->text + n, sizeof(err->text) - n, fmt, ap);
+	va_end(ap);
+	return err->code;
+}

@@ -21,4 +21,8 @@ int error_set(struct error *err, int code, const char *fmt, ...)
 int error_prefix(struct error *err, const char *fmt, ...)
 	__attribute__((format(printf, 2, 3)));
 
+/* Puts more behind the text already there, cut where it is full; returns err->code. */
+int error_append(struct error *err, const char *fmt, ...)
+	__attribute__((format(printf, 2, 3)));
+
 #endif

@@ -108,13 +108,18 @@ static void error_keeps_code_and_text(void **state)
 	assert_int_equal(error_prefix(&err, "line %d", 2), -EIO);
 	assert_int_equal(err.code, -EIO);
 	assert_string_equal(err.text, "line 2: a: 1");
+	assert_int_equal(error_append(&err, "; %d", 3), -EIO);
+	assert_string_equal(err.text, "line 2: a: 1; 3");
 	memset(longer, 'x', sizeof(longer) - 1);
 	longer[sizeof(longer) - 1] = 0;
 	error_set(&err, -EIO, "%s", longer);
 	error_prefix(&err, "%s", longer);
 	assert_int_equal(strlen(err.text), sizeof(err.text) - 1);
+	error_append(&err, "%s", longer);
+	assert_int_equal(strlen(err.text), sizeof(err.text) - 1);
 	assert_int_equal(error_set(NULL, -ENOMEM, "x"), -ENOMEM);
 	assert_true(error_prefix(NULL, "x") < 0);
+	assert_true(error_append(NULL, "x") < 0);
 }
 
 static void log_writes_one_line_per_event(void **state)

@@ -2,7 +2,6 @@
 #include <errno.h>
 #include <getopt.h>
 #include <stdio.h>
-#include <string.h>
 
 #include "tools/vhd-util.h"
 
@@ -76,13 +75,9 @@ static int run(const struct vhd_util_command *self, int argc, char **argv)
 		return vhd_util_usage(self, 0);
 	if (!modify(&m, &err))
 		return EXIT_OK;
-	if (err.code == -EBUSY && err.holder) {
-		size_t n = strlen(err.text);
-
-		snprintf(err.text + n, sizeof(err.text) - n,
-			 "; if that serves a disk, pausing it is enough: tap-ctl pause -p %d -m MINOR",
-			 err.holder);
-	}
+	if (err.code == -EBUSY && err.holder)
+		error_append(&err, "; if that serves a disk, pausing it is enough: tap-ctl pause -p %d -m MINOR",
+			     err.holder);
 	return vhd_util_failed(&err);
 }
 
