@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-only
-"""The commit that a page of results names."""
+"""The commit that a page of results names, and what of it the results are of."""
 
 import subprocess
 from pathlib import Path
@@ -14,5 +14,14 @@ def _git(*arguments: str) -> str:
 
 def head(*paths: str) -> str:
     """The commit, with + if the tree has changes below one of these paths; "unknown" where there is no git."""
-    commit = _git("rev-parse", "--short=12", "HEAD")
-    return commit + ("+" if commit and _git("status", "--porcelain", "--", *paths) else "") or "unknown"
+    return _named("HEAD", *paths)
+
+
+def tree(path: str) -> str:
+    """What names all that is below a path, whatever the commit; + and "unknown" as of head()."""
+    return _named(f"HEAD:{path}", path)
+
+
+def _named(revision: str, *paths: str) -> str:
+    name = _git("rev-parse", "--short=12", revision)
+    return name + ("+" if name and _git("status", "--porcelain", "--", *paths) else "") or "unknown"
