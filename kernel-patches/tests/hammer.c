@@ -320,7 +320,11 @@ static int stop_all(const pid_t *pids)
 		kill(pids[i], SIGKILL);
 	/* whoever waits for a disk gets its error now */
 	ret = free_all();
-	return reap(pids, NR_ROLES, STUCK_SECONDS) ? 1 : ret;
+	if (reap(pids, NR_ROLES, STUCK_SECONDS))
+		return 1;
+	/* the controller may have made one with its last breath */
+	ret |= free_all();
+	return ret;
 }
 
 int main(int argc, char **argv)
