@@ -71,9 +71,13 @@ def test_nothing_is_lost_while_extents_come_and_go(tap: Tap) -> None:
     rng = random.Random(seed)
     tap.start(extents=1)
     fio = tap.load(seed)
-    for _ in range(10):
+    tap.bed.wait_for(f"test $(cat {tap.sysfs}/counters/direct_writes) -gt 0", 60, 0.1)
+    said = "ready\n"
+    for word in ("withdrawn\n", "added\n") * 5:
         time.sleep(rng.uniform(0, 0.5))
         tap.signal("USR2")
+        said += word
+        tap.expect(said)
     fio.wait(timeout=300)
     tap.bed.run(f"cmp -n 16777216 {tap.device} {tap.file}")
     _, writes, failed = direct(tap)
