@@ -42,7 +42,7 @@ pages  := $(foreach p,$(pods),$(man)/$(call manname,$(basename $(notdir $(p)))))
 
 # What an installed file says of where the others are.
 places := -e 's|@pkglib@|$(pkglib)|g; s|@sbindir@|$(sbindir)|g' \
-	  -e '/^PATH=/s|/usr/sbin|$(sbindir)|' -e '/^exec .usr.libexec/s|/usr|$(prefix)|' -e '/^YAML_PATH/s|/etc|$(sysconfdir)|' \
+	  -e '/^PATH=/s|/usr/sbin|$(sbindir)|' -e '/^VBD=/s|/usr|$(prefix)|' -e '/^YAML_PATH/s|/etc|$(sysconfdir)|' \
 	  -e '/^\(TAP_CTL\|XL\) =/s|/usr/sbin|$(sbindir)|; /^VHD_UTIL =/s|/usr|$(prefix)|'
 
 # In one step, since Xen may call it meanwhile.

@@ -67,8 +67,10 @@ def load(path: str | None = None) -> Config:
             return Config()
         raise UserError(f"{named}: {error.strerror}; make it a file that can be read") from None
     # Here, not above: importing yaml takes as long as all else that xenblk does for a guest without our disks.
-    from xenblk import configfile  # noqa: PLC0415
-
+    try:
+        from xenblk import configfile  # noqa: PLC0415
+    except ImportError as error:
+        raise UserError(f"{named}: can't be read ({error}); install python3-yaml") from None
     return configfile.parse(data, named)
 
 

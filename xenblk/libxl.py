@@ -33,6 +33,8 @@ def bindings() -> Any:
     try:
         return importlib.import_module("xenblk._libxl")
     except ImportError as error:
+        if error.name == "_cffi_backend":
+            raise UserError(f"libxl: the binding can't be loaded ({error}); install python3-cffi-backend") from error
         raise UserError(
             f"libxl: the binding can't be loaded ({error}); it belongs to one Xen release: "
             "rebuild xenblk with this release's libxen-dev"

@@ -8,8 +8,8 @@ from xenblk import guestdisks
 from xenblk.guestdisks import GuestDisk
 from xenblk.table import human, render
 
-_COLUMNS = ("GUEST", "VDEV", "MODE", "SIZE", "DEPTH", "PID", "MINOR", "STATE", "IMAGE")
-_RIGHT = frozenset({"SIZE", "DEPTH", "PID", "MINOR"})
+_COLUMNS = ("GUEST", "VDEV", "MODE", "SIZE", "DEPTH", "PID", "DEVICE", "TRANSPORT", "STATE", "IMAGE")
+_RIGHT = frozenset({"SIZE", "DEPTH", "PID"})
 
 
 def _row(disk: GuestDisk) -> list[object | None]:
@@ -20,7 +20,8 @@ def _row(disk: GuestDisk) -> list[object | None]:
         human(disk.size),
         disk.depth,
         disk.pid,
-        disk.minor,
+        None if disk.minor is None else f"tapdev{disk.minor}",
+        disk.transport,
         disk.state,
         disk.image,
     ]

@@ -2,6 +2,7 @@
 """block-xenblk between a xenstored in memory and a tap-ctl that only keeps books."""
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lib import bridge
 from tests.lib.blockscript import TAP_CTL, VBD, Dom0
 from tests.lib.waiting import wait_for
 
@@ -41,6 +43,18 @@ def test_add_takes_any_file_name(dom0: Dom0, tmp_path: Path, name: str) -> None:
     assert dom0.created() == ["-a", f"aio:{tmp_path}/{name}"]
     assert dom0.run("remove") == 0
     assert dom0.disks() == []
+
+
+def test_a_script_without_its_program_says_so(dom0: Dom0, image: Path) -> None:
+    """To xl, which knows of a program that can't be run only that the script failed."""
+    text = re.sub("^VBD=.*$", f"VBD={dom0.directory}/xenblk-vbd", dom0.script.read_text(), flags=re.MULTILINE)
+    dom0.script.write_text(text)
+    (dom0.directory / "bin/xenstore-write").symlink_to(bridge.xen_files() / "usr/bin/xenstore-write")
+    dom0.vbd(f"vhd:{image}")
+    assert dom0.run("add") == 1
+    assert dom0.key("hotplug-error") == f"{dom0.directory}/xenblk-vbd is missing: install xenblk completely"
+    assert dom0.key("hotplug-status") == "error"
+    assert dom0.run("remove") == 1
 
 
 def test_mode_r_is_read_only(dom0: Dom0, image: Path) -> None:

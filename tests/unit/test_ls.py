@@ -81,10 +81,10 @@ def two_guests(dom0: Dom0) -> None:
     dom0.vbd(3, 51728, "xvdb", params="aio:/srv/ü b.img", mode="r", tapdisk_minor="7")
     dom0.vbd(3, 51744, "xvdc", params="/srv/c.img", script="/etc/xen/scripts/block")
     dom0.tapdisks(
-        tapdisk(100, 0),
+        tapdisk(100, 0, transport="blktap"),
         tapdisk(None, 1, state=None, type=None, path=None, readonly=None, size=None, sector_size=None, depth=None),
-        tapdisk(102, 7, type="aio", path="/srv/ü b.img", state=0x2000, size=GIB * 3 // 2, depth=1),
-        tapdisk(103, 8, path="/srv/hand.vhd", state=0x20, readonly=True),
+        tapdisk(102, 7, transport="ublk", type="aio", path="/srv/ü b.img", state=0x2000, size=GIB * 3 // 2, depth=1),
+        tapdisk(103, 8, transport="nbd", path="/srv/hand.vhd", state=0x20, readonly=True),
     )
 
 
@@ -93,11 +93,11 @@ def test_each_disk_is_shown_with_its_guest_and_those_made_by_hand_come_last(dom0
     done = dom0.run()
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
-        "GUEST  VDEV  MODE  SIZE  DEPTH  PID  MINOR  STATE       IMAGE",
-        "web    xvda  w      20G      2  100      0  running     vhd:/srv/a.vhd",
-        "web    xvdb  r     1.5G      1  102      7  no space    aio:/srv/ü b.img",
-        "db     xvda  w        -      -    -      1  no tapdisk  vhd:/srv/db.vhd",
-        "-      -     r      20G      2  103      8  paused      vhd:/srv/hand.vhd",
+        "GUEST  VDEV  MODE  SIZE  DEPTH  PID  DEVICE   TRANSPORT  STATE       IMAGE",
+        "web    xvda  w      20G      2  100  tapdev0  blktap     running     vhd:/srv/a.vhd",
+        "web    xvdb  r     1.5G      1  102  tapdev7  ublk       no space    aio:/srv/ü b.img",
+        "db     xvda  w        -      -    -  tapdev1  -          no tapdisk  vhd:/srv/db.vhd",
+        "-      -     r      20G      2  103  tapdev8  nbd        paused      vhd:/srv/hand.vhd",
     ]
 
 
@@ -113,7 +113,7 @@ def test_json_has_all_of_it(dom0: Dom0) -> None:
         "device": "/dev/tapdev0",
         "minor": 0,
         "pid": 100,
-        "transport": None,
+        "transport": "blktap",
         "depth": 2,
         "size": 20 * GIB,
         "state": "running",
@@ -166,9 +166,9 @@ def test_a_minor_that_another_disk_has_by_now_is_not_taken_for_the_guests(dom0: 
     dom0.vbd(3, 51712, "xvda", params="vhd:/srv/a.vhd", tapdisk_minor="0")
     dom0.vbd(12, 51712, "xvda", params="vhd:/srv/db.vhd", tapdisk_minor="0")
     dom0.tapdisks(tapdisk(100, 0, path="/srv/db.vhd"))
-    assert [line.split(maxsplit=7) for line in dom0.run().stdout.splitlines()[1:]] == [
-        ["web", "xvda", "w", "-", "-", "-", "0", "no tapdisk  vhd:/srv/a.vhd"],
-        ["db", "xvda", "w", "20G", "2", "100", "0", "running     vhd:/srv/db.vhd"],
+    assert [line.split(maxsplit=8) for line in dom0.run().stdout.splitlines()[1:]] == [
+        ["web", "xvda", "w", "-", "-", "-", "tapdev0", "-", "no tapdisk  vhd:/srv/a.vhd"],
+        ["db", "xvda", "w", "20G", "2", "100", "tapdev0", "-", "running     vhd:/srv/db.vhd"],
     ]
 
 
@@ -177,9 +177,9 @@ def test_a_disk_whose_tapdisk_does_not_answer_says_so_and_an_idle_tapdisk_does_n
     dom0.vbd(3, 51712, "xvda", params="vhd:/srv/a.vhd", tapdisk_minor="0")
     nothing = dict.fromkeys(("state", "type", "path", "readonly", "size", "sector_size", "depth"))
     dom0.tapdisks(tapdisk(100, 0, state=None, depth=None), tapdisk(101, None, **nothing))
-    assert [line.split(maxsplit=7)[5:] for line in dom0.run().stdout.splitlines()[1:]] == [
-        ["100", "0", "not answering  vhd:/srv/a.vhd"],
-        ["101", "-", "running        -"],
+    assert [line.split(maxsplit=8)[5:] for line in dom0.run().stdout.splitlines()[1:]] == [
+        ["100", "tapdev0", "-", "not answering  vhd:/srv/a.vhd"],
+        ["101", "-", "-", "running        -"],
     ]
 
 
@@ -211,10 +211,10 @@ def test_a_disk_that_is_not_there_yet_or_has_failed_says_so(dom0: Dom0) -> None:
     dom0.vbd(3, 51728, "xvdb", params="vhd:/b", hotplug_error="/b: cookie\nof another kind\033[2J")
     dom0.vbd(3, 51744, "xvdc", params="vhd:/c", tapdisk_minor="5")
     assert dom0.run().stdout.splitlines()[1:] == [
-        "web    xvda  w        -      -    -      -  attaching   vhd:/a",
-        "web    xvdb  w        -      -    -      -  failed      vhd:/b",
+        "web    xvda  w        -      -    -  -        -          attaching   vhd:/a",
+        "web    xvdb  w        -      -    -  -        -          failed      vhd:/b",
         "    /b: cookie\\x0aof another kind\\x1b[2J",
-        "web    xvdc  w        -      -    -      5  no tapdisk  vhd:/c",
+        "web    xvdc  w        -      -    -  tapdev5  -          no tapdisk  vhd:/c",
     ]
 
 
@@ -229,7 +229,7 @@ def test_what_tap_ctl_says_reaches_the_user(dom0: Dom0) -> None:
     dom0.tapdisks(tapdisk(104, None, type=None), said="tap-ctl: pid 104 does not answer\n")
     done = dom0.run()
     assert (done.returncode, done.stderr) == (0, "tap-ctl: pid 104 does not answer\n")
-    assert done.stdout.splitlines()[1].split() == ["-", "-", "w", "20G", "2", "104", "-", "running", "-"]
+    assert done.stdout.splitlines()[1].split() == ["-", "-", "w", "20G", "2", "104", "-", "-", "running", "-"]
     dom0.tapdisks(said="tap-ctl: no\n", status=1)
     done = dom0.run()
     assert (done.returncode, done.stdout) == (1, "")
