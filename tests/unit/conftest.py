@@ -3,12 +3,16 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import settings
 
 import xenblk
-from tests.lib import blockscript, bridge, xlhost
+from tests.lib import blockscript, bridge, builder, xlhost
+from tests.lib.diskoracle import oracle
+from tests.lib.release import RELEASES
+from xenblk import libxl
 
 # How long one example takes says nothing on a busy machine.
 settings.register_profile("unit", deadline=None, print_blob=True)
@@ -21,6 +25,17 @@ def libxl_binding() -> None:
     directory = str(bridge.binding())
     if directory not in xenblk.__path__:
         xenblk.__path__.append(directory)
+
+
+@pytest.fixture(scope="module", params=sorted(RELEASES), ids=lambda number: f"debian{number}")
+def grammar(request: pytest.FixtureRequest, libxl_binding: None) -> Iterator[int]:
+    """The release whose libxlutil reads the specs; its number."""
+    number: int = request.param
+    if not builder.foreign(number):
+        yield number
+        return
+    with mock.patch.object(libxl, "parse_disk", oracle(number).parse_disk):
+        yield number
 
 
 @pytest.fixture(scope="session")

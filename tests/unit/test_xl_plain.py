@@ -138,6 +138,7 @@ SPECS = st.builds(
 )
 
 
+@pytest.mark.usefixtures("grammar")
 @settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(spec=SPECS, cuts=st.integers(0, 3))
 def test_what_it_takes_it_reads_as_xenblk_does(host: Host, spec: str, cuts: int) -> None:

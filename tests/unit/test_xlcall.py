@@ -216,7 +216,7 @@ PARTS = """tap2: tapdisk:vhd: vhd: aio: phy: , xvda vdev=xvda, /a /b, w, r acces
 target=/c""".split()
 
 
-@pytest.mark.usefixtures("images_exist")
+@pytest.mark.usefixtures("images_exist", "grammar")
 @given(st.lists(st.lists(st.sampled_from(PARTS), max_size=4).map("".join), min_size=1, max_size=4))
 def test_words_of_a_disk_mean_to_xl_what_they_meant_together(specs: list[str]) -> None:
     """By libxlutil, which reads them one after the other."""
@@ -236,6 +236,7 @@ def test_words_of_a_disk_mean_to_xl_what_they_meant_together(specs: list[str]) -
     assert after["pdev_path"] == f"{driver}:{before['pdev_path']}"
 
 
+@pytest.mark.usefixtures("grammar")
 @given(st.lists(st.lists(st.sampled_from(PARTS), max_size=4).map("".join), min_size=1, max_size=4))
 def test_a_prefix_counts_in_whichever_word_it_is(specs: list[str]) -> None:
     """libxlutil keeps every text but the prefixes in some field, so what it dropped can be counted."""
