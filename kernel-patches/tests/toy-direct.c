@@ -4,6 +4,7 @@
 #include <err.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/falloc.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -53,7 +54,24 @@ static int add_extents(int ring_fd, const struct blktap_extent *e, uint32_t nr,
 	return rc;
 }
 
-void toy_add_extents(int ring_fd, uint64_t sectors, bool write)
+void toy_move(int fd, off_t from, off_t to, off_t bytes)
+{
+	static char buf[1 << 20];
+	off_t at = from;
+	ssize_t n;
+
+	while ((at = lseek(fd, at, SEEK_DATA)) >= 0 && at < from + bytes) {
+		n = pread(fd, buf, sizeof(buf) < (size_t)(from + bytes - at) ?
+			  sizeof(buf) : (size_t)(from + bytes - at), at);
+		if (n <= 0 || pwrite(fd, buf, (size_t)n, at - from + to) != n)
+			err(1, "move");
+		at += n;
+	}
+	if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, from, bytes) < 0)
+		err(1, "punch");
+}
+
+void toy_add_extents(int ring_fd, uint64_t sectors, uint64_t offset, bool write)
 {
 	struct blktap_extent e[BLKTAP_EXTENT_BATCH];
 	uint32_t n, added;
@@ -66,7 +84,7 @@ void toy_add_extents(int ring_fd, uint64_t sectors, bool write)
 
 			e[n] = (struct blktap_extent) {
 				.sector = at,
-				.offset = at << BLKTAP_SECTOR_SHIFT,
+				.offset = offset + (at << BLKTAP_SECTOR_SHIFT),
 				.nr_sectors = left < TOY_EXTENT ? (uint32_t)left :
 								  TOY_EXTENT,
 				.file = TOY_FILE,

@@ -5,6 +5,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #define TOY_FILE	3	/* the number the file has */
 #define TOY_EXTENT	4096u	/* sectors */
@@ -15,8 +16,11 @@
  */
 void toy_add_file(int ring_fd, const char *path, bool write, int then);
 
-/* The file's sectors at their own places, up to sectors. */
-void toy_add_extents(int ring_fd, uint64_t sectors, bool write);
+/* Sectors of the disk, up to sectors; the first is at that offset in the file, in bytes. */
+void toy_add_extents(int ring_fd, uint64_t sectors, uint64_t offset, bool write);
+
+/* Moves so many bytes within a file, and leaves a hole. */
+void toy_move(int fd, off_t from, off_t to, off_t bytes);
 
 /* All of them, and waits until they are drained. */
 void toy_withdraw(int ring_fd);

@@ -14,7 +14,8 @@
  * the file), append=1 (takes O_DIRECT from the file, and gives it O_APPEND, when the
  * driver has it), place=PATH (the file for these, if not FILE), bad=1 (first prints how
  * wrong files and extents are refused). SIGUSR2 withdraws all extents, waits
- * until they are drained, and adds them again the next time. SIGTERM removes the device and exits (says "busy" and goes on
+ * until they are drained, and adds them again the next time; hop=1: the disk is half of the file, and its data moves to the
+ * other half between. SIGTERM removes the device and exits (says "busy" and goes on
  * if it is open), SIGUSR1 does so by force, SIGHUP takes over the file's size.
  * Prints "ready" when the device is there. Exit status 1 and a line on stderr
  * on a failed call.
@@ -41,7 +42,7 @@
 #include "toy-direct.h"
 
 struct options {
-	bool resume, hold, ro, flush, fua, zeroes, discard, remap, bad, append;
+	bool resume, hold, ro, flush, fua, zeroes, discard, remap, bad, append, hop;
 	unsigned int delay, entries, maxio, block, ioopt, extents;
 	const char *evil, *place;
 };
@@ -54,7 +55,7 @@ struct server {
 	struct blktap_sqe *sqes;
 	struct blktap_cqe *cqes;
 	uint32_t entries;
-	uint64_t sectors;
+	uint64_t sectors, offset;
 	bool withdrawn;
 };
 
@@ -165,7 +166,7 @@ static void set_up(struct server *s, int minor)
 	if (s->opt.bad)
 		toy_bad_extents(s->ring_fd, s->opt.place, s->sectors);
 	if (s->opt.extents)
-		toy_add_extents(s->ring_fd, s->sectors, s->opt.extents == 1);
+		toy_add_extents(s->ring_fd, s->sectors, s->offset, s->opt.extents == 1);
 }
 
 static int enter(struct server *s, struct blktap_enter *arg)
@@ -185,7 +186,7 @@ static void post(struct server *s, const struct blktap_cqe *cqe)
 static int do_io(struct server *s, const struct blktap_sqe *e)
 {
 	size_t len = (size_t)e->nr_sectors << BLKTAP_SECTOR_SHIFT;
-	off_t pos = (off_t)(e->sector << BLKTAP_SECTOR_SHIFT);
+	off_t pos = (off_t)(s->offset + (e->sector << BLKTAP_SECTOR_SHIFT));
 	ssize_t done = (ssize_t)len;
 
 	switch (e->op) {
@@ -332,7 +333,7 @@ static void answer(struct server *s, const struct blktap_sqe *e)
 	    !(e->flags & BLKTAP_RQ_DIRECT_FAILED)) {
 		cqe.code = BLKTAP_CQE_REMAP;
 		cqe.file = TOY_FILE;
-		cqe.offset = e->sector << BLKTAP_SECTOR_SHIFT;
+		cqe.offset = s->offset + (e->sector << BLKTAP_SECTOR_SHIFT);
 	} else {
 		cqe.result = do_io(s, e);
 	}
@@ -365,6 +366,19 @@ static void serve_ring(struct server *s)
 	} while (arg.submitted && !s->opt.hold);
 }
 
+/* With hop, no data is any more where the extents had it. */
+static void withdraw(struct server *s)
+{
+	uint64_t half = s->sectors << BLKTAP_SECTOR_SHIFT;
+	uint64_t other = s->offset ? 0 : half;
+
+	toy_withdraw(s->ring_fd);
+	if (!s->opt.hop)
+		return;
+	toy_move(s->file, (off_t)s->offset, (off_t)other, (off_t)half);
+	s->offset = other;
+}
+
 /* True when the device is gone. */
 static bool on_signal(struct server *s, int signo)
 {
@@ -383,9 +397,9 @@ static bool on_signal(struct server *s, int signo)
 	}
 	if (signo == SIGUSR2) {
 		if (s->withdrawn)
-			toy_add_extents(s->ring_fd, s->sectors, s->opt.extents == 1);
+			toy_add_extents(s->ring_fd, s->sectors, s->offset, s->opt.extents == 1);
 		else
-			toy_withdraw(s->ring_fd);
+			withdraw(s);
 		s->withdrawn = !s->withdrawn;
 		say(s->withdrawn ? "withdrawn" : "added");
 		return false;
@@ -417,7 +431,7 @@ static int do_serve(int minor, const char *path, const struct options *opt)
 	s.file = open(path, O_RDWR | O_CLOEXEC);
 	if (s.file < 0)
 		err(1, "%s", path);
-	s.sectors = file_sectors(s.file);
+	s.sectors = file_sectors(s.file) / (s.opt.hop ? 2 : 1);
 	if (!s.opt.place)
 		s.opt.place = path;
 	set_up(&s, minor);
@@ -484,6 +498,8 @@ static void parse_option(struct options *o, const char *arg)
 		o->bad = v;
 	else if (IS("append"))
 		o->append = v;
+	else if (IS("hop"))
+		o->hop = v;
 	else if (IS("place"))
 		o->place = eq + 1;
 	else if (IS("evil"))
