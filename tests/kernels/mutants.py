@@ -49,7 +49,7 @@ MUTANTS = (
     Mutant(
         "a request is completed twice",
         "kasan",
-        "enter.c",
+        "queue.c",
         "\tblk_mq_end_request(rq, status);\n",
         "\tblk_mq_end_request(rq, status);\n\tblk_mq_end_request(rq, status);\n",
         r"refcount_t: underflow|KASAN|BUG|WARNING: ",
@@ -66,7 +66,7 @@ MUTANTS = (
     Mutant(
         "the buffer of bvecs is one too short",
         "kasan",
-        "device.c",
+        "queue.c",
         "struct_size_t(struct blktap_rq, bvec, tap->max_bvecs)",
         "sizeof(struct blktap_rq)",
         r"KASAN: |UBSAN: |BUG: |general protection",
@@ -123,15 +123,19 @@ class MutantError(Exception):
     """A mutant can't be made."""
 
 
+def mutated(mutant: Mutant) -> str:
+    """The file with the fault."""
+    text = (ROOT / "kernel-patches/src" / mutant.file).read_text(encoding="utf-8")
+    if text.count(mutant.old) != 1:
+        raise MutantError(f"{mutant.name}: {mutant.file} has its text {text.count(mutant.old)} times; say it anew")
+    return text.replace(mutant.old, mutant.new)
+
+
 def module(mutant: Mutant, directory: Path, headers: Path) -> Path:
     """The driver with the fault, built in `directory`."""
     tree = directory / "kernel-patches"
     shutil.copytree(ROOT / "kernel-patches", tree)
-    source = tree / "src" / mutant.file
-    text = source.read_text(encoding="utf-8")
-    if text.count(mutant.old) != 1:
-        raise MutantError(f"{mutant.name}: {mutant.file} has its text {text.count(mutant.old)} times; say it anew")
-    source.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+    (tree / "src" / mutant.file).write_text(mutated(mutant), encoding="utf-8")
     result = builder.run(["make", "-s", "-C", str(tree), f"KDIR={headers}", f"OUT={directory}/out"], ROOT)
     if result.returncode:
         raise MutantError(f"{mutant.name}: does not build\n{result.stdout[-3000:]}")

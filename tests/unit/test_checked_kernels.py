@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernels import __main__ as kernels
+from tests.kernels import mutants
 from tests.lib.checkkernel import KERNELS
 
 GOOD = kernels.Run("kcsan", "6.1.1", "KCSAN", 84, 0, 3000.0, (12, 0), "abc", "def", "2026-11-29")
@@ -39,6 +40,11 @@ def test_the_page_is_whole_when_every_kernel_has_passed_with_this_driver() -> No
 
 def test_the_page_tells_races_of_the_driver_from_others() -> None:
     assert "| `kcsan` | 6.1.1 | KCSAN | 84 of 84 | 0 in the driver, 12 elsewhere | 50 | def, 2026-11-29 |" in kernels.page([GOOD])
+
+
+@pytest.mark.parametrize("mutant", mutants.MUTANTS, ids=[mutant.name for mutant in mutants.MUTANTS])
+def test_a_fault_that_is_put_into_the_driver_has_its_place_there(mutant: mutants.Mutant) -> None:
+    assert mutant.new in mutants.mutated(mutant)
 
 
 def test_a_run_is_kept_until_the_next_of_its_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
