@@ -261,7 +261,7 @@ struct blktap_ring {
 #define BLKTAP_RQ_NOUNMAP	(1u << 1)
 /* the kernel tried it in a file: an error, or less than all */
 #define BLKTAP_RQ_DIRECT_FAILED	(1u << 2)
-/* an extent, or a REMAP, has a place for it, but the file can't take it there */
+/* an extent, or a REMAP, has a place for it, but the file can't take it there now */
 #define BLKTAP_RQ_UNFIT		(1u << 3)
 
 struct blktap_sqe {
@@ -288,7 +288,7 @@ struct blktap_cqe {
 	__u8 code;
 	__u8 reserved0;
 	__u64 offset;		/* REMAP: bytes, a multiple of 512; else 0 */
-	__u32 file;		/* REMAP: its number; else 0 */
+	__u32 file;		/* REMAP: one registered for it; else 0 */
 	__u32 reserved1;
 	__u64 reserved2[4];
 };

@@ -283,6 +283,8 @@ void blktap_running_end(struct blktap *tap, u8 epoch);
 /* rq_lock is held. True if the kernel does the request's I/O: then kick. */
 bool blktap_direct_try(struct blktap *tap, struct request *rq);
 void blktap_direct_kick(struct blktap *tap);
+enum blktap_refusal blktap_check_remap(const struct blktap *tap, struct request *rq,
+				       u32 file);
 /* The server says where the request's data is. It gets back what can't be done there. */
 void blktap_direct_remap(struct blktap *tap, struct request *rq, u32 file, u64 offset);
 void blktap_direct_work(struct work_struct *work);

@@ -147,6 +147,19 @@ static void blktap_direct_give(struct blktap *tap, struct blktap_rq *brq, u8 why
 	blktap_wake(tap);
 }
 
+/* The file has to be one that the server has registered, and for this. */
+enum blktap_refusal blktap_check_remap(const struct blktap *tap, struct request *rq,
+				       u32 file)
+{
+	const struct blktap_target *target = &tap->targets[file];
+
+	if (req_op(rq) != REQ_OP_READ && req_op(rq) != REQ_OP_WRITE)
+		return BLKTAP_CQE_BAD_CODE;
+	if (!target->file || (op_is_write(req_op(rq)) && !target->write))
+		return BLKTAP_CQE_BAD_PLACE;
+	return BLKTAP_CQE_GOOD;
+}
+
 void blktap_direct_remap(struct blktap *tap, struct request *rq, u32 file,
 			 u64 offset)
 {

@@ -78,11 +78,6 @@ static void blktap_fault(struct blktap *tap, const char *what)
 			    tap->task, what);
 }
 
-static bool blktap_has_data(struct request *rq)
-{
-	return req_op(rq) == REQ_OP_READ || req_op(rq) == REQ_OP_WRITE;
-}
-
 /* Ends, requeues or remaps the request; -EINTR leaves everything as it was. */
 static int blktap_complete(struct blktap *tap, const struct blktap_cqe *cqe)
 {
@@ -153,9 +148,8 @@ static int blktap_consume(struct blktap *tap, struct blktap_enter *enter)
 		blktap_snapshot(&q->cqes[q->cq_head & (q->entries - 1)], &cqe);
 		why = blktap_check_cqe(&cqe, q->held_ids, q->entries,
 				       tap->features);
-		if (why == BLKTAP_CQE_GOOD && cqe.code == BLKTAP_CQE_REMAP &&
-		    !blktap_has_data(q->held[cqe.tag]))
-			why = BLKTAP_CQE_BAD_CODE;
+		if (why == BLKTAP_CQE_GOOD && cqe.code == BLKTAP_CQE_REMAP)
+			why = blktap_check_remap(tap, q->held[cqe.tag], cqe.file);
 		bytes = 0;
 		if (why == BLKTAP_CQE_GOOD) {
 			bytes = blk_rq_bytes(q->held[cqe.tag]);

@@ -36,7 +36,7 @@ const char *blktap_refusal_text(enum blktap_refusal why)
 	case BLKTAP_CQE_BAD_RESULT:
 		return "result out of range";
 	case BLKTAP_CQE_BAD_PLACE:
-		return "file or offset out of range";
+		return "file not registered for it, or offset out of range";
 	case BLKTAP_CQE_BAD_RESERVED:
 		return "reserved field not zero";
 	}

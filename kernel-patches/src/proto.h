@@ -46,7 +46,7 @@ enum blktap_refusal {
 	BLKTAP_CQE_BAD_ID,	/* the tag is held by another request */
 	BLKTAP_CQE_BAD_CODE,	/* unknown, or of a feature that was not granted */
 	BLKTAP_CQE_BAD_RESULT,	/* outside [-4095, 0], or not 0 with REQUEUE and REMAP */
-	BLKTAP_CQE_BAD_PLACE,	/* file or offset */
+	BLKTAP_CQE_BAD_PLACE,	/* file, or what it was registered for, or offset */
 	BLKTAP_CQE_BAD_RESERVED,
 };
 

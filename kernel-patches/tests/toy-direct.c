@@ -42,6 +42,16 @@ void toy_add_file(int ring_fd, const char *path, bool write, int then)
 	close(fd);
 }
 
+void toy_add_file_to_read(int ring_fd, const char *path, uint32_t number)
+{
+	int fd = open_direct(path, O_RDWR | O_DIRECT);
+	int rc = add_file(ring_fd, fd, number, 0);
+
+	if (rc)
+		errx(1, "ADD_FILE %s: %s", path, strerror(-rc));
+	close(fd);
+}
+
 static int add_extents(int ring_fd, const struct blktap_extent *e, uint32_t nr,
 		       uint32_t *added)
 {

@@ -16,6 +16,9 @@
  */
 void toy_add_file(int ring_fd, const char *path, bool write, int then);
 
+/* The same, under another number and for reading only. */
+void toy_add_file_to_read(int ring_fd, const char *path, uint32_t number);
+
 /* Sectors of the disk, up to sectors; the first is at that offset in the file, in bytes. */
 void toy_add_extents(int ring_fd, uint64_t sectors, uint64_t offset, bool write);
 

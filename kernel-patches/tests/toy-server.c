@@ -231,6 +231,12 @@ static int enter_in_child(struct server *s, struct blktap_enter *arg)
 	return -WEXITSTATUS(status);
 }
 
+/* Which requests are answered wrongly. */
+static uint8_t evil_op(const char *mode)
+{
+	return strcmp(mode, "remapwrite") ? BLKTAP_OP_READ : BLKTAP_OP_WRITE;
+}
+
 /* Answers e wrongly once; true if e has been answered for good. */
 static bool be_evil(struct server *s, const struct blktap_sqe *e)
 {
@@ -263,11 +269,17 @@ static bool be_evil(struct server *s, const struct blktap_sqe *e)
 			.id = e->id, .tag = e->tag, .code = BLKTAP_CQE_REMAP,
 			.offset = 511,
 		};
-	else if (!strcmp(mode, "remapnone")) {
-		/* no such file: comes back as one that failed */
-		cqe.code = BLKTAP_CQE_REMAP;
-		cqe.file = 9;
-		answered = true;
+	else if (!strcmp(mode, "remapnone"))
+		cqe = (struct blktap_cqe) {
+			.id = e->id, .tag = e->tag, .code = BLKTAP_CQE_REMAP,
+			.file = 9,
+		};
+	else if (!strcmp(mode, "remapwrite")) {
+		toy_add_file_to_read(s->ring_fd, s->opt.place, 4);
+		cqe = (struct blktap_cqe) {
+			.id = e->id, .tag = e->tag, .code = BLKTAP_CQE_REMAP,
+			.file = 4, .offset = 300u << 20,
+		};
 	} else if (!strcmp(mode, "positive"))
 		cqe.result = 512;
 	else if (!strcmp(mode, "toolow"))
@@ -359,7 +371,7 @@ static void serve_ring(struct server *s)
 			__atomic_store_n(&s->ring->sq_head, ++head, __ATOMIC_RELEASE);
 			if (s->opt.hold)
 				continue;
-			if (s->opt.evil && e.op == BLKTAP_OP_READ && be_evil(s, &e))
+			if (s->opt.evil && e.op == evil_op(s->opt.evil) && be_evil(s, &e))
 				continue;
 			answer(s, &e);
 		}

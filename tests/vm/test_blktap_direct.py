@@ -2,6 +2,7 @@
 """The kernel driver's own I/O: requests inside extents are served in files, the others by the server."""
 
 import random
+import re
 import time
 
 import pytest
@@ -305,12 +306,28 @@ def test_a_disk_may_lie_on_another_of_ours(tap: Tap) -> None:
         tap.remove()
 
 
-def test_a_place_that_is_not_there_comes_back_to_the_server(tap: Tap) -> None:
+REFUSED = r"blktap2 blktap\d+: completion refused: file not registered for it"
+
+
+def test_a_place_in_a_file_that_was_not_registered_is_refused(tap: Tap) -> None:
+    """And logged; the request waits for another answer."""
+    tap.bed.expect_log(REFUSED)
     tap.bed.run(f"cp /root/random {tap.file} && truncate -s 400M {tap.file}")
     tap.start(evil="remapnone")
     tap.bed.run(f"cmp -n 1048576 {tap.device} /root/random", timeout=60)
-    tap.expect("evil remapnone ret=0")
-    assert tap.count("refused") == 0
+    tap.expect("evil remapnone ret=0 completed=1 refused=1\n")
+    assert tap.count("refused") == 1
+    assert re.search(REFUSED, tap.bed.dmesg())
+
+
+def test_a_write_to_a_file_that_was_registered_for_reading_is_refused(tap: Tap) -> None:
+    tap.bed.expect_log(REFUSED)
+    tap.start(evil="remapwrite")
+    tap.bed.run(f"dd if=/root/random of={tap.device} bs=4k count=256 oflag=direct status=none", timeout=60)
+    tap.expect("evil remapwrite ret=0 completed=1 refused=1\n")
+    assert tap.count("refused") == 1
+    tap.bed.run(f"cmp -n 1048576 {tap.file} /root/random && cmp -n 1048576 -i $((300 << 20)):0 {tap.file} /dev/zero")
+    assert re.search(REFUSED, tap.bed.dmesg())
 
 
 @ON_BOTH_KERNELS
