@@ -6,6 +6,7 @@
 #include <limits.h>
 #include <poll.h>
 #include <signal.h>
+#include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -108,29 +109,30 @@ static bool may_restart(struct guard *g)
 	       now - g->deaths[0] > GUARDIAN_PERIOD_S * SECOND_NS;
 }
 
-/* In a child: the program with its options, fd and what is told last. Returns if that can't be. */
-static void become(const char *path, char *const *argv, int fd, char *last)
-{
+struct arguments {
 	char guardian[32];
-	char *args[64];
-	size_t n = 0;
-	sigset_t none;
+	char *argv[64];
+};
 
-	sigemptyset(&none);
-	sigprocmask(SIG_SETMASK, &none, NULL);
-	snprintf(guardian, sizeof(guardian), "--guardian=%d", fd);
+/* Those of the program's options, fd and what is told last. */
+static void fill_arguments(struct arguments *args, char *const *argv, int fd,
+			   char *last)
+{
+	size_t n = 0;
+
+	snprintf(args->guardian, sizeof(args->guardian), "--guardian=%d", fd);
 	for (; argv[n] && n < 60; n++)
-		args[n] = argv[n];
-	args[n++] = guardian;
-	args[n++] = last;
-	args[n] = NULL;
-	fcntl(fd, F_SETFD, 0);
-	execv(path, args);
+		args->argv[n] = argv[n];
+	args->argv[n++] = args->guardian;
+	args->argv[n++] = last;
+	args->argv[n] = NULL;
 }
 
 static _Noreturn void run_ward(const struct guard *g, int fd)
 {
 	char succeed[GUARDIAN_WARDS * 12 + 16];
+	struct arguments args;
+	sigset_t none;
 	size_t len;
 
 	setsid();
@@ -138,7 +140,11 @@ static _Noreturn void run_ward(const struct guard *g, int fd)
 	for (unsigned int i = 0; i < g->nr_wards; i++)
 		len += (size_t)snprintf(succeed + len, sizeof(succeed) - len,
 					"%s%d", i ? "," : "", g->wards[i]);
-	become(g->path, g->argv, fd, succeed);
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	fill_arguments(&args, g->argv, fd, succeed);
+	fcntl(fd, F_SETFD, 0);
+	execv(g->path, args.argv);
 	log_error("cannot start another tapdisk path=%s err=%d", g->path, errno);
 	_exit(127);
 }
@@ -252,34 +258,11 @@ void guardian_run(int fd, int ward, char *const *argv)
 	guard(&g);
 }
 
-/*
- * Later on there are mappings that a child would keep: of the engine's ring, which
- * would keep our end of the socket, and of images, which would keep their locks.
- */
-static _Noreturn void exec_guardian(int fd, int ward, char *const *argv)
+/* rc: the child's pid. */
+static int started(struct guardian *g, const int *sv, int rc)
 {
-	char guards[32];
-
-	snprintf(guards, sizeof(guards), "--guards=%d", ward);
-	become("/proc/self/exe", argv, fd, guards);
-	_exit(127);
-}
-
-static int start(struct guardian *g, char *const *argv,
-		 void (*run)(int fd, int ward, char *const *argv))
-{
-	int sv[2], pid = getpid(), rc;
-
-	g->fd = -1;
-	g->argv = argv;
-	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sv))
-		return -errno;
-	rc = fork();
-	if (!rc)
-		run(sv[1], pid, argv);
 	close(sv[1]);
 	if (rc < 0) {
-		rc = -errno;
 		close(sv[0]);
 		return rc;
 	}
@@ -290,7 +273,54 @@ static int start(struct guardian *g, char *const *argv,
 
 int guardian_start(struct guardian *g, char *const *argv)
 {
-	return start(g, argv, guardian_run);
+	int sv[2], pid = getpid(), rc;
+
+	g->fd = -1;
+	g->argv = argv;
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sv))
+		return -errno;
+	rc = fork();
+	if (!rc)
+		guardian_run(sv[1], pid, argv);
+	return started(g, sv, rc < 0 ? -errno : rc);
+}
+
+/*
+ * Later on there are mappings that a child would keep: of the engine's ring, which
+ * would keep our end of the socket, and of images, which would keep their locks. And there
+ * is direct I/O under way, whose pages a fork would have us copy while it goes to the
+ * others (open(2), O_DIRECT): a child that shares our memory until it is another program.
+ */
+static int spawn_guardian(struct guardian *g)
+{
+	posix_spawn_file_actions_t actions;
+	posix_spawnattr_t attr;
+	struct arguments args;
+	char guards[32];
+	sigset_t none;
+	int sv[2], rc;
+	pid_t pid;
+
+	g->fd = -1;
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sv))
+		return -errno;
+	snprintf(guards, sizeof(guards), "--guards=%d", (int)getpid());
+	fill_arguments(&args, g->argv, sv[1], guards);
+	sigemptyset(&none);
+	posix_spawn_file_actions_init(&actions);
+	posix_spawnattr_init(&attr);
+	/* onto itself: it stays open in the new program */
+	rc = posix_spawn_file_actions_adddup2(&actions, sv[1], sv[1]);
+	if (!rc)
+		rc = posix_spawnattr_setsigmask(&attr, &none);
+	if (!rc)
+		rc = posix_spawnattr_setflags(&attr, POSIX_SPAWN_SETSIGMASK);
+	if (!rc)
+		rc = posix_spawn(&pid, "/proc/self/exe", &actions, &attr,
+				 args.argv, environ);
+	posix_spawnattr_destroy(&attr);
+	posix_spawn_file_actions_destroy(&actions);
+	return started(g, sv, rc ? -rc : pid);
 }
 
 void guardian_adopt(struct guardian *g, char *const *argv, int fd)
@@ -308,7 +338,7 @@ static void start_again(struct io_timer *timer)
 
 	if (g->child)
 		waitpid(g->child, NULL, WNOHANG);
-	rc = start(g, g->argv, exec_guardian);
+	rc = spawn_guardian(g);
 	if (!rc)
 		guardian_watch(g, g->engine);
 	else

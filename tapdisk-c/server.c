@@ -111,6 +111,17 @@ void server_set_leaving(struct server *server, bool leaving)
 		vbd_note(server->vbds[i]);
 }
 
+int server_note_all(struct server *server, struct error *err)
+{
+	for (unsigned int i = 0; i < server->nr; i++) {
+		int rc = vbd_note_now(server->vbds[i], err);
+
+		if (rc)
+			return rc;
+	}
+	return 0;
+}
+
 bool server_is_leaving(const struct server *server)
 {
 	return server->leaving;

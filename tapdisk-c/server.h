@@ -112,6 +112,8 @@ void server_snapshot_settle(struct server *server, int minor);
  */
 void server_keep_files(struct server *server);
 bool server_keeps_files(const struct server *server);
+/* disk.<minor> of each is written anew. */
+int server_note_all(struct server *server, struct error *err);
 /* All disks are being paused for another process, which may begin with any of them. */
 bool server_leaves_all(const struct server *server);
 void server_set_leaving(struct server *server, bool leaving);

@@ -24,10 +24,12 @@
 /* The guests may be waiting meanwhile. */
 #define MAKER_MS 10000u
 
+/* ms 0: there is none. */
 static void limit(struct vbd *vbd, unsigned int ms)
 {
 	engine_timer_cancel(vbd->engine, &vbd->drain_timer);
-	engine_timer_set(vbd->engine, &vbd->drain_timer,
+	if (ms)
+		engine_timer_set(vbd->engine, &vbd->drain_timer,
 			 engine_now(vbd->engine) + ms * NSEC_PER_MSEC);
 }
 
@@ -39,7 +41,8 @@ bool vbd_group_waits(const struct vbd *vbd)
 void vbd_group_wait(struct vbd *vbd, enum group group)
 {
 	vbd->group = group;
-	limit(vbd, MAKER_MS);
+	/* While it is merely ready no request waits, and other disks may take their time until they are. */
+	limit(vbd, group == GROUP_READY ? vbd->drain_ms : MAKER_MS);
 	vbd_drain_answer(vbd, 0, NULL);
 }
 

@@ -8,6 +8,7 @@
  *   vbd-inactive.c  an image that somebody else still has
  *   vbd-retry.c  requests whose image failed: they wait and are tried again
  *   vbd-stats.c  counting
+ *   vbd-note.c   what the next tapdisk finds
  *
  * A request is in one of three places: with the image (inflight - nr_waiting
  * of them), on the list waiting, or answered.
@@ -51,6 +52,8 @@ struct vbd {
 	bool adopted;			/* from another process: the transports are not started yet */
 	bool reopen;			/* and nobody has paused it */
 	struct diskfile note;		/* what no other field says */
+	struct io_timer note_timer;	/* set while disk.<minor> can't be written */
+	int note_failed;		/* why not */
 	unsigned int inflight;
 	struct error unready;		/* why it was not opened; code 0: it was */
 	int lost;			/* a flush that another asked for failed: -errno for the user's next one */
@@ -125,6 +128,10 @@ int vbd_start_all(struct vbd *vbd, struct error *err);
 /* The disk as vbd->info says, without an image: its requests wait. */
 int vbd_open_held(struct vbd *vbd, const char *args, bool readonly,
 		  struct error *err);
+
+/* vbd-note.c */
+void vbd_note_init(struct vbd *vbd);
+void vbd_note_destroy(struct vbd *vbd);
 
 /* vbd-inactive.c */
 void vbd_inactive_init(struct vbd *vbd);

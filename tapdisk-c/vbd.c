@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include "common/log.h"
-#include "common/process.h"
 #include "transport/blktap.h"
 #include "transport/minor.h"
 #include "transport/open.h"
@@ -36,6 +35,7 @@ static struct vbd *vbd_new(struct server *server, int minor)
 	vbd_retry_init(vbd);
 	vbd_drain_init(vbd);
 	vbd_inactive_init(vbd);
+	vbd_note_init(vbd);
 	vbd_stats_describe(vbd);
 	return vbd;
 }
@@ -46,6 +46,7 @@ static void vbd_free(struct vbd *vbd)
 	if (vbd->claim >= 0)
 		close(vbd->claim);
 	vbd_inactive_end(vbd);
+	vbd_note_destroy(vbd);
 	vbd_retry_destroy(vbd);
 	stats_page_free(vbd->stats);
 	free(vbd->args);
@@ -206,32 +207,6 @@ static int start_all(struct vbd *vbd, struct error *err)
 	return 0;
 }
 
-void vbd_note(struct vbd *vbd)
-{
-	struct diskfile *note = &vbd->note;
-
-	if (vbd->minor < 0 || !server_keeps_files(vbd->server))
-		return;
-	if (!vbd->args) {
-		diskfile_forget(vbd->minor, getpid());
-		return;
-	}
-	note->minor = vbd->minor;
-	note->pid = getpid();
-	note->born = process_born(note->pid);
-	note->args = vbd->args;
-	note->kept_for = vbd->kept_for;
-	note->readonly = vbd->readonly;
-	/* Paused to be left, it is not for the next one. */
-	if (!server_leaves_all(vbd->server))
-		note->paused = !vbd->image && !vbd->reopen;
-	note->lost = vbd->lost;
-	note->sectors = vbd->info.sectors;
-	note->sector_size = vbd->info.sector_size;
-	note->retry = vbd->retry;
-	diskfile_write(note);
-}
-
 static bool is_first(const struct vbd *vbd, const struct transport *from)
 {
 	return !from || vbd->transports.next == &from->link;
@@ -242,8 +217,8 @@ static void set_lost(struct vbd *vbd, int err)
 	if (vbd->lost == err)
 		return;
 	vbd->lost = err;
-	/* The kernel does not tell the next tapdisk either. Nobody takes over what is being closed. */
-	if (vbd->args && vbd->drain != DRAIN_CLOSE)
+	/* The kernel does not tell the next tapdisk either. */
+	if (vbd->args)
 		vbd_note(vbd);
 }
 
@@ -290,26 +265,6 @@ void vbd_told(struct vbd *vbd, struct transport *from)
 		from->lost = 0;
 	if (is_first(vbd, from) || !first_wrote(vbd))
 		set_lost(vbd, 0);
-}
-
-void vbd_set_owner(struct vbd *vbd, int owner)
-{
-	vbd->note.owner = owner;
-	if (vbd->args)
-		vbd_note(vbd);
-}
-
-int vbd_keep(struct vbd *vbd, const char *kept_for, struct error *err)
-{
-	char *copy = kept_for ? strdup(kept_for) : NULL;
-
-	if (kept_for && !copy)
-		return error_set(err, -ENOMEM, "minor %d: out of memory",
-				 vbd->minor);
-	free(vbd->kept_for);
-	vbd->kept_for = copy;
-	vbd_set_owner(vbd, 0);
-	return 0;
 }
 
 int vbd_adopt(struct vbd *vbd, const struct diskfile *file, struct error *err)

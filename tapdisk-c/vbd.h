@@ -36,8 +36,14 @@ struct vbd_request {
 	bool gave_up;			/* waits for `tap-ctl unpause` */
 };
 
-/* Writes disk.<minor> as things are now; removes it when nothing is open. */
-void vbd_note(struct vbd *vbd);
+/*
+ * Writes disk.<minor> as things are now; removes it when nothing is open. If it can't be
+ * written, which is logged, that is tried again until it can, and what would mislead the next
+ * tapdisk is removed.
+ */
+int vbd_note(struct vbd *vbd);
+/* The same, with a message: for verbs that are not done before it is there. */
+int vbd_note_now(struct vbd *vbd, struct error *err);
 /* Flushes that failed so far, of anybody: who has more at the end than at the beginning has lost something, maybe. */
 unsigned int vbd_losses(const struct vbd *vbd);
 

@@ -100,7 +100,8 @@ def _from_node(store: xenstore.Store, node: str, domid: int, rows: dict[int, dic
         domid=domid,
         vdev=store.read(f"{node}/dev"),
         mode=store.read(f"{node}/mode"),
-        image=store.read(f"{node}/params"),
+        # tap-ctl may have moved it: what the node says is where it began
+        image=f"{row['type']}:{row['path']}" if row.get("type") else store.read(f"{node}/params"),
         device=store.read(f"{node}/physical-device-path"),
         minor=minor,
         pid=row.get("pid"),

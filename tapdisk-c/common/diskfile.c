@@ -39,7 +39,7 @@ static void write_lines(FILE *f, const struct diskfile *file)
 		fprintf(f, "former=%d\n", file->former[i]);
 }
 
-int diskfile_write(const struct diskfile *file)
+static int write_file(const struct diskfile *file)
 {
 	char path[PATH_MAX], new[PATH_MAX];
 	FILE *f = NULL;
@@ -69,9 +69,46 @@ int diskfile_write(const struct diskfile *file)
 	if (rc)
 		unlink(new);
 out:
+	return rc;
+}
+
+static void complain(const struct diskfile *file, int rc)
+{
+	log_error("cannot note the disk for the next tapdisk minor=%d path=%s err=%d",
+		  file->minor, run_dir(), -rc);
+}
+
+int diskfile_write(const struct diskfile *file)
+{
+	int rc = write_file(file);
+
 	if (rc)
-		log_error("cannot note the disk for the next tapdisk minor=%d path=%s err=%d",
-			  file->minor, run_dir(), -rc);
+		complain(file, rc);
+	return rc;
+}
+
+/* Another image, requests that go on though they were to wait, a lost flush that nobody is told, or an end with a script. */
+static bool misleads(const struct diskfile *old, const struct diskfile *file)
+{
+	return strcmp(old->args, file->args) || old->readonly != file->readonly ||
+	       old->paused != file->paused || old->sectors != file->sectors ||
+	       old->owner != file->owner || (file->lost && !old->lost);
+}
+
+int diskfile_update(const struct diskfile *file, bool loud)
+{
+	int rc = write_file(file);
+	struct diskfile old;
+
+	if (!rc)
+		return 0;
+	if (loud)
+		complain(file, rc);
+	if (diskfile_read(&old, file->minor))
+		return rc;
+	if (misleads(&old, file))
+		diskfile_forget(file->minor, 0);
+	diskfile_dispose(&old);
 	return rc;
 }
 

@@ -38,6 +38,11 @@ struct diskfile {
 
 /* minor is set. -errno without a message: it is logged. */
 int diskfile_write(const struct diskfile *file);
+/*
+ * The same; if it fails, a file that says another thing is removed: without one a disk waits for `tap-ctl`, with that it
+ * could go on with an image that is not its own any more. loud: whether a failure is logged.
+ */
+int diskfile_update(const struct diskfile *file, bool loud);
 
 /*
  * -ENOENT: there is none. -EPROTO: not understood, which is logged. The caller

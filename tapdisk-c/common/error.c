@@ -13,6 +13,7 @@ int error_set(struct error *err, int code, const char *fmt, ...)
 		return code;
 	err->code = code;
 	err->holder = 0;
+	err->unanswered = false;
 	va_start(ap, fmt);
 	vsnprintf(err->text, sizeof(err->text), fmt, ap);
 	va_end(ap);

@@ -7,9 +7,12 @@
 #ifndef XENBLK_ERROR_H
 #define XENBLK_ERROR_H
 
+#include <stdbool.h>
+
 struct error {
 	int code;		/* -errno, 0 if none */
 	int holder;		/* -EBUSY: the pid that has the image, 0 if not known */
+	bool unanswered;	/* -ETIMEDOUT: of a tapdisk that has not answered, not what it says */
 	char text[1024];	/* no newline */
 };
 

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
@@ -20,6 +21,7 @@
 #include "control/proto.h"
 
 #define MAX_ERRNO 4095
+#define OLD_DECISION_S 60
 
 static int64_t now_ms(void)
 {
@@ -47,6 +49,12 @@ static int wait_for(int fd, short events, int64_t end_ms)
 	return n ? 0 : -ETIMEDOUT;
 }
 
+static void mark_unanswered(struct error *err)
+{
+	if (err)
+		err->unanswered = true;
+}
+
 static int connect_to(int pid, int64_t end_ms, struct error *err)
 {
 	struct sockaddr_un address = { .sun_family = AF_UNIX };
@@ -61,15 +69,12 @@ static int connect_to(int pid, int64_t end_ms, struct error *err)
 		return error_set(err, -errno, "socket: %s", strerror(errno));
 
 	/* EAGAIN: its queue of connections is full; there is no event for it. */
-	while (connect(fd, (struct sockaddr *)&address, sizeof(address))) {
-		rc = -errno;
-		if (rc == -EINTR)
-			continue;
-		if (rc == -EAGAIN && now_ms() < end_ms) {
+	for (;;) {
+		rc = connect(fd, (struct sockaddr *)&address, sizeof(address)) ? -errno : 0;
+		if (rc == -EAGAIN && now_ms() < end_ms)
 			usleep(10000);
-			continue;
-		}
-		break;
+		else if (rc != -EINTR)
+			break;
 	}
 	if (!rc)
 		return fd;
@@ -80,8 +85,11 @@ static int connect_to(int pid, int64_t end_ms, struct error *err)
 				 address.sun_path);
 	if (rc == -EAGAIN)
 		rc = -ETIMEDOUT;
-	return error_set(err, rc, "tapdisk %d: %s: %s", pid, address.sun_path,
-			 strerror(-rc));
+	error_set(err, rc, "tapdisk %d: %s: %s", pid, address.sun_path,
+		  strerror(-rc));
+	if (rc == -ETIMEDOUT)
+		mark_unanswered(err);
+	return rc;
 }
 
 static int receive(int fd, char *answer, int64_t end_ms, size_t *len)
@@ -186,10 +194,11 @@ int control_receive(int fd, int pid, json_t **reply, int timeout_ms,
 	if (!answer)
 		return error_set(err, -ENOMEM, "out of memory");
 	rc = receive(fd, answer, end_of(timeout_ms), &len);
-	if (rc == -ETIMEDOUT)
+	if (rc == -ETIMEDOUT) {
 		error_set(err, rc, "tapdisk %d: no answer in %d s; it may still "
 			  "do it, see `tap-ctl list`", pid, timeout_ms / 1000);
-	else if (rc)
+		mark_unanswered(err);
+	} else if (rc)
 		error_set(err, rc, "tapdisk %d: no answer: %s", pid,
 			  strerror(-rc));
 	else
@@ -263,6 +272,7 @@ static void remove_if_stale(int dir, const char *name)
 {
 	char text[32] = "";
 	int fd, minor, pid = 0;
+	struct stat st;
 	char c;
 
 	if (sscanf(name, "stats%d.%d%c", &pid, &minor, &c) != 2 &&
@@ -279,6 +289,11 @@ static void remove_if_stale(int dir, const char *name)
 		if (fd >= 0)
 			close(fd);
 	}
+	/* Who waits for that one gives up sooner: vbd-group.c */
+	if (sscanf(name, "snapshot.%d.%*[0-9a-f]%c", &pid, &c) == 1 &&
+	    (fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) ||
+	     time(NULL) - st.st_mtime < OLD_DECISION_S))
+		pid = 0;
 	if (is_dead(pid))
 		unlinkat(dir, name, 0);
 }

@@ -12,12 +12,14 @@
 
 static void go_on(struct leave *leave)
 {
+	struct vbd_view view;
 	struct error err;
 
 	server_set_leaving(leave->server, false);
-	for (int minor = 0; minor < BLKTAP_MAX_MINORS; minor++)
-		if (leave->paused[minor] &&
-		    server_unpause(leave->server, minor, NULL, &err))
+	/* One whose pause was called off goes on by itself. */
+	for (unsigned int i = 0; server_vbd(leave->server, i, &view); i++)
+		if (leave->paused[view.minor] && view.state & VBD_PAUSED &&
+		    server_unpause(leave->server, view.minor, NULL, &err))
 			log_error("requests wait for `tap-ctl unpause`: %s",
 				  err.text);
 }

@@ -234,6 +234,11 @@ void owners_created(struct owners *owners, int minor)
 		owner_free(owner);
 }
 
+bool owners_has(struct owners *owners, int minor)
+{
+	return find(owners, minor, false);
+}
+
 bool owners_forget(struct owners *owners, int minor)
 {
 	struct owner *owner = find(owners, minor, false);

@@ -39,6 +39,8 @@ int owners_create(struct owners *owners, int minor, int pid,
 /* Its image is open: whoever created it, if still there, is not its owner for that. */
 void owners_created(struct owners *owners, int minor);
 
+/* But who creates it. */
+bool owners_has(struct owners *owners, int minor);
 /* The VBD no longer has an owner but who creates it; false if it had none. */
 bool owners_forget(struct owners *owners, int minor);
 /* The VBD is no longer attached. */

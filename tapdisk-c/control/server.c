@@ -188,7 +188,8 @@ static bool make_room(struct control_server *control)
 	list_for_each(pos, &control->clients) {
 		struct client *client = container_of(pos, struct client, link);
 
-		if (client->state != RUNNING && client->call.making < 0) {
+		if (client->state != RUNNING && client->call.making < 0 &&
+		    control->leave.left_by != &client->call) {
 			client_close(client);
 			return true;
 		}

@@ -292,12 +292,14 @@ static void do_keep(struct control_call *call, const struct request *req)
 	struct error err;
 	int rc;
 
-	if (!owners_forget(call->owners, (int)req->minor))
+	if (!owners_has(call->owners, (int)req->minor))
 		rc = error_set(&err, -ESRCH, "minor %lld has no owner, or lost "
 			       "it", (long long)req->minor);
 	else
 		rc = server_keep(call->server, (int)req->minor, req->kept_for,
 				 &err);
+	if (!rc)
+		owners_forget(call->owners, (int)req->minor);
 	answer_rc(call, rc, &err);
 }
 
@@ -446,6 +448,7 @@ static void do_yield(struct control_call *call, const struct request *req)
 {
 	struct vbd_view view;
 	struct error err;
+	int rc;
 
 	if (call->leave->left_by) {
 		answer_rc(call, error_set(&err, -EALREADY, "its disks are left already"),
@@ -456,6 +459,12 @@ static void do_yield(struct control_call *call, const struct request *req)
 	if (!server_vbd(call->server, 0, &view)) {
 		answer_rc(call, error_set(&err, -ENODEV, "tapdisk %d has no disks",
 					  (int)getpid()), &err);
+		return;
+	}
+	/* Those that the heir would not find. */
+	rc = server_note_all(call->server, &err);
+	if (rc) {
+		answer_rc(call, rc, &err);
 		return;
 	}
 	call->heir = (int)req->heir;

@@ -102,6 +102,13 @@ void server_set_leaving(struct server *server, bool leaving)
 	(void)leaving;
 }
 
+int server_note_all(struct server *s, struct error *err)
+{
+	(void)s;
+	(void)err;
+	return 0;
+}
+
 bool server_is_leaving(const struct server *server)
 {
 	(void)server;

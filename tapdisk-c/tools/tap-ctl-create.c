@@ -71,7 +71,7 @@ int cmd_create(const struct options *opt, struct error *err)
 	if (rc)
 		goto fail;
 	rc = vbd_open(pid, minor, opt, opt->owner, opt->timeout_ms, err);
-	if (rc == -ETIMEDOUT) {
+	if (rc == -ETIMEDOUT && err->unanswered) {
 		tapdisk_abandon(pid, minor);
 		return error_set(err, rc, "%s: not open after %d s; is its file "
 				 "server or disk stuck?", opt->args,

@@ -101,6 +101,7 @@ def test_a_disk_that_does_not_drain_goes_on(served: Guarded, tmp_path: Path) -> 
         done = upgrade(disk, "-m", str(MINOR), "-t", "1")
         assert done.returncode == 1 and f"tapdisk {disk.pid} goes on: " in done.stderr
         rules.off()
+        assert "requests wait for" not in disk.log(), "none was paused"
         assert "read 65536/65536" in reader.communicate(timeout=30)[0]
 
 

@@ -35,12 +35,13 @@ def check(bed: Bed, device: str) -> Result:
 
 
 class DiskLoad:
-    """Reads and writes of 4 to 64 KiB, eight at a time, some of them to new blocks. Only a disk's one load remembers."""
+    """Reads and writes of 4 to 64 KiB, eight at a time, in the disk's first `blocks` of 2 MiB, some of them to new blocks. Only a
+    disk's one load remembers."""
 
-    def __init__(self, bed: Bed, device: str, seed: int) -> None:
+    def __init__(self, bed: Bed, device: str, seed: int, blocks: int = 1) -> None:
         self.bed = bed
         bed.put(PROGRAM, build(), 0o755)
-        self._process = bed.popen(f"echo $$; exec {PROGRAM} {device} {MODEL} 0 {seed}")
+        self._process = bed.popen(f"echo $$; exec {PROGRAM} {device} {MODEL} 0 {seed} {blocks}")
         wait_for_output(self._process, "begun\n")
         self.pid = int(self._process.output().split()[0])
 

@@ -94,7 +94,7 @@ class BedSpec:
 
 def kernel_arguments(spec: BedSpec, accel: str) -> str:
     """Linux's command line."""
-    words = ["quiet", "loglevel=4", "mitigations=off", "panic=1", "net.ifnames=0", "cryptomgr.notests"]
+    words = ["quiet", "loglevel=4", "mitigations=off", "panic=1", "net.ifnames=0", "cryptomgr.notests", "log_buf_len=1M"]
     words.append("console=hvc0" if spec.xen else "console=ttyS0")
     if not spec.xen and accel == "tcg":
         words += ["tsc=reliable", "no_timer_check"]

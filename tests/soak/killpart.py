@@ -25,6 +25,8 @@ KILLS = 200
 GUEST_KILLS = 40
 GUEST = "blkback, "
 """Before the transport's name: beneath a guest's disk."""
+SLOW = 0.4
+"""Of the boots, those with the image on a slow disk."""
 A_BOOT = 50
 """So many kills are worth a boot."""
 
@@ -65,7 +67,7 @@ def in_a_guest(bed: Bed, transport: Transport, kills: int, seed: int) -> Counts:
     directory = f"/srv/kills{seed}"
     with tapdisks.configured(bed, *transport.settings):
         leaf = killrun.make_leaf(bed, directory)
-        script = f"wait_for_disk xvda\n/killload /dev/xvda /model 0 {rng.randrange(1 << 31)} & load=$!\n"
+        script = f"wait_for_disk xvda\n/killload /dev/xvda /model 0 {rng.randrange(1 << 31)} {killrun.WHOLE_BLOCKS} & load=$!\n"
         script += "until [ -b /dev/xvdb ]; do usleep 200000; done\nkill -TERM $load\nwait $load"
         disks = [f"format=raw,script=block-xenblk,vdev=xvda,access=w,target=vhd:{leaf}"]
         guest = Guest(bed, f"kills{seed}", script, disks, files={"killload": diskload.build()})
@@ -99,8 +101,10 @@ def one_boot(seed: int, kills: int, name: str) -> Counts:
     xen = name.startswith(GUEST)
     [transport] = [t for t in killrun.ALL if t.name == name.removeprefix(GUEST)]
     with Bed(BedSpec(release=transport.release, xen=xen)) as bed:
-        do = in_a_guest if xen else killrun.run
-        counts = do(bed, transport, kills, seed)
+        if xen:
+            counts = in_a_guest(bed, transport, kills, seed)
+        else:
+            counts = killrun.run(bed, transport, kills, seed, slow=random.Random(seed).random() < SLOW)
         warnings = bed.dmesg_findings()
     return replace(counts, losses=(*counts.losses, *(f"kernel: {line}" for line in warnings)))
 

@@ -6,14 +6,20 @@ What runs in the bed is one script there: a command of the bed takes longer than
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
 from tests.lib import diskload, tapdisks
 from tests.lib.diskload import DiskLoad
+from tests.lib.nulldisk import null_disk
 from tests.lib.vm import Bed
 
 DISK_MIB = 65536
+WHOLE_BLOCKS = 32
+"""At the disk's beginning, so many are all written before the load begins: its writes there are the kernel's own, with kernel_io."""
+SLOW_MS = 800
+"""So late a slow disk begins to write: a killed tapdisk's writes come when the next one is there."""
 SECONDS_A_KILL = 20
 
 
@@ -41,8 +47,8 @@ ALL = (*TRANSPORTS, *STOCK)
 @dataclass(frozen=True)
 class Counts:
     """Of so many kills. held: requests that the device had when its tapdisk died; fenced: kills after which the image was
-    still locked. As our driver counts them, else 0, reissued: of those held the ones that tapdisk had; outlived: those
-    that the kernel did by itself."""
+    still locked; slow: kills with the image on a slow disk. As our driver counts them, else 0, reissued: of those held the ones that
+    tapdisk had; outlived: those that the kernel did by itself; direct: all that it did by itself, between kills too."""
 
     kills: int = 0
     allocating: int = 0
@@ -50,6 +56,8 @@ class Counts:
     reissued: int = 0
     outlived: int = 0
     fenced: int = 0
+    direct: int = 0
+    slow: int = 0
     longest_ms: int = 0
     losses: tuple[str, ...] = field(default=())
 
@@ -74,15 +82,17 @@ try:
 except OSError:
     pass
 log.bind("/dev/log")
-fenced = 0
+turn = 0
+fenced = set()
 lines = []
 
 def listen():
-    global fenced
     while True:
         line = log.recv(8192).decode(errors="replace")
         lines.append(line)
-        fenced += "lock of a process that is gone" in line
+        # by a tapdisk that has the lock in the end, or by one that is to try again
+        if "lock of a process that is gone" in line or ": in use: " in line:
+            fenced.add(turn)
 
 threading.Thread(target=listen, daemon=True).start()
 
@@ -114,7 +124,8 @@ def gone(task):
     return number(f"{sysfs}/task") != task if ours else not os.path.exists(f"/proc/{task}")
 
 held = allocating = longest = 0
-reissued, outlived = counted("recovered"), counted("outlived")
+NAMES = {"reissued": ["recovered"], "outlived": ["outlived"], "direct": ["direct_reads", "direct_writes"]}
+before = {name: sum(map(counted, counters)) for name, counters in NAMES.items()}
 done = 0
 for turn in range(kills):
     if load:
@@ -137,20 +148,41 @@ for turn in range(kills):
     done += 1
 time.sleep(0.2)
 print(json.dumps({
-    "kills": done, "allocating": allocating if load else 0, "held": held, "fenced": fenced, "longest_ms": longest,
-    "reissued": counted("recovered") - reissued, "outlived": counted("outlived") - outlived,
+    "kills": done, "allocating": allocating if load else 0, "held": held, "fenced": len(fenced), "longest_ms": longest,
+    **{name: sum(map(counted, counters)) - before[name] for name, counters in NAMES.items()},
 }))
 """
 
 
 def make_leaf(bed: Bed, directory: str) -> str:
-    """An empty leaf over a base that has something in some blocks."""
+    """A leaf that has its first blocks, over a base that has something in one which the leaf hasn't."""
     bed.run(f"mkdir -p {directory} && vhd-util create -n {directory}/base.vhd -s {DISK_MIB}")
     device = tapdisks.create(bed, f"vhd:{directory}/base.vhd")
-    bed.run(f"dd if=/dev/urandom of={device} bs=64k count=16 seek=8 oflag=direct 2>/dev/null")
+    bed.run(f"dd if=/dev/urandom of={device} bs=64k count=16 seek={32 * WHOLE_BLOCKS + 8} oflag=direct 2>/dev/null")
     tapdisks.destroy(bed, device)
     bed.run(f"vhd-util snapshot -n {directory}/leaf.vhd -p {directory}/base.vhd")
+    device = tapdisks.create(bed, f"vhd:{directory}/leaf.vhd")
+    bed.run(f"dd if=/dev/zero of={device} bs=2M count={WHOLE_BLOCKS} oflag=direct 2>/dev/null")
+    tapdisks.destroy(bed, device)
     return f"{directory}/leaf.vhd"
+
+
+@contextmanager
+def slow_storage(bed: Bed, directory: str) -> Iterator[Callable[[int], None]]:
+    """A file system there, for the images; what is called with milliseconds has its disk write so late from then on."""
+    with null_disk(bed, size=2048) as disk:
+        sectors = int(bed.run(f"blockdev --getsz {disk}").stdout)
+
+        def begin_late(milliseconds: int) -> None:
+            table = f"0 {sectors} delay {disk} 0 0 {disk} 0 {milliseconds}\n"
+            bed.run("dmsetup suspend slow && dmsetup load slow && dmsetup resume slow", stdin=table.encode())
+
+        bed.run("modprobe dm-mod; modprobe dm-delay; dmsetup create slow", stdin=f"0 {sectors} linear {disk} 0\n".encode())
+        bed.run(f"set -e; dmsetup mknodes; mkfs.ext4 -q -E nodiscard /dev/mapper/slow; mkdir -p {directory}; mount /dev/mapper/slow {directory}")
+        try:
+            yield begin_late
+        finally:
+            bed.run(f"umount {directory} && dmsetup remove slow")
 
 
 def kill(bed: Bed, transport: Transport, minor: int, kills: int, seed: int, load: int = 0) -> Counts:
@@ -163,17 +195,23 @@ def kill(bed: Bed, transport: Transport, minor: int, kills: int, seed: int, load
     return Counts(**json.loads(result.stdout.splitlines()[-1]))
 
 
-def run(bed: Bed, transport: Transport, kills: int, seed: int) -> Counts:
+def run(bed: Bed, transport: Transport, kills: int, seed: int, slow: bool = False) -> Counts:
     """Kills under a load on tapdev, and what became of the data: a loss is what the load, or a look at the image, says."""
     rng = random.Random(seed)
     directory = f"/srv/kills{seed}"
-    with tapdisks.configured(bed, *transport.settings):
+    with ExitStack() as stack:
+        begin_late = stack.enter_context(slow_storage(bed, directory)) if slow else None
+        stack.enter_context(tapdisks.configured(bed, *transport.settings))
         leaf = make_leaf(bed, directory)
         create = f"{tapdisks.LOAD_DRIVER}; tap-ctl create {transport.options} -a vhd:{leaf}"
         device = bed.run(create, env={"XENBLK_RESTART_ALWAYS": "1"}).stdout.strip()
         minor = int(device.rpartition("tapdev")[2])
-        load = DiskLoad(bed, device, rng.randrange(1 << 31))
+        if begin_late:
+            begin_late(SLOW_MS)
+        load = DiskLoad(bed, device, rng.randrange(1 << 31), WHOLE_BLOCKS)
         counts = kill(bed, transport, minor, kills, rng.randrange(1 << 31), load.pid)
+        if begin_late:
+            begin_late(0)
         losses = list(counts.losses)
         ended = load.end(check=False)
         if not diskload.good(ended):
@@ -181,8 +219,9 @@ def run(bed: Bed, transport: Transport, kills: int, seed: int) -> Counts:
         tapdisks.destroy(bed, device)
         if not losses:
             losses += look(bed, leaf)
-    bed.run(f"rm -rf {directory}")
-    return replace(counts, losses=tuple(losses))
+        bed.run(f"rm -rf {directory}/*")
+    bed.run(f"rmdir {directory}")
+    return replace(counts, slow=kills if slow else 0, losses=tuple(losses))
 
 
 def look(bed: Bed, leaf: str) -> Sequence[str]:

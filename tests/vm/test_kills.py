@@ -2,21 +2,42 @@
 """tapdisk is killed at random moments under a load: the disk's users see time. `make soak --part=kills` does more."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from tests.lib import tapdisks
 from tests.lib.beds import Beds
 from tests.soak import killrun
+from tests.soak.killrun import Transport
 
-KILLS = 5
+KILLS = 10
+ON_13 = tuple(replace(transport, name=f"{transport.name}, 13", release=13) for transport in killrun.TRANSPORTS)
 
 
-@pytest.mark.parametrize("transport", killrun.TRANSPORTS, ids=[t.name for t in killrun.TRANSPORTS])
-def test_a_load_does_not_notice_that_tapdisk_is_killed(beds: Beds, transport: killrun.Transport) -> None:
+def killed(beds: Beds, transport: Transport, slow: bool) -> killrun.Counts:
+    """What came of the kills, none of which anybody may have seen."""
     seed = random.randrange(1 << 31)
-    with tapdisks.clean(beds(xen=False)) as bed:
-        counts = killrun.run(bed, transport, KILLS, seed)
+    with tapdisks.clean(beds(release=transport.release, xen=False)) as bed:
+        counts = killrun.run(bed, transport, KILLS, seed, slow)
     print(f"seed {seed}: {counts}")
     assert counts.losses == ()
     assert counts.kills == KILLS and counts.held > 0
+    return counts
+
+
+@pytest.mark.parametrize(
+    "transport",
+    [*killrun.ALL, *(pytest.param(transport, marks=pytest.mark.deep) for transport in ON_13)],
+    ids=[transport.name for transport in (*killrun.ALL, *ON_13)],
+)
+def test_a_load_does_not_notice_that_tapdisk_is_killed(beds: Beds, transport: Transport) -> None:
+    counts = killed(beds, transport, slow=False)
+    assert (counts.direct > 0) == ("kernel_io=yes" in transport.settings)
+
+
+@pytest.mark.parametrize("transport", killrun.TRANSPORTS, ids=[transport.name for transport in killrun.TRANSPORTS])
+def test_what_a_killed_tapdisk_has_under_way_comes_before_the_next_one(beds: Beds, transport: Transport) -> None:
+    """Its disk takes its time: the next one has to wait for the lock, and what the kernel does by itself ends without either."""
+    counts = killed(beds, transport, slow=True)
+    assert counts.fenced > 0 or counts.outlived > 0

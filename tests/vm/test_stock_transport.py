@@ -214,8 +214,9 @@ def test_a_transport_that_there_is_not_is_named_with_the_reason(stock: Stock) ->
     assert error.startswith("tap-ctl: transport blktap: the blktap driver can't be loaded: modprobe: ")
     error = bed.run(f"tap-ctl create -a {spec} --transport=tcmu", check=False).stderr
     assert error == "tap-ctl: transport=tcmu: must be auto, or some of blktap,ublk,nbd in the order to try them\n"
-    # the configuration's, in its order, and what is not there is passed by
-    bed.run(f"mkdir -p /run/xenblk && echo transport=blktap,{stock.transport} > /run/xenblk/config && tap-ctl check")
-    device = bed.run(f"tap-ctl create -a {spec}").stdout.strip()
-    assert json.loads(bed.run("tap-ctl list --json").stdout)[0]["transport"] == stock.transport
-    tapdisks.destroy(bed, device)
+    # the configuration's, in its order, and what is not there is passed by; so it is without a word of the configuration
+    for setting in (f"transport=blktap,{stock.transport}", "transport=auto", ""):
+        bed.run(f"mkdir -p /run/xenblk && echo {setting} > /run/xenblk/config && tap-ctl check")
+        device = bed.run(f"tap-ctl create -a {spec}").stdout.strip()
+        assert json.loads(bed.run("tap-ctl list --json").stdout)[0]["transport"] == stock.transport
+        tapdisks.destroy(bed, device)

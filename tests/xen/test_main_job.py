@@ -2,6 +2,7 @@
 """Guests on disks that tapdisk serves: stock xl and blkback, `xenblk create` and the script form."""
 
 import re
+from collections.abc import Iterator
 
 import pytest
 
@@ -29,8 +30,15 @@ def sums(output: str) -> dict[str, str]:
     return dict(re.findall(r"^(xvd[a-z]) sum ([0-9a-f]{64})$", output, re.M))
 
 
+@pytest.fixture(params=["no", pytest.param("yes", marks=pytest.mark.deep)], ids=["copy", "kernel_io"])
+def kernel_io(bed: Bed, request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Whether the kernel serves by itself what it can."""
+    with tapdisks.with_settings(bed, f"kernel_io: {request.param}"):
+        yield request.param == "yes"
+
+
 @pytest.mark.timeout(2700)
-def test_two_guests_at_once_on_raw_and_chains_of_one_to_five(bed: Bed) -> None:
+def test_two_guests_at_once_on_raw_and_chains_of_one_to_five(bed: Bed, kernel_io: bool) -> None:
     chains = {n: tapdisks.make_chain(bed, f"/srv/chain{n}", n, MEGABYTES) for n in (1, 2, 3, 4, 5)}
     bed.run(f"truncate -s {MEGABYTES}M /srv/raw.img")
     parents = " ".join(path for chain in chains.values() for path in chain[1:])
@@ -41,7 +49,7 @@ def test_two_guests_at_once_on_raw_and_chains_of_one_to_five(bed: Bed) -> None:
         Guest(
             bed,
             name,
-            USE_DISK + "use_disk xvda 20; use_disk xvdb 24; use_disk xvdc 31",
+            USE_DISK + "use_disk xvda 20; use_disk xvdb 24; use_disk xvdc 31; echo used; read -r told",
             disks=[f"tap2:{spec},{vdev},w" for vdev, spec in specs.items()],
         )
         for name, specs in (("first", first), ("second", second))
@@ -49,12 +57,19 @@ def test_two_guests_at_once_on_raw_and_chains_of_one_to_five(bed: Bed) -> None:
     try:
         for guest in guests:
             guest.start(create="xl create")
+        for guest in guests:
+            guest.wait_text("^used$")
+        counters = list(tapdisks.counters_by_image(bed).values())
+        for guest in guests:
+            guest.say("end")
         outputs = [guest.wait().output for guest in guests]
         for guest in guests:
             guest.wait_gone()
     finally:
         for guest in guests:
             guest.destroy()
+    assert [count["direct_reads"] > 0 for count in counters] == [kernel_io] * 6
+    assert sum(count["direct_failed"] for count in counters) == 0
     for output, specs in zip(outputs, (first, second), strict=True):
         assert output.count(f" size {MEGABYTES * 2048}\n") == 3
         assert sums(output) == {vdev: tapdisks.checksum(bed, spec, MEGABYTES) for vdev, spec in specs.items()}

@@ -2,14 +2,14 @@
 /*
  * A load that knows what it has written:
  *
- *   load DEVICE MODEL SECONDS SEED
+ *   load DEVICE MODEL SECONDS SEED [STRETCHES]
  *   load check DEVICE MODEL
  *
  * The first writes pieces of a disk, 4 to 64 KiB, from THREADS threads, by direct I/O,
  * and reads them back between, until SECONDS are over (0: until SIGTERM); then it reads
  * all of them, keeps in MODEL what each holds, and says so. While SIGUSR1 was the last
  * signal of the two, not SIGUSR2, an eighth of the writes go to stretches of the disk where
- * nothing was before. An error or a piece that is not as written ends it with
+ * nothing was before; STRETCHES (1) are used from the start. An error or a piece that is not as written ends it with
  * status 1. The second holds a disk against a MODEL.
  */
 #define _GNU_SOURCE
@@ -215,9 +215,13 @@ int main(int argc, char **argv)
 		printf("good pieces=%" PRIu64 "\n", check_all());
 		return 0;
 	}
-	if (argc != 5)
+	if (argc != 5 && argc != 6)
 		return 2;
 	open_disk(argv[1]);
+	if (argc == 6)
+		next_stretch = strtoull(argv[5], NULL, 10);
+	if (!next_stretch || next_stretch > stretches)
+		return 2;
 	sigaction(SIGTERM, &act, NULL);
 	sigaction(SIGALRM, &act, NULL);
 	sigaction(SIGUSR1, &act, NULL);
