@@ -141,27 +141,38 @@ static dev_t device_of(const struct vbd *vbd, const char *node)
 	return device;
 }
 
-/* Our own disks are left to the lock, which knows more. */
+static bool is_ours(const struct vbd *vbd, const char *node)
+{
+	char *script = store_read(vbd->xs, "%s/script", node);
+	bool ours = script && ends_with(script, "/block-xenblk");
+
+	free(script);
+	return ours;
+}
+
+/* Our own disks are left to the lock, which knows more. One question for each: there may be many. */
 static int see_backend(const struct vbd *vbd, const char *node, void *priv,
 		       struct error *err)
 {
-	char *params = store_read(vbd->xs, "%s/params", node);
-	char *script = store_read(vbd->xs, "%s/script", node);
-	char *mode = store_read(vbd->xs, "%s/mode", node);
-	const char *path = params;
+	char *params, *mode;
+	const char *path;
 	int rc = 0;
 
 	(void)priv;
+	if (is_ours(vbd, node))
+		return 0;
+	params = store_read(vbd->xs, "%s/params", node);
+	mode = store_read(vbd->xs, "%s/mode", node);
+	path = params;
 	/* TYPE:PATH, or a path */
 	if (path && *path != '/' && strchr(path, ':'))
 		path = strchr(path, ':') + 1;
-	if (path && !(script && ends_with(script, "/block-xenblk"))) {
+	if (path) {
 		rc = add(strdup(node), absolute(vbd, node, path), !mode || strchr(mode, 'w'), err);
 		if (!rc)
 			users[nr_users - 1].device = device_of(vbd, node);
 	}
 	free(params);
-	free(script);
 	free(mode);
 	return rc;
 }

@@ -39,3 +39,22 @@ def test_a_parent_on_a_device_that_another_guest_writes_is_refused(tmp_path: Pat
         dom0.store.write(f"{other}/mode", "r")
         assert dom0.run("add") == 0
         assert dom0.run("remove") == 0
+
+
+def test_a_device_costs_one_question_for_each_of_our_disks(tmp_path: Path, device: Path) -> None:
+    """It is looked for among all disks of guests, twice; of those that tapdisk has only the script is read."""
+    guests, disks = 4, 40
+    with blockscript.running(tmp_path) as dom0:
+
+        def asked() -> int:
+            dom0.vbd(f"aio:{device}")
+            before = dom0.store.asked
+            assert dom0.run("add") == 0
+            after = dom0.store.asked
+            assert dom0.run("remove") == 0
+            return after - before
+
+        alone = asked()
+        for number in range(disks):
+            dom0.vbd(f"vhd:{tmp_path}/{number}.vhd", f"backend/vbd/{20 + number % guests}/{51712 + 16 * (number // guests)}")
+        assert asked() - alone <= 2 * (guests + disks)

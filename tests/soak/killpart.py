@@ -25,7 +25,7 @@ KILLS = 200
 GUEST_KILLS = 40
 GUEST = "blkback, "
 """Before the transport's name: beneath a guest's disk."""
-SLOW = 0.4
+SLOW = 0.15
 """Of the boots, those with the image on a slow disk."""
 A_BOOT = 50
 """So many kills are worth a boot."""

@@ -18,7 +18,7 @@ from tests.lib.vm import Bed
 DISK_MIB = 65536
 WHOLE_BLOCKS = 32
 """At the disk's beginning, so many are all written before the load begins: its writes there are the kernel's own, with kernel_io."""
-SLOW_MS = 800
+SLOW_MS = 3000
 """So late a slow disk begins to write: a killed tapdisk's writes come when the next one is there."""
 SECONDS_A_KILL = 20
 
@@ -67,6 +67,7 @@ KILLER = r"""
 import json, os, random, re, signal, socket, subprocess, sys, threading, time
 
 minor, kills, seed, load = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+lives = (0.02, 0.5) if sys.argv[6] == "0" else (0.5, 2.5)
 rng = random.Random(seed)
 disk = os.path.basename(os.path.realpath(f"/dev/xen/blktap-2/tapdev{minor}"))
 if disk.rstrip("0123456789") != sys.argv[5]:
@@ -132,7 +133,7 @@ for turn in range(kills):
         allocate = turn % 2 == 0
         os.kill(load, signal.SIGUSR1 if allocate else signal.SIGUSR2)
         allocating += allocate
-    time.sleep(rng.uniform(0.02, 0.5))
+    time.sleep(rng.uniform(*lives))
     task = served()
     begun = time.monotonic()
     os.kill(task, signal.SIGKILL)
@@ -185,10 +186,10 @@ def slow_storage(bed: Bed, directory: str) -> Iterator[Callable[[int], None]]:
             bed.run(f"umount {directory} && dmsetup remove slow")
 
 
-def kill(bed: Bed, transport: Transport, minor: int, kills: int, seed: int, load: int = 0) -> Counts:
-    """Kills the minor's tapdisks. load: the pid of the load in this bed, 0 for none."""
+def kill(bed: Bed, transport: Transport, minor: int, kills: int, seed: int, load: int = 0, slow: bool = False) -> Counts:
+    """Kills the minor's tapdisks. load: the pid of the load in this bed, 0 for none. slow: its disk is."""
     bed.put("/root/killer.py", KILLER.encode())
-    command = f"python3 /root/killer.py {minor} {kills} {seed} {load} {transport.gendisk}"
+    command = f"python3 /root/killer.py {minor} {kills} {seed} {load} {transport.gendisk} {slow:d}"
     result = bed.run(command, timeout=60 + SECONDS_A_KILL * kills, check=False)
     if result.status:
         return Counts(kills=kills, losses=(f"no tapdisk came back: {result.output[-2000:]}",))
@@ -209,7 +210,7 @@ def run(bed: Bed, transport: Transport, kills: int, seed: int, slow: bool = Fals
         if begin_late:
             begin_late(SLOW_MS)
         load = DiskLoad(bed, device, rng.randrange(1 << 31), WHOLE_BLOCKS)
-        counts = kill(bed, transport, minor, kills, rng.randrange(1 << 31), load.pid)
+        counts = kill(bed, transport, minor, kills, rng.randrange(1 << 31), load.pid, slow)
         if begin_late:
             begin_late(0)
         losses = list(counts.losses)

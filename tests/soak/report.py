@@ -172,7 +172,7 @@ def _kills(state: State, wanted: Sequence[Wanted]) -> Iterator[str]:
     yield from table(["transport", "kills", "wanted", *names, "longest, ms"], rows)
     yield ""
     yield (
-        "allocating: kills while new blocks were written. slow: kills with the image on a disk that writes 0.8 s late. held: requests that the device had when its tapdisk died. reissued: of these, "
+        "allocating: kills while new blocks were written. slow: kills with the image on a disk that writes 3 s late. held: requests that the device had when its tapdisk died. reissued: of these, "
         "those that tapdisk had, given to the next one (only our driver says). outlived: those that the kernel itself did, which were "
         "not. fenced: kills after which the next tapdisk waited for the image's lock. direct: requests that the kernel did by itself, between kills too. longest: from a kill to the next tapdisk, in "
         "emulation. In a guest the load allocates all the time."

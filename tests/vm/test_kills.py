@@ -12,6 +12,7 @@ from tests.soak import killrun
 from tests.soak.killrun import Transport
 
 KILLS = 10
+SLOW_KILLS = 6
 ON_13 = tuple(replace(transport, name=f"{transport.name}, 13", release=13) for transport in killrun.TRANSPORTS)
 
 
@@ -19,10 +20,10 @@ def killed(beds: Beds, transport: Transport, slow: bool) -> killrun.Counts:
     """What came of the kills, none of which anybody may have seen."""
     seed = random.randrange(1 << 31)
     with tapdisks.clean(beds(release=transport.release, xen=False)) as bed:
-        counts = killrun.run(bed, transport, KILLS, seed, slow)
+        counts = killrun.run(bed, transport, SLOW_KILLS if slow else KILLS, seed, slow)
     print(f"seed {seed}: {counts}")
     assert counts.losses == ()
-    assert counts.kills == KILLS and counts.held > 0
+    assert counts.kills == (SLOW_KILLS if slow else KILLS) and counts.held > 0
     return counts
 
 
