@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.lib.beds import BedPool, Beds
+from tests.lib.qemu import BedSpec
 from tests.lib.toytap import Tap, prepare
 from tests.lib.vm import Bed
 
@@ -34,7 +35,7 @@ def no_leaks(bed_pool: BedPool) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def release() -> int:
     """The bed's Debian release, for tests that are not ON_BOTH_KERNELS."""
-    return 12
+    return BedSpec(xen=False).release
 
 
 @pytest.fixture

@@ -62,6 +62,9 @@ def test_pages_that_were_swapped_out_come_back(bed: Bed, kernel_io: str) -> None
     bed.run(f"python3 -c {shlex.quote(HOG)} {BEYOND} 1", timeout=300)
     assert swapped_out(bed) - before > BEYOND << 6
     bed.run(f"swapoff {device}", timeout=200)
+    counters = tapdisks.counters(bed, 0)
+    assert (counters["direct_writes"] > 100) == (kernel_io == "yes")
+    assert counters["direct_failed"] == 0
     tapdisks.destroy(bed, device)
     bed.run("vhd-util check -n /srv/swap/0.vhd -b && rm -rf /srv/swap")
 

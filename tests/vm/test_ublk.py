@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-only
 """What is ublk's own of the disks that the stock kernel makes; what all have is in test_stock_transport.py."""
 
+import json
 import math
 import random
 import time
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lib import ublk
+from tests.lib import tapdisks, ublk
 from tests.lib.beds import Beds
 from tests.lib.nulldisk import null_disk
 from tests.lib.ublk import Disk, create, take_over, taking_over
@@ -217,6 +218,9 @@ def test_without_io_uring_another_transport_is_tried(bed: Bed) -> None:
     try:
         refused = bed.run("tap-ctl create -a aio:/srv/u/a.img", check=False)
         assert "transport ublk: ublk needs io_uring: Operation not permitted" in refused.stderr
+        device = bed.run("tap-ctl create -a aio:/srv/u/a.img --transport=ublk,nbd").stdout.strip()
+        assert json.loads(bed.run("tap-ctl list --json").stdout)[0]["transport"] == "nbd"
+        tapdisks.destroy(bed, device)
     finally:
         bed.run("sysctl -q kernel.io_uring_disabled=0")
 
