@@ -194,16 +194,13 @@ void vhd_files_remove(struct vhd_disk *disk)
 static int probe_blocks(struct vhd_disk *disk, struct error *err)
 {
 	const struct vhd_chain *chain = disk->chain;
-	int fd, rc;
+	int fd;
 
-	for (unsigned int i = 0; (fd = chain_fd(chain, i)) >= 0; i++) {
-		rc = file_direct_block(fd, &disk->file_block[i]);
-		if (rc)
-			return error_set(err, rc, "%s: reading: %s",
-					 i < chain->nr_vhd ?
-					 chain->image[i]->path :
-					 chain->raw_path, strerror(-rc));
-	}
+	/* What can't be read tells who reads it. */
+	for (unsigned int i = 0; (fd = chain_fd(chain, i)) >= 0; i++)
+		if (file_direct_block(fd, &disk->file_block[i]) == -ENOMEM)
+			return error_set(err, -ENOMEM, "%s: out of memory",
+					 chain->image[0]->path);
 	return 0;
 }
 
@@ -380,11 +377,17 @@ static int vhd_image_close(struct image *image, struct error *err)
 	if (disk->buffered && disk->lost)
 		rc = error_set(err, disk->lost, "%s: a sync failed: %s",
 			       disk->leaf->path, strerror(-disk->lost));
-	else if (disk->changed || lacks_footer(disk))
+	else if (!image->readonly)
+		/* No block comes back whose first write failed: it has been read without since. */
+		rc = vhd_bat_retract(disk, err);
+	if (rc)
+		goto out;
+	if (disk->changed || lacks_footer(disk))
 		rc = vhd_write_trailer(disk->leaf, err);
 	else if (!image->readonly && fdatasync(disk->leaf->fd) < 0)
 		rc = error_set(err, -errno, "%s: final sync: %s",
 			       disk->leaf->path, strerror(errno));
+out:
 	vhd_disk_free(disk);
 	return rc;
 }

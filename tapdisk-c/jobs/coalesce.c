@@ -5,8 +5,10 @@
  * and a parent that has got some of them is as good a start as any.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "jobs/job.h"
@@ -131,6 +133,19 @@ static int coalesce(struct job *job, const struct vhd_image *child,
 	return rc ? rc : job_copy(job, false, err);
 }
 
+/* As the parent is left; if another file has its name by now, the data tells. */
+static void mark(const struct vhd_image *child, const struct vhd_parent *parent)
+{
+	int fd = open(parent->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+	struct stat st;
+
+	if (fd < 0)
+		return;
+	if (!fstat(fd, &st) && vhd_same_file(&st, &parent->st))
+		vhd_mark_coalesced(child, fd);
+	close(fd);
+}
+
 int job_coalesce(const char *path, const struct config *cfg,
 		 const struct job_watch *watch, struct error *err)
 {
@@ -151,9 +166,9 @@ int job_coalesce(const char *path, const struct config *cfg,
 		rc = job_open(&job, cfg, watch, err);
 	if (!rc)
 		rc = coalesce(&job, child, &parent, err);
-	if (!rc)
-		vhd_mark_coalesced(child);
 	job_close(&job);
+	if (!rc)
+		mark(child, &parent);
 	free(parent.path);
 	vhd_close(child);
 	return rc;

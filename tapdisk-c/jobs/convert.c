@@ -90,11 +90,8 @@ static int create(struct target *t, uint64_t sectors, const struct config *cfg,
 	unlink(t->tmp);
 	args.path = t->tmp;
 	rc = vhd_create(&args, cfg, err);
-	if (rc) {
+	if (rc)
 		error_prefix(err, "%s", t->path);
-		free(t->tmp);
-		t->tmp = NULL;
-	}
 	return rc;
 }
 

@@ -19,6 +19,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -172,6 +173,21 @@ int fake_open(const char *path, int flags, ...)
 		return real_open(path, flags, mode);
 	return driver.open_error ? refuse(driver.open_error) : dup(driver.fd);
 }
+
+#ifdef STATX_DIOALIGN
+int fake_statx(int dir, const char *path, int flags, unsigned int mask,
+	       struct statx *st) __asm__("statx");
+
+int fake_statx(int dir, const char *path, int flags, unsigned int mask,
+	       struct statx *st)
+{
+	int rc = (int)syscall(SYS_statx, dir, path, flags, mask, st);
+
+	if (!rc && driver.big_sectors && st->stx_mask & STATX_DIOALIGN)
+		st->stx_dio_offset_align = 4096;
+	return rc;
+}
+#endif
 
 ssize_t fake_pread(int fd, void *buf, size_t len, off_t at) __asm__("pread64");
 

@@ -220,7 +220,8 @@ static int serve(struct image *image)
 	char line[256];
 	int rc = 0;
 
-	printf("%" PRIu64 " %u\n", image->info.sectors, image->info.depth);
+	printf("%" PRIu64 " %u %" PRIu32 "\n", image->info.sectors, image->info.depth,
+	       image->info.sector_size);
 	fflush(stdout);
 	while (!rc && fgets(line, sizeof(line), stdin)) {
 		if (!strcmp(line, "go\n"))

@@ -11,7 +11,7 @@ struct modify {
 	uint64_t size;
 };
 
-/* In the order of XenServer's; a parent that can't be had costs no data. */
+/* In the order of XenServer's; a parent that can't be had, or a size, costs no data. */
 static int modify(const struct modify *m, struct error *err)
 {
 	struct vhd_parent_args check = m->parent;
@@ -22,6 +22,8 @@ static int modify(const struct modify *m, struct error *err)
 	rc = config_load(&cfg, NULL, err);
 	if (!rc && m->kill_data && m->parent.parent)
 		rc = vhd_set_parent(&check, &cfg, err);
+	if (!rc && m->kill_data && m->sized)
+		rc = vhd_check_physical_size(m->parent.path, m->size, err);
 	if (!rc && m->kill_data)
 		rc = vhd_kill_data(m->parent.path, err);
 	if (!rc && m->sized)

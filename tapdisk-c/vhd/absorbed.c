@@ -14,7 +14,7 @@
 
 #define PIECE (1u << 20)
 #define COALESCED_XATTR "user.xenblk.coalesced"
-#define MARK_BYTES 80u
+#define MARK_BYTES 160u
 
 struct look {
 	const struct vhd_chain *chain, *parent;
@@ -47,27 +47,31 @@ static int check_run(const struct look *look, uint64_t sector, uint32_t count,
 
 /*
  * A null uuid: raw. As text, so that getfattr shows it. Not every program that
- * writes the child takes the mark away, but its time changes.
+ * writes the child takes the mark away, but its time changes; so does the parent's, and
+ * another file may have come to its place.
  */
-static bool mark_of(const struct vhd_image *image, char mark[MARK_BYTES])
+static bool mark_of(const struct vhd_image *image, int parent_fd,
+		    char mark[MARK_BYTES])
 {
-	struct stat st;
+	struct stat st, parent;
 	char uuid[37];
 
-	if (fstat(image->fd, &st))
+	if (fstat(image->fd, &st) || fstat(parent_fd, &parent))
 		return false;
 	uuid_unparse_lower(image->header.parent_uuid, uuid);
-	snprintf(mark, MARK_BYTES, "%s %lld.%09ld", uuid,
-		 (long long)st.st_mtim.tv_sec, st.st_mtim.tv_nsec);
+	snprintf(mark, MARK_BYTES, "%s %lld.%09ld %llu %lld.%09ld", uuid,
+		 (long long)st.st_mtim.tv_sec, st.st_mtim.tv_nsec,
+		 (unsigned long long)parent.st_ino,
+		 (long long)parent.st_mtim.tv_sec, parent.st_mtim.tv_nsec);
 	return true;
 }
 
-void vhd_mark_coalesced(const struct vhd_image *image)
+void vhd_mark_coalesced(const struct vhd_image *image, int parent_fd)
 {
 	char mark[MARK_BYTES];
 
 	/* Without it they are compared, which takes longer. */
-	if (mark_of(image, mark))
+	if (mark_of(image, parent_fd, mark))
 		(void)fsetxattr(image->fd, COALESCED_XATTR, mark, strlen(mark),
 				0);
 }
@@ -81,28 +85,28 @@ int vhd_unmark_coalesced(int fd, const char *path, struct error *err)
 	return 0;
 }
 
-static bool is_coalesced(const struct vhd_image *image)
+static bool is_coalesced(const struct vhd_image *image, int parent_fd)
 {
 	char mark[MARK_BYTES], found[MARK_BYTES] = "";
 
-	return mark_of(image, mark) &&
+	return mark_of(image, parent_fd, mark) &&
 	       fgetxattr(image->fd, COALESCED_XATTR, found,
 			 sizeof(found) - 1) >= 0 &&
 	       !strcmp(mark, found);
-}
-
-static bool all_coalesced(const struct vhd_chain *chain, unsigned int below)
-{
-	for (unsigned int i = 1; i < below; i++)
-		if (!is_coalesced(chain->image[i]))
-			return false;
-	return true;
 }
 
 /* Of its images, a raw parent at last. */
 static int fd_of(const struct vhd_chain *chain, unsigned int level)
 {
 	return level < chain->nr_vhd ? chain->image[level]->fd : chain->raw_fd;
+}
+
+static bool all_coalesced(const struct vhd_chain *chain, unsigned int below)
+{
+	for (unsigned int i = 1; i < below; i++)
+		if (!is_coalesced(chain->image[i], fd_of(chain, i + 1)))
+			return false;
+	return true;
 }
 
 int vhd_check_absorbed(const struct vhd_chain *chain, unsigned int below,

@@ -10,9 +10,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/xattr.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "common/lease.h"
+#include "common/lock.h"
 #include "vhd/vhd-internal.h"
 
 #define CHILDREN_XATTR "user.xenblk.children"
@@ -275,6 +277,40 @@ int vhd_check_other_children(int fd, const char *path, const char *child,
 	if (!rc && S_ISREG(self.st.st_mode) && S_ISREG(st.st_mode))
 		rc = scan_near(&self, child, path, err);
 	return rc;
+}
+
+/* Text that no other process writes there. */
+static void name_trial(struct vhd_mark *trial)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_REALTIME, &now);
+	snprintf(trial->text, sizeof(trial->text), "%d %lld.%09ld", (int)getpid(),
+		 (long long)now.tv_sec, now.tv_nsec);
+}
+
+int vhd_try_mark(int fd, const char *path, struct vhd_mark *trial,
+		 struct error *err)
+{
+	name_trial(trial);
+	trial->fresh = !fsetxattr(fd, CHILDREN_XATTR, trial->text,
+				  strlen(trial->text), XATTR_CREATE);
+	/* Whoever has tried before may not take it back. */
+	return trial->fresh ? 0 : vhd_mark_parent(fd, path, err);
+}
+
+void vhd_take_mark_back(const char *path, const struct vhd_mark *trial)
+{
+	char text[sizeof(trial->text)] = "";
+	int fd = open(path, O_RDWR | O_CLOEXEC);
+
+	/* With the lock of a writer nobody makes a child of it, and nobody has: that would have said so. */
+	if (fd >= 0 && !lock_take(fd, path, LOCK_WRITER, 0, NULL) &&
+	    fgetxattr(fd, CHILDREN_XATTR, text, sizeof(text) - 1) > 0 &&
+	    !strcmp(text, trial->text))
+		(void)fremovexattr(fd, CHILDREN_XATTR);
+	if (fd >= 0)
+		close(fd);
 }
 
 int vhd_mark_parent(int fd, const char *path, struct error *err)

@@ -28,6 +28,7 @@ struct plan {
 	size_t metadata_bytes;
 	struct vhd_chain *parent;
 	int raw_fd;			/* a raw parent's */
+	struct vhd_mark trial;		/* of the parent */
 };
 
 int vhd_check_size(const char *path, const char *what, uint64_t size,
@@ -175,12 +176,14 @@ static int plan_image(struct plan *p, const struct config *cfg,
 	rc = vhd_check_size(a->path, "size", size, err);
 	if (rc)
 		return rc;
-	if (!a->parent && !a->exact)
-		size = round_up_u64(size, VHD_DEFAULT_BLOCK);
-	capacity = a->reserve_size ? a->reserve_size : size;
-	rc = vhd_check_size(a->path, "size to reserve", capacity, err);
+	rc = vhd_check_size(a->path, "size to reserve", a->reserve_size ? a->reserve_size : size, err);
 	if (rc)
 		return rc;
+	capacity = a->reserve_size ? a->reserve_size : size;
+	if (!a->parent && !a->exact) {
+		size = round_up_u64(size, VHD_DEFAULT_BLOCK);
+		capacity = round_up_u64(capacity, VHD_DEFAULT_BLOCK);
+	}
 	if (capacity < size)
 		return error_set(err, -EINVAL,
 				 "%s: size to reserve, %llu bytes, is less than the size, %llu",
@@ -262,15 +265,22 @@ int vhd_publish(const char *tmp, const char *path, const char *dir,
 	return rc;
 }
 
-static int mark_parent(const struct plan *p, struct error *err)
+static int parent_fd(const struct plan *p)
 {
-	if (!p->args->parent || p->args->parent_served)
-		return 0;
-	return vhd_mark_parent(p->parent ? p->parent->image[0]->fd : p->raw_fd,
-			       p->args->parent, err);
+	return p->parent ? p->parent->image[0]->fd : p->raw_fd;
 }
 
-static int create_file(const struct plan *p, struct error *err)
+static bool marks_parent(const struct plan *p)
+{
+	return p->args->parent && !p->args->parent_served;
+}
+
+static int mark_parent(const struct plan *p, struct error *err)
+{
+	return marks_parent(p) ? vhd_mark_parent(parent_fd(p), p->args->parent, err) : 0;
+}
+
+static int create_file(struct plan *p, struct error *err)
 {
 	const char *path = p->args->path;
 	char *tmp;
@@ -286,12 +296,17 @@ static int create_file(const struct plan *p, struct error *err)
 	}
 	rc = write_file(fd, p, err);
 	/* The mark comes first: a child never is without it. */
-	if (!rc)
-		rc = mark_parent(p, err);
+	if (!rc && marks_parent(p))
+		rc = vhd_try_mark(parent_fd(p), p->args->parent, &p->trial, err);
 	if (close(fd) && !rc)
 		rc = vhd_fail(path, -errno, "closing", err);
 	if (!rc)
 		rc = vhd_publish(tmp, path, p->dir, err);
+	/* After an error the child may be there all the same: its name was not synced. */
+	if (!rc || access(tmp, F_OK))
+		p->trial.fresh = false;
+	if (!rc)
+		rc = mark_parent(p, err);
 	if (rc)
 		unlink(tmp);
 	free(tmp);
@@ -404,6 +419,8 @@ out:
 	vhd_chain_close(p.parent);
 	if (p.raw_fd >= 0)
 		close(p.raw_fd);
+	if (p.trial.fresh)
+		vhd_take_mark_back(args->parent, &p.trial);
 	free(p.metadata);
 	free(p.dir);
 	free(extra);

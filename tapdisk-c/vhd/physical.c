@@ -25,12 +25,10 @@ static int clear_old_end(const struct vhd_image *image, uint64_t size,
 	return fsync(image->fd) ? vhd_fail(image->path, -errno, "sync", err) : 0;
 }
 
-/* What a volume that has just grown or will shrink ends with. */
-static int move_footer(struct vhd_image *image, uint64_t size, struct error *err)
+/* Without a look at what it holds. */
+static int check_physical_size(const struct vhd_image *image, uint64_t size,
+			       struct error *err)
 {
-	uint8_t raw[VHD_FOOTER_BYTES];
-	int rc;
-
 	if (image->footer.type == VHD_FIXED)
 		return error_set(err, -ENOTSUP,
 				 "%s: is fixed: its footer follows its data; use resize",
@@ -39,17 +37,29 @@ static int move_footer(struct vhd_image *image, uint64_t size, struct error *err
 		return error_set(err, -EINVAL,
 				 "%s: physical size: %llu bytes is not a multiple of 512",
 				 image->path, (unsigned long long)size);
+	if (image->is_blk && size > image->file_size)
+		return error_set(err, -ENOSPC,
+				 "%s: physical size: %llu bytes; the device has %llu: extend it first",
+				 image->path, (unsigned long long)size,
+				 (unsigned long long)image->file_size);
+	return 0;
+}
+
+/* What a volume that has just grown or will shrink ends with. */
+static int move_footer(struct vhd_image *image, uint64_t size, struct error *err)
+{
+	uint8_t raw[VHD_FOOTER_BYTES];
+	int rc;
+
+	rc = check_physical_size(image, size, err);
+	if (rc)
+		return rc;
 	if (size < image->data_end + VHD_FOOTER_BYTES)
 		return error_set(err, -EINVAL,
 				 "%s: physical size: %llu bytes would cut off data; it needs %llu (vhd-util query -s)",
 				 image->path, (unsigned long long)size,
 				 (unsigned long long)image->data_end +
 					 VHD_FOOTER_BYTES);
-	if (image->is_blk && size > image->file_size)
-		return error_set(err, -ENOSPC,
-				 "%s: physical size: %llu bytes; the device has %llu: extend it first",
-				 image->path, (unsigned long long)size,
-				 (unsigned long long)image->file_size);
 	vhd_footer_encode(raw, &image->footer);
 	rc = vhd_write_at(image->fd, raw, sizeof(raw), size - sizeof(raw));
 	if (rc)
@@ -70,6 +80,19 @@ int vhd_set_physical_size(const char *path, uint64_t size, struct error *err)
 	if (rc)
 		return rc;
 	rc = move_footer(image, size, err);
+	vhd_close(image);
+	return rc;
+}
+
+int vhd_check_physical_size(const char *path, uint64_t size, struct error *err)
+{
+	struct vhd_image *image;
+	int rc;
+
+	rc = vhd_open(&image, path, 0, err);
+	if (rc)
+		return rc;
+	rc = check_physical_size(image, size, err);
 	vhd_close(image);
 	return rc;
 }

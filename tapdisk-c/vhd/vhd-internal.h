@@ -221,6 +221,17 @@ char *vhd_relative_path(const char *dir, const char *path);
 /* Marks an opened image as a parent, where its file system has attributes. */
 int vhd_mark_parent(int fd, const char *path, struct error *err);
 
+/* A mark that can be taken back, as no child came of it: fresh says that there was none before. */
+struct vhd_mark {
+	char text[48];
+	bool fresh;
+};
+
+int vhd_try_mark(int fd, const char *path, struct vhd_mark *trial,
+		 struct error *err);
+/* Once nobody has the parent open: otherwise, or if another has marked it since, it stays. */
+void vhd_take_mark_back(const char *path, const struct vhd_mark *trial);
+
 /* read.c */
 /* bitmap: bitmap_sectors * VHD_SECTOR bytes; block is allocated. */
 int vhd_read_bitmap(const struct vhd_image *image, uint32_t block,

@@ -240,6 +240,8 @@ int vhd_set_parent(const struct vhd_parent_args *args, const struct config *cfg,
  * shrink, of size bytes ends. A file gets that size; no data may lie beyond.
  */
 int vhd_set_physical_size(const char *path, uint64_t size, struct error *err);
+/* The error of that, whatever the image holds, that there would be. */
+int vhd_check_physical_size(const char *path, uint64_t size, struct error *err);
 /*
  * All that the image itself holds is gone: it reads as its parent does, or zeros. Not
  * if it has children. Cut off, some of it may be gone; can be given again.
@@ -263,8 +265,8 @@ int vhd_write_fixed_footer(const struct vhd_image *image, struct error *err);
  */
 int vhd_leave(struct vhd_image *image, struct error *err);
 
-/* absorbed.c: the image's parent has all that it holds, on the medium. */
-void vhd_mark_coalesced(const struct vhd_image *image);
+/* absorbed.c: the image's parent, which is not written any more, has all that it holds, on the medium. */
+void vhd_mark_coalesced(const struct vhd_image *image, int parent_fd);
 
 /* bitmap.c: bit 0 is the most significant of byte 0. */
 /* Length of the run of equal bits at from, at most limit - from; *set is their value. */

@@ -20,6 +20,22 @@ ENGINES = ["uring", "posix"]
 KINDS = ["fresh", "chain", "raw"]
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_block_that_was_given_up_stays_away(tmp_path: Path, engine: str) -> None:
+    """Its first write failed, though the medium has it: what was read since, flushed and discarded is there after a close."""
+    path = tmp_path / "a.vhd"
+    vhdutil.ok("create", "-n", path, "-s", 6)
+    rules = Faults(tmp_path / "rules")
+    with Disk(f"vhd:{path}", engine=rules.engine(engine)) as disk:
+        rules.set("write from=1536 to=4096 errno=EIO reached")
+        assert disk.batch(["w 0 4 9"]) == ["err 5"]
+        rules.off()
+        assert disk.flush() == "ok" and disk.read(0, 4) == [0] * 4
+        assert disk.discard(0, 4) == "ok" and disk.flush() == "ok"
+    with Disk(f"vhd:{path}") as disk:
+        assert disk.read(0, 4) == [0] * 4
+
+
 class Image:
     """An image of 12 MiB that may be made anew, and what it holds."""
 

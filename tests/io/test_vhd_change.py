@@ -129,6 +129,14 @@ def test_a_parent_that_is_refused_changes_nothing(tmp_path: Path, options: list[
     ok("modify", *options, "-n", leaf, "-p", middle)
 
 
+def test_a_size_that_cannot_be_costs_no_data(tmp_path: Path) -> None:
+    path = create(tmp_path / "a.vhd")
+    write(path, "w 0 9 1")
+    before = path.read_bytes()
+    assert "777 bytes is not a multiple of 512" in fails("modify", "-n", path, "-z", "-s", 777)
+    assert path.read_bytes() == before
+
+
 def test_what_an_image_between_holds_is_not_lost(tmp_path: Path) -> None:
     """It has not been coalesced, or not to its end, or was written again; --force is for who means it."""
     base, middle, leaf = chain(tmp_path)
@@ -194,6 +202,25 @@ def test_a_mark_is_of_the_file_that_has_the_data(tmp_path: Path) -> None:
     config.write_text(f"version=1\nimage_dir={tmp_path}/copy\n")
     said = fails("modify", "-n", leaf, "-p", copy, config=config)
     assert f"parent {copy}: has not what {middle} holds from sector 10 on" in said
+
+
+def test_a_mark_is_of_the_parent_as_it_was_then(tmp_path: Path) -> None:
+    """Who puts a backup of the parent in its place has another file there, or one of another time."""
+    base, middle, leaf = chain(tmp_path)
+    backup = tmp_path / "backup"
+    shutil.copy(base, backup)
+    os.removexattr(base, "user.xenblk.children")
+    ok("coalesce", "-n", middle)
+    held = base.read_bytes()
+    for other in (False, True):
+        if other:
+            base.unlink()
+        shutil.copy(backup, base)
+        said = fails("modify", "-n", leaf, "-p", base)
+        assert f"parent {base}: has not what {middle} holds from sector 10 on" in said
+    # the data tells, whatever the file
+    base.write_bytes(held)
+    ok("modify", "-n", leaf, "-p", base)
 
 
 def test_a_mark_is_of_what_the_file_held(tmp_path: Path) -> None:

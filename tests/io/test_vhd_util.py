@@ -146,6 +146,28 @@ def test_parent_is_marked_so_that_it_is_not_written_again(tmp_path: Path) -> Non
         assert disk.read(0, 1) == [0]
 
 
+def test_a_snapshot_that_fails_leaves_its_parent_as_it_was(tmp_path: Path) -> None:
+    """A disk that was paused for it goes on."""
+    base = create(tmp_path / "a.vhd")
+    raw = tmp_path / "raw"
+    raw.write_bytes(bytes(1 << 20))
+    cases: list[tuple[Path, list[str]]] = [(base, []), (raw, ["-m"])]
+    for parent, options in cases:
+        assert "File name too long" in fails("snapshot", "-n", tmp_path / ("x" * 260), "-p", parent, *options)
+        assert "user.xenblk.children" not in os.listxattr(parent)
+    with Disk(f"vhd:{base}") as disk:
+        assert disk.batch(["w 0 1 1"]) == ["ok"]
+    # not where there are others
+    snapshot(tmp_path / "b", base)
+    fails("snapshot", "-n", tmp_path / ("x" * 260), "-p", base)
+    assert os.getxattr(base, "user.xenblk.children") == b"1"
+
+
+def test_a_size_to_reserve_is_rounded_as_the_size_is(tmp_path: Path) -> None:
+    ok("create", "-n", tmp_path / "a.vhd", "-s", 3, "-S", 3)
+    assert ok("query", "-n", tmp_path / "a.vhd", "-v") == "4\n"
+
+
 def test_empty_parent_is_skipped_unless_asked_for(tmp_path: Path) -> None:
     base = create(tmp_path / "a.vhd")
     empty = snapshot(tmp_path / "b.vhd", base)

@@ -50,7 +50,7 @@ class Disk:
             text = self.stderr().strip()
             self._close_pipes()
             raise OSError(text)
-        self.sectors, self.depth = int(first[0]), int(first[1])
+        self.sectors, self.depth, self.sector_size = map(int, first)
 
     def batch(self, commands: Sequence[str]) -> list[Answer]:
         """Starts all of "w S N SEED", "r S N", "f", "z S N", "d S N", "s S N", then waits for their answers."""
