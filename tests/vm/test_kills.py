@@ -37,7 +37,11 @@ def test_a_load_does_not_notice_that_tapdisk_is_killed(beds: Beds, transport: Tr
     assert (counts.direct > 0) == ("kernel_io=yes" in transport.settings)
 
 
-@pytest.mark.parametrize("transport", killrun.TRANSPORTS, ids=[transport.name for transport in killrun.TRANSPORTS])
+@pytest.mark.parametrize(
+    "transport",
+    [killrun.TRANSPORTS[0], pytest.param(killrun.TRANSPORTS[1], marks=pytest.mark.deep)],
+    ids=[transport.name for transport in killrun.TRANSPORTS],
+)
 def test_what_a_killed_tapdisk_has_under_way_comes_before_the_next_one(beds: Beds, transport: Transport) -> None:
     """Its disk takes its time: the next one has to wait for the lock, and what the kernel does by itself ends without either."""
     counts = killed(beds, transport, slow=True)

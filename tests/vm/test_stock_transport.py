@@ -93,9 +93,10 @@ def test_read_only_and_sectors_of_4096_bytes(stock: Stock) -> None:
     bed.run("losetup -d /dev/loop5")
 
 
+@pytest.mark.deep
 @ON_EACH
 def test_kill_9_loses_nothing(stock: Stock) -> None:
-    """Several times under load: the device holds its requests until another tapdisk has taken over."""
+    """Several times under load: the device holds its requests until another tapdisk has taken over. More kills are test_kills'."""
     bed = stock.bed
     bed.run("echo restart=yes > /run/xenblk/config")
     leaf = stock.image("kill", 24, depth=2)
