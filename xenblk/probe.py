@@ -57,15 +57,16 @@ def check(disks: list[Disk], source: str | None = None) -> None:
     """
     if any(disk.driver for disk in disks):
         check_xenstored()
-    for disk in disks:
-        try:
+    try:
+        _check_twice(disks)
+        for disk in disks:
             if disk.driver and disk.local:
                 _check_ours(disk)
             elif disk.local:
                 for path in disk.foreign:
                     _check_foreign(disk, path)
-        except UserError as error:
-            raise UserError(f"{source}: {error}" if source else str(error)) from None
+    except UserError as error:
+        raise UserError(f"{source}: {error}" if source else str(error)) from None
 
 
 def _probe(driver: str, path: str, readonly: bool) -> tuple[int | None, str]:
@@ -76,6 +77,29 @@ def _probe(driver: str, path: str, readonly: bool) -> tuple[int | None, str]:
         return None, ""
     holder = int(done.stdout.removeprefix(b"holder=")) if done.stdout.startswith(b"holder=") else None
     return holder, tapctl.complaint(done)
+
+
+def _file(path: str) -> tuple[int, int] | None:
+    """What a file is, whatever its name; None if it isn't there."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return (-1, found.st_rdev) if stat.S_ISBLK(found.st_mode) else (found.st_dev, found.st_ino)
+
+
+def _check_twice(disks: list[Disk]) -> None:
+    """An image of tapdisk's that one configuration has in two disks has no lock yet that would tell."""
+    seen: dict[tuple[int, int], Disk] = {}
+    for disk in disks:
+        for path in (disk.path,) if disk.path else disk.foreign:
+            file = _file(path) if disk.local else None
+            if file is None:
+                continue
+            other = seen.setdefault(file, disk)
+            if other is disk or (other.readonly and disk.readonly) or not (other.driver or disk.driver):
+                continue
+            raise UserError(f"disk '{disk.spec}': {path}: is the guest's {other.vdev} too, and one of them writes; name another image")
 
 
 def _check_ours(disk: Disk) -> None:

@@ -77,6 +77,19 @@ def test_a_disk_that_is_refused_is_named_and_nothing_is_started(host: Host) -> N
     assert host.xl() is None
 
 
+@pytest.mark.parametrize("other", ["tap2:aio:{}/link,xvdb,r", "file:{}/a.vhd,xvdb,w", "{}/a.vhd,raw,xvdb,w"])
+def test_an_image_that_a_guest_has_twice_is_refused(host: Host, other: str) -> None:
+    """Each by itself could be opened."""
+    (host.directory / "link").symlink_to("a.vhd")
+    text = f"name='g'\nmemory=64\ndisk = ['tap2:vhd:{host.image},xvda,w', '{other.format(host.directory)}']\n"
+    result = host.run("create", host.write(text))
+    assert (result.returncode, host.xl()) == (1, None)
+    assert ": is the guest's xvda too, and one of them writes; name another image\n" in result.stderr
+    # whoever only reads may have it twice
+    text = f"name='g'\nmemory=64\ndisk = ['tap2:vhd:{host.image},xvda,r', 'tap2:vhd:{host.image},xvdb,r']\n"
+    assert host.run("create", host.write(text)).returncode == 7
+
+
 def test_settings_on_the_command_line_count_as_for_xl(host: Host) -> None:
     config = host.write("disk = ['tap2:vhd:/no/such.vhd,xvda,w']")
     more = f"disk=['tap2:aio:{host.image},xvda,r']"
