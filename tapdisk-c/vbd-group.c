@@ -30,7 +30,7 @@ static void limit(struct vbd *vbd, unsigned int ms)
 	engine_timer_cancel(vbd->engine, &vbd->drain_timer);
 	if (ms)
 		engine_timer_set(vbd->engine, &vbd->drain_timer,
-			 engine_now(vbd->engine) + ms * NSEC_PER_MSEC);
+				 engine_now(vbd->engine) + ms * NSEC_PER_MSEC);
 }
 
 bool vbd_group_waits(const struct vbd *vbd)
@@ -50,8 +50,8 @@ static int check(const struct vbd *vbd, enum group group, struct error *err)
 {
 	if (vbd->group == group)
 		return 0;
-	return error_set(err, -ESTALE, "minor %d: has no snapshot that waits for this; one that waits for more than %u s is undone",
-			 vbd->minor, MAKER_MS / 1000);
+	return error_set(err, -ESTALE, "minor %d: has no snapshot that waits for this; one that waits too long is undone",
+			 vbd->minor);
 }
 
 void vbd_snapshot_hold(struct vbd *vbd, server_done done, void *priv)

@@ -32,17 +32,23 @@ static void fill(struct vbd *vbd)
 	note->retry = vbd->retry;
 }
 
+/* Nobody takes over what is being closed. */
+static bool is_noted(const struct vbd *vbd)
+{
+	return vbd->minor >= 0 && server_keeps_files(vbd->server) &&
+	       vbd->drain != DRAIN_CLOSE;
+}
+
 int vbd_note(struct vbd *vbd)
 {
 	int rc;
 
-	/* Nobody takes over what is being closed. */
-	if (vbd->minor < 0 || !server_keeps_files(vbd->server) ||
-	    vbd->drain == DRAIN_CLOSE)
+	if (!is_noted(vbd))
 		return 0;
 	engine_timer_cancel(vbd->engine, &vbd->note_timer);
 	if (!vbd->args) {
 		diskfile_forget(vbd->minor, getpid());
+		vbd->note_failed = 0;
 		return 0;
 	}
 	fill(vbd);
@@ -62,14 +68,17 @@ static void again(struct io_timer *timer)
 	vbd_note(container_of(timer, struct vbd, note_timer));
 }
 
+static int not_noted(const struct vbd *vbd, int rc, struct error *err)
+{
+	return error_set(err, rc, "minor %d: cannot be noted in %s for the next tapdisk: %s; make room there and try again",
+			 vbd->minor, run_dir(), strerror(-rc));
+}
+
 int vbd_note_now(struct vbd *vbd, struct error *err)
 {
 	int rc = vbd_note(vbd);
 
-	if (!rc)
-		return 0;
-	return error_set(err, rc, "minor %d: cannot be noted in %s for the next tapdisk: %s; make room there and try again",
-			 vbd->minor, run_dir(), strerror(-rc));
+	return rc ? not_noted(vbd, rc, err) : 0;
 }
 
 void vbd_set_owner(struct vbd *vbd, int owner)
@@ -84,19 +93,24 @@ int vbd_keep(struct vbd *vbd, const char *kept_for, struct error *err)
 	char *copy = kept_for ? strdup(kept_for) : NULL;
 	char *before = vbd->kept_for;
 	int owner = vbd->note.owner;
-	int rc;
+	int rc = 0;
 
 	if (kept_for && !copy)
 		return error_set(err, -ENOMEM, "minor %d: out of memory",
 				 vbd->minor);
 	vbd->kept_for = copy;
 	vbd->note.owner = 0;
-	rc = vbd->args ? vbd_note_now(vbd, err) : 0;
+	/* If that can't be, what is there stays, and is right. */
+	if (vbd->args && is_noted(vbd)) {
+		fill(vbd);
+		rc = diskfile_write(&vbd->note);
+	}
 	if (rc) {
 		vbd->kept_for = before;
 		vbd->note.owner = owner;
+		fill(vbd);
 		free(copy);
-		return rc;
+		return not_noted(vbd, rc, err);
 	}
 	free(before);
 	return 0;

@@ -97,16 +97,16 @@ static bool misleads(const struct diskfile *old, const struct diskfile *file)
 
 int diskfile_update(const struct diskfile *file, bool loud)
 {
-	int rc = write_file(file);
+	int rc = write_file(file), read;
 	struct diskfile old;
 
 	if (!rc)
 		return 0;
 	if (loud)
 		complain(file, rc);
-	if (diskfile_read(&old, file->minor))
-		return rc;
-	if (misleads(&old, file))
+	/* What can't be read now, for want of descriptors say, may say anything later. */
+	read = diskfile_read(&old, file->minor);
+	if (read ? read != -ENOENT : misleads(&old, file))
 		diskfile_forget(file->minor, 0);
 	diskfile_dispose(&old);
 	return rc;

@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdbool.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -44,42 +43,42 @@ int file_write_all(int fd, const void *buf, size_t len, uint64_t offset)
 	return 0;
 }
 
-/* What the kernel says, from Linux 6.1 on, of files of local file systems. */
-static bool direct_block_told(int fd, uint32_t *block)
+/* What the kernel says, from Linux 6.1 on, of files of local file systems; 0: nothing. */
+static uint32_t direct_block_told(int fd)
 {
 #ifdef STATX_DIOALIGN
 	struct statx st;
 
 	if (!statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &st) &&
-	    st.stx_mask & STATX_DIOALIGN && st.stx_dio_offset_align) {
-		*block = st.stx_dio_offset_align <= SMALL_BLOCK ? SMALL_BLOCK :
-								  LARGE_BLOCK;
-		return true;
-	}
+	    st.stx_mask & STATX_DIOALIGN)
+		return st.stx_dio_offset_align;
 #endif
-	return false;
-}
-
-/* Some place with data: of a hole every read succeeds. */
-static off_t some_data(int fd)
-{
-	off_t at = lseek(fd, 0, SEEK_DATA);
-
-	return at < 0 ? 0 : at - at % LARGE_BLOCK;
+	return 0;
 }
 
 int file_direct_block(int fd, uint32_t *block)
 {
+	uint32_t told = direct_block_told(fd);
+	off_t data = lseek(fd, 0, SEEK_DATA);
 	void *buf;
 	ssize_t got;
 	int rc = 0;
 
 	*block = SMALL_BLOCK;
-	if (direct_block_told(fd, block))
+	if (told && told <= SMALL_BLOCK)
 		return 0;
+	/*
+	 * More may be said than has to be: XFS has its blocks there for a file that
+	 * shares some. So it is tried, where there is data: of a hole every read succeeds.
+	 */
+	if (told && data < 0) {
+		*block = LARGE_BLOCK;
+		return 0;
+	}
 	if (posix_memalign(&buf, LARGE_BLOCK, SMALL_BLOCK))
 		return -ENOMEM;
-	got = pread(fd, buf, SMALL_BLOCK, some_data(fd) + SMALL_BLOCK);
+	data = data < 0 ? 0 : data - data % LARGE_BLOCK;
+	got = pread(fd, buf, SMALL_BLOCK, data + SMALL_BLOCK);
 	if (got < 0 && errno == EINVAL)
 		*block = LARGE_BLOCK;
 	else if (got < 0)

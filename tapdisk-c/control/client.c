@@ -21,7 +21,7 @@
 #include "control/proto.h"
 
 #define MAX_ERRNO 4095
-#define OLD_DECISION_S 60
+#define OLD_DECISION_S 86400
 
 static int64_t now_ms(void)
 {
@@ -289,9 +289,10 @@ static void remove_if_stale(int dir, const char *name)
 		if (fd >= 0)
 			close(fd);
 	}
-	/* Who waits for that one gives up sooner: vbd-group.c */
-	if (sscanf(name, "snapshot.%d.%*[0-9a-f]%c", &pid, &c) == 1 &&
-	    (fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) ||
+	/* A tapdisk that hangs may still have to know of that one: it costs nothing for a day. */
+	if (!strncmp(name, "snapshot.", 9) &&
+	    (sscanf(name, "snapshot.%d.%*[0-9a-f]%c", &pid, &c) != 1 ||
+	     fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) ||
 	     time(NULL) - st.st_mtime < OLD_DECISION_S))
 		pid = 0;
 	if (is_dead(pid))

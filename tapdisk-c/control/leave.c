@@ -60,6 +60,8 @@ static void step(struct io_timer *timer)
 
 	if (!leave->rc && !leave->begun)
 		leave->rc = check_all_rest(leave);
+	if (!leave->rc && !leave->begun && leave->notes)
+		leave->rc = server_note_all(leave->server, &leave->err);
 	leave->begun = !leave->rc;
 	/* Whoever is closed now is waited for. */
 	if (!leave->rc && (!server_leave(leave->server) || check_all_rest(leave))) {

@@ -25,6 +25,7 @@ struct leave {
 	 * NULL. The end of that connection takes them back.
 	 */
 	const void *left_by;
+	bool notes;			/* nothing is left that the heir would not find */
 	unsigned int pausing;		/* verbs under way */
 	bool paused[BLKTAP_MAX_MINORS];	/* by us */
 	unsigned int refused;		/* pauses that failed */

@@ -468,6 +468,7 @@ static void do_yield(struct control_call *call, const struct request *req)
 		return;
 	}
 	call->heir = (int)req->heir;
+	call->leave->notes = true;
 	leave_begin(call->leave, timeout_ms(req), yielded, call);
 }
 
@@ -521,6 +522,7 @@ static void do_succeed(struct control_call *call, const struct request *req)
 		return;
 	}
 	if (takeover_now(call->takeover, call->heir, &err)) {
+		call->leave->notes = false;
 		leave_begin(call->leave, timeout_ms(req), gave_back, call);
 		return;
 	}

@@ -8,6 +8,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -154,6 +156,47 @@ static void another_process_with_its_pid_does_not_have_the_disk(void **state)
 	assert_true(diskfile_is_left(&file));
 }
 
+/* A process that can open nothing any more. */
+static void let_open(bool may)
+{
+	struct rlimit limit;
+
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+	limit.rlim_cur = may ? limit.rlim_max : 0;
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+}
+
+static void what_would_mislead_goes_if_it_can_not_be_replaced(void **state)
+{
+	char one[] = "vhd:/one.vhd", other[] = "vhd:/other.vhd", tmp[64];
+	struct diskfile file = {
+		.minor = 8, .pid = 4711, .args = one, .retry = retry_defaults,
+	};
+	struct diskfile in;
+
+	(void)state;
+	assert_int_equal(diskfile_write(&file), 0);
+	/* In the way of the new one. */
+	snprintf(tmp, sizeof(tmp), "%s/disk.8.%d", dir, (int)getpid());
+	assert_int_equal(mkdir(tmp, 0700), 0);
+	assert_int_equal(diskfile_update(&file, true), -EISDIR);
+	assert_int_equal(diskfile_read(&in, 8), 0);
+	diskfile_dispose(&in);
+	file.args = other;
+	assert_int_equal(diskfile_update(&file, true), -EISDIR);
+	assert_int_equal(diskfile_read(&in, 8), -ENOENT);
+	assert_int_equal(rmdir(tmp), 0);
+
+	/* Nor be read. */
+	file.args = one;
+	assert_int_equal(diskfile_update(&file, true), 0);
+	file.paused = true;
+	let_open(false);
+	assert_int_equal(diskfile_update(&file, true), -EMFILE);
+	let_open(true);
+	assert_int_equal(diskfile_read(&in, 8), -ENOENT);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -162,6 +205,7 @@ int main(void)
 		cmocka_unit_test(what_is_not_understood_is_refused),
 		cmocka_unit_test(a_process_that_ended_is_told_from_one_that_lives),
 		cmocka_unit_test(another_process_with_its_pid_does_not_have_the_disk),
+		cmocka_unit_test(what_would_mislead_goes_if_it_can_not_be_replaced),
 	};
 
 	log_open("test-diskfile", false, LOG_LEVEL_ERROR);

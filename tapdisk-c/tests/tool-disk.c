@@ -18,7 +18,7 @@
  *                         "hole" and "zero" joined by "+" | err ERRNO
  * What the image says it can't do is answered EOPNOTSUPP, as a VBD does.
  *   crash                 exits at once, as if killed
- * The end of input closes the image. The first line printed is "SECTORS DEPTH".
+ * The end of input closes the image. The first line printed is "SECTORS DEPTH SECTOR-SIZE".
  */
 #include <endian.h>
 #include <errno.h>

@@ -45,6 +45,27 @@ static int check_physical_size(const struct vhd_image *image, uint64_t size,
 	return 0;
 }
 
+static int check_end(const struct vhd_image *image, uint64_t size,
+		     struct error *err)
+{
+	if (size >= image->data_end + VHD_FOOTER_BYTES)
+		return 0;
+	return error_set(err, -EINVAL,
+			 "%s: physical size: %llu bytes would cut off data; it needs %llu (vhd-util query -s)",
+			 image->path, (unsigned long long)size,
+			 (unsigned long long)image->data_end + VHD_FOOTER_BYTES);
+}
+
+/* In memory. */
+static void forget_blocks(struct vhd_image *image)
+{
+	for (uint32_t i = 0; i < image->bat_entries; i++)
+		vhd_bat_set(image, i, VHD_BAT_UNUSED);
+	if (image->has_batmap)
+		memset(image->batmap, 0,
+		       (size_t)image->batmap_sectors * VHD_SECTOR);
+}
+
 /* What a volume that has just grown or will shrink ends with. */
 static int move_footer(struct vhd_image *image, uint64_t size, struct error *err)
 {
@@ -54,12 +75,9 @@ static int move_footer(struct vhd_image *image, uint64_t size, struct error *err
 	rc = check_physical_size(image, size, err);
 	if (rc)
 		return rc;
-	if (size < image->data_end + VHD_FOOTER_BYTES)
-		return error_set(err, -EINVAL,
-				 "%s: physical size: %llu bytes would cut off data; it needs %llu (vhd-util query -s)",
-				 image->path, (unsigned long long)size,
-				 (unsigned long long)image->data_end +
-					 VHD_FOOTER_BYTES);
+	rc = check_end(image, size, err);
+	if (rc)
+		return rc;
 	vhd_footer_encode(raw, &image->footer);
 	rc = vhd_write_at(image->fd, raw, sizeof(raw), size - sizeof(raw));
 	if (rc)
@@ -93,6 +111,12 @@ int vhd_check_physical_size(const char *path, uint64_t size, struct error *err)
 	if (rc)
 		return rc;
 	rc = check_physical_size(image, size, err);
+	if (!rc) {
+		forget_blocks(image);
+		rc = vhd_find_data_end(image, err);
+	}
+	if (!rc)
+		rc = check_end(image, size, err);
 	vhd_close(image);
 	return rc;
 }
@@ -112,12 +136,8 @@ static int forget(struct vhd_image *image, struct error *err)
 	rc = vhd_check_no_children(image->fd, image->path, err);
 	if (rc)
 		return rc;
-	for (uint32_t i = 0; i < image->bat_entries; i++)
-		vhd_bat_set(image, i, VHD_BAT_UNUSED);
+	forget_blocks(image);
 	/* What is trusted by the batmap must not be there when a BAT entry goes. */
-	if (image->has_batmap)
-		memset(image->batmap, 0,
-		       (size_t)image->batmap_sectors * VHD_SECTOR);
 	rc = vhd_batmap_store(image, err);
 	if (!rc && fdatasync(image->fd))
 		rc = vhd_fail(image->path, -errno, "sync", err);

@@ -240,7 +240,7 @@ int vhd_set_parent(const struct vhd_parent_args *args, const struct config *cfg,
  * shrink, of size bytes ends. A file gets that size; no data may lie beyond.
  */
 int vhd_set_physical_size(const char *path, uint64_t size, struct error *err);
-/* The error of that, whatever the image holds, that there would be. */
+/* The error of that, once all data are gone, that there would be. */
 int vhd_check_physical_size(const char *path, uint64_t size, struct error *err);
 /*
  * All that the image itself holds is gone: it reads as its parent does, or zeros. Not

@@ -134,6 +134,7 @@ def test_a_size_that_cannot_be_costs_no_data(tmp_path: Path) -> None:
     write(path, "w 0 9 1")
     before = path.read_bytes()
     assert "777 bytes is not a multiple of 512" in fails("modify", "-n", path, "-z", "-s", 777)
+    assert "512 bytes would cut off data" in fails("modify", "-n", path, "-z", "-s", 512)
     assert path.read_bytes() == before
 
 

@@ -138,7 +138,7 @@ def all_kept() -> list[Run]:
 
 def whole(runs: list[Run], driver: str) -> bool:
     """Whether all kernels are there, good, and had this driver; one that is not committed is no driver to name."""
-    return {run.kernel for run in runs if run.good and run.driver == driver} == set(KERNELS) and not driver.endswith("+")
+    return {run.kernel for run in runs if run.good and run.driver == driver} == set(KERNELS) and not driver.endswith("+") and driver != "unknown"
 
 
 def page(runs: list[Run]) -> str:

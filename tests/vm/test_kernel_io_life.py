@@ -134,7 +134,7 @@ def test_what_fails_in_the_kernel_is_tried_again_by_tapdisks_rules(bed: Bed) -> 
     """A bad place on the medium: with retries the reader waits until it is good again, without it gets the error. All else goes on."""
     bed.expect_log(r"(?:blk_|I/O error, dev|Buffer I/O error on dev)")
     with null_disk(bed, size=64) as bad:
-        places = f"/sys/kernel/config/nullb/bed/badblocks"
+        places = "/sys/kernel/config/nullb/bed/badblocks"
         for settings, waits in (("retry_errors=none", False), ("retry_errors=all", True)):
             with tapdisks.configured(bed, "kernel_io=yes", settings), disk(bed, f"aio:{bad}") as served:
                 read = f"dd if={served.device} of=/dev/null bs=4k count=1 iflag=direct skip={{}}"
