@@ -50,6 +50,46 @@ def test_a_guest_that_migrates_to_its_own_host_has_its_disk_there(bed: Bed) -> N
     bed.run(f"vhd-util check -n {leaf} -b && rm -rf /srv/moves")
 
 
+# Is killed as soon as the guest's disk is there, and waits for its image
+DIES = b"""#!/bin/sh
+exec 3<&0
+taskset -c 0 xl migrate-receive <&3 3<&- &
+until tap-ctl list | grep -q 'state=0x4000 '; do kill -0 $! || exit 1; sleep 0.1; done
+kill -9 $!
+"""
+
+
+@pytest.mark.deep
+@pytest.mark.slow
+def test_a_migration_that_fails_leaves_the_guest_its_disk(bed: Bed) -> None:
+    leaf = "/srv/stays/a.vhd"
+    spec = f"vhd:{leaf}"
+    bed.run(f"mkdir /srv/stays && vhd-util create -n {leaf} -s {MEGABYTES}")
+    bed.put("/root/dies", DIES, 0o755)
+    guest = Guest(bed, "stays", WRITER, [f"tap2:{spec},xvda,w"], type="pvh", extra=GUEST_EXTRA)
+    try:
+        guest.start(create=tapdisks.CREATE)
+        guest.wait_text("^wrote 5$")
+        [before] = tapdisks.served(bed)
+        domid = bed.run("xl domid stays").stdout
+        assert bed.run(f"{XL} migrate -s '' stays /root/dies", timeout=300, check=False).status != 0
+        assert bed.run("xl domid stays").stdout == domid
+        wrote = int(re.findall(r"^wrote (\d+)", guest.console, re.M)[-1])
+        guest.wait_text(f"^wrote {wrote + 10}$")
+        # what xl left when it was killed
+        bed.run("xl domid stays--incoming && xl destroy stays--incoming")
+        assert tapdisks.served(bed) == [before]
+        assert bed.run("xenblk gc -n --settle=0").stdout == ""
+        guest.wait_text(f"^wrote {wrote + 20}$")
+        bed.run("xl destroy stays")
+        assert tapdisks.leftovers(bed) == ""
+    finally:
+        guest.destroy()
+        bed.run("xl destroy stays--incoming 2>/dev/null", check=False)
+    assert numbers(bed, spec) >= wrote + 20
+    bed.run(f"vhd-util check -n {leaf} -b && rm -rf /srv/stays")
+
+
 @pytest.mark.deep
 @pytest.mark.slow
 def test_an_hvm_guest_that_migrates_reads_and_writes_its_disk_by_its_emulated_drive(beds: Beds) -> None:
