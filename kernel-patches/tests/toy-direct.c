@@ -30,25 +30,15 @@ static int open_direct(const char *path, int flags)
 	return fd;
 }
 
-void toy_add_file(int ring_fd, const char *path, bool write, int then)
+void toy_add_file(int ring_fd, const char *path, uint32_t number, bool write, int then)
 {
-	int fd = open_direct(path, (write ? O_RDWR : O_RDONLY) | O_DIRECT);
-	int rc = add_file(ring_fd, fd, TOY_FILE, write ? BLKTAP_FILE_WRITE : 0);
+	int fd = open_direct(path, O_RDWR | O_DIRECT);
+	int rc = add_file(ring_fd, fd, number, write ? BLKTAP_FILE_WRITE : 0);
 
 	if (rc)
 		errx(1, "ADD_FILE %s: %s", path, strerror(-rc));
 	if (then && fcntl(fd, F_SETFL, then) < 0)
 		err(1, "F_SETFL");
-	close(fd);
-}
-
-void toy_add_file_to_read(int ring_fd, const char *path, uint32_t number)
-{
-	int fd = open_direct(path, O_RDWR | O_DIRECT);
-	int rc = add_file(ring_fd, fd, number, 0);
-
-	if (rc)
-		errx(1, "ADD_FILE %s: %s", path, strerror(-rc));
 	close(fd);
 }
 

@@ -11,13 +11,10 @@
 #define TOY_EXTENT	4096u	/* sectors */
 
 /*
- * Registers the file at path, and then gives it the flags then, if not 0. Ends the
- * process on an error, as all here do.
+ * Registers the file at path under that number, for writing too if write, and then gives it
+ * the flags then, if not 0. Ends the process on an error, as all here do.
  */
-void toy_add_file(int ring_fd, const char *path, bool write, int then);
-
-/* The same, under another number and for reading only. */
-void toy_add_file_to_read(int ring_fd, const char *path, uint32_t number);
+void toy_add_file(int ring_fd, const char *path, uint32_t number, bool write, int then);
 
 /* Sectors of the disk, up to sectors; the first is at that offset in the file, in bytes. */
 void toy_add_extents(int ring_fd, uint64_t sectors, uint64_t offset, bool write);

@@ -162,7 +162,7 @@ static void set_up(struct server *s, int minor)
 		  BLKTAP_IOC_CREATE_DEVICE, &p) < 0)
 		err(1, s->opt.resume ? "RESUME_DEVICE" : "CREATE_DEVICE");
 	if (s->opt.remap || s->opt.extents || s->opt.bad)
-		toy_add_file(s->ring_fd, s->opt.place, true, s->opt.append ? O_APPEND : 0);
+		toy_add_file(s->ring_fd, s->opt.place, TOY_FILE, true, s->opt.append ? O_APPEND : 0);
 	if (s->opt.bad)
 		toy_bad_extents(s->ring_fd, s->opt.place, s->sectors);
 	if (s->opt.extents)
@@ -275,7 +275,7 @@ static bool be_evil(struct server *s, const struct blktap_sqe *e)
 			.file = 9,
 		};
 	else if (!strcmp(mode, "remapwrite")) {
-		toy_add_file_to_read(s->ring_fd, s->opt.place, 4);
+		toy_add_file(s->ring_fd, s->opt.place, 4, false, 0);
 		cqe = (struct blktap_cqe) {
 			.id = e->id, .tag = e->tag, .code = BLKTAP_CQE_REMAP,
 			.file = 4, .offset = 300u << 20,

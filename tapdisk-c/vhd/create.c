@@ -302,11 +302,11 @@ static int create_file(struct plan *p, struct error *err)
 		rc = vhd_fail(path, -errno, "closing", err);
 	if (!rc)
 		rc = vhd_publish(tmp, path, p->dir, err);
-	/* After an error the child may be there all the same: its name was not synced. */
-	if (!rc || access(tmp, F_OK))
-		p->trial.fresh = false;
-	if (!rc)
+	if (!rc && p->trial.fresh)
 		rc = mark_parent(p, err);
+	/* Even after an error the child may be there: its name was not synced. */
+	if (access(tmp, F_OK))
+		p->trial.fresh = false;
 	if (rc)
 		unlink(tmp);
 	free(tmp);

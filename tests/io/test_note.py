@@ -89,22 +89,17 @@ def test_what_still_holds_stays_noted(served: Guarded) -> None:
 
 def test_what_can_not_be_noted_is_not_kept(served: Guarded, tmp_path: Path) -> None:
     """The next tapdisk would remove it, as its script has ended."""
-    served.ok("close")
-    with subprocess.Popen(["sleep", "300"]) as owner:
-        assert served.call({"op": "open", "minor": MINOR, "args": f"vhd:{tmp_path}/a.vhd", "owner": owner.pid})["ok"]
+    with served.owned(tmp_path / "a.vhd"):
         with no_notes(served):
             assert REFUSED in served.refused("keep", "--for=guest")
         served.ok("keep", "--for=guest")
-        owner.kill()
     assert upgrade(served).returncode == 0
     assert served.rows()[0]["for"] == "guest"
     served.finish()
 
 
 def test_who_is_refused_to_keep_it_still_owns_it(served: Guarded, tmp_path: Path) -> None:
-    served.ok("close")
-    with subprocess.Popen(["sleep", "300"]) as owner:
-        assert served.call({"op": "open", "minor": MINOR, "args": f"vhd:{tmp_path}/a.vhd", "owner": owner.pid})["ok"]
+    with served.owned(tmp_path / "a.vhd") as owner:
         with no_notes(served):
             assert REFUSED in served.refused("keep")
             owner.kill()
@@ -118,10 +113,7 @@ def test_what_is_being_closed_is_not_noted_again(tmp_path: Path) -> None:
     rules = Faults(tmp_path / "rules")
     with Guarded(tmp_path, f"vhd:{tmp_path}/a.vhd", engine=rules.engine()) as disk:
         nbd_write(disk, disk.pid, "write -P 7 0 64k")
-        rules.set("read stuck")
-        uri = f"nbd+unix:///?socket={disk.socket}"
-        with subprocess.Popen(["qemu-io", "-f", "raw", "-c", "read 0 64k", uri], stdout=-1, stderr=-1) as reader:
-            wait_for(lambda: json.loads(disk.ok("stats", "--json"))["inflight"], "the read is under way")
+        with disk.stuck_read(rules) as reader:
             assert "it is closed when they do" in disk.refused("close", "-t", "1")
             assert not note(disk).exists()
             assert "a close is under way" in upgrade(disk, "-p", str(disk.pid)).stderr

@@ -57,6 +57,25 @@ class Guarded(Served):
                 found.append(int(stat.parent.name))
         return found
 
+    @contextmanager
+    def owned(self, leaf: Path) -> "Iterator[subprocess.Popen[bytes]]":
+        """The disk closed, and open anew for a process that has yet to keep it, which is given and ends after."""
+        self.ok("close")
+        with subprocess.Popen(["sleep", "300"]) as owner:
+            try:
+                assert self.call({"op": "open", "minor": MINOR, "args": f"vhd:{leaf}", "owner": owner.pid})["ok"]
+                yield owner
+            finally:
+                owner.kill()
+
+    def stuck_read(self, rules: Faults) -> "subprocess.Popen[str]":
+        """A client that reads 64 KiB of 7, which is under way until the rules are off."""
+        rules.set("read stuck")
+        uri = f"nbd+unix:///?socket={self.socket}"
+        reader = subprocess.Popen(["qemu-io", "-f", "raw", "-c", "read -P 7 0 64k", uri], stdout=-1, stderr=-1, text=True)
+        wait_for(lambda: json.loads(self.ok("stats", "--json"))["inflight"], "the read is under way")
+        return reader
+
     def kill_all(self) -> None:
         """Guardians, and whoever has the disk; then shows the log."""
         for pid in self.guardians():
@@ -272,13 +291,8 @@ def test_a_close_that_is_refused_leaves_the_disk_its_owner(tmp_path: Path, kept:
     disk = Guarded(tmp_path, f"vhd:{leaf}", engine=rules.engine())
     try:
         nbd_write(disk, disk.pid, "write -P 7 0 64k")
-        disk.ok("close")
-        with subprocess.Popen(["sleep", "100"]) as owner:
-            assert disk.call({"op": "open", "minor": MINOR, "args": f"vhd:{leaf}", "owner": owner.pid})["ok"]
-            rules.set("read stuck")
-            uri = f"nbd+unix:///?socket={disk.socket}"
-            reader = subprocess.Popen(["qemu-io", "-f", "raw", "-c", "read -P 7 0 64k", uri], stdout=-1)
-            wait_for(lambda: json.loads(disk.ok("stats", "--json"))["inflight"], "the read is under way")
+        with disk.owned(leaf):
+            reader = disk.stuck_read(rules)
             with disk.start("pause", "-t", "20") as pausing:
                 wait_for(lambda: disk.rows()[0]["state"] & 0x10, "it is being paused")
                 assert disk.call({"op": "close", "minor": MINOR})["message"] == f"minor {MINOR}: a pause is under way"
@@ -288,7 +302,6 @@ def test_a_close_that_is_refused_leaves_the_disk_its_owner(tmp_path: Path, kept:
             reader.communicate(timeout=30)
             if kept:
                 disk.ok("keep")
-            owner.kill()
         if kept:
             time.sleep(1)
             disk.finish()

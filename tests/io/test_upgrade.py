@@ -94,10 +94,7 @@ def test_a_disk_that_does_not_drain_goes_on(served: Guarded, tmp_path: Path) -> 
     served.finish()
     rules = Faults(tmp_path / "rules")
     with Guarded(tmp_path, f"vhd:{tmp_path}/a.vhd", engine=rules.engine()) as disk:
-        rules.set("read stuck")
-        uri = f"nbd+unix:///?socket={disk.socket}"
-        reader = subprocess.Popen(["qemu-io", "-f", "raw", "-c", "read -P 7 0 64k", uri], stdout=-1, text=True)
-        wait_for(lambda: json.loads(disk.ok("stats", "--json"))["inflight"], "the read is under way")
+        reader = disk.stuck_read(rules)
         done = upgrade(disk, "-m", str(MINOR), "-t", "1")
         assert done.returncode == 1 and f"tapdisk {disk.pid} goes on: " in done.stderr
         rules.off()
@@ -233,10 +230,7 @@ def test_a_disk_is_destroyed_while_its_tapdisk_is_upgraded(tmp_path: Path, momen
     rules = Faults(tmp_path / "rules")
     with Guarded(tmp_path, f"vhd:{tmp_path}/a.vhd", engine=rules.engine()) as disk:
         nbd_write(disk, disk.pid, "write -P 7 0 64k")
-        rules.set("read stuck")
-        uri = f"nbd+unix:///?socket={disk.socket}"
-        reader = subprocess.Popen(["qemu-io", "-f", "raw", "-c", "read -P 7 0 64k", uri], stdout=-1, stderr=-1)
-        wait_for(lambda: json.loads(disk.ok("stats", "--json"))["inflight"], "the read is under way")
+        reader = disk.stuck_read(rules)
         env = disk._env | {"TAPDISK": new_program(tmp_path, "sleep 0.2")}
         command = [str(program("tap-ctl")), "upgrade", "-m", str(MINOR), "-t", "50"]
         with subprocess.Popen(command, env=env, stdout=-1, stderr=-1) as upgrading:
@@ -273,9 +267,7 @@ def test_what_is_kept_while_it_is_left_is_not_paused_for_the_next_one(
 ) -> None:
     """Who had it made says so while its tapdisk already has closed the image, and still waits for the other disk."""
     disk, rules, _ = two
-    disk.ok("close")
-    with subprocess.Popen(["sleep", "300"]) as owner:
-        assert disk.call({"op": "open", "minor": MINOR, "args": f"vhd:{tmp_path}/a.vhd", "owner": owner.pid})["ok"]
+    with disk.owned(tmp_path / "a.vhd"):
         env = disk._env | {"TAPDISK": str(program("tests/tool-vbd"))}
         command = [str(program("tap-ctl")), "upgrade", "-m", str(MINOR), "-t", "50"]
         with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as upgrading:
@@ -284,15 +276,11 @@ def test_what_is_kept_while_it_is_left_is_not_paused_for_the_next_one(
             rules.off()
             assert "disks=2" in upgrading.communicate(timeout=60)[0]
         assert disk.rows()[0]["state"] == 0
-        owner.kill()
     nbd_write(disk, int(disk.rows()[0]["pid"]), "write -P 3 0 64k")
 
 
 def test_what_is_kept_while_no_tapdisk_has_it_is_kept_by_the_next_one(served: Guarded) -> None:
-    served.ok("close")
-    with subprocess.Popen(["sleep", "300"]) as owner:
-        leaf = served.directory.parent / "a.vhd"
-        assert served.call({"op": "open", "minor": MINOR, "args": f"vhd:{leaf}", "owner": owner.pid})["ok"]
+    with served.owned(served.directory.parent / "a.vhd"):
         new = spawn(served)
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
             client.connect(str(served.directory / f"ctl{served.pid}"))
@@ -307,7 +295,6 @@ def test_what_is_kept_while_no_tapdisk_has_it_is_kept_by_the_next_one(served: Gu
         said = keeping.communicate(timeout=60)
         assert keeping.returncode == 0, said
         assert served.process.wait(60) == 0
-        owner.kill()
     nbd_write(served, new, "read -P 7 0 64k")
     assert served.rows()[0]["for"] == "guest"
     served.finish()
