@@ -41,7 +41,9 @@ STOCK = (
     Transport("ublk", ("restart=yes", "transport=ublk"), "--transport=ublk", release=13, gendisk="ublkb"),
 )
 """Of kernels without our driver."""
-ALL = (*TRANSPORTS, *STOCK)
+ON_13 = tuple(replace(transport, name=f"{transport.name}, 13", release=13) for transport in TRANSPORTS)
+"""Our driver on Debian 13's kernel."""
+ALL = (*TRANSPORTS, *STOCK, *ON_13)
 
 
 @dataclass(frozen=True)
