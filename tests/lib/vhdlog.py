@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-only
-"""vhd-util with all that it does to a file written down (tapdisk-c/tests/preload-record.c), and the states that
-a kill or a power loss may leave."""
+"""What was done to a VHD, as written down: by vhd-util (tapdisk-c/tests/preload-record.c) with the states that a kill or
+a power loss may leave, and by tapdisk's record engine."""
 
 import os
 import random
@@ -10,7 +10,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.lib.programs import program
-from tests.lib.recordlog import FILE, MAGIC, RECORD, SECTOR, SIZE, SYNC, WRITE, after_power_loss, read_log
+from tests.lib.recordlog import (
+    FILE,
+    MAGIC,
+    RECORD,
+    SECTOR,
+    SIZE,
+    SYNC,
+    WRITE,
+    Change,
+    Recorded,
+    after_power_loss,
+    read_log,
+)
+
+FOOTER_COOKIE = b"conectix"
 
 
 def recording(log: Path, directory: Path) -> dict[str, str]:
@@ -77,3 +91,17 @@ def lost_states(log: Path, before: Path, state: Path, chance: random.Random) -> 
     for number, end in enumerate(_syncs(log) * 3):
         after_power_loss(read_log(log, end)[0], before, state, chance)
         yield number
+
+
+def _moves_footer(change: Change) -> bool:
+    """A sector with a footer, or with the zeros that take its place."""
+    return change.kind == WRITE and change.length == SECTOR and (change.data.startswith(FOOTER_COOKIE) or not any(change.data))
+
+
+def grows_ahead(file: Recorded, change: Change) -> bool:
+    """Is it a VHD's growth, ahead of all its blocks, which end before a footer that is on the medium?"""
+    footers = [
+        each.offset for each in file.changes if _moves_footer(each) and any(each.data) and file.durable(each)
+    ]
+    blocks_end = max((c.offset + c.length for c in file.changes if c.kind == WRITE and not _moves_footer(c)), default=0)
+    return _moves_footer(change) and blocks_end <= max(footers, default=-1) <= change.offset
