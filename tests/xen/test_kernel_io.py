@@ -47,7 +47,7 @@ class Serving(Guest):
         if options:
             files["modules/xen-blkfront.ko.options"] = f"{options}\n".encode()
         # blkfront has a page for each segment of each request of each ring that there may be
-        super().__init__(bed, name, SERVE, disks, memory=768, extra="vcpus = 2\n", files=files)
+        super().__init__(bed, name, SERVE, disks, memory=864, extra="vcpus = 2\n", files=files)
         self._told = 0
 
     def begin(self, line: str) -> str:
@@ -139,7 +139,7 @@ def test_a_guests_data_is_right_whoever_serves_it(bed: Bed, tmp_path: Path) -> N
     options = "max_indirect_segments=256 max_ring_page_order=1"
     with places(bed):
         first = full_chain(bed, f"{HOME}/a")
-        for copy in (f"{LARGE}/b", f"{HOME}/c", f"{HOME}/e"):
+        for copy in (f"{LARGE}/b", f"{HOME}/c", f"{HOME}/e", f"{HOME}/f"):
             bed.run(f"cp -r {HOME}/a {copy}")
         # who opens a leaf syncs its directory, and with that all of this: the block scripts have 40 s
         bed.run(f"head -c {MEGABYTES}M /dev/zero > {HOME}/d.img; sync", timeout=300)
@@ -151,16 +151,18 @@ def test_a_guests_data_is_right_whoever_serves_it(bed: Bed, tmp_path: Path) -> N
             Backing("xvde", f"aio:{HOME}/d.img", persistent=False),
             Backing("xvdf", f"aio:{DEVICES[1]}", persistent=False),
             Backing("xvdg", f"vhd:{HOME}/e/leaf.vhd", persistent=False, kernel=False),
+            Backing("xvdh", f"vhd:{HOME}/f/leaf.vhd", kernel=False),
         ]
         initial = fetched(bed, first, tmp_path)
         model = {b.vdev: bytearray(initial) if b.spec.startswith("vhd:") else bytearray(len(initial)) for b in backings}
-        guest = Serving(bed, "grid", [f"tap2:{b.spec},{b.vdev},w" for b in backings if b.persistent], options)
+        made = [b for b in backings if b.persistent and b.kernel]
+        guest = Serving(bed, "grid", [f"tap2:{b.spec},{b.vdev},w" for b in made], options)
         try:
             with tapdisks.with_settings(bed, "kernel_io: yes"):
                 guest.start(create=tapdisks.CREATE)
                 guest.wait_text("^ready$")
-            bed.run(f"echo 0 > {PERSISTENT}")
-            for backing in (b for b in backings if not b.persistent):
+            for backing in (b for b in backings if b not in made):
+                bed.run(f"echo {int(backing.persistent)} > {PERSISTENT}")
                 # past the front, which would write the settings anew
                 bed.run(f"mkdir -p /run/xenblk && echo kernel_io={'yes' if backing.kernel else 'no'} > /run/xenblk/config")
                 script = f"format=raw,script=block-xenblk,vdev={backing.vdev},access=rw,target={backing.spec}"

@@ -97,24 +97,56 @@ def test_xl_is_killed_at_steps_of_a_detach(disk: Bed) -> None:
     disk.run(f"vhd-util check -n {LEAF} -p")
 
 
-def test_xl_is_killed_at_steps_of_a_create(disk: Bed) -> None:
-    guest = Guest(disk, "steps", "sleep 1000", [f"tap2:vhd:{LEAF},xvda,w"])
+def domains(bed: Bed) -> list[int]:
+    """All but dom0. One may have no name, and no configuration, yet."""
+    return [int(line.split()[-5]) for line in bed.run("xl list").stdout.splitlines()[2:]]
+
+
+def kill_and_destroy(bed: Bed, command: str, each: list[Step], first: str = "true") -> None:
+    """At each of the steps, after what comes first: once all domains are destroyed nothing is left."""
+    kills = 0
+    for step in each:
+        bed.run(first, timeout=180)
+        kills += killed(bed, command, step)
+        for domid in domains(bed):
+            bed.run(f"xl destroy {domid}", check=False, timeout=180)
+        collect(bed, step)
+        assert domains(bed) == [], step
+    steps.enough(kills, each)
+    bed.run(f"vhd-util check -n {LEAF} -p")
+
+
+@pytest.fixture
+def guest(disk: Bed) -> Iterator[Guest]:
+    """With the disk; prepared."""
+    guest = Guest(disk, "steps", "echo begun; sleep 1000", [f"tap2:vhd:{LEAF},xvda,w"])
     guest.prepare()
+    yield guest
+    guest.destroy()
 
-    def domains() -> list[int]:
-        # one may have no name, and no configuration, yet
-        return [int(line.split()[-5]) for line in disk.run("xl list").stdout.splitlines()[2:]]
 
+def test_xl_is_killed_at_steps_of_a_create(disk: Bed, guest: Guest) -> None:
     create = f"create -e -p {guest.config_path}"
     assert traced(disk, create).status == 0
     each = sample(disk)
     disk.run("xl destroy steps")
-    kills = 0
-    for step in each:
-        kills += killed(disk, create, step)
-        for domid in domains():
-            disk.run(f"xl destroy {domid}", check=False, timeout=180)
-        collect(disk, step)
-        assert domains() == [], step
-    steps.enough(kills, each)
-    disk.run(f"vhd-util check -n {LEAF} -p")
+    kill_and_destroy(disk, create, each)
+
+
+def test_xl_is_killed_at_steps_of_a_destroy(disk: Bed, guest: Guest) -> None:
+    create = f"xl create -e -p {guest.config_path}"
+    disk.run(create, timeout=180)
+    assert traced(disk, "destroy steps").status == 0
+    kill_and_destroy(disk, "destroy steps", sample(disk), create)
+
+
+def test_xl_is_killed_at_steps_of_a_restore(disk: Bed, guest: Guest) -> None:
+    """Of one state again and again: the guest stays paused, so its disk is as it was."""
+    guest.start(create="xl create")
+    guest.wait_text("^begun$")
+    restore = "restore -e -p /srv/steps/state"
+    disk.run("xl save steps /srv/steps/state", timeout=180)
+    assert traced(disk, restore).status == 0
+    each = sample(disk)
+    disk.run("xl destroy steps")
+    kill_and_destroy(disk, restore, each)
