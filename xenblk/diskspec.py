@@ -33,6 +33,9 @@ _GONE = {
     "|": "images can't be put before others with |; name the image itself, with tap2:vhd:",
 }
 
+_CHAINED = re.compile(r"\|[a-z][a-z0-9]*:")
+_SAYS_RAW = re.compile(r"(^|[,=: \t])(raw|aio)([,: \t]|$)")
+
 # The scanner's rules that matter in a valid spec, from tools/libs/util/libxlu_disk_l.l of Xen: the longest match wins,
 # then the first; group 1 is what is eaten, the rest is trailing context. In a valid spec a flag ends where a positional
 # parameter would.
@@ -183,6 +186,11 @@ def _tap_disk(spec: str, fields: dict[str, Any], used: frozenset[str]) -> Disk:
     path = fields.get("pdev_path", "")
     local = _is_local(fields)
     _check_path(path, local)
+    if driver == "aio" and path.lower().endswith(".vhd") and not _SAYS_RAW.search(spec):
+        raise UserError(
+            f"{path}: by its name a VHD, and nothing says what it is, so it would be served raw; write tap2:vhd:{path} for "
+            f"a VHD, tap2:aio:{path} for a raw image"
+        )
     rewritten = _compose(fields, f"{driver}:{path}")
     _check_same(fields, rewritten, f"{driver}:{path}")
     readonly = not fields.get("readwrite")
@@ -209,6 +217,8 @@ def _check_path(path: str, local: bool) -> None:
     try:
         mode = _file_mode(path)
     except OSError as error:
+        if _CHAINED.search(path):
+            raise UserError(_GONE["|"]) from None
         raise UserError(f"{path}: {error.strerror}; correct the path or make the image") from None
     if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
         raise UserError(f"{path}: neither a regular file nor a block device; correct the path")

@@ -39,7 +39,7 @@ static int run(const struct vhd_util_command *self, int argc, char **argv)
 	struct error err = { 0 };
 	bool valued = false;
 	uint64_t value = 0;
-	int opt;
+	int opt, rc;
 
 	while ((opt = getopt(argc, argv, "n:f:v:h")) != -1) {
 		switch (opt) {
@@ -60,19 +60,27 @@ static int run(const struct vhd_util_command *self, int argc, char **argv)
 	}
 	if (!path || !field || !valued || optind != argc)
 		return vhd_util_usage(self, 0);
-	if (strcmp(field, "hidden") && strcmp(field, "marker")) {
+	if (!strcmp(field, "children")) {
+		if (value) {
+			fprintf(stderr,
+				"vhd-util: option -v: children can be set to 0 alone; a snapshot marks its parent\n");
+			return EXIT_USAGE;
+		}
+		rc = vhd_forget_children(path, &err);
+	} else if (!strcmp(field, "hidden") || !strcmp(field, "marker")) {
+		rc = set_field(path, field, (uint8_t)value, &err);
+	} else {
 		fprintf(stderr,
-			"vhd-util: option -f: no field '%s'; hidden and marker can be set\n",
+			"vhd-util: option -f: no field '%s'; hidden, marker and children can be set\n",
 			field);
 		return EXIT_USAGE;
 	}
-	return set_field(path, field, (uint8_t)value, &err) ?
-		vhd_util_failed(&err) : EXIT_OK;
+	return rc ? vhd_util_failed(&err) : EXIT_OK;
 }
 
 const struct vhd_util_command vhd_util_set = {
 	.name = "set",
-	.usage = "-n NAME -f hidden|marker -v VALUE [-h]\n"
-		 "  -v  0 to 255",
+	.usage = "-n NAME -f hidden|marker|children -v VALUE [-h]\n"
+		 "  -v  0 to 255; children: 0, the image is no parent any more",
 	.run = run,
 };

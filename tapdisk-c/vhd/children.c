@@ -249,8 +249,8 @@ int vhd_check_no_children(int fd, const char *path, struct error *err)
 
 	if (fgetxattr(fd, CHILDREN_XATTR, NULL, 0) >= 0)
 		return error_set(err, -EBUSY,
-				 "%s: is marked as having children (attribute " CHILDREN_XATTR "), so it can't be written; use a child, or if none is left run setfattr -x " CHILDREN_XATTR " on it",
-				 path);
+				 "%s: is marked as having children (attribute " CHILDREN_XATTR "), so it can't be written; use a child, or if none is left: vhd-util set -n %s -f children -v 0",
+				 path, path);
 	if (errno != ENODATA && errno != ENOTSUP && errno != EPERM)
 		return error_set(err, -errno, "%s: reading attribute "
 				 CHILDREN_XATTR ": %s", path, strerror(errno));
@@ -320,4 +320,26 @@ int vhd_mark_parent(int fd, const char *path, struct error *err)
 		return 0;
 	return error_set(err, -errno, "%s: setting attribute " CHILDREN_XATTR
 			 ": %s", path, strerror(errno));
+}
+
+int vhd_forget_children(const char *path, struct error *err)
+{
+	struct self self = { 0 };
+	int fd = open(path, O_RDWR | O_CLOEXEC);
+	int rc;
+
+	if (fd < 0)
+		return error_set(err, -errno, "%s: %s", path, strerror(errno));
+	/* Children that are in use have it locked, wherever they are. */
+	rc = lock_take(fd, path, LOCK_WRITER, 0, err);
+	if (!rc)
+		rc = know_self(&self, fd, path, err);
+	if (!rc && S_ISREG(self.st.st_mode))
+		rc = scan_near(&self, path, path, err);
+	if (!rc && fremovexattr(fd, CHILDREN_XATTR) && errno != ENODATA &&
+	    errno != ENOTSUP && errno != EPERM)
+		rc = error_set(err, -errno, "%s: removing attribute "
+			       CHILDREN_XATTR ": %s", path, strerror(errno));
+	close(fd);
+	return rc;
 }

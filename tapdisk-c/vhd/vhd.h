@@ -175,6 +175,11 @@ int vhd_check_no_children(int fd, const char *path, struct error *err);
  */
 int vhd_check_other_children(int fd, const char *path, const char *child,
 			     struct error *err);
+/*
+ * Takes the mark of a parent off an image, VHD or raw: -EBUSY if its directory has a child,
+ * or anybody has it open. Without a mark nothing is done.
+ */
+int vhd_forget_children(const char *path, struct error *err);
 
 /* image.c: what the child at this path is known by in the locks of its parent. */
 int vhd_child_key(const char *path, uint64_t *key, struct error *err);

@@ -146,6 +146,34 @@ def test_parent_is_marked_so_that_it_is_not_written_again(tmp_path: Path) -> Non
         assert disk.read(0, 1) == [0]
 
 
+def test_the_mark_of_a_parent_is_taken_off_once_its_children_are_gone(tmp_path: Path) -> None:
+    """As the error that it gives says, for a raw parent too."""
+    (tmp_path / "there").mkdir()
+    config = tmp_path / "config"
+    config.write_text(f"version=1\nimage_dir={tmp_path}\n")
+    base = create(tmp_path / "a.vhd")
+    raw = tmp_path / "raw"
+    raw.write_bytes(bytes(1 << 20))
+    cases: list[tuple[str, Path, list[str]]] = [("vhd", base, []), ("aio", raw, ["-m"])]
+    for kind, parent, options in cases:
+        near, far = tmp_path / "near.vhd", tmp_path / "there/far.vhd"
+        for child in (near, far):
+            ok("snapshot", "-n", child, "-p", parent, *options, config=config)
+        forget = ["set", "-n", parent, "-f", "children", "-v", 0]
+        assert str(near) in fails(*forget)
+        near.unlink()
+        with Disk(f"vhd:{far}", env={"XENBLK_CONFIG": str(config)}):
+            assert "has it as a parent" in fails(*forget)
+        far.unlink()
+        assert "children" in open_refused(parent, kind=kind)
+        ok(*forget)
+        with Disk(f"{kind}:{parent}") as disk:
+            assert disk.batch(["w 0 1 1"]) == ["ok"]
+        ok(*forget)
+    assert "set to 0 alone" in fails("set", "-n", base, "-f", "children", "-v", 1, status=2)
+    assert "No such file" in fails("set", "-n", tmp_path / "none", "-f", "children", "-v", 0)
+
+
 def test_a_snapshot_that_fails_leaves_its_parent_as_it_was(tmp_path: Path) -> None:
     """A disk that was paused for it goes on."""
     base = create(tmp_path / "a.vhd")

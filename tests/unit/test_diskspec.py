@@ -70,6 +70,11 @@ def kept(spec: str) -> dict[str, Any]:
         ("backendtype=tap,vdev=xvda,access=r,target=/a=b,c", "aio:/a=b,c"),
         ("file:/a.img,xvda,w,backendtype=tap", "aio:/a.img"),
         ("phy:/dev/a,xvda,w,backendtype=tap", "aio:/dev/a"),
+        # a VHD by its name, raw by what is said
+        ("tap2:aio:/a.vhd,xvda,w", "aio:/a.vhd"),
+        ("tap:raw:/a.vhd,xvda,w", "aio:/a.vhd"),
+        ("/a.vhd,raw,xvda,w,backendtype=tap", "aio:/a.vhd"),
+        ("backendtype=tap,format=raw,vdev=xvda,target=/a.vhd", "aio:/a.vhd"),
         ("tap2:vhd:/a.vhd,xvda,w,discard,direct-io-safe,backend=dd,specification=xen", "vhd:/a.vhd"),
         ("tap2:vhd:/a.vhd,xvda,w,no-discard,colo,colo-host=h,colo-port=4,colo-export=e", "vhd:/a.vhd"),
         ("tap2:vhd:/a.vhd,xvda,w,active-disk=/x,hidden-disk=/y,no-colo", "vhd:/a.vhd"),
@@ -196,6 +201,9 @@ def test_other_disks_are_left_alone(spec: str) -> None:
         ),
         ("tap2:remus:h:9000|vhd:/a.vhd,xvda,w", "images can't be put before others with |; name the image itself"),
         ("tap2:vdev=xvda,/a\nb.vhd,w", "the path has a line break"),
+        ("tap2:/a.vhd,xvda,w", "/a.vhd: by its name a VHD, and nothing says what it is"),
+        ("tap:/A.VHD,xvda,r", "/A.VHD: by its name a VHD"),
+        ("backendtype=tap,vdev=xvda,target=/a.vhd", "/a.vhd: by its name a VHD"),
     ],
 )
 def test_what_tapdisk_cannot_do_is_refused_with_the_reason(spec: str, reason: str) -> None:
@@ -252,6 +260,8 @@ def test_a_missing_image_is_named() -> None:
     with mock.patch.object(diskspec, "_file_mode", side_effect=FileNotFoundError(2, "No such file or directory")):
         with pytest.raises(UserError, match="No such file or directory; correct the path or make the image"):
             diskspec.read("tap2:vhd:/a.vhd,xvda,w")
+        with pytest.raises(UserError, match="images can't be put before others"):
+            diskspec.read("tap2:vhd:/a.vhd|vhd:/b.vhd,xvda,w")
         # what a driver domain has can't be seen from here
         assert diskspec.read("tap2:vhd:/a.vhd,xvda,w,backend=storage").driver == "vhd"
 
