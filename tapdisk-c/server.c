@@ -202,7 +202,8 @@ static void remove_files(const struct server *server)
 		if (server->export_dir &&
 		    !socket_path(server, minor, path, sizeof(path)))
 			unlink(path);
-		if (server->keep_files)
+		/* Who opens the disk by hand has to know. */
+		if (server->keep_files && !vbd_has_lost(server->vbds[i]))
 			diskfile_forget(minor, getpid());
 	}
 }
@@ -415,6 +416,21 @@ int server_unpause(struct server *server, int minor, const char *args,
 	struct vbd **vbd = find(server, minor, err);
 
 	return vbd ? vbd_unpause(*vbd, args, err) : -ENODEV;
+}
+
+int server_reopen(struct server *server, int minor, struct error *err)
+{
+	struct vbd **vbd = find(server, minor, err);
+
+	return vbd ? vbd_reopen(*vbd, err) : -ENODEV;
+}
+
+void server_reopen_later(struct server *server, int minor)
+{
+	struct vbd **vbd = find(server, minor, NULL);
+
+	if (vbd)
+		vbd_reopen_later(*vbd);
 }
 
 void server_snapshot(struct server *server, int minor, const char *child,

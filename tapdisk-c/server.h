@@ -95,6 +95,9 @@ void server_pause(struct server *server, int minor, unsigned int timeout_ms,
  */
 int server_unpause(struct server *server, int minor, const char *args,
 		   struct error *err);
+/* vbd.h, vbd_reopen() and vbd_reopen_later() */
+int server_reopen(struct server *server, int minor, struct error *err);
+void server_reopen_later(struct server *server, int minor);
 
 /* vbd.h, vbd_snapshot() */
 void server_snapshot(struct server *server, int minor, const char *child,

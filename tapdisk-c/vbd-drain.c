@@ -285,12 +285,27 @@ static int check_size(const struct vbd *vbd, const struct image_info *was,
 	return 0;
 }
 
-int vbd_unpause(struct vbd *vbd, const char *args, struct error *err)
+static int call_off_pause(struct vbd *vbd, struct error *err)
+{
+	struct error off;
+
+	error_set(&off, -ECANCELED, "minor %d: not paused, the disk goes on: an unpause came meanwhile",
+		  vbd->minor);
+	vbd_call_off(vbd, -ECANCELED, &off);
+	return vbd->held ? error_set(err, -EIO, "minor %d: requests wait for `tap-ctl unpause`",
+				     vbd->minor) : 0;
+}
+
+/* by_itself: nobody has asked for it. */
+static int unpause(struct vbd *vbd, const char *args, bool by_itself,
+		   struct error *err)
 {
 	struct image_info info = vbd->info;
 	char *copy;
 	int rc;
 
+	if (vbd->drain == DRAIN_PAUSE && vbd->image && !args)
+		return call_off_pause(vbd, err);
 	if (vbd->args && vbd->image && vbd->drain == DRAIN_NONE && !args &&
 	    (vbd->held || vbd->nr_waiting)) {
 		if (vbd->held)
@@ -311,6 +326,8 @@ int vbd_unpause(struct vbd *vbd, const char *args, struct error *err)
 		return rc;
 	}
 	rc = check_size(vbd, &info, copy, err);
+	if (!rc && by_itself)
+		rc = vbd_writer_check(vbd, copy, err);
 	if (!rc) {
 		/* That of the device, which a smaller one does not change. */
 		vbd->info.sector_size = info.sector_size;
@@ -328,12 +345,29 @@ int vbd_unpause(struct vbd *vbd, const char *args, struct error *err)
 	free(vbd->args);
 	vbd->args = copy;
 	vbd->held = false;
+	vbd_writer_sign(vbd, copy);
 	vbd_note(vbd);
 	log_info("unpaused minor=%d path=%s chain=%u", vbd->minor, copy,
 		 vbd->info.depth);
 	vbd_stats_describe(vbd);
 	vbd_retry_now(vbd);
 	return 0;
+}
+
+int vbd_unpause(struct vbd *vbd, const char *args, struct error *err)
+{
+	return unpause(vbd, args, false, err);
+}
+
+int vbd_reopen(struct vbd *vbd, struct error *err)
+{
+	return unpause(vbd, NULL, true, err);
+}
+
+void vbd_reopen_later(struct vbd *vbd)
+{
+	vbd->reopen = true;
+	vbd_stats_describe(vbd);
 }
 
 /* 0, or why what was written before may not be on the medium. */
@@ -404,6 +438,7 @@ int vbd_snapshot_taken(struct vbd *vbd, struct error *err)
 	vbd->info = vbd->image->info;
 	/* That of the device, which a smaller one does not change. */
 	vbd->info.sector_size = sector_size;
+	vbd_writer_sign(vbd, vbd->args);
 	/* It is made but not durable. The image's next flush may succeed without being true. */
 	if (rc && !vbd_may_pass(vbd, IMAGE_FLUSH, rc))
 		vbd_lose(vbd, rc, NULL);

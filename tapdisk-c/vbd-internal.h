@@ -9,6 +9,7 @@
  *   vbd-retry.c  requests whose image failed: they wait and are tried again
  *   vbd-stats.c  counting
  *   vbd-note.c   what the next tapdisk finds
+ *   vbd-writer.c whether others have written to the image meanwhile
  *
  * A request is in one of three places: with the image (inflight - nr_waiting
  * of them), on the list waiting, or answered.
@@ -52,6 +53,7 @@ struct vbd {
 	bool adopted;			/* from another process: the transports are not started yet */
 	bool reopen;			/* and nobody has paused it */
 	struct diskfile note;		/* what no other field says */
+	unsigned int dead_timeout_s;	/* the driver's, which is off while it is paused after another tapdisk; 0: it is as it was */
 	struct io_timer note_timer;	/* set while disk.<minor> can't be written */
 	int note_failed;		/* why not */
 	unsigned int inflight;
@@ -132,6 +134,13 @@ int vbd_open_held(struct vbd *vbd, const char *args, bool readonly,
 /* vbd-note.c */
 void vbd_note_init(struct vbd *vbd);
 void vbd_note_destroy(struct vbd *vbd);
+
+/* vbd-writer.c */
+/* The image is open, and this disk is its writer now, unless it is read-only. */
+void vbd_writer_sign(struct vbd *vbd, const char *args);
+/* -ESTALE: this disk has had the image, and another one was its writer since. */
+int vbd_writer_check(const struct vbd *vbd, const char *args,
+		     struct error *err);
 
 /* vbd-inactive.c */
 void vbd_inactive_init(struct vbd *vbd);

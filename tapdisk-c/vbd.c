@@ -242,6 +242,11 @@ unsigned int vbd_losses(const struct vbd *vbd)
 	return vbd->losses;
 }
 
+bool vbd_has_lost(const struct vbd *vbd)
+{
+	return vbd->lost;
+}
+
 void vbd_lose(struct vbd *vbd, int err, const struct transport *except)
 {
 	vbd->losses++;
@@ -294,6 +299,10 @@ int vbd_adopt(struct vbd *vbd, const struct diskfile *file, struct error *err)
 	vbd->note = *file;
 	vbd->note.given_up = false;
 	diskfile_add_former(&vbd->note, file->pid);
+	/* For the driver there is no tapdisk before the disk goes on. */
+	vbd->dead_timeout_s = file->paused ? minor_dead_timeout(vbd->minor) : 0;
+	if (vbd->dead_timeout_s)
+		minor_set_dead_timeout(vbd->minor, 0);
 	vbd_note(vbd);
 	vbd_stats_open(vbd);
 	return 0;
@@ -303,9 +312,13 @@ int vbd_start_all(struct vbd *vbd, struct error *err)
 {
 	int rc = vbd->adopted ? start_all(vbd, err) : vbd_release_all(vbd, err);
 
-	if (!rc)
-		vbd->adopted = vbd->reopen = false;
-	return rc;
+	if (rc)
+		return rc;
+	if (vbd->dead_timeout_s)
+		minor_set_dead_timeout(vbd->minor, vbd->dead_timeout_s);
+	vbd->dead_timeout_s = 0;
+	vbd->adopted = vbd->reopen = false;
+	return 0;
 }
 
 void vbd_hold_all(struct vbd *vbd)
@@ -332,6 +345,20 @@ void vbd_set_retry(struct vbd *vbd, const struct retry_policy *policy)
 	vbd->retry = *policy;
 }
 
+/* What the disk's tapdisk that is gone has noted, and nobody has been told. */
+static int lost_before(const struct vbd *vbd)
+{
+	struct diskfile file;
+	int lost;
+
+	if (vbd->minor < 0 || !server_keeps_files(vbd->server) ||
+	    diskfile_read(&file, vbd->minor))
+		return 0;
+	lost = file.lost && file.id == vbd->note.id && diskfile_is_left(&file);
+	diskfile_dispose(&file);
+	return lost ? -EIO : 0;
+}
+
 /* With the image that is open, or without: then requests wait. Takes args. */
 static int begin(struct vbd *vbd, char *args, bool readonly, struct error *err)
 {
@@ -339,9 +366,10 @@ static int begin(struct vbd *vbd, char *args, bool readonly, struct error *err)
 
 	vbd->args = args;
 	vbd->readonly = readonly;
-	vbd->lost = 0;
+	vbd->lost = lost_before(vbd);
+	vbd->note.had = false;
 	for_each_transport(t, vbd) {
-		t->lost = 0;
+		t->lost = vbd->lost;
 		t->wrote = false;
 	}
 	rc = start_all(vbd, err);
@@ -353,6 +381,8 @@ static int begin(struct vbd *vbd, char *args, bool readonly, struct error *err)
 		return rc;
 	}
 	vbd->reopen = !vbd->image;
+	if (vbd->image)
+		vbd_writer_sign(vbd, args);
 	vbd_note(vbd);
 	vbd_stats_open(vbd);
 	return 0;

@@ -46,6 +46,8 @@ int vbd_note(struct vbd *vbd);
 int vbd_note_now(struct vbd *vbd, struct error *err);
 /* Flushes that failed so far, of anybody: who has more at the end than at the beginning has lost something, maybe. */
 unsigned int vbd_losses(const struct vbd *vbd);
+/* A flush has failed, and the user's next one has to tell. */
+bool vbd_has_lost(const struct vbd *vbd);
 
 /* minor is -1 for a VBD that has none. It has no transport yet. */
 int vbd_create(struct vbd **vbd, struct server *server, int minor,
@@ -106,9 +108,16 @@ void vbd_pause(struct vbd *vbd, unsigned int timeout_ms, server_done done,
 /*
  * Opens args (NULL: what was open), at least as large as the disk was, and goes
  * on. After an error the VBD is paused as before. One that is not paused but has
- * requests that wait tries them now (args NULL).
+ * requests that wait tries them now (args NULL). A pause that is under way is called off (args NULL).
  */
 int vbd_unpause(struct vbd *vbd, const char *args, struct error *err);
+/*
+ * The same for one that is to go on by itself (VBD_REOPENING): -ESTALE if another disk has written
+ * to the image since this one had it.
+ */
+int vbd_reopen(struct vbd *vbd, struct error *err);
+/* Paused, and that is over: vbd_reopen() is for the caller to try until it succeeds. */
+void vbd_reopen_later(struct vbd *vbd);
 
 /*
  * child, in a file that the caller has made, gets the leaf's name and has the

@@ -26,6 +26,7 @@ struct diskfile {
 	bool readonly;
 	bool paused;
 	bool lost;			/* a flush of tapdisk's own failed: the guest's next one must */
+	bool had;			/* it has had its image open */
 	bool given_up;			/* its tapdisks died too often: no other is started */
 	int owner;			/* 0: none */
 	char *kept_for;			/* what tap-ctl keep said; NULL: nothing */

@@ -5,7 +5,6 @@
 #include <string.h>
 
 #include "common/clock.h"
-#include "common/log.h"
 
 /* Between two looks whether the clients' connections have ended, which they do at once. */
 #define LEAVE_STEP_NS 1000000u
@@ -13,15 +12,13 @@
 static void go_on(struct leave *leave)
 {
 	struct vbd_view view;
-	struct error err;
 
-	server_set_leaving(leave->server, false);
-	/* One whose pause was called off goes on by itself. */
+	/* One whose pause was called off goes on by itself. Before they are noted: nobody else has paused them. */
 	for (unsigned int i = 0; server_vbd(leave->server, i, &view); i++)
-		if (leave->paused[view.minor] && view.state & VBD_PAUSED &&
-		    server_unpause(leave->server, view.minor, NULL, &err))
-			log_error("requests wait for `tap-ctl unpause`: %s",
-				  err.text);
+		if (leave->paused[view.minor] && view.state & VBD_PAUSED)
+			server_reopen_later(leave->server, view.minor);
+	server_set_leaving(leave->server, false);
+	takeover_reopen(leave->takeover);
 }
 
 static void let_go(struct leave *leave)
@@ -98,11 +95,12 @@ static void paused(void *priv, int rc, const struct error *err)
 }
 
 void leave_open(struct leave *leave, struct server *server,
-		struct owners *owners)
+		struct owners *owners, struct takeover *takeover)
 {
 	memset(leave, 0, sizeof(*leave));
 	leave->server = server;
 	leave->owners = owners;
+	leave->takeover = takeover;
 	leave->timer.expired = step;
 	list_init(&leave->timer.link);
 }

@@ -12,12 +12,14 @@
 
 #include "common/error.h"
 #include "control/owner.h"
+#include "control/takeover.h"
 #include "io/engine.h"
 #include "server.h"
 
 struct leave {
 	struct server *server;
 	struct owners *owners;
+	struct takeover *takeover;
 	struct io_timer timer;
 	bool busy;
 	/*
@@ -37,7 +39,7 @@ struct leave {
 };
 
 void leave_open(struct leave *leave, struct server *server,
-		struct owners *owners);
+		struct owners *owners, struct takeover *takeover);
 void leave_close(struct leave *leave);
 
 /* done as in server.h. */

@@ -335,7 +335,7 @@ int control_server_open(struct control_server **control, struct server *server,
 	c->fd = -1;
 	owners_open(&c->owners, server);
 	takeover_open(&c->takeover, server, &c->owners);
-	leave_open(&c->leave, server, &c->owners);
+	leave_open(&c->leave, server, &c->owners, &c->takeover);
 	list_init(&c->clients);
 	c->address.sun_family = AF_UNIX;
 	rc = control_socket_path(c->address.sun_path,

@@ -35,9 +35,13 @@ static enum wanted is_wanted(const struct takeover *t,
 	return NO;
 }
 
-static bool worth_saying(const struct takeover *t)
+/* Now and then, and whenever it is another reason. */
+static bool worth_saying(struct takeover *t, int rc)
 {
-	return t->tries % LOG_TRIES == 0;
+	bool worth = t->tries % LOG_TRIES == 0 || rc != t->said;
+
+	t->said = rc;
+	return worth;
 }
 
 /* Whoever calls it by an old name finds us. */
@@ -91,7 +95,7 @@ static void take(struct diskfile *file, void *priv)
 	default:
 		t->rc = rc;
 		t->err = err;
-		if (worth_saying(t))
+		if (worth_saying(t, rc))
 			log_error("cannot be taken over yet: %s", err.text);
 		t->again = true;
 	}
@@ -119,13 +123,13 @@ static bool open_all(struct takeover *t)
 
 		if (!(view.state & VBD_REOPENING))
 			continue;
-		rc = server_unpause(t->server, view.minor, NULL, &err);
+		rc = server_reopen(t->server, view.minor, &err);
 		if (!rc)
 			continue;
 		t->rc = rc;
 		t->err = err;
 		again = true;
-		if (worth_saying(t))
+		if (worth_saying(t, rc))
 			log_error("requests wait until it can be opened: %s minor=%d",
 				  err.text, view.minor);
 	}
@@ -201,4 +205,13 @@ void takeover_begin(struct takeover *t, const int *pids, unsigned int nr)
 	memcpy(t->pids, pids, t->nr * sizeof(*pids));
 	t->tries = 0;
 	engine_timer_set(server_engine(t->server), &t->timer, now_ns());
+}
+
+void takeover_reopen(struct takeover *t)
+{
+	if (!t->timer.armed)
+		t->tries = t->nr = 0;
+	if (open_all(t) && !t->timer.armed)
+		engine_timer_set(server_engine(t->server), &t->timer,
+				 now_ns() + SECOND_NS);
 }

@@ -26,6 +26,7 @@ struct takeover {
 	bool again;			/* something is to be tried again, as last looked */
 	int alive;			/* of pids, one that lives, and has left its disks to us; 0: none */
 	int rc;				/* of what can't be had, the last */
+	int said;			/* the last that was told of */
 	struct error err;
 	/* Once there is nothing left to try. */
 	void (*done)(void *priv);
@@ -47,5 +48,8 @@ int takeover_now(struct takeover *t, int pid, struct error *err);
  * to take.
  */
 void takeover_begin(struct takeover *t, const int *pids, unsigned int nr);
+
+/* Opens the images of disks of our own that are to go on (VBD_REOPENING): what can't be opened now, until it can. */
+void takeover_reopen(struct takeover *t);
 
 #endif

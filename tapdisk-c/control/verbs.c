@@ -723,7 +723,7 @@ static void run_object(struct control_call *call, json_t *root)
 	}
 	if (verb->optional & SETTLED &&
 	    (server_is_leaving(call->server) || call->leave->left_by))
-		answer_rc(call, error_set(&err, -EBUSY, "minor %lld: an upgrade is under way; try again when it is done",
+		answer_rc(call, error_set(&err, -EAGAIN, "minor %lld: an upgrade is under way; try again when it is done",
 					  (long long)req.minor), &err);
 	else
 		verb->run(call, &req);

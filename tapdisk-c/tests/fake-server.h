@@ -25,7 +25,7 @@
 struct fake_vbd {
 	int minor;
 	char *args, *kept_for;
-	bool readonly, paused, closing;
+	bool readonly, paused, reopen, closing;
 	struct retry_policy retry;
 	struct io_timer timer;
 	server_done done;
@@ -355,8 +355,21 @@ int server_unpause(struct server *server, int minor, const char *args,
 	rc = fake_open(vbd, copy, err);
 	free(copy);
 	if (!rc)
-		vbd->paused = false;
+		vbd->paused = vbd->reopen = false;
 	return rc;
+}
+
+int server_reopen(struct server *server, int minor, struct error *err)
+{
+	return server_unpause(server, minor, NULL, err);
+}
+
+void server_reopen_later(struct server *server, int minor)
+{
+	struct fake_vbd *vbd = fake_find(server, minor, NULL);
+
+	if (vbd)
+		vbd->reopen = true;
 }
 
 /* A leaf, a parent whose name is not UTF-8, and, for "long", 29 more. */
@@ -397,7 +410,7 @@ bool server_vbd(struct server *server, unsigned int i, struct vbd_view *view)
 		.minor = vbd->minor,
 		.state = !vbd->args ? VBD_CLOSED :
 			 vbd->done ? VBD_PAUSE_REQUESTED :
-			 vbd->paused ? VBD_PAUSED : 0,
+			 vbd->paused ? vbd->reopen ? VBD_REOPENING : VBD_PAUSED : 0,
 		.args = vbd->args,
 		.kept_for = vbd->kept_for,
 		.readonly = vbd->readonly,

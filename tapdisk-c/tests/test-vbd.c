@@ -404,13 +404,34 @@ static void verbs_exclude_each_other_while_one_drains(void **state)
 	assert_int_equal(verbs_done, 1);
 	assert_int_equal(verb_rc, -EBUSY);
 	verbs_done = 0;
-	assert_int_equal(vbd_unpause(bed.vbd, NULL, &err), -EINVAL);
+	assert_int_equal(vbd_unpause(bed.vbd, bed.spec, &err), -EINVAL);
 	assert_int_equal(vbd_detach(bed.vbd, &err), -EBUSY);
 	assert_int_equal(verb_wait(), 0);
 	for (uint16_t tag = 0; tag < 8; tag++) {
 		assert_int_equal(driver.answers[tag], 1);
 		assert_int_equal(driver.result[tag], 0);
 	}
+}
+
+static void an_unpause_calls_a_pause_off(void **state)
+{
+	struct error err;
+
+	(void)state;
+	open_image();
+	verbs_done = 0;
+	for (uint16_t tag = 0; tag < 8; tag++)
+		ask(tag, BLKTAP_OP_WRITE, tag * 8, 8);
+	vbd_round(bed.vbd);
+	vbd_pause(bed.vbd, 0, verb_done, NULL);
+	vbd_round(bed.vbd);
+	assert_int_equal(verbs_done, 0);
+	assert_int_equal(vbd_unpause(bed.vbd, NULL, &err), 0);
+	assert_int_equal(verb_wait(), -ECANCELED);
+	for (uint16_t tag = 0; tag < 8; tag++)
+		assert_int_equal(answer(tag), 0);
+	ask(9, BLKTAP_OP_READ, 0, 8);
+	assert_int_equal(answer(9), 0);
 }
 
 static void a_pause_that_cannot_be_ended_goes_on(void **state)
@@ -506,6 +527,7 @@ int main(void)
 		TEST(a_device_with_too_many_requests_is_refused),
 		TEST(a_watch_that_cannot_be_had_fails_the_open),
 		TEST(verbs_exclude_each_other_while_one_drains),
+		TEST(an_unpause_calls_a_pause_off),
 		TEST(a_pause_that_cannot_be_ended_goes_on),
 		TEST(a_close_that_loses_the_ring_can_be_opened_again),
 		TEST(a_file_on_big_sectors_has_them_too),

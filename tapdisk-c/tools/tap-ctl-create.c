@@ -29,6 +29,10 @@ void hold_signals(void)
 	sigaddset(&set, SIGINT);
 	sigaddset(&set, SIGTERM);
 	sigaddset(&set, SIGHUP);
+	/* Nor stopped: a tapdisk would wait for what comes next. */
+	sigaddset(&set, SIGTSTP);
+	sigaddset(&set, SIGTTIN);
+	sigaddset(&set, SIGTTOU);
 	sigprocmask(SIG_BLOCK, &set, NULL);
 }
 
@@ -211,15 +215,13 @@ static int take_down(const struct options *opt, struct error *err)
 	return rc == -ENODEV && found != DEAD ? 0 : rc;
 }
 
-/* Its tapdisk is being upgraded, and has no disks before the next one has, by the same name. */
-static int once_it_is_there(int (*verb)(const struct options *opt, struct error *err),
-			    const struct options *opt, bool owned,
-			    struct error *err)
+int once_it_is_there(int (*verb)(const struct options *opt, struct error *err),
+		     const struct options *opt, bool owned, struct error *err)
 {
 	const struct timespec pause = { .tv_nsec = LEFT_WAIT_NS };
 	int rc = verb(opt, err);
 
-	for (int i = 0; is_gone(rc) && i < LEFT_TRIES && is_of(opt->minor, opt->pid, owned); i++) {
+	for (int i = 0; (is_gone(rc) || rc == -EAGAIN) && i < LEFT_TRIES && is_of(opt->minor, opt->pid, owned); i++) {
 		nanosleep(&pause, NULL);
 		rc = verb(opt, err);
 	}

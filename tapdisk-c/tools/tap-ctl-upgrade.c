@@ -20,6 +20,7 @@
 #include "server.h"
 
 #define EXIT_WAIT_MS	5000
+#define END_TRIES	50
 #define BACK_TRIES	600
 #define BACK_WAIT_NS	100000000
 
@@ -61,10 +62,14 @@ static int wait_until_back(int pid, size_t disks)
 	return -ETIMEDOUT;
 }
 
+/* One that hangs in the kernel does not end, and may not hold up disks that don't. */
 static void end_new(int pid)
 {
+	const struct timespec wait = { .tv_nsec = BACK_WAIT_NS };
+
 	kill(pid, SIGKILL);
-	waitpid(pid, NULL, 0);
+	for (int i = 0; i < END_TRIES && !waitpid(pid, NULL, WNOHANG); i++)
+		nanosleep(&wait, NULL);
 }
 
 static int hand_over(int fd, int old, int new, size_t disks, int timeout_ms,

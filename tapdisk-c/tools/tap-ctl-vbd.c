@@ -104,7 +104,7 @@ int cmd_close(const struct options *opt, struct error *err)
 	return vbd_close(opt->pid, opt->minor, opt->force, opt->timeout_ms, err);
 }
 
-int cmd_pause(const struct options *opt, struct error *err)
+static int vbd_pause(const struct options *opt, struct error *err)
 {
 	return call(opt->pid, json_pack("{s:s, s:i, s:i}", "op", "pause",
 					"minor", opt->minor, "timeout",
@@ -112,7 +112,17 @@ int cmd_pause(const struct options *opt, struct error *err)
 		    NULL, opt->timeout_ms + TAP_CTL_GRACE_MS, err);
 }
 
-int cmd_unpause(const struct options *opt, struct error *err)
+static int vbd_unpause(const struct options *opt, struct error *err)
 {
 	return call_with("unpause", opt, "args", opt->args, err);
+}
+
+int cmd_pause(const struct options *opt, struct error *err)
+{
+	return once_it_is_there(vbd_pause, opt, false, err);
+}
+
+int cmd_unpause(const struct options *opt, struct error *err)
+{
+	return once_it_is_there(vbd_unpause, opt, false, err);
 }

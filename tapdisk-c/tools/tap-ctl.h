@@ -132,6 +132,12 @@ int snapshot_group(struct snapshot *s, unsigned int nr, int timeout_ms,
 /* tap-ctl-create.c */
 /* Stopping halfway would leave a minor, a tapdisk or a file behind. */
 void hold_signals(void);
+/*
+ * A verb of a disk whose tapdisk is being upgraded: that has no disks before the next one has, by the same
+ * name. owned: of one that has an owner.
+ */
+int once_it_is_there(int (*verb)(const struct options *opt, struct error *err),
+		     const struct options *opt, bool owned, struct error *err);
 
 /* tap-ctl-list.c */
 /* All VBDs of a tapdisk as proto.h has them, in a new array. */

@@ -121,13 +121,18 @@ static void sysfs_path(char *path, size_t size, int minor, const char *name)
 	snprintf(path, size, BLKTAP_SYSFS_CLASS "/blktap%d/%s", minor, name);
 }
 
-uint64_t blktap_id(int minor)
+uint64_t blktap_get(int minor, const char *name)
 {
-	uint64_t id;
+	uint64_t value;
 	char path[64];
 
-	sysfs_path(path, sizeof(path), minor, "id");
-	return attribute_number(path, &id) ? 0 : id;
+	sysfs_path(path, sizeof(path), minor, name);
+	return attribute_number(path, &value) ? 0 : value;
+}
+
+uint64_t blktap_id(int minor)
+{
+	return blktap_get(minor, "id");
 }
 
 int blktap_set(int minor, const char *name, unsigned int value)

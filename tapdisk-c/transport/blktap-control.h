@@ -18,6 +18,8 @@ int blktap_free(int minor, unsigned int flags, struct error *err);
 /* Attributes of a minor, sysfs-class-blktap2: id (0: there is none), and those that take a number. */
 uint64_t blktap_id(int minor);
 int blktap_set(int minor, const char *name, unsigned int value);
+/* 0 if there is no such attribute. */
+uint64_t blktap_get(int minor, const char *name);
 /* The driver is there, loaded if need be, and has this interface. */
 int blktap_check(struct error *err);
 

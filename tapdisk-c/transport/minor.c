@@ -344,6 +344,12 @@ void minor_set_dead_timeout(int minor, unsigned int seconds)
 			 minor, -rc);
 }
 
+unsigned int minor_dead_timeout(int minor)
+{
+	return has_file(minor) ? 0 :
+				 (unsigned int)blktap_get(minor, "dead_timeout");
+}
+
 int minor_fail(int minor, struct error *err)
 {
 	int rc;

@@ -35,6 +35,8 @@ uint64_t minor_id(int minor);
 
 /* What the driver is to do after that many seconds without a tapdisk: sysfs-class-blktap2. */
 void minor_set_dead_timeout(int minor, unsigned int seconds);
+/* 0: none, or a driver that has none. */
+unsigned int minor_dead_timeout(int minor);
 /* That, now: -EBUSY while a tapdisk serves it. */
 int minor_fail(int minor, struct error *err);
 

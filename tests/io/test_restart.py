@@ -220,6 +220,48 @@ def test_an_image_that_is_away_is_waited_for(served: Guarded, tmp_path: Path) ->
     served.finish()
 
 
+def test_a_disk_does_not_go_on_by_itself_after_another_one_has_written_to_its_image(served: Guarded, tmp_path: Path) -> None:
+    """Its guest may have gone on there: what waits here is older than what it has written since."""
+    leaf, there = tmp_path / "a.vhd", tmp_path / "there"
+    nbd_write(served, served.pid, "write -P 7 0 64k")
+    leaf.rename(tmp_path / "away")
+    served.kill_now()
+    there.mkdir()
+    with Served(there, f"vhd:{tmp_path}/away", minor=MINOR + 1) as other:
+        wait_for(other.socket.exists, "its socket")
+    (tmp_path / "away").rename(leaf)
+    wait_for(lambda: "another disk has written to it since" in served.log(), "it is seen")
+    assert served.rows()[0]["state"] == 0x4000
+    # nor does the next one, nor one that takes its place
+    served.kill_now()
+    wait_for(lambda: served.log().count("another disk has written to it since") > 1, "it is seen again")
+    assert served.rows()[0]["state"] == 0x4000
+    served.ok("unpause")
+    assert served.rows()[0]["state"] == 0
+    nbd_write(served, served.rows()[0]["pid"], "read -P 7 0 64k")
+    served.kill_now()
+    wait_for(lambda: served.rows()[0]["state"] == 0, "it goes on by itself again")
+    served.finish()
+
+
+def test_one_that_has_not_had_its_image_yet_waits_for_who_has_written_to_it(tmp_path: Path) -> None:
+    """As a guest's that arrives from another host."""
+    leaf, there = tmp_path / "a.vhd", tmp_path / "there"
+    there.mkdir()
+    with guarded(tmp_path) as served:
+        inactive = Guarded(there, f"vhd:{leaf}", "--inactive", settings=("restart=yes",), minor=MINOR + 1)
+        try:
+            os.kill(inactive.pid, signal.SIGKILL)
+            inactive.process.wait()
+            wait_for(lambda: f"disk.{MINOR + 1}" in os.listdir(inactive.directory), "its note")
+            nbd_write(served, served.pid, "write -P 7 0 64k")
+            served.finish()
+            wait_for(lambda: '"state": 0,' in inactive.list_all("--json").stdout, "it has its image")
+            inactive.ok("close")
+        finally:
+            inactive.kill_all()
+
+
 def test_five_deaths_within_a_minute_are_enough(served: Guarded) -> None:
     for _ in range(4):
         served.kill_now()

@@ -341,7 +341,7 @@ def two(tmp_path: Path) -> Iterator[tuple[Guarded, Faults, Callable[..., "subpro
         other("detach")
 
 
-@pytest.mark.parametrize("verb", ["pause", "unpause", "open", "snapshot"])
+@pytest.mark.parametrize("verb", ["open", "snapshot"])
 def test_while_the_disks_are_left_nothing_else_begins(
     two: tuple[Guarded, Faults, Callable[..., "subprocess.CompletedProcess[str]"]], tmp_path: Path, verb: str
 ) -> None:
@@ -351,7 +351,7 @@ def test_while_the_disks_are_left_nothing_else_begins(
     command = [str(program("tap-ctl")), "upgrade", "-m", str(MINOR), "-t", "50"]
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as upgrading:
         wait_for(lambda: disk.rows()[0]["state"] & 0x30, "the first disk is paused")
-        args = {"open": ("-a", f"vhd:{tmp_path}/a.vhd"), "snapshot": ("-n", "base.vhd")}.get(verb, ())
+        args = {"open": ("-a", f"vhd:{tmp_path}/a.vhd"), "snapshot": ("-n", "base.vhd")}[verb]
         assert f"minor {MINOR}: an upgrade is under way; try again" in disk.refused(verb, *args)
         rules.off()
         assert "disks=2" in upgrading.communicate(timeout=60)[0]
@@ -375,3 +375,45 @@ def test_a_disk_that_is_being_paused_stays_so(
     assert json.loads(other("stats", "--json").stdout)["state"] == 0x20
     assert "paused=1" in (disk.directory / f"disk.{MINOR + 1}").read_text()
     other("unpause")
+
+
+def test_disks_that_can_not_be_opened_at_once_when_an_upgrade_is_called_off_go_on_later(
+    two: tuple[Guarded, Faults, Callable[..., "subprocess.CompletedProcess[str]"]], tmp_path: Path
+) -> None:
+    disk, _, other = two
+    env = disk._env | {"TAPDISK": str(program("tests/tool-vbd"))}
+    command = [str(program("tap-ctl")), "upgrade", "-m", str(MINOR), "-t", "3"]
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as upgrading:
+        wait_for(lambda: disk.rows()[0]["state"] == 0x20, "the first disk is paused")
+        (tmp_path / "a.vhd").rename(tmp_path / "away")
+        assert f"tapdisk {disk.pid} goes on: minor {MINOR + 1}: not done" in upgrading.communicate(timeout=60)[1]
+    [row] = disk.rows()
+    assert (row["pid"], row["state"], row["waits_for"]) == (disk.pid, 0x4000, "image")
+    assert "paused=0\n" in (disk.directory / f"disk.{MINOR}").read_text()
+    (tmp_path / "away").rename(tmp_path / "a.vhd")
+    wait_for(lambda: disk.rows()[0]["state"] == 0, "the image is open")
+    nbd_write(disk, disk.pid, "write -P 3 0 64k")
+    assert json.loads(other("stats", "--json").stdout)["state"] == 0
+
+
+@pytest.mark.parametrize("verb", ["pause", "unpause"])
+def test_a_verb_that_meets_an_upgrade_waits_for_its_end(
+    two: tuple[Guarded, Faults, Callable[..., "subprocess.CompletedProcess[str]"]], verb: str
+) -> None:
+    """A script pauses a disk, and must be able to unpause it."""
+    disk, rules, _ = two
+    if verb == "unpause":
+        disk.ok("pause")
+    env = disk._env | {"TAPDISK": str(program("tests/tool-vbd"))}
+    command = [str(program("tap-ctl")), "upgrade", "-m", str(MINOR), "-t", "50"]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as upgrading:
+        wait_for(lambda: disk.rows()[0]["state"] & 0x20, "the first disk is paused")
+        with disk.start(verb) as asking:
+            time.sleep(0.5)
+            assert asking.poll() is None
+            rules.off()
+            assert "disks=2" in upgrading.communicate(timeout=60)[0]
+            assert asking.communicate(timeout=30)[1] == "" and asking.returncode == 0
+    assert disk.rows()[0]["state"] == (0x20 if verb == "pause" else 0)
+    if verb == "pause":
+        disk.ok("unpause")

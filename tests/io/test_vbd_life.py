@@ -172,6 +172,48 @@ def test_a_pause_over_stuck_io_is_called_off(tmp_path: Path, image: Path, rules:
         served.ok("unpause")
 
 
+def test_an_unpause_calls_off_a_pause_whose_caller_is_gone(tmp_path: Path, image: Path, rules: Faults) -> None:
+    """As a script that has had enough of it does: the disk must not be paused by and by."""
+    with Served(tmp_path, f"aio:{image}", engine=rules.engine()) as served, NbdDisk(served.socket) as disk:
+        rules.set("write from=0 to=4096 stuck")
+        stuck = disk.start(["w 0 8 1"])
+        with served.start("pause", "-t", 50) as pausing:
+            while not shown(served)["state"] == 0x10:
+                time.sleep(0.05)
+            pausing.kill()
+        served.ok("unpause")
+        assert shown(served)["state"] == 0
+        assert disk.batch(["w 100 8 2", "f"]) == ["ok", "ok"]
+        rules.off()
+        assert disk.wait(stuck) == ["ok"]
+        assert disk.batch(["w 200 8 2", "f"]) == ["ok", "ok"]
+        assert shown(served)["state"] == 0
+        served.ok("pause", "-t", 5)
+        served.ok("unpause")
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_a_flush_that_was_lost_is_told_to_who_opens_the_disk_by_hand(
+    tmp_path: Path, image: Path, rules: Faults, end: signal.Signals
+) -> None:
+    with Served(tmp_path, f"aio:{image}", engine=rules.engine()) as served, NbdDisk(served.socket) as disk:
+        assert disk.batch(["w 0 8 1"]) == ["ok"]
+        rules.set("sync errno=EIO")
+        if end == signal.SIGKILL:
+            served.refused("pause")
+        served.process.send_signal(end)
+        served.process.wait(20)
+        assert "lost=1\n" in (served.directory / f"disk.{MINOR}").read_text()
+    rules.off()
+    with Served(tmp_path, f"aio:{image}", engine=rules.engine()) as served, NbdDisk(served.socket) as disk:
+        assert disk.batch(["f"]) == ["err 5"]
+        assert disk.batch(["f"]) == ["ok"]
+        served.ok("close")
+        served.ok("open", "-a", f"aio:{image}")
+    with Served(tmp_path, f"aio:{image}") as served, NbdDisk(served.socket) as disk:
+        assert disk.batch(["f"]) == ["ok"]
+
+
 @pytest.mark.parametrize("engine", ["uring", "posix"])
 def test_sigterm_amid_clients(tmp_path: Path, image: Path, rules: Faults, engine: str) -> None:
     """One of them waits for space, one has only just connected."""

@@ -159,7 +159,7 @@ def test_the_mark_of_a_parent_is_taken_off_once_its_children_are_gone(tmp_path: 
         near, far = tmp_path / "near.vhd", tmp_path / "there/far.vhd"
         for child in (near, far):
             ok("snapshot", "-n", child, "-p", parent, *options, config=config)
-        forget = ["set", "-n", parent, "-f", "children", "-v", 0]
+        forget: list[str | Path | int] = ["set", "-n", parent, "-f", "children", "-v", 0]
         assert str(near) in fails(*forget)
         near.unlink()
         with Disk(f"vhd:{far}", env={"XENBLK_CONFIG": str(config)}):
