@@ -58,12 +58,13 @@ def test_another_tapdisk_goes_on_with_what_a_killed_one_had(bed: Bed) -> None:
 
 def test_what_was_set_and_what_was_paused_stays(bed: Bed) -> None:
     bed.run("truncate -s 16M /srv/r/ro.img /srv/r/rw.img && modprobe blktap")
+    timeout = "/sys/class/blktap2/blktap1/dead_timeout"
     pid = int(bed.run("tap-ctl spawn").stdout)
     for minor, (name, options) in enumerate((("ro", "-R --retry-then=pause --retry-for=7"), ("rw", ""))):
         assert bed.run("tap-ctl allocate").stdout.endswith(f"tapdev{minor}\n")
         bed.run(f"tap-ctl attach -p {pid} -m {minor}")
         bed.run(f"tap-ctl open -p {pid} -m {minor} -a aio:/srv/r/{name}.img {options}")
-    bed.run(f"tap-ctl pause -p {pid} -m 1")
+    bed.run(f"tap-ctl pause -p {pid} -m 1; echo 3 > {timeout}")
     now = kill(bed, Served(pid, 0, "0", "aio:/srv/r/ro.img"))
     assert [(disk.pid, disk.state) for disk in tapdisks.served(bed)] == [(now.pid, "0"), (now.pid, "0x20")]
     note = dict(line.split("=", 1) for line in bed.run("cat /run/blktap-control/disk.0").stdout.splitlines())
@@ -71,13 +72,18 @@ def test_what_was_set_and_what_was_paused_stays(bed: Bed) -> None:
     assert bed.run("blockdev --getro /dev/xen/blktap-2/tapdev0").stdout == "1\n"
     bed.run("dd if=/dev/xen/blktap-2/tapdev0 of=/dev/null bs=4k count=1 iflag=direct")
     writer = bed.popen("dd if=/dev/urandom of=/dev/xen/blktap-2/tapdev1 bs=4k count=1 oflag=direct")
-    bed.run("mv /srv/r/rw.img /srv/r/moved.img; sleep 0.5")
+    # nor does it count as one without a tapdisk
+    assert bed.run(f"cat {timeout}").stdout == "0\n"
+    bed.run("mv /srv/r/rw.img /srv/r/moved.img; sleep 6")
     assert not writer.ended
     # paused still, by the next one too, which has no ring of it to begin with
-    now = kill(bed, now)
+    bed.run(f"tap-ctl upgrade -m 1; echo 3 > {timeout}")
+    now = kill(bed, tapdisks.served(bed)[0])
+    bed.run("sleep 6")
     assert not writer.ended
     bed.run(f"tap-ctl unpause -p {pid} -m 1 -a aio:/srv/r/moved.img")
     writer.wait()
+    assert bed.run(f"cat {timeout}").stdout == "3\n"
     for minor in range(2):
         bed.run(f"tap-ctl destroy -p {pid} -m {minor}")
 
