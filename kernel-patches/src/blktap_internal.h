@@ -137,6 +137,7 @@ struct blktap {
 
 	/* while QUIESCED */
 	unsigned int dead_timeout;	/* seconds, 0: for ever; read without the lock too */
+	unsigned long dead_since;	/* jiffies: what dead_timeout counts from */
 	struct delayed_work dead_work;
 
 	/* the device */
@@ -208,6 +209,7 @@ void blktap_queue_remove(struct blktap *tap);
 void blktap_queue_bio(struct gendisk *queue_disk, struct bio *bio);
 /* One that queue_rq has taken. */
 void blktap_end_request(struct blktap *tap, struct request *rq, blk_status_t status);
+void blktap_end_request_task(struct blktap *tap, struct request *rq, blk_status_t status);
 /* In the disk's statistics. start: jiffies. */
 void blktap_account_end(struct block_device *part, enum req_op op,
 			unsigned int sectors, unsigned long start);

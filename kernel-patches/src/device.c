@@ -310,7 +310,7 @@ static void blktap_fail_requests(struct blktap *tap)
 	memset(tap->queue.held_ids, 0, sizeof(tap->queue.held_ids));
 	list_for_each_entry_safe(brq, next, &failed, node) {
 		list_del(&brq->node);
-		blktap_end_request(tap, blktap_request(brq), BLK_STS_IOERR);
+		blktap_end_request_task(tap, blktap_request(brq), BLK_STS_IOERR);
 	}
 }
 

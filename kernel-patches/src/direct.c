@@ -101,12 +101,14 @@ static bool blktap_take(struct blktap *tap, struct request *rq,
 	const struct blktap_target *target = &tap->targets[place->file];
 	struct blktap_rq *brq = blktap_rq(rq);
 
-	if (!target->file || !blktap_still_direct(target->file) ||
-	    (op_is_write(req_op(rq)) && !blktap_may_write(target)) ||
+	if (!target->file || (op_is_write(req_op(rq)) && !blktap_may_write(target)) ||
 	    (place->offset | blk_rq_bytes(rq)) & target->align ||
 	    !blktap_gather(tap, rq, target->align))
 		return false;
 	init_sync_kiocb(&brq->iocb, target->file);
+	/* what is checked is what will be used: the server may change the file's flags now */
+	if ((brq->iocb.ki_flags & (IOCB_DIRECT | IOCB_APPEND)) != IOCB_DIRECT)
+		return false;
 	get_file(target->file);
 	brq->iocb.ki_pos = place->offset;
 	brq->epoch = blktap_running_begin(tap);

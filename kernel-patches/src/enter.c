@@ -110,7 +110,7 @@ static int blktap_complete(struct blktap *tap, const struct blktap_cqe *cqe)
 	}
 	blktap_unhold(q, rq);
 	tap->count.completed++;
-	blktap_end_request(tap, rq, status);
+	blktap_end_request_task(tap, rq, status);
 	return 0;
 }
 
@@ -244,7 +244,7 @@ static int blktap_issue(struct blktap *tap, struct request *rq)
 	}
 	if (ret) {
 		blktap_fault(tap, "written");
-		blktap_end_request(tap, rq, BLK_STS_IOERR);
+		blktap_end_request_task(tap, rq, BLK_STS_IOERR);
 		return 0;
 	}
 	blktap_fill_sqe(tap, rq, atomic64_inc_return(&blktap_last_id), &sqe);
@@ -285,7 +285,8 @@ int blktap_enter(struct blktap *tap, struct blktap_enter *enter)
 	struct blktap_queue *q = &tap->queue;
 	int used, ret;
 
-	if (!tap->set_up || tap->state != BLKTAP_LIVE)
+	/* while a removal waits for what the kernel does, nothing is the server's any more */
+	if (!tap->set_up || tap->state != BLKTAP_LIVE || tap->failing)
 		return -ENODEV;
 	/* another process would have its own memory copied */
 	if (tap->mm != current->mm)

@@ -24,7 +24,7 @@ static void blktap_expire(struct blktap *tap)
 		 nr);
 	list_for_each_entry_safe(brq, next, &failed, node) {
 		list_del(&brq->node);
-		blktap_end_request(tap, blktap_request(brq), BLK_STS_IOERR);
+		blktap_end_request_task(tap, blktap_request(brq), BLK_STS_IOERR);
 	}
 }
 
@@ -43,11 +43,13 @@ void blktap_expire_work(struct work_struct *work)
 
 void blktap_expire_begin(struct blktap *tap)
 {
+	unsigned long end = tap->dead_since + (unsigned long)tap->dead_timeout * HZ;
+
 	if (tap->expired)
 		return;
 	if (tap->dead_timeout)
 		mod_delayed_work(system_unbound_wq, &tap->dead_work,
-				 (unsigned long)tap->dead_timeout * HZ);
+				 time_after(end, jiffies) ? end - jiffies : 0);
 	else
 		cancel_delayed_work(&tap->dead_work);
 }

@@ -93,6 +93,18 @@ void blktap_end_request(struct blktap *tap, struct request *rq, blk_status_t sta
 	blk_mq_end_request(rq, status);
 }
 
+/*
+ * From a process, which may be the server. What the request's end puts last is not for
+ * it to release, as from an interrupt: the last close of this very disk writes what is dirty,
+ * and waits for its server.
+ */
+void blktap_end_request_task(struct blktap *tap, struct request *rq, blk_status_t status)
+{
+	local_bh_disable();
+	blktap_end_request(tap, rq, status);
+	local_bh_enable();
+}
+
 /* Requests come in batches: the server is woken for the whole of one. */
 static void blktap_commit_rqs(struct blk_mq_hw_ctx *hctx)
 {

@@ -61,6 +61,7 @@ static int blktap_ring_release(struct inode *inode, struct file *file)
 		blktap_hold_issued(tap);
 		dev_info(&tap->dev, "task %d is gone: requests are held\n",
 			 tap->task);
+		tap->dead_since = jiffies;
 		blktap_expire_begin(tap);
 	}
 	tap->count.outlived += blktap_files_drop(tap);

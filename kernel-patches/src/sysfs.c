@@ -75,6 +75,9 @@ static ssize_t dead_timeout_store(struct device *dev,
 	ret = mutex_lock_killable(&tap->lock);
 	if (ret)
 		return ret;
+	/* who sets one where there was none means from now on */
+	if (!tap->dead_timeout)
+		tap->dead_since = jiffies;
 	WRITE_ONCE(tap->dead_timeout, seconds);
 	if (tap->state == BLKTAP_QUIESCED)
 		blktap_expire_begin(tap);

@@ -96,7 +96,7 @@ static void observer(void)
 		if (fd >= 0 && read(fd, text, sizeof(text)) >= 0)
 			close(fd);
 		if (chance(10)) {
-			fd = open_node("/sys/block/tapdev%u/queue/scheduler",
+			fd = open_node("/sys/block/tapdev%u-queue/queue/scheduler",
 				       any(MINORS), O_WRONLY);
 			scheduler = schedulers[any(2)];
 			if (fd >= 0 &&

@@ -31,6 +31,7 @@ TESTS = (
     "tests/vm/test_blktap_hostile.py",
     "tests/vm/test_blktap_module.py",
     "tests/vm/test_blktap_direct.py",
+    "tests/vm/test_blktap_last_close.py",
     "tests/vm/test_kernel_io.py",
 )
 # Those that a kernel alone can run

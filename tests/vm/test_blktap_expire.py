@@ -43,6 +43,19 @@ def test_requests_fail_after_the_time_that_was_set_until_a_server_comes(tap: Tap
     assert EIO in reader.wait(check=False).stderr
 
 
+def test_the_time_counts_from_the_servers_end_though_it_is_set_once_more(tap: Tap) -> None:
+    """As the next tapdisk does, which may end as well."""
+    tap.bed.expect_log(FAILED)
+    tap.start(hold=1)
+    tap.bed.run(f"echo 10 > {tap.sysfs}/dead_timeout")
+    reader = tap.bed.popen(READ.format(tap.device))
+    tap.bed.wait_for(f"test $(cat {tap.sysfs}/counters/submitted) -ge 1", 60, 0.2)
+    tap.kill()
+    tap.bed.run(f"sleep 6; echo 10 > {tap.sysfs}/dead_timeout")
+    tap.bed.wait_for(f"test $(cat {tap.sysfs}/counters/expired) -ge 1", 8, 0.2)
+    assert EIO in reader.wait(check=False).stderr
+
+
 def test_what_is_held_can_be_failed_at_once(tap: Tap) -> None:
     tap.bed.expect_log(FAILED)
     tap.start(hold=1)
