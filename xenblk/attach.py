@@ -25,6 +25,6 @@ def run(call: xlcall.Call) -> NoReturn:
     options, rest = call.options()
     if len(rest) > 1 and not xlcall.wants_help(options):
         disk = read(rest[1:])
-        if disk and probe.prepare([disk]):
+        if disk and probe.prepare([disk], runs=True):
             words = [*call.head, "--", rest[0], disk.rewritten]
     xlcall.become_xl(words)

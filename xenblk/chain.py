@@ -3,6 +3,7 @@
 
 import json
 import os
+import stat
 import subprocess
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -60,6 +61,16 @@ def _query(path: str) -> dict[str, Any]:
     return found
 
 
+def _raw(path: str) -> Image:
+    """A raw image, in a file or on a block device."""
+    size = os.stat(path)
+    if not stat.S_ISBLK(size.st_mode):
+        return Image(path, "raw", size.st_size, size.st_blocks * 512, False)
+    with open(path, "rb") as device:
+        end = device.seek(0, os.SEEK_END)
+    return Image(path, "raw", end, end, False)
+
+
 def read(path: str) -> list[Image]:
     """The chain of a VHD, the leaf first. Takes no lock. Raises UserError for an image that can't be read."""
     images: list[Image] = []
@@ -72,8 +83,7 @@ def read(path: str) -> list[Image]:
             Image(parent, found["type"], found["virtual_size"], found["physical_size"], bool(found["hidden"]))
         )
         if found["parent_raw"]:
-            size = os.stat(found["parent"])
-            images.append(Image(found["parent"], "raw", size.st_size, size.st_blocks * 512, False))
+            images.append(_raw(found["parent"]))
             break
         parent = found["parent"] if found["type"] == "differencing" else None
     return images

@@ -3,6 +3,7 @@
 
 import argparse
 import io
+import itertools
 import json
 import signal
 import sys
@@ -13,9 +14,12 @@ from xenblk.errors import UsageError, UserError
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
     if not 0 <= value <= 86400:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds, 0 to 86400")
     return value
 
 
@@ -205,6 +209,23 @@ def _run_xl(words: list[str]) -> NoReturn:
         override.run(call)
 
 
+def options_first(arguments: list[str]) -> list[str]:
+    """As users expect, options may come anywhere: argparse takes none behind the first of several names."""
+    options: list[str] = []
+    names: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word == "--":
+            return [*options, *names, word, *words]
+        if not word.startswith("-") or word == "-":
+            names.append(word)
+            continue
+        options.append(word)
+        if word in ("--name", "--settle"):
+            options.extend(itertools.islice(words, 1))
+    return [*options, *names]
+
+
 def main(arguments: list[str]) -> int:
     """Runs a command and returns the exit status; the commands of xl become xl and don't return."""
     # Python ignores these, and xl would inherit it
@@ -220,6 +241,9 @@ def main(arguments: list[str]) -> int:
         words = xlcall.read_own(arguments)
         if words is not None:
             _run_xl(words)
+        # the options of config are those of what follows it
+        if arguments[:1] != ["config"]:
+            arguments = [*arguments[:1], *options_first(arguments[1:])]
         parsed = _parser().parse_args(arguments)
         parsed.run(parsed)
     except UserError as error:

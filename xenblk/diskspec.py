@@ -13,7 +13,7 @@ import stat
 from dataclasses import dataclass
 from typing import Any
 
-from xenblk import config, libxl
+from xenblk import config, libxl, patience
 from xenblk.errors import UserError
 
 SCRIPT = "block-xenblk"
@@ -210,8 +210,8 @@ def _check_path(path: str, local: bool) -> None:
         raise UserError(f"a guest's disk can't have driver {driver[0]}; it can have {' and '.join(DRIVERS.values())}")
     if not path.startswith("/"):
         raise UserError(f"the path {path or '(none)'} must start with /, since the block script runs elsewhere")
-    if "\n" in path:
-        raise UserError("the path has a line break, which libxl can't carry; rename the image")
+    if any(letter < " " or letter == "\x7f" for letter in path):
+        raise UserError("the path has a control character, such as a line break, which xenstore and logs can't carry; rename the image")
     if not local:
         return
     try:
@@ -225,7 +225,7 @@ def _check_path(path: str, local: bool) -> None:
 
 
 def _file_mode(path: str) -> int:
-    return os.stat(path).st_mode
+    return patience.asked(path, lambda: os.stat(path).st_mode)
 
 
 def _compose(fields: dict[str, Any], target: str) -> str:

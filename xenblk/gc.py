@@ -40,6 +40,15 @@ class LeftOver:
         return f"{what}{image}: {self.why}"
 
 
+def _is_there(store: xenstore.Store, node: str, domid: int) -> bool:
+    """The domain that a backend node is for. A driver domain may not ask for it, but sees the frontend of its disk as long as there is
+    one."""
+    if guestdisks.home(store) == "/local/domain/0":
+        return store.has_domain(domid)
+    frontend = store.read(f"{node}/frontend")
+    return frontend is None or store.read_of_others(f"{frontend}/backend") is not None
+
+
 def find() -> list[LeftOver]:
     """What is left now. Raises UserError."""
     # First: a tapdisk is marked after its node is complete.
@@ -54,7 +63,7 @@ def find() -> list[LeftOver]:
             minor, row = guestdisks.row_of(store, node, rows)
             if minor is not None and (row or minor not in rows):
                 used.add(minor)
-            if not store.has_domain(domid):
+            if not _is_there(store, node, domid):
                 pid = row["pid"] if row else None
                 image = store.read(f"{node}/params")
                 found.append(LeftOver(node, True, minor, pid, image, f"domain {domid} is gone"))
@@ -72,7 +81,7 @@ def _remove_node(node: str) -> bool:
     xenstored has removed. False if its domain is there again."""
     domid, devid = node.split("/")[-2:]
     with xenstore.opened() as store:
-        if store.has_domain(int(domid)):
+        if _is_there(store, node, int(domid)):
             return False
         for path in (f"/local/domain/{domid}/device/vbd/{devid}", f"/libxl/{domid}/device/vbd/{devid}"):
             store.remove_of_others(path)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-only
 """Before a guest is started: can its images be opened? Says in one line what libxl would bury in ten, and earlier.
 
-An image of tapdisk that another process holds is left to the block script: it may be let go by then, as at a restart.
+An image of tapdisk that another process holds is left to the block script, if a guest is started: it may be let go by then, as at a
+restart. For a guest that runs it is refused.
 """
 
 import os
@@ -9,7 +10,7 @@ import re
 import socket
 import stat
 
-from xenblk import config, tapctl
+from xenblk import config, patience, tapctl
 from xenblk.diskspec import Disk
 from xenblk.errors import UserError
 
@@ -37,23 +38,23 @@ def check_xenstored() -> None:
         raise UserError(f"xenstored doesn't answer at {path}; start it: systemctl start xenstored, or xen") from None
 
 
-def prepare(disks: list[Disk], source: str | None = None, *, opened: bool = True) -> bool:
+def prepare(disks: list[Disk], source: str | None = None, *, opened: bool = True, runs: bool = False) -> bool:
     """What precedes a call of xl with these disks; True if one is tapdisk's. Raises UserError.
 
-    source: see check(). opened: xl will have them opened now.
+    source, runs: see check(). opened: xl will have them opened now.
     """
     has_tap = any(disk.driver for disk in disks)
     if has_tap:
         config.apply_if_changed()
     if opened:
-        check(disks, source)
+        check(disks, source, runs=runs)
     return has_tap
 
 
-def check(disks: list[Disk], source: str | None = None) -> None:
+def check(disks: list[Disk], source: str | None = None, *, runs: bool = False) -> None:
     """Raises UserError if an image can't be opened, or if a tapdisk has what another backend is to open.
 
-    source names the configuration that the disks are from, if they are from one. Changes nothing.
+    source names the configuration that the disks are from, if they are from one. runs: their guest does. Changes nothing.
     """
     if any(disk.driver for disk in disks):
         check_xenstored()
@@ -61,7 +62,7 @@ def check(disks: list[Disk], source: str | None = None) -> None:
         _check_twice(disks)
         for disk in disks:
             if disk.driver and disk.local:
-                _check_ours(disk)
+                _check_ours(disk, runs)
             elif disk.local:
                 for path in disk.foreign:
                     _check_foreign(disk, path)
@@ -72,7 +73,12 @@ def check(disks: list[Disk], source: str | None = None) -> None:
 def _probe(driver: str, path: str, readonly: bool) -> tuple[int | None, str]:
     """What is wrong with opening an image, "" if nothing, and the process that holds it, if that is why: 0 if it is on
     another host."""
-    done = tapctl.run("probe", "-a", f"{driver}:{path}", *(["-R"] if readonly else []))
+    try:
+        done = tapctl.run(
+            "probe", "-a", f"{driver}:{path}", *(["-R"] if readonly else []), seconds=patience.OPEN_SECONDS
+        )
+    except TimeoutError:
+        return None, str(patience.no_answer(path))
     if not done.returncode:
         return None, ""
     holder = int(done.stdout.removeprefix(b"holder=")) if done.stdout.startswith(b"holder=") else None
@@ -91,7 +97,11 @@ def _file(path: str) -> tuple[int, int] | None:
 def _check_twice(disks: list[Disk]) -> None:
     """An image of tapdisk's that one configuration has in two disks has no lock yet that would tell."""
     seen: dict[tuple[int, int], Disk] = {}
+    names: dict[str, Disk] = {}
     for disk in disks:
+        same = names.setdefault(disk.vdev, disk)
+        if same is not disk and (same.driver or disk.driver):
+            raise UserError(f"disk '{disk.spec}': the guest has a disk {disk.vdev} already, '{same.spec}'; give one another vdev")
         for path in (disk.path,) if disk.path else disk.foreign:
             file = _file(path) if disk.local else None
             if file is None:
@@ -102,10 +112,10 @@ def _check_twice(disks: list[Disk]) -> None:
             raise UserError(f"disk '{disk.spec}': {path}: is the guest's {other.vdev} too, and one of them writes; name another image")
 
 
-def _check_ours(disk: Disk) -> None:
+def _check_ours(disk: Disk, runs: bool) -> None:
     holder, why = _probe(str(disk.driver), str(disk.path), disk.readonly)
-    if why and not holder:
-        raise UserError(f"disk '{disk.spec}': {why}")
+    if why and (runs or not holder):
+        raise UserError(f"disk '{disk.spec}': {_user(holder)}{why}")
 
 
 def _check_foreign(disk: Disk, path: str) -> None:
@@ -115,8 +125,11 @@ def _check_foreign(disk: Disk, path: str) -> None:
         return
     holder, why = _probe("aio", path, disk.readonly)
     if holder is not None:
-        who = f"in use by {_name(holder)}; " if holder else ""
-        raise UserError(f"disk '{disk.spec}': {who}{why}")
+        raise UserError(f"disk '{disk.spec}': {_user(holder)}{why}")
+
+
+def _user(holder: int | None) -> str:
+    return f"in use by {_name(holder)}; " if holder else ""
 
 
 def _mode(path: str) -> int:

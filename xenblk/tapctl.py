@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-only
 """Calls of tap-ctl(8)."""
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
@@ -11,15 +12,25 @@ if TYPE_CHECKING:
     import subprocess
 
 
-def run(*arguments: str) -> "subprocess.CompletedProcess[bytes]":
-    """What came of it, whatever its status. Raises UserError if there is no tap-ctl."""
+def run(*arguments: str, seconds: float | None = None) -> "subprocess.CompletedProcess[bytes]":
+    """What came of it, whatever its status. Raises UserError if there is no tap-ctl, TimeoutError if it does not end in so many
+    seconds."""
     import subprocess  # noqa: PLC0415 # slow to import, and most guests have no disk of ours
 
     program = os.environ.get("XENBLK_TAP_CTL", config.TAP_CTL)
     try:
-        return subprocess.run([program, *arguments], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        process = subprocess.Popen([program, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     except OSError as error:
         raise UserError(f"{program}: {error.strerror}; install xenblk completely") from None
+    try:
+        output, errors = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        # what hangs in the kernel ends when it no longer does, and is not waited for
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=1)
+        raise TimeoutError from None
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 def complaint(done: "subprocess.CompletedProcess[bytes]") -> str:

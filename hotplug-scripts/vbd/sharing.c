@@ -18,6 +18,7 @@ struct user {
 	char *name, *path;
 	dev_t device;			/* by its number; 0: none, or not known */
 	bool writes;
+	bool ours;			/* a tapdisk has it, and its lock tells of all who come by the same node */
 };
 
 static struct user *users;
@@ -59,8 +60,50 @@ static int add(char *name, char *path, bool writes, struct error *err)
 		free(path);
 		return error_set(err, -ENOMEM, "out of memory");
 	}
-	users[nr_users++] = (struct user){ name, path, 0, writes };
+	users[nr_users++] = (struct user){ .name = name, .path = path, .writes = writes };
 	return 0;
+}
+
+static bool hosts_share(const char *fs_type)
+{
+	static const char *const types[] = { "nfs", "cifs", "smb", "fuse", "ceph", "9p" };
+
+	for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++)
+		if (!strncmp(fs_type, types[i], strlen(types[i])))
+			return true;
+	return false;
+}
+
+/*
+ * By its name alone, on a file system that other hosts serve and that device is not: to ask for the file
+ * itself would be to wait for a server that has nothing to do with ours.
+ */
+static bool is_on_another_server(const char *path, dev_t device)
+{
+	FILE *f = fopen("/proc/self/mountinfo", "re");
+	char *line = NULL, mount[PATH_MAX];
+	unsigned int major, minor;
+	size_t size = 0, best = 0;
+	bool another = false;
+
+	while (f && getline(&line, &size, f) > 0) {
+		const char *type = strstr(line, " - ");
+		size_t length;
+
+		/* Of several at one place the last is what is seen. */
+		if (!type || sscanf(line, "%*d %*d %u:%u %*s %4095s", &major, &minor, mount) != 3)
+			continue;
+		length = strlen(mount);
+		if (length < best || strncmp(path, mount, length) ||
+		    (path[length] != '/' && mount[length - 1] != '/'))
+			continue;
+		best = length;
+		another = hosts_share(type + 3) && makedev(major, minor) != device;
+	}
+	free(line);
+	if (f)
+		fclose(f);
+	return another;
 }
 
 static bool is_device(const char *path)
@@ -150,27 +193,31 @@ static bool is_ours(const struct vbd *vbd, const char *node)
 	return ours;
 }
 
-/* Our own disks are left to the lock, which knows more. One question for each: there may be many. */
+/*
+ * Our own disks in files are left to the lock, which knows more; one of a device is that of a node
+ * of it, and the device may have another.
+ */
 static int see_backend(const struct vbd *vbd, const char *node, void *priv,
 		       struct error *err)
 {
+	bool ours = is_ours(vbd, node);
 	char *params, *mode;
 	const char *path;
 	int rc = 0;
 
 	(void)priv;
-	if (is_ours(vbd, node))
-		return 0;
 	params = store_read(vbd->xs, "%s/params", node);
 	mode = store_read(vbd->xs, "%s/mode", node);
 	path = params;
 	/* TYPE:PATH, or a path */
 	if (path && *path != '/' && strchr(path, ':'))
 		path = strchr(path, ':') + 1;
-	if (path) {
+	if (path && (!ours || (!is_on_another_server(path, 0) && is_device(path)))) {
 		rc = add(strdup(node), absolute(vbd, node, path), !mode || strchr(mode, 'w'), err);
-		if (!rc)
+		if (!rc && !ours)
 			users[nr_users - 1].device = device_of(vbd, node);
+		if (!rc)
+			users[nr_users - 1].ours = ours;
 	}
 	free(params);
 	free(mode);
@@ -365,10 +412,10 @@ static bool uses(const struct user *user, const char *file)
 		return false;
 	if (user->device && S_ISBLK(sa.st_mode) && sa.st_rdev == user->device)
 		return true;
-	if (stat(user->path, &sb))
+	if (is_on_another_server(user->path, sa.st_dev) || stat(user->path, &sb))
 		return false;
 	if (sa.st_dev == sb.st_dev && sa.st_ino == sb.st_ino)
-		return true;
+		return !user->ours;
 	return S_ISBLK(sa.st_mode) && S_ISBLK(sb.st_mode) && sa.st_rdev == sb.st_rdev;
 }
 

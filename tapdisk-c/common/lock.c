@@ -282,21 +282,30 @@ out:
 
 /*
  * What a killed process had under way in the kernel holds its locks until it
- * is over. That is right, and soon past: nobody who lives has the lock then.
+ * is over. That is right, and soon past: nobody who lives has the lock then. And
+ * tap-ctl has one to see whether an image can be opened.
  */
+static bool is_soon_past(int fd, off_t at)
+{
+	char name[32];
+
+	return !holder_lives(fd, at) ||
+	       (holder_find(fd, at, name, sizeof(name)) && !strcmp(name, "tap-ctl"));
+}
+
 int lock_take(int fd, const char *path, enum lock_mode mode, uint64_t child,
 	      struct error *err)
 {
 	struct conflict c = { .use = "" };
 	int rc = try_mode(fd, mode, (off_t)child, &c);
 
-	if (rc == -EBUSY && !holder_lives(fd, c.at)) {
+	if (rc == -EBUSY && is_soon_past(fd, c.at)) {
 		for (int i = 0; rc == -EBUSY && i < WAIT_STEPS; i++) {
 			nanosleep(&wait_step, NULL);
 			rc = try_mode(fd, mode, (off_t)child, &c);
 		}
 		if (!rc)
-			log_info("waited for the lock of a process that is gone path=%s",
+			log_info("waited for the lock of a process that is gone, or only looked path=%s",
 				 path);
 	}
 	return rc ? lock_error(err, rc, path, fd, &c) : 0;

@@ -26,7 +26,7 @@ uint64_t lock_child(const struct stat *st, const uint8_t uuid[16]);
  * writing if mode is another than LOCK_READER and LOCK_PARENT. child: for LOCK_PARENT and
  * LOCK_COALESCE. -EBUSY, with a message that names path and what the other holder
  * does, if somebody else's lock conflicts; nothing is then held. Waits up to a
- * second for a lock that no living process of this host has. A file system without
+ * second for a lock that no living process of this host has, or only tap-ctl. A file system without
  * locks (-ENOLCK, -EOPNOTSUPP) is an error.
  */
 int lock_take(int fd, const char *path, enum lock_mode mode, uint64_t child,

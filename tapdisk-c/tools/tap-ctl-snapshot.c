@@ -177,6 +177,19 @@ void snapshot_free(struct snapshot *s)
 		close(s->lock);
 }
 
+/* The leaf has that name already, of a tap-ctl that was killed. errno stays. */
+static bool is_left_over(const struct snapshot *s)
+{
+	struct stat leaf, parent;
+	int e = errno;
+	bool same;
+
+	same = e == EEXIST && !lstat(s->leaf, &leaf) && !lstat(s->parent, &parent) &&
+	       leaf.st_dev == parent.st_dev && leaf.st_ino == parent.st_ino;
+	errno = e;
+	return same;
+}
+
 int snapshot_prepare(struct snapshot *s, int pid, int minor, const char *parent,
 		     struct error *err)
 {
@@ -190,7 +203,7 @@ int snapshot_prepare(struct snapshot *s, int pid, int minor, const char *parent,
 		rc = make_names(s, parent, err);
 	if (rc)
 		return rc;
-	if (link(s->leaf, s->parent))
+	if (link(s->leaf, s->parent) && !is_left_over(s))
 		return error_set(err, -errno, "%s: %s%s", s->parent, strerror(errno),
 				 errno == EEXIST ? "; give the parent another name" : "");
 	rc = sync_dir(s->dir, err);

@@ -4,6 +4,8 @@
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
 #include <spawn.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -11,15 +13,17 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* As in xenblk/config.py and probe.py. */
+/* As in xenblk/config.py, probe.py and patience.py. */
 #define YAML "/etc/xen/xenblk.yaml"
 #define FLAT "/run/xenblk/config"
 #define ON_XEN "/proc/xen/capabilities"
 #define XENSTORED "/run/xenstored/socket"
+#define OPEN_SECONDS 20
 
 extern char **environ;
 
@@ -166,6 +170,19 @@ static bool xenstored_answers(void)
 	return answers;
 }
 
+/* What hangs in the kernel is left there: xenblk says what is wrong. */
+static bool ends_in_time(pid_t pid)
+{
+	struct pollfd end = { .fd = (int)syscall(SYS_pidfd_open, pid, 0), .events = POLLIN };
+	bool ends = end.fd < 0 || poll(&end, 1, OPEN_SECONDS * 1000) == 1;
+
+	if (end.fd >= 0)
+		close(end.fd);
+	if (!ends)
+		kill(pid, SIGKILL);
+	return ends;
+}
+
 static bool opens(const struct xl_plain *disk, const char *tap_ctl)
 {
 	const char *const argv[] = { "tap-ctl", "probe", "-a", disk->target, disk->writes ? NULL : "-R", NULL };
@@ -180,7 +197,7 @@ static bool opens(const struct xl_plain *disk, const char *tap_ctl)
 	rc = posix_spawn(&pid, place("XENBLK_TAP_CTL", tap_ctl), &actions, NULL,
 			 (char *const *)(uintptr_t)argv, environ);
 	posix_spawn_file_actions_destroy(&actions);
-	return !rc && waitpid(pid, &status, 0) == pid && WIFEXITED(status) && !WEXITSTATUS(status);
+	return !rc && ends_in_time(pid) && waitpid(pid, &status, 0) == pid && WIFEXITED(status) && !WEXITSTATUS(status);
 }
 
 bool xl_plain_ready(const struct xl_plain *disk, const char *tap_ctl)

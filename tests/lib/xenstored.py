@@ -35,6 +35,7 @@ class Xenstore:
     def __init__(self) -> None:
         self.tree: Tree = {"/": b""}
         self.domains = {0}  # those that have been introduced
+        self.privileged = True  # the client may ask for them
         self.denied: tuple[str, ...] = ()  # paths at which, and below which, the client may do nothing
         self.kept: tuple[str, ...] = ()  # nodes that it may not remove
         self.log: list[tuple[str, str]] = []  # every write and rm, in order: (path, value or "(rm)")
@@ -88,6 +89,8 @@ class Xenstore:
                     return b"OK\0"
             tree, written = self._transactions[transaction] if transaction else (self.tree, [])
             name, _, rest = payload.partition(b"\0")
+            if kind == _IS_DOMAIN_INTRODUCED and not self.privileged:
+                raise _Refused(errno.EACCES)
             if kind == _IS_DOMAIN_INTRODUCED:
                 return b"T\0" if int(name) in self.domains else b"F\0"
             if kind == _GET_DOMAIN_PATH:

@@ -200,7 +200,7 @@ def test_other_disks_are_left_alone(spec: str) -> None:
             "the path vhd:/srv/a.vhd must start with /; begin the disk with tap2:vhd:",
         ),
         ("tap2:remus:h:9000|vhd:/a.vhd,xvda,w", "images can't be put before others with |; name the image itself"),
-        ("tap2:vdev=xvda,/a\nb.vhd,w", "the path has a line break"),
+        ("tap2:vdev=xvda,/a\nb.vhd,w", "the path has a control character, such as a line break"),
         ("tap2:/a.vhd,xvda,w", "/a.vhd: by its name a VHD, and nothing says what it is"),
         ("tap:/A.VHD,xvda,r", "/A.VHD: by its name a VHD"),
         ("backendtype=tap,vdev=xvda,target=/a.vhd", "/a.vhd: by its name a VHD"),

@@ -172,6 +172,25 @@ def test_in_a_driver_domain_the_nodes_of_others_are_left_to_dom0(dom0: Dom0) -> 
     assert dom0.store.read(f"{node}/state") is None and dom0.calls() == ["destroy -p 100 -m 0 -t 25"]
 
 
+def test_a_driver_domain_knows_by_their_frontends_which_domains_are_gone(dom0: Dom0) -> None:
+    """It may not ask xenstored."""
+    dom0.store.privileged = False
+    dom0.store.write("domid", "7")
+    home = "/local/domain/7/backend/vbd"
+    for domid in (3, 4):
+        for key, value in {"script": "/etc/xen/scripts/block-xenblk", "params": "vhd:/srv/a.vhd", "state": "4"}.items():
+            dom0.store.write(f"{home}/{domid}/51712/{key}", value)
+        dom0.store.write(f"{home}/{domid}/51712/tapdisk-minor", str(domid))
+        dom0.store.write(f"{home}/{domid}/51712/frontend", f"/local/domain/{domid}/device/vbd/51712")
+    dom0.store.write("/local/domain/4/device/vbd/51712/backend", f"{home}/4/51712")
+    dom0.disks(disk(100, 3, f"{VBD}/3/51712"), disk(101, 4, f"{VBD}/4/51712"))
+    done = dom0.run()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"removed: {home}/3/51712 vhd:/srv/a.vhd: domain 3 is gone\n"
+    assert dom0.calls() == ["destroy -p 100 -m 3 -t 25"]
+    assert dom0.store.read(f"{home}/4/51712/state") == "4"
+
+
 def test_one_that_can_not_be_removed_does_not_keep_the_others(dom0: Dom0) -> None:
     first = dom0.vbd(3, 51712, tapdisk_minor="0")
     dom0.disks(disk(100, 0, first), disk(101, 1, f"{VBD}/2/51712"))

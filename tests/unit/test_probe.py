@@ -2,10 +2,16 @@
 """tap-ctl probe, and xenblk create, which has every image of tapdisk probed before anything is started."""
 
 import hashlib
+import os
+import re
+import shutil
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 from uuid import UUID
 
 import pytest
@@ -13,6 +19,9 @@ import pytest
 from tests.lib import bridge, vhdmake
 from tests.lib.programs import program
 from tests.lib.vhdmake import DIFFERENCING, Locator, Spec
+from xenblk import patience, probe
+from xenblk.diskspec import Disk
+from xenblk.errors import UserError
 
 pytestmark = pytest.mark.unit
 
@@ -147,6 +156,49 @@ def test_who_holds_an_image_is_left_to_the_block_script(create: Create, image: P
     with locked("writer", image):
         assert create(f"tap2:vhd:{image},xvda,w").returncode == 0
     assert create.started
+
+
+def test_a_guest_that_runs_is_not_given_what_another_process_has(create: Create, image: Path) -> None:
+    """xl would leave the device half made."""
+    with locked("writer", image) as holder:
+        done = create.call(["block-attach", "guest", f"tap2:vhd:{image},xvdb,w"])
+    assert done.returncode == 1 and not create.started
+    assert done.stderr.startswith(f"xenblk: disk 'tap2:vhd:{image},xvdb,w': in use by process {holder}; {image}: in use: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_who_only_looks_at_an_image_is_waited_for(tmp_path: Path, image: Path) -> None:
+    """As xl create -n does, and whoever has its images probed at the same time."""
+    looks = tmp_path / "tap-ctl"
+    shutil.copy(program("tests/tool-lock"), looks)
+    with subprocess.Popen([looks, "writer", image], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin and process.stdout and process.stdout.readline() == b"locked\n"
+        end = threading.Timer(0.3, process.stdin.close)
+        end.start()
+        assert tap_ctl(tmp_path, "probe", "-a", f"vhd:{image}").returncode == 0
+        end.join()
+
+
+def test_storage_that_hangs_is_named_in_time(tmp_path: Path, image: Path) -> None:
+    hangs = tmp_path / "hangs"
+    hangs.write_text("#!/bin/sh\nexec sleep 100\n")
+    hangs.chmod(0o755)
+    disk = Disk(f"tap2:vhd:{image},xvda,w", "xvda", "", "vhd", str(image))
+    text = f"{image}: not open after 0.2 s; is its file server or disk stuck?"
+    with mock.patch.object(patience, "OPEN_SECONDS", 0.2), mock.patch.dict(os.environ, XENBLK_TAP_CTL=str(hangs)):
+        with pytest.raises(UserError, match=re.escape(text)):
+            probe.check([disk])
+        with pytest.raises(UserError, match=re.escape(text)):
+            patience.asked(str(image), lambda: time.sleep(3))
+        with pytest.raises(FileNotFoundError):
+            patience.asked(str(image), lambda: os.stat(tmp_path / "none"))
+
+
+def test_two_disks_of_one_name_are_refused(create: Create, image: Path) -> None:
+    (image.parent / "b.img").write_bytes(bytes(8192))
+    done = create(f"tap2:vhd:{image},xvda,w", f"tap2:aio:{image.parent}/b.img,xvda,w")
+    assert done.returncode == 1 and not create.started
+    assert f"the guest has a disk xvda already, 'tap2:vhd:{image},xvda,w'; give one another vdev" in done.stderr
 
 
 def test_an_image_in_a_driver_domain_cannot_be_probed(create: Create) -> None:

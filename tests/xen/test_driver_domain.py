@@ -36,6 +36,7 @@ inside xl devd || exit 6
 echo "serves"
 read -r line
 inside tap-ctl list 2>&1
+inside xenblk gc --settle=0 2>&1 && echo "nothing left over"
 echo "served"
 read -r line
 tries=0
@@ -91,5 +92,6 @@ def test_a_disk_of_a_driver_domain_is_served_there(bed: Bed) -> None:
         driver.destroy()
         bed.run(f"losetup -d {root}; rm -rf /srv/driver", check=False)
     assert re.search(r"^ *\d+ +0 +0 +vhd /srv/leaf.vhd$", ended, re.M)
+    assert re.search(r"vhd /srv/leaf.vhd\nnothing left over\n", ended), "xenblk gc, while the disk is there"
     for place, data in written.items():
         assert f"sector {place} {hashlib.sha256(data).hexdigest()}\n" in ended

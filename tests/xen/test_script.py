@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lib import hotplug, tapdisks
+from tests.lib import hotplug, nfs, tapdisks
 from tests.lib.beds import Beds
 from tests.lib.guest import CREATE_SECONDS, Guest
 from tests.lib.hotplug import NODE
@@ -130,3 +130,39 @@ def test_a_block_device_that_another_backend_has_is_refused(bed: Bed) -> None:
             assert error == "aio:/dev/loop6: in use by guest neighbour (xvdb); end that use first"
     finally:
         bed.run("xenstore-rm backend/vbd/78; xenstore-rm /local/domain/78; losetup -d /dev/loop6; rm /srv/dev.img")
+
+
+def test_a_block_device_that_a_tapdisk_has_is_refused_by_another_name(bed: Bed) -> None:
+    """The lock is that of its node, of which there may be two."""
+    bed.run("modprobe loop; truncate -s 8M /srv/dev.img && losetup /dev/loop6 /srv/dev.img")
+    bed.run("mknod /srv/alias b $(stat -c '0x%t 0x%T' /dev/loop6)")
+    other = "backend/vbd/78/51728"
+    try:
+        assert hotplug.add(bed, "aio:/dev/loop6", "w").status == 0
+        for mode in "wr":
+            error = hotplug.refused(bed, "aio:/srv/alias", mode, other)
+            assert error == f"aio:/srv/alias: in use by the disk /local/domain/0/{NODE}; end that use first"
+        hotplug.remove(bed)
+        assert hotplug.add(bed, "aio:/dev/loop6", "r").status == 0
+        assert hotplug.add(bed, "aio:/srv/alias", "r", other).status == 0
+        hotplug.remove(bed, other)
+        hotplug.remove(bed)
+    finally:
+        bed.run("losetup -d /dev/loop6; rm /srv/dev.img /srv/alias")
+
+
+def test_a_file_server_that_is_away_holds_up_no_disk_of_another(bed: Bed) -> None:
+    """A guest's disk by QEMU lies there."""
+    with nfs.soft_mount(bed):
+        bed.run(f"truncate -s 8M {nfs.MOUNT}/q.img")
+        bed.run(f"xenstore-write backend/qdisk/78/51728/params aio:{nfs.MOUNT}/q.img backend/qdisk/78/51728/mode w")
+        try:
+            with nfs.away(bed):
+                # what is known of its files is not believed for longer
+                bed.run("sleep 5")
+                began = float(bed.run("cut -d' ' -f1 /proc/uptime").stdout)
+                assert hotplug.add(bed, f"vhd:{IMAGE}").status == 0
+                assert float(bed.run("cut -d' ' -f1 /proc/uptime").stdout) - began < 8
+            hotplug.remove(bed)
+        finally:
+            bed.run("xenstore-rm backend/qdisk/78")
