@@ -3,15 +3,16 @@
 #   make             build the programs and the Python bridge
 #   make module      build blktap.ko for the running kernel (KDIR= for another)
 #   make demo        on a bare Debian 12: xl create of a guest on a VHD chain, shown step by step
-#   make test        on a bare Debian 12: the tests, an hour or more; DEEP=1 has all
+#   make test        on a bare Debian 12: the tests, an hour or more; DEEP=1 adds the long ones
 #   make check       of these, what boots nothing
-#   make soak        crash states and fuzz executions by the million; can be stopped, goes on: docs/testing.md
+#   make soak        fuzz executions by the million, crash states, kills; can be stopped, goes on: docs/testing.md
 #   make check-kernels   the driver's tests under kernels with KASAN, lockdep, kmemleak and KCSAN: docs/testing.md
 #   make check-xen   the tests on Xen, on Debian 12 and on Debian 13: docs/matrix.md; XEN=DIR for one built from source
 #   make check-ioemu the series for the QEMUs of Debian 12 and 13 on Debian's sources, built and asked: docs/ioemu.md
 #   make bench       our NBD server and vhd-util against others; QUICK=1 in four minutes; see docs/performance.md
 #   make install     DESTDIR= prefix= sysconfdir=
-#   make uninstall
+#   make uninstall   FORCE=1 while disks are served; README.md has what to do before
+#   make deps        the packages that building needs; make lint, make clean
 #   make install-dkms, make uninstall-dkms      the driver's source for DKMS, which builds it for each kernel; DESTDIR=
 
 prefix     ?= /usr
@@ -136,6 +137,7 @@ uninstall:
 		$(DESTDIR)$(prefix)/lib/udev/rules.d/59-xenblk.rules \
 		$(patsubst $(man)/%,$(DESTDIR)$(prefix)/share/man/man*/%,$(pages))
 	rm -rf $(DESTDIR)$(pkglib)
+	@echo "xenblk is gone: Xen's xl gives tap: disks to QEMU, which writes into differencing VHDs; change the guests' configurations first" >&2
 
 install-dkms uninstall-dkms:
 	@$(MAKE) --no-print-directory -C kernel-patches $@

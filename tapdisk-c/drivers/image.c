@@ -31,7 +31,7 @@ int image_parse(const char *spec, const struct image_driver **driver,
 
 	if (!colon)
 		return error_set(err, -EINVAL,
-				 "%s: no driver named; write TYPE:PATH, for example vhd:%s",
+				 "%s: no image type named; write TYPE:PATH, for example vhd:%s",
 				 spec, spec);
 	len = (size_t)(colon - spec);
 	for (size_t i = 0; i < sizeof(drivers) / sizeof(drivers[0]); i++) {
@@ -47,7 +47,7 @@ int image_parse(const char *spec, const struct image_driver **driver,
 		return d->check ? d->check(spec, colon + 1, err) : 0;
 	}
 	return error_set(err, -EINVAL,
-			 "%s: unknown driver \"%.*s\"; known are aio (or raw), vhd, nbd, ram, null and log",
+			 "%s: unknown image type \"%.*s\"; known are aio (or raw), vhd, nbd, ram, null and log",
 			 spec, (int)len, spec);
 }
 

@@ -13,6 +13,7 @@
 #include <blktap.h>
 
 #include "common/diskfile.h"
+#include "drivers/image.h"
 #include "transport/minor.h"
 
 #define EXIT_WAIT_MS 5000
@@ -57,11 +58,16 @@ static void undo(int pid, int minor)
 
 int cmd_create(const struct options *opt, struct error *err)
 {
+	const struct image_driver *driver;
+	const char *path;
 	char creates[48];
 	int minor, pid, rc;
 
 	hold_signals();
-	rc = allocate(opt, &minor, err);
+	/* Before a device is looked for that nobody would have. */
+	rc = image_parse(opt->args, &driver, &path, err);
+	if (!rc)
+		rc = allocate(opt, &minor, err);
 	if (rc)
 		return rc;
 	snprintf(creates, sizeof(creates), "--creates=%d,%d", (int)getpid(),

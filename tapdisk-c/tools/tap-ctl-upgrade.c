@@ -197,8 +197,6 @@ int cmd_upgrade(const struct options *opt, struct error *err)
 {
 	int pid = opt->pid, rc = 0;
 
-	if ((opt->pid >= 0) + (opt->minor >= 0) + opt->all != 1)
-		return error_set(err, -EINVAL, "upgrade: -p PID, -m MINOR or --all is required, and one of them");
 	hold_signals();
 	if (opt->all)
 		return upgrade_all(opt->timeout_ms, err);

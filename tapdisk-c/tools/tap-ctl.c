@@ -215,11 +215,40 @@ static bool given(const struct options *opt, char letter)
 	}
 }
 
-static int usage_error(const struct verb *verb, const char *what, int letter)
-{
-	char text[256];
+static const struct option long_options[] = {
+	{ "json", no_argument, NULL, 'j' },
+	{ "all", no_argument, NULL, 'A' },
+	{ "for", required_argument, NULL, 'F' },
+	{ "inactive", no_argument, NULL, 'i' },
+	{ "suspended", no_argument, NULL, 'u' },
+	{ "owner", required_argument, NULL, 'o' },
+	{ "wait", required_argument, NULL, 'w' },
+	{ "also", required_argument, NULL, 'B' },
+	{ "transport", required_argument, NULL, 'x' },
+	{ "retry-errors", required_argument, NULL, 1 },
+	{ "retry-interval", required_argument, NULL, 2 },
+	{ "retry-for", required_argument, NULL, 3 },
+	{ "retry-then", required_argument, NULL, 4 },
+	{ "no-space", required_argument, NULL, 5 },
+	{ "help", no_argument, NULL, 'h' },
+	{ NULL, 0, NULL, 0 },
+};
 
-	snprintf(text, sizeof(text), "%s: -%c: %s", verb->name, letter, what);
+/* As the user writes it: one that has no letter there has a name. */
+static void name_option(const struct verb *verb, int c, char name[32])
+{
+	snprintf(name, 32, "-%c", c);
+	for (const struct option *o = long_options; o->name; o++)
+		if (o->val == c && (c <= TAP_CTL_RETRY || strstr(verb->usage, o->name)))
+			snprintf(name, 32, "--%s", o->name);
+}
+
+static int usage_error(const struct verb *verb, const char *what, int c)
+{
+	char text[256], name[32];
+
+	name_option(verb, c, name);
+	snprintf(text, sizeof(text), "%s: %s: %s", verb->name, name, what);
 	complain(text);
 	verb_usage(stderr, verb);
 	return EXIT_USAGE;
@@ -229,24 +258,6 @@ static int usage_error(const struct verb *verb, const char *what, int letter)
 static int parse(const struct verb *verb, int argc, char **argv,
 		 struct options *opt)
 {
-	static const struct option long_options[] = {
-		{ "json", no_argument, NULL, 'j' },
-		{ "all", no_argument, NULL, 'A' },
-		{ "for", required_argument, NULL, 'F' },
-		{ "inactive", no_argument, NULL, 'i' },
-		{ "suspended", no_argument, NULL, 'u' },
-		{ "owner", required_argument, NULL, 'o' },
-		{ "wait", required_argument, NULL, 'w' },
-		{ "also", required_argument, NULL, 'B' },
-		{ "transport", required_argument, NULL, 'x' },
-		{ "retry-errors", required_argument, NULL, 1 },
-		{ "retry-interval", required_argument, NULL, 2 },
-		{ "retry-for", required_argument, NULL, 3 },
-		{ "retry-then", required_argument, NULL, 4 },
-		{ "no-space", required_argument, NULL, 5 },
-		{ "help", no_argument, NULL, 'h' },
-		{ NULL, 0, NULL, 0 },
-	};
 	char letters[64], text[256];
 	int c;
 
@@ -271,8 +282,11 @@ static int parse(const struct verb *verb, int argc, char **argv,
 			verb_usage(stderr, verb);
 			return EXIT_USAGE;
 		}
-		if (!set_option(opt, verb, c))
-			return usage_error(verb, "out of range or no number", c);
+		if (!set_option(opt, verb, c)) {
+			snprintf(text, sizeof(text), "'%.128s': out of range or no number",
+				 optarg);
+			return usage_error(verb, text, c);
+		}
 	}
 	if (optind != argc) {
 		snprintf(text, sizeof(text), "%s: unexpected argument %s",
@@ -284,6 +298,12 @@ static int parse(const struct verb *verb, int argc, char **argv,
 	for (const char *p = verb->needs; *p; p++)
 		if (!given(opt, *p))
 			return usage_error(verb, "is required", *p);
+	if (verb->run == cmd_upgrade &&
+	    (opt->pid >= 0) + (opt->minor >= 0) + opt->all != 1) {
+		complain("upgrade: -p PID, -m MINOR or --all is required, and one of them");
+		verb_usage(stderr, verb);
+		return EXIT_USAGE;
+	}
 	return -1;
 }
 

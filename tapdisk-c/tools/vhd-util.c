@@ -34,6 +34,29 @@ static const struct vhd_util_command *const commands[] = {
 static int nr_args;
 static char **args;
 
+static bool is_given(char letter)
+{
+	for (int i = 1; i < nr_args && args[i]; i++)
+		if (args[i][0] == '-' && strchr(args[i] + 1, letter))
+			return true;
+	return false;
+}
+
+/* An option that the usage has outside of brackets, and the command line has not; 0: none. */
+static char missing(const struct vhd_util_command *self)
+{
+	int depth = 0;
+
+	for (const char *p = self->usage; *p && *p != '\n'; p++) {
+		depth += *p == '[' || *p == '(';
+		depth -= *p == ']' || *p == ')';
+		if (!depth && *p == '-' && (p == self->usage || p[-1] == ' ') &&
+		    isalnum((unsigned char)p[1]) && p[2] == ' ' && !is_given(p[1]))
+			return p[1];
+	}
+	return 0;
+}
+
 int vhd_util_usage(const struct vhd_util_command *self, int opt)
 {
 	FILE *out = opt == 'h' ? stdout : stderr;
@@ -41,9 +64,12 @@ int vhd_util_usage(const struct vhd_util_command *self, int opt)
 	if (!opt && optind < nr_args)
 		fprintf(out, "vhd-util %s: unexpected argument '%s'\n",
 			self->name, args[optind]);
+	else if (!opt && missing(self))
+		fprintf(out, "vhd-util %s: -%c is missing\n", self->name,
+			missing(self));
 	else if (!opt)
 		fprintf(out,
-			"vhd-util %s: an option is missing, or two exclude each other\n",
+			"vhd-util %s: options exclude each other, or one needs another\n",
 			self->name);
 	fprintf(out, "usage: vhd-util %s %s\n", self->name, self->usage);
 	if (out == stderr)
@@ -102,6 +128,11 @@ bool vhd_util_number(const char *text, int opt, uint64_t max, uint64_t *n)
 
 bool vhd_util_megabytes(const char *text, int opt, uint64_t *bytes)
 {
+	if (*text && strspn(text, "0123456789") != strlen(text)) {
+		fprintf(stderr, "vhd-util: option -%c: '%s' is not a whole number of MiB; 10 GiB is 10240\n",
+			opt, text);
+		return false;
+	}
 	if (!vhd_util_number(text, opt, UINT64_MAX >> 20, bytes))
 		return false;
 	*bytes <<= 20;

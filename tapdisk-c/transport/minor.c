@@ -361,5 +361,8 @@ int minor_fail(int minor, struct error *err)
 	if (rc == -EBUSY)
 		return error_set(err, rc, "minor %d: a tapdisk serves it, or it has no device",
 				 minor);
+	if (rc == -ENOENT)
+		return error_set(err, rc, "minor %d: is not allocated; see tap-ctl list",
+				 minor);
 	return rc ? error_set(err, rc, "minor %d: %s", minor, strerror(-rc)) : 0;
 }

@@ -134,8 +134,8 @@ def test_null_forgets() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("/srv/a.img", "/srv/a.img: no driver named; write TYPE:PATH, for example vhd:/srv/a.img"),
-        ("qcow2:/a", 'qcow2:/a: unknown driver "qcow2"; known are aio (or raw), vhd, nbd, ram, null and log'),
+        ("/srv/a.img", "/srv/a.img: no image type named; write TYPE:PATH, for example vhd:/srv/a.img"),
+        ("qcow2:/a", 'qcow2:/a: unknown image type "qcow2"; known are aio (or raw), vhd, nbd, ram, null and log'),
         ("raw:a.img", "raw:a.img: the path is not absolute"),
         ("ram:", 'ram:: size "": must be a number of bytes, or one with K, M, G or T behind it'),
         ("ram:1Q", 'ram:1Q: size "1Q": must be a number of bytes, or one with K, M, G or T behind it'),
@@ -148,7 +148,7 @@ def test_null_forgets() -> None:
         ("ram:8388607T", "ram:8388607T: size: no address space for it"),
         ("log:a,aio:/b", "log:a,aio:/b: the path of the bitmap is not absolute; write log:BITMAP,TYPE:PATH"),
         ("log:/a", "log:/a: no image named; write log:BITMAP,TYPE:PATH"),
-        ("log:/a,b", "log:/a,b: b: no driver named"),
+        ("log:/a,b", "log:/a,b: b: no image type named"),
         ("log:/a,aio:b", "log:/a,aio:b: aio:b: the path is not absolute"),
     ],
 )

@@ -230,7 +230,7 @@ def test_a_write_too_long_is_refused_and_the_connection_goes_on(tmp_path: Path, 
 
 def test_what_cannot_be_served_is_said_before_there_is_a_socket(tmp_path: Path, image: Path) -> None:
     path = tmp_path / "s"
-    for spec, words in (("aio:none.img", "none.img"), ("disk.img", "no driver named"), ("vhd:disk.img", "disk.img")):
+    for spec, words in (("aio:none.img", "none.img"), ("disk.img", "no image type named"), ("vhd:disk.img", "disk.img")):
         done = tapdisk(f"--nbd={path}", spec, cwd=tmp_path)
         assert done.returncode == 1 and done.stdout == ""
         assert done.stderr.startswith("tapdisk: ") and words in done.stderr and done.stderr.count("\n") == 1

@@ -205,5 +205,5 @@ def test_misspelt_verbs_and_help(base: Path) -> None:
     assert result.returncode == 2 and result.stderr.startswith(b"vhd-util query: unrecognized option '--jsn'\n")
     assert b"vhd-util(8)" in result.stderr
     assert run("query", base).stderr.startswith(f"vhd-util query: unexpected argument '{base}'\n".encode())
-    assert run("create", "-n", base).stderr.startswith(b"vhd-util create: an option is missing")
+    assert run("create", "-n", base).stderr.startswith(b"vhd-util create: -s is missing\n")
     assert run("query", "-n", base, "--help").stderr == b""
