@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 
+#include "common/diskfile.h"
 #include "control/control.h"
 #include "vbd.h"
 
@@ -193,35 +194,58 @@ static bool is_ours(const struct vbd *vbd, const char *node)
 	return ours;
 }
 
-/*
- * Our own disks in files are left to the lock, which knows more; one of a device is that of a node
- * of it, and the device may have another.
- */
+/* Our own disks are left to the lock, which knows more. One question for each: there may be many. */
 static int see_backend(const struct vbd *vbd, const char *node, void *priv,
 		       struct error *err)
 {
-	bool ours = is_ours(vbd, node);
 	char *params, *mode;
 	const char *path;
 	int rc = 0;
 
 	(void)priv;
+	if (is_ours(vbd, node))
+		return 0;
 	params = store_read(vbd->xs, "%s/params", node);
 	mode = store_read(vbd->xs, "%s/mode", node);
 	path = params;
 	/* TYPE:PATH, or a path */
 	if (path && *path != '/' && strchr(path, ':'))
 		path = strchr(path, ':') + 1;
-	if (path && (!ours || (!is_on_another_server(path, 0) && is_device(path)))) {
+	if (path) {
 		rc = add(strdup(node), absolute(vbd, node, path), !mode || strchr(mode, 'w'), err);
-		if (!rc && !ours)
-			users[nr_users - 1].device = device_of(vbd, node);
 		if (!rc)
-			users[nr_users - 1].ours = ours;
+			users[nr_users - 1].device = device_of(vbd, node);
 	}
 	free(params);
 	free(mode);
 	return rc;
+}
+
+struct looking {
+	const struct vbd *vbd;
+	struct error *err;
+	int rc;
+};
+
+/*
+ * The lock of a block device is that of a node of it, and there may be another: our own disks on devices, as
+ * their tapdisks note them.
+ */
+static void see_ours(struct diskfile *file, void *priv)
+{
+	struct looking *looking = priv;
+	const char *path = strchr(file->args, ':'), *whose = file->kept_for;
+	char *name;
+
+	if (looking->rc || !path || path[1] != '/' ||
+	    is_on_another_server(path + 1, 0) || !is_device(path + 1))
+		return;
+	name = whose && !strncmp(whose, "backend/", 8) ?
+		format("%s/%s", looking->vbd->backends, whose + 8) :
+		format("the tapdisk of minor %d", file->minor);
+	looking->rc = add(name, strdup(path + 1), !file->readonly, looking->err);
+	if (!looking->rc)
+		users[nr_users - 1].ours = true;
 }
 
 /* The first line; NULL if there is none. */
@@ -295,6 +319,7 @@ static int look_at_mounts(struct error *err)
 
 int sharing_look(const struct vbd *vbd, struct error *err)
 {
+	struct looking looking = { .vbd = vbd, .err = err };
 	bool device = has_devices(vbd);
 	int rc;
 
@@ -302,6 +327,10 @@ int sharing_look(const struct vbd *vbd, struct error *err)
 	rc = store_for_each(vbd, "qdisk", see_backend, NULL, err);
 	if (!rc && device)
 		rc = store_for_each(vbd, "vbd", see_backend, NULL, err);
+	if (!rc && device) {
+		diskfile_for_each(see_ours, &looking);
+		rc = looking.rc;
+	}
 	if (!rc)
 		rc = look_at_loops(err);
 	if (!rc && device)

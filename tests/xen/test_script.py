@@ -141,7 +141,7 @@ def test_a_block_device_that_a_tapdisk_has_is_refused_by_another_name(bed: Bed) 
         assert hotplug.add(bed, "aio:/dev/loop6", "w").status == 0
         for mode in "wr":
             error = hotplug.refused(bed, "aio:/srv/alias", mode, other)
-            assert error == f"aio:/srv/alias: in use by the disk /local/domain/0/{NODE}; end that use first"
+            assert error == f"aio:/srv/alias: in use by the disk {NODE}; end that use first"
         hotplug.remove(bed)
         assert hotplug.add(bed, "aio:/dev/loop6", "r").status == 0
         assert hotplug.add(bed, "aio:/srv/alias", "r", other).status == 0
