@@ -415,6 +415,7 @@ static void drain_finish(struct vbd *vbd)
 		for_each_transport(t, vbd)
 			t->adopted = false;
 		vbd->note.owner = 0;
+		vbd_restore_dead_timeout(vbd);
 	}
 	vbd->reopen = false;
 	vbd_inactive_end(vbd);

@@ -53,7 +53,6 @@ struct vbd {
 	bool adopted;			/* from another process: the transports are not started yet */
 	bool reopen;			/* and nobody has paused it */
 	struct diskfile note;		/* what no other field says */
-	unsigned int dead_timeout_s;	/* the driver's, which is off while it is paused after another tapdisk; 0: it is as it was */
 	struct io_timer note_timer;	/* set while disk.<minor> can't be written */
 	int note_failed;		/* why not */
 	unsigned int inflight;
@@ -124,6 +123,8 @@ void vbd_told(struct vbd *vbd, struct transport *from);
 void vbd_hold_all(struct vbd *vbd);
 /* All are held after an error. */
 int vbd_release_all(struct vbd *vbd, struct error *err);
+/* What a pause after another tapdisk has put off. */
+void vbd_restore_dead_timeout(struct vbd *vbd);
 /* The same after a pause, or for what was adopted. */
 int vbd_start_all(struct vbd *vbd, struct error *err);
 

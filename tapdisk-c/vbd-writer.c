@@ -20,7 +20,8 @@
 /* NULL: it is no file. */
 static const char *path_of(const char *args)
 {
-	if (strncmp(args, "vhd:/", 5) && strncmp(args, "aio:/", 5))
+	if (strncmp(args, "vhd:/", 5) && strncmp(args, "aio:/", 5) &&
+	    strncmp(args, "raw:/", 5))
 		return NULL;
 	return args + 4;
 }
@@ -48,10 +49,14 @@ void vbd_writer_sign(struct vbd *vbd, const char *args)
 	const char *path = path_of(args);
 	char name[NAME_SIZE];
 
-	vbd->note.had = true;
-	/* Where a file system has no attributes, nobody is told. */
-	if (path && vbd->minor >= 0 && !vbd->readonly && !name_self(vbd, name))
-		(void)setxattr(path, WRITER_XATTR, name, strlen(name), 0);
+	vbd->note.signed_it = false;
+	if (!path || vbd->minor < 0 || vbd->readonly)
+		return;
+	/* Where that can't be, there being no attributes or no room, nobody is told. */
+	vbd->note.signed_it = !name_self(vbd, name) &&
+			      !setxattr(path, WRITER_XATTR, name, strlen(name), 0);
+	if (!vbd->note.signed_it)
+		(void)removexattr(path, WRITER_XATTR);
 }
 
 int vbd_writer_check(const struct vbd *vbd, const char *args, struct error *err)
@@ -60,7 +65,7 @@ int vbd_writer_check(const struct vbd *vbd, const char *args, struct error *err)
 	const char *path = path_of(args);
 	ssize_t n;
 
-	if (!vbd->note.had || !path || vbd->readonly || name_self(vbd, name))
+	if (!vbd->note.signed_it || !path || vbd->readonly || name_self(vbd, name))
 		return 0;
 	n = getxattr(path, WRITER_XATTR, found, sizeof(found));
 	if (n <= 0 || ((size_t)n == strlen(name) && !memcmp(found, name, (size_t)n)))

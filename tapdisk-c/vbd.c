@@ -300,12 +300,21 @@ int vbd_adopt(struct vbd *vbd, const struct diskfile *file, struct error *err)
 	vbd->note.given_up = false;
 	diskfile_add_former(&vbd->note, file->pid);
 	/* For the driver there is no tapdisk before the disk goes on. */
-	vbd->dead_timeout_s = file->paused ? minor_dead_timeout(vbd->minor) : 0;
-	if (vbd->dead_timeout_s)
+	if (file->paused && minor_dead_timeout(vbd->minor))
+		vbd->note.dead_timeout_s = minor_dead_timeout(vbd->minor);
+	if (vbd->note.dead_timeout_s)
 		minor_set_dead_timeout(vbd->minor, 0);
 	vbd_note(vbd);
 	vbd_stats_open(vbd);
 	return 0;
+}
+
+void vbd_restore_dead_timeout(struct vbd *vbd)
+{
+	/* Who has set one meanwhile meant that. */
+	if (vbd->note.dead_timeout_s && !minor_dead_timeout(vbd->minor))
+		minor_set_dead_timeout(vbd->minor, vbd->note.dead_timeout_s);
+	vbd->note.dead_timeout_s = 0;
 }
 
 int vbd_start_all(struct vbd *vbd, struct error *err)
@@ -314,9 +323,7 @@ int vbd_start_all(struct vbd *vbd, struct error *err)
 
 	if (rc)
 		return rc;
-	if (vbd->dead_timeout_s)
-		minor_set_dead_timeout(vbd->minor, vbd->dead_timeout_s);
-	vbd->dead_timeout_s = 0;
+	vbd_restore_dead_timeout(vbd);
 	vbd->adopted = vbd->reopen = false;
 	return 0;
 }
@@ -367,7 +374,7 @@ static int begin(struct vbd *vbd, char *args, bool readonly, struct error *err)
 	vbd->args = args;
 	vbd->readonly = readonly;
 	vbd->lost = lost_before(vbd);
-	vbd->note.had = false;
+	vbd->note.signed_it = false;
 	for_each_transport(t, vbd) {
 		t->lost = vbd->lost;
 		t->wrote = false;

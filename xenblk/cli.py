@@ -7,7 +7,7 @@ import itertools
 import json
 import signal
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from xenblk import VERSION, attach, config, create, guestconfig, libxl, override, xlcall
 from xenblk.errors import UsageError, UserError
@@ -23,8 +23,15 @@ def _seconds(text: str) -> float:
     return value
 
 
+class _Parser(argparse.ArgumentParser):
+    """Options have one name: a part of it might be taken for a guest's."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="xenblk", description="Guests whose disks tapdisk serves.", epilog="See xenblk(8) and xenblk.yaml(5)."
     )
     parser.add_argument("--version", action="version", version=f"xenblk {VERSION}")

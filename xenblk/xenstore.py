@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-only
 """xenstore, through libxenstore: gc removes nodes, nobody else changes anything.
 
-Backend nodes are written by dom0 alone. What a guest may write (its frontend's nodes) is never read.
+Backend nodes are written by dom0 alone. What a guest may write (its frontend's nodes) is never read, but by a driver domain's gc, which
+has no other way to see that the guest is there: one that removes them loses its own disk.
 """
 
 import contextlib

@@ -26,11 +26,11 @@ static int path_of(char *path, size_t size, int minor)
 
 static void write_lines(FILE *f, const struct diskfile *file)
 {
-	fprintf(f, "version=%u\npid=%d\nborn=%llu\nid=%llu\nargs=%s\nreadonly=%d\npaused=%d\nlost=%d\nhad=%d\ngiven_up=%d\nowner=%d\nsectors=%llu\nsector_size=%u\n",
+	fprintf(f, "version=%u\npid=%d\nborn=%llu\nid=%llu\nargs=%s\nreadonly=%d\npaused=%d\nlost=%d\nsigned=%d\ndead_timeout=%u\ngiven_up=%d\nowner=%d\nsectors=%llu\nsector_size=%u\n",
 		DISKFILE_VERSION, file->pid, (unsigned long long)file->born,
 		(unsigned long long)file->id,
 		file->args, file->readonly, file->paused, file->lost,
-		file->had, file->given_up, file->owner, (unsigned long long)file->sectors,
+		file->signed_it, file->dead_timeout_s, file->given_up, file->owner, (unsigned long long)file->sectors,
 		file->sector_size);
 	if (file->kept_for)
 		fprintf(f, "for=%s\n", file->kept_for);
@@ -148,8 +148,10 @@ static bool set_number(struct diskfile *file, const char *key,
 		file->pid = (int)n;
 	else if (!strcmp(key, "readonly"))
 		file->readonly = n;
-	else if (!strcmp(key, "had"))
-		file->had = n;
+	else if (!strcmp(key, "signed"))
+		file->signed_it = n;
+	else if (!strcmp(key, "dead_timeout"))
+		file->dead_timeout_s = (unsigned int)n;
 	else if (!strcmp(key, "paused"))
 		file->paused = n;
 	else if (!strcmp(key, "lost"))
@@ -169,7 +171,7 @@ static bool set_line(struct diskfile *file, char *line)
 {
 	static const char *const numbers[] = {
 		"version", "pid", "born", "id", "readonly", "paused", "lost",
-		"had", "given_up", "owner", "sectors", "sector_size", "former",
+		"signed", "dead_timeout", "given_up", "owner", "sectors", "sector_size", "former",
 	};
 	char *eq = strchr(line, '=');
 	int rc;

@@ -26,7 +26,8 @@ struct diskfile {
 	bool readonly;
 	bool paused;
 	bool lost;			/* a flush of tapdisk's own failed: the guest's next one must */
-	bool had;			/* it has had its image open */
+	bool signed_it;			/* its image names this disk as the last writer: vbd-writer.c */
+	unsigned int dead_timeout_s;	/* to be the driver's again when it goes on; 0: it is as it was */
 	bool given_up;			/* its tapdisks died too often: no other is started */
 	int owner;			/* 0: none */
 	char *kept_for;			/* what tap-ctl keep said; NULL: nothing */

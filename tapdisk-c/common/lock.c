@@ -34,6 +34,7 @@ enum {
 
 /* One second in all. */
 #define WAIT_STEPS 100
+#define LOOK_STEPS 10
 static const struct timespec wait_step = { .tv_nsec = 10000000 };
 
 /* QEMU's bytes. */
@@ -301,6 +302,8 @@ int lock_take(int fd, const char *path, enum lock_mode mode, uint64_t child,
 
 	if (rc == -EBUSY && is_soon_past(fd, c.at)) {
 		for (int i = 0; rc == -EBUSY && i < WAIT_STEPS; i++) {
+			if (i % LOOK_STEPS == LOOK_STEPS - 1 && !is_soon_past(fd, c.at))
+				break;
 			nanosleep(&wait_step, NULL);
 			rc = try_mode(fd, mode, (off_t)child, &c);
 		}

@@ -27,6 +27,7 @@ static void let_go(struct leave *leave)
 
 	for (unsigned int i = 0; server_vbd(leave->server, i, &view); i++)
 		owners_forget(leave->owners, view.minor);
+	leave->takeover->left = true;
 	server_let_go(leave->server);
 	server_set_leaving(leave->server, false);
 }

@@ -180,7 +180,7 @@ static void step(struct io_timer *timer)
 	t->nr = 0;
 	if (t->done)
 		t->done(t->priv);
-	if (!server_vbd(t->server, 0, &view))
+	if (!t->left && !server_vbd(t->server, 0, &view))
 		server_stop(t->server);
 }
 
@@ -201,6 +201,7 @@ void takeover_close(struct takeover *t)
 
 void takeover_begin(struct takeover *t, const int *pids, unsigned int nr)
 {
+	t->left = false;
 	t->nr = nr < TAKEOVER_PIDS ? nr : TAKEOVER_PIDS;
 	memcpy(t->pids, pids, t->nr * sizeof(*pids));
 	t->tries = 0;

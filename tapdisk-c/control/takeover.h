@@ -23,6 +23,7 @@ struct takeover {
 	unsigned int nr;
 	struct io_timer timer;
 	unsigned int tries;
+	bool left;			/* all that was here is left to another one, which may give it back */
 	bool again;			/* something is to be tried again, as last looked */
 	int alive;			/* of pids, one that lives, and has left its disks to us; 0: none */
 	int rc;				/* of what can't be had, the last */

@@ -37,7 +37,7 @@ static void what_is_written_is_read_back(void **state)
 	char args[] = "vhd:/a = b/c.vhd";
 	struct diskfile out = {
 		.minor = 7, .pid = 4711, .id = UINT64_MAX, .args = args,
-		.readonly = true, .lost = true, .had = true, .owner = 12,
+		.readonly = true, .lost = true, .signed_it = true, .dead_timeout_s = 60, .owner = 12,
 		.sectors = 1ull << 40, .sector_size = 4096,
 		.retry = { RETRY_ALL, 3, 0, true, false },
 		.former = { 5, 6 }, .nr_former = 2,
@@ -50,7 +50,7 @@ static void what_is_written_is_read_back(void **state)
 	assert_string_equal(in.args, args);
 	free(in.args);
 	in.args = args;
-	assert_true(in.readonly && in.lost && in.had && !in.paused && !in.given_up);
+	assert_true(in.readonly && in.lost && in.signed_it && in.dead_timeout_s == 60 && !in.paused && !in.given_up);
 	assert_int_equal(in.pid, 4711);
 	assert_true(in.id == UINT64_MAX && in.sectors == 1ull << 40);
 	assert_int_equal(in.owner, 12);

@@ -227,7 +227,13 @@ int once_it_is_there(int (*verb)(const struct options *opt, struct error *err),
 	const struct timespec pause = { .tv_nsec = LEFT_WAIT_NS };
 	int rc = verb(opt, err);
 
-	for (int i = 0; (is_gone(rc) || rc == -EAGAIN) && i < LEFT_TRIES && is_of(opt->minor, opt->pid, owned); i++) {
+	for (int i = 0; is_of(opt->minor, opt->pid, owned); i++) {
+		/* An upgrade takes its time, and then the next one has it. */
+		int tries = rc == -EAGAIN ? opt->timeout_ms / (LEFT_WAIT_NS / 1000000) :
+			    is_gone(rc) ? LEFT_TRIES : 0;
+
+		if (i >= tries)
+			break;
 		nanosleep(&pause, NULL);
 		rc = verb(opt, err);
 	}

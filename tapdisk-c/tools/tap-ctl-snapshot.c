@@ -163,7 +163,7 @@ static int create_child(const struct snapshot *s, struct error *err)
 
 void snapshot_clear(const struct snapshot *s)
 {
-	if (s->child && s->parent && !unlink(s->child))
+	if (s->child && s->parent && !unlink(s->child) && s->named)
 		unlink(s->parent);
 }
 
@@ -177,17 +177,34 @@ void snapshot_free(struct snapshot *s)
 		close(s->lock);
 }
 
-/* The leaf has that name already, of a tap-ctl that was killed. errno stays. */
+static bool is_leaf(const char *path, const struct snapshot *s)
+{
+	struct stat leaf, other;
+
+	return !lstat(s->leaf, &leaf) && !lstat(path, &other) &&
+	       leaf.st_dev == other.st_dev && leaf.st_ino == other.st_ino;
+}
+
+/*
+ * The leaf has that name already, of a tap-ctl that was killed. Its tapdisk may be about to change the names: not
+ * without the child, so that it is taken away before the second look.
+ */
 static bool is_left_over(const struct snapshot *s)
 {
-	struct stat leaf, parent;
-	int e = errno;
-	bool same;
+	return is_leaf(s->parent, s) &&
+	       (!unlink(s->child) || errno == ENOENT) && is_leaf(s->parent, s);
+}
 
-	same = e == EEXIST && !lstat(s->leaf, &leaf) && !lstat(s->parent, &parent) &&
-	       leaf.st_dev == parent.st_dev && leaf.st_ino == parent.st_ino;
-	errno = e;
-	return same;
+static int name_parent(struct snapshot *s, struct error *err)
+{
+	int rc;
+
+	s->named = !link(s->leaf, s->parent);
+	rc = s->named ? 0 : -errno;
+	if (rc == -EEXIST && is_left_over(s))
+		rc = 0;
+	return rc ? error_set(err, rc, "%s: %s%s", s->parent, strerror(-rc),
+			      rc == -EEXIST ? "; give the parent another name" : "") : 0;
 }
 
 int snapshot_prepare(struct snapshot *s, int pid, int minor, const char *parent,
@@ -203,15 +220,16 @@ int snapshot_prepare(struct snapshot *s, int pid, int minor, const char *parent,
 		rc = make_names(s, parent, err);
 	if (rc)
 		return rc;
-	if (link(s->leaf, s->parent) && !is_left_over(s))
-		return error_set(err, -errno, "%s: %s%s", s->parent, strerror(errno),
-				 errno == EEXIST ? "; give the parent another name" : "");
+	rc = name_parent(s, err);
+	if (rc)
+		return rc;
 	rc = sync_dir(s->dir, err);
 	if (!rc)
 		rc = create_child(s, err);
 	if (rc) {
 		unlink(s->child);
-		unlink(s->parent);
+		if (s->named)
+			unlink(s->parent);
 	}
 	return rc;
 }

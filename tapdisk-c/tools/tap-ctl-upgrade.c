@@ -20,7 +20,6 @@
 #include "server.h"
 
 #define EXIT_WAIT_MS	5000
-#define END_TRIES	50
 #define BACK_TRIES	600
 #define BACK_WAIT_NS	100000000
 
@@ -62,14 +61,11 @@ static int wait_until_back(int pid, size_t disks)
 	return -ETIMEDOUT;
 }
 
-/* One that hangs in the kernel does not end, and may not hold up disks that don't. */
+/* It may have all of the disks, and must have ended before the old one looks for them. */
 static void end_new(int pid)
 {
-	const struct timespec wait = { .tv_nsec = BACK_WAIT_NS };
-
 	kill(pid, SIGKILL);
-	for (int i = 0; i < END_TRIES && !waitpid(pid, NULL, WNOHANG); i++)
-		nanosleep(&wait, NULL);
+	waitpid(pid, NULL, 0);
 }
 
 static int hand_over(int fd, int old, int new, size_t disks, int timeout_ms,

@@ -104,17 +104,25 @@ int cmd_close(const struct options *opt, struct error *err)
 	return vbd_close(opt->pid, opt->minor, opt->force, opt->timeout_ms, err);
 }
 
+/* With a tapdisk that is not there any more nobody would come: that is told at once. */
+static int unless_it_is_dead(int rc)
+{
+	return rc == -ESRCH ? -ENOENT : rc;
+}
+
 static int vbd_pause(const struct options *opt, struct error *err)
 {
-	return call(opt->pid, json_pack("{s:s, s:i, s:i}", "op", "pause",
-					"minor", opt->minor, "timeout",
-					opt->timeout_ms / 1000),
-		    NULL, opt->timeout_ms + TAP_CTL_GRACE_MS, err);
+	int rc = call(opt->pid, json_pack("{s:s, s:i, s:i}", "op", "pause",
+						"minor", opt->minor, "timeout",
+						opt->timeout_ms / 1000),
+		      NULL, opt->timeout_ms + TAP_CTL_GRACE_MS, err);
+
+	return unless_it_is_dead(rc);
 }
 
 static int vbd_unpause(const struct options *opt, struct error *err)
 {
-	return call_with("unpause", opt, "args", opt->args, err);
+	return unless_it_is_dead(call_with("unpause", opt, "args", opt->args, err));
 }
 
 int cmd_pause(const struct options *opt, struct error *err)

@@ -107,6 +107,7 @@ struct snapshot {
 	char *dir;			/* of all three */
 	char *parent;			/* another name of the leaf */
 	char *child;			/* its child, empty */
+	bool named;			/* the parent, by us */
 	int lock;			/* one at a time for a disk; -1: not taken */
 };
 /*
