@@ -9,6 +9,7 @@
 #define XENBLK_VBD_H
 
 #include <stdbool.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 
 #include "common/error.h"
@@ -110,5 +111,12 @@ void sharing_name_holder(const struct vbd *vbd, struct error *err);
 bool twin_join(struct vbd *vbd, int holder);
 /* Whether another node has the minor, whose lock is held after 0. */
 int twin_stays(const struct vbd *vbd, bool *stays, struct error *err);
+
+/* ask.c */
+/*
+ * stat(2) of another user's file, within seconds, all told; false if that is not to be had. device: of the file system
+ * of our own image, which has answered; 0: none.
+ */
+bool ask_stat(const char *path, dev_t device, struct stat *st);
 
 #endif
