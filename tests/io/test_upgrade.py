@@ -401,13 +401,13 @@ def test_a_verb_that_meets_an_upgrade_waits_for_its_end(
     two: tuple[Guarded, Faults, Callable[..., "subprocess.CompletedProcess[str]"]], verb: str
 ) -> None:
     """A script pauses a disk, and must be able to unpause it."""
-    disk, rules, _ = two
+    disk, rules, other = two
     if verb == "unpause":
         disk.ok("pause")
     env = disk._env | {"TAPDISK": str(program("tests/tool-vbd"))}
     command = [str(program("tap-ctl")), "upgrade", "-m", str(MINOR), "-t", "50"]
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as upgrading:
-        wait_for(lambda: disk.rows()[0]["state"] & 0x20, "the first disk is paused")
+        wait_for(lambda: json.loads(other("stats", "--json").stdout)["state"] & 0x10, "the second disk is being paused")
         with disk.start(verb) as asking:
             time.sleep(0.5)
             assert asking.poll() is None
