@@ -27,7 +27,7 @@ def attach(guest: str, specs: list[str], *, as_json: bool) -> None:
         raise UserError(f"disk '{text}': tapdisk has no part in it; use xl block-attach, or write tap2:vhd:/path or tap2:aio:/path")
     if not disk.local:
         raise UserError(f"disk '{text}': a driver domain serves it; use xl block-attach")
-    probe.prepare([disk], runs=True)
+    probe.prepare([disk])
     with toolstack.opened() as xen:
         domid, name = xen.domain(guest)
         if xen.has_disk(domid, disk.vdev):
