@@ -6,6 +6,7 @@ import pytest
 from tests.lib import tapdisks
 from tests.lib.beds import Beds
 from tests.lib.toytap import EIO, SERVER, Tap
+from tests.lib.vm import Process
 
 ON_BOTH_KERNELS = pytest.mark.parametrize(
     "release", [12, pytest.param(13, marks=pytest.mark.slow)], ids="debian{}".format, scope="session"
@@ -14,13 +15,19 @@ FAILED = r"blktap2 blktap\d+: no server: \d+ requests failed, and so do new ones
 READ = "dd if={} of=/dev/null bs=4k count=1 iflag=direct"
 
 
+def held_read(tap: Tap) -> Process:
+    """A read that its server has, and does not answer."""
+    reader = tap.bed.popen(READ.format(tap.device))
+    tap.bed.wait_for(f"test $(cat {tap.sysfs}/counters/submitted) -ge 1", 60, 0.2)
+    return reader
+
+
 @ON_BOTH_KERNELS
 def test_requests_fail_after_the_time_that_was_set_until_a_server_comes(tap: Tap) -> None:
     tap.bed.expect_log(FAILED)
     tap.start(hold=1)
     tap.bed.run(f"echo 300 > {tap.sysfs}/dead_timeout")
-    reader = tap.bed.popen(READ.format(tap.device))
-    tap.bed.wait_for(f"test $(cat {tap.sysfs}/counters/submitted) -ge 1", 60, 0.2)
+    reader = held_read(tap)
     tap.kill()
     tap.resume(hold=1)
     # not while there is a server
@@ -48,8 +55,7 @@ def test_the_time_counts_from_the_servers_end_though_it_is_set_once_more(tap: Ta
     tap.bed.expect_log(FAILED)
     tap.start(hold=1)
     tap.bed.run(f"echo 10 > {tap.sysfs}/dead_timeout")
-    reader = tap.bed.popen(READ.format(tap.device))
-    tap.bed.wait_for(f"test $(cat {tap.sysfs}/counters/submitted) -ge 1", 60, 0.2)
+    reader = held_read(tap)
     tap.kill()
     tap.bed.run(f"sleep 6; echo 10 > {tap.sysfs}/dead_timeout")
     tap.bed.wait_for(f"test $(cat {tap.sysfs}/counters/expired) -ge 1", 8, 0.2)
@@ -61,8 +67,7 @@ def test_what_is_held_can_be_failed_at_once(tap: Tap) -> None:
     tap.start(hold=1)
     refused = tap.bed.run(f"tap-ctl fail -m {tap.minor}", check=False)
     assert refused.status == 1 and "a tapdisk serves it" in refused.stderr
-    reader = tap.bed.popen(READ.format(tap.device))
-    tap.bed.wait_for(f"test $(cat {tap.sysfs}/counters/submitted) -ge 1", 60, 0.2)
+    reader = held_read(tap)
     tap.kill()
     tap.bed.run(f"tap-ctl fail -m {tap.minor}")
     assert EIO in reader.wait(check=False).stderr
@@ -85,8 +90,7 @@ def test_ids_of_minors_are_not_used_again(tap: Tap) -> None:
 def test_a_minor_is_freed_although_its_server_hangs(tap: Tap) -> None:
     """The server finds out when it goes on; nothing of it, or of the disk, stays when it ends."""
     tap.start(hold=1)
-    reader = tap.bed.popen(READ.format(tap.device))
-    tap.bed.wait_for(f"test $(cat {tap.sysfs}/counters/submitted) -ge 1", 60, 0.2)
+    reader = held_read(tap)
     task = tap.attribute("task")
     tap.bed.run(f"kill -STOP {task}")
     assert tap.bed.run(f"tap-ctl free -m {tap.minor}", check=False).status == 1
