@@ -20,9 +20,14 @@
 #include "common/diskfile.h"
 #include "common/log.h"
 #include "common/process.h"
+#include "control/control.h"
 
 #define SECOND_NS	1000000000ull
 #define END_MS		2000
+#define BACK_STEP_US	100000
+#define BACK_STEPS	300
+/* Of a program that can't be run; a shell's too. */
+#define STATUS_NO_PROGRAM	127
 
 /* What tapdisk tells its guardian: one byte a message. */
 #define WORD_BYE	'b'
@@ -36,6 +41,8 @@ struct guard {
 	int wards[GUARDIAN_WARDS];	/* whose disks the next one has to take */
 	unsigned int nr_wards;
 	unsigned int nr_disks;		/* that they had, as last counted */
+	unsigned int nr_back;		/* those of them that go back to who had them before */
+	unsigned int wait_s;		/* before the next try */
 	uint64_t deaths[GUARDIAN_DEATHS];	/* when */
 	unsigned int nr_deaths;
 	char path[PATH_MAX];		/* the program, as it was called */
@@ -58,6 +65,7 @@ static bool wait_for_end(struct guard *g)
 			return true;
 		g->wards[0] = g->ward;
 		g->nr_wards = 1;
+		g->wait_s = 0;
 	}
 }
 
@@ -83,15 +91,29 @@ static void give_up(struct diskfile *file, void *priv)
 static void count_disk(struct diskfile *file, void *priv)
 {
 	struct guard *g = priv;
+	bool back = false;
 
-	g->nr_disks += had(g, file);
+	if (!had(g, file))
+		return;
+	g->nr_disks++;
+	for (unsigned int i = 0; i < file->nr_former && !back; i++)
+		back = control_has_name(file->former[i]);
+	g->nr_back += back;
 }
 
 static bool has_disks(struct guard *g)
 {
-	g->nr_disks = 0;
+	g->nr_disks = g->nr_back = 0;
 	diskfile_for_each(count_disk, g);
 	return g->nr_disks;
+}
+
+/* True if there are some for us when who may have them back has them, or has ended. */
+static bool has_disks_still(struct guard *g)
+{
+	for (int i = 0; has_disks(g) && g->nr_back && i < BACK_STEPS; i++)
+		usleep(BACK_STEP_US);
+	return has_disks(g);
 }
 
 /* One more death; false: there were too many of late. */
@@ -146,7 +168,7 @@ static _Noreturn void run_ward(const struct guard *g, int fd)
 	fcntl(fd, F_SETFD, 0);
 	execv(g->path, args.argv);
 	log_error("cannot start another tapdisk path=%s err=%d", g->path, errno);
-	_exit(127);
+	_exit(STATUS_NO_PROGRAM);
 }
 
 static int start_ward(struct guard *g)
@@ -173,7 +195,8 @@ static int start_ward(struct guard *g)
 	return 0;
 }
 
-static void log_death(const struct guard *g)
+/* False: it has ended by itself, since it could not start. */
+static bool has_died(const struct guard *g)
 {
 	int status;
 
@@ -188,6 +211,18 @@ static void log_death(const struct guard *g)
 	else
 		log_error("tapdisk %d ended with status %d", g->ward,
 			  WEXITSTATUS(status));
+	return !g->ours || !WIFEXITED(status) || g->nr_wards < 2 ||
+	       WEXITSTATUS(status) == STATUS_NO_PROGRAM;
+}
+
+/* The first at once; after tries that were in vain, not in a hurry. */
+static void wait_a_little(struct guard *g)
+{
+	if (g->wait_s)
+		sleep(g->wait_s);
+	g->wait_s = g->wait_s ? g->wait_s * 2 : 1;
+	if (g->wait_s > GUARDIAN_WAIT_S)
+		g->wait_s = GUARDIAN_WAIT_S;
 }
 
 static _Noreturn void guard(struct guard *g)
@@ -198,19 +233,18 @@ static _Noreturn void guard(struct guard *g)
 		if (wait_for_end(g) || !has_disks(g))
 			_exit(0);
 		close(g->fd);
-		log_death(g);
-		if (!may_restart(g)) {
+		if (has_died(g) && !may_restart(g)) {
 			log_error("%u tapdisks died within %d s",
 				  GUARDIAN_DEATHS, GUARDIAN_PERIOD_S);
 			diskfile_for_each(give_up, g);
 			_exit(1);
 		}
-		/* The first at once; if it was in vain, not in a hurry. */
-		if (g->nr_wards > 1)
-			sleep(1);
+		if (!has_disks_still(g))
+			_exit(0);
+		wait_a_little(g);
 		while ((rc = start_ward(g))) {
 			log_error("cannot start another tapdisk err=%d", -rc);
-			sleep(1);
+			wait_a_little(g);
 		}
 	}
 }
@@ -331,6 +365,14 @@ void guardian_adopt(struct guardian *g, char *const *argv, int fd)
 	fcntl(fd, F_SETFD, FD_CLOEXEC);
 }
 
+static void try_later(struct guardian *g, int rc)
+{
+	log_error("goes on without a guardian, tries again in %u s err=%d",
+		  GUARDIAN_WAIT_S, -rc);
+	engine_timer_set(g->engine, &g->timer,
+			 now_ns() + GUARDIAN_WAIT_S * SECOND_NS);
+}
+
 static void start_again(struct io_timer *timer)
 {
 	struct guardian *g = container_of(timer, struct guardian, timer);
@@ -342,7 +384,7 @@ static void start_again(struct io_timer *timer)
 	if (!rc)
 		guardian_watch(g, g->engine);
 	else
-		log_error("goes on without a guardian err=%d", -rc);
+		try_later(g, rc);
 }
 
 static void lost(struct io_watch *watch, short revents)
@@ -367,6 +409,9 @@ void guardian_watch(struct guardian *g, struct engine *engine)
 	g->watch.ready = lost;
 	if (g->fd >= 0 && engine_watch(engine, &g->watch))
 		log_warn("an end of the guardian will not be noticed");
+	if (g->fd < 0 && g->argv)
+		engine_timer_set(engine, &g->timer,
+				 now_ns() + GUARDIAN_WAIT_S * SECOND_NS);
 }
 
 void guardian_unwatch(struct guardian *g)
@@ -386,6 +431,13 @@ static void say(const struct guardian *g, char word)
 void guardian_taken(void *priv)
 {
 	say(priv, WORD_TAKEN);
+}
+
+void guardian_dismiss(struct guardian *g)
+{
+	guardian_unwatch(g);
+	g->engine = NULL;
+	say(g, WORD_BYE);
 }
 
 void guardian_release(struct guardian *g)

@@ -4,7 +4,11 @@
  * for its end. If that comes without a word before, by a signal or a crash,
  * it starts the program again, which takes over all disks that the dead one had
  * (common/diskfile.h). After GUARDIAN_DEATHS within GUARDIAN_PERIOD_S it gives
- * up, says so, and the disks wait.
+ * up, says so, and the disks wait. One that can't start, and says so by its
+ * status, is no death: that may pass, and is tried for ever.
+ *
+ * After an upgrade that failed the tapdisk from which the dead one had its disks
+ * takes them back: while that runs nobody is started.
  *
  * A tapdisk needs no guardian to go on; if it loses it, it starts another.
  */
@@ -15,6 +19,8 @@
 
 #define GUARDIAN_DEATHS		5u
 #define GUARDIAN_PERIOD_S	60
+/* Between two tries, at most. */
+#define GUARDIAN_WAIT_S		30u
 /* Processes whose disks one successor may have to take over. */
 #define GUARDIAN_WARDS		64u
 
@@ -41,6 +47,8 @@ void guardian_watch(struct guardian *g, struct engine *engine);
 void guardian_unwatch(struct guardian *g);
 /* All disks of those before us are ours. */
 void guardian_taken(void *g);
+/* We are told to end: from now on no other one is started, however we end. */
+void guardian_dismiss(struct guardian *g);
 /* We end in order: it ends too, and is gone afterwards. */
 void guardian_release(struct guardian *g);
 

@@ -136,7 +136,7 @@ int serve_run(const struct serve *serve, char *program)
 	if (!rc)
 		rc = server_open(&server, &cfg, &err);
 	if (!rc)
-		rc = signals_open(&signals, server, &err);
+		rc = signals_open(&signals, server, &guardian, &err);
 	if (!rc) {
 		server_export_in(server, control_dir());
 		server_keep_files(server);

@@ -19,11 +19,13 @@ static void signalled(struct io_watch *watch, short revents)
 	if (read(watch->fd, &info, sizeof(info)) != (ssize_t)sizeof(info))
 		return;
 	log_info("signal %u: closing all images", info.ssi_signo);
+	if (signals->guardian)
+		guardian_dismiss(signals->guardian);
 	server_terminate(signals->server);
 }
 
 int signals_open(struct signals *signals, struct server *server,
-		 struct error *err)
+		 struct guardian *guardian, struct error *err)
 {
 	sigset_t set;
 	int fd, rc;
@@ -39,6 +41,7 @@ int signals_open(struct signals *signals, struct server *server,
 	if (fd < 0)
 		return error_set(err, -errno, "signalfd: %s", strerror(errno));
 	signals->server = server;
+	signals->guardian = guardian;
 	signals->watch.fd = fd;
 	signals->watch.events = POLLIN;
 	signals->watch.ready = signalled;

@@ -182,7 +182,7 @@ int standalone_run(const struct standalone *args, const struct config *cfg)
 	if (!rc)
 		rc = server_open(&server, cfg, &err);
 	if (!rc)
-		rc = signals_open(&signals, server, &err);
+		rc = signals_open(&signals, server, NULL, &err);
 	if (!rc)
 		rc = server_serve(server, spec, args->readonly, socket, &err);
 	served = !rc;

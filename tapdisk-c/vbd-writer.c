@@ -17,9 +17,11 @@
 #define BOOT_ID "/proc/sys/kernel/random/boot_id"
 #define NAME_SIZE 96
 
-/* NULL: it is no file. */
+/* NULL: it is no file. log:BITMAP,TYPE:PATH */
 static const char *path_of(const char *args)
 {
+	if (!strncmp(args, "log:", 4) && strchr(args, ','))
+		args = strchr(args, ',') + 1;
 	if (strncmp(args, "vhd:/", 5) && strncmp(args, "aio:/", 5) &&
 	    strncmp(args, "raw:/", 5))
 		return NULL;

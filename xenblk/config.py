@@ -34,7 +34,7 @@ class Config:
     transport: tuple[str, ...] = AUTO
     kernel_io: bool = False
     claim_vhd: bool = False
-    restart: bool = False
+    restart: bool = True
     dead_timeout: int = 0
     retry_errors: str = "transient"
     retry_interval: int = 1

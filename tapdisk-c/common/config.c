@@ -173,6 +173,7 @@ int config_load(struct config *cfg, const char *path, struct error *err)
 	memset(cfg, 0, sizeof(*cfg));
 	snprintf(cfg->engine, sizeof(cfg->engine), "uring");
 	snprintf(cfg->transport, sizeof(cfg->transport), "auto");
+	cfg->restart = true;
 	cfg->retry = retry_defaults;
 
 	if (!path)

@@ -41,6 +41,8 @@ void control_unlink_all(void);
 void control_forget(int pid);
 /* Where the name of pid leads: pid itself, or who has taken over from it. */
 int control_heir(int pid);
+/* The tapdisk runs, and nobody has taken over from it. */
+bool control_has_name(int pid);
 /* The name of that socket before it listens. */
 int control_early_path(char *path, size_t size, int pid, struct error *err);
 

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "common/log.h"
@@ -97,6 +98,15 @@ int control_heir(int pid)
 	int heir = link_target(pid);
 
 	return heir ? heir : pid;
+}
+
+bool control_has_name(int pid)
+{
+	char path[PATH_MAX];
+	struct stat st;
+
+	return !run_path(path, sizeof(path), "ctl%d", pid) &&
+	       !lstat(path, &st) && S_ISSOCK(st.st_mode) && !process_ended(pid);
 }
 
 void control_forget(int pid)

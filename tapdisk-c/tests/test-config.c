@@ -69,6 +69,7 @@ static void a_missing_file_gives_the_defaults(void **state)
 	assert_int_equal(config_load(&cfg, "none", NULL), 0);
 	assert_string_equal(cfg.engine, "uring");
 	assert_false(cfg.kernel_io);
+	assert_true(cfg.restart);
 	assert_int_equal(cfg.nr_image_dirs, 2);
 	assert_string_equal(cfg.image_dir[0], "/var/lib/xen/images");
 	assert_string_equal(cfg.image_dir[1], "/srv");

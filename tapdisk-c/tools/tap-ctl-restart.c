@@ -39,11 +39,23 @@ static int wait_until_served(int pid, int minor, struct error *err)
 	return rc;
 }
 
+/* The tapdisk that has the minor now, if it is neither ours nor the dead one; 0: there is none. */
+static int find_other(int minor, int dead, int ours)
+{
+	struct diskfile file;
+
+	if (diskfile_read(&file, minor))
+		return 0;
+	diskfile_dispose(&file);
+	return file.pid == dead || file.pid == ours || diskfile_is_left(&file) ?
+	       0 : file.pid;
+}
+
 int cmd_restart(const struct options *opt, struct error *err)
 {
 	struct diskfile file;
 	char option[32];
-	int pid, rc;
+	int pid, other, rc;
 
 	rc = diskfile_read(&file, opt->minor);
 	if (rc)
@@ -57,6 +69,12 @@ int cmd_restart(const struct options *opt, struct error *err)
 	rc = tapdisk_spawn(&pid, option, err);
 	if (!rc)
 		rc = wait_until_served(pid, opt->minor, err);
+	/* Its guardian's may have been the first. */
+	other = rc ? find_other(opt->minor, file.pid, pid) : 0;
+	if (other) {
+		pid = other;
+		rc = wait_until_served(pid, opt->minor, err);
+	}
 	if (!rc)
 		printf("%d\n", pid);
 	return rc;

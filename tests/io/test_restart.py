@@ -142,6 +142,13 @@ def nbd_write(served: Guarded, pid: int, text: str) -> None:
     assert "error" not in done.stdout + done.stderr and "failed" not in done.stdout, done.stdout
 
 
+def restart(served: Guarded, tapdisk: str = "") -> int:
+    """The pid that tap-ctl restart prints."""
+    env = served._env | {"TAPDISK": tapdisk or str(program("tests/tool-vbd"))}
+    command = [str(program("tap-ctl")), "restart", "-m", str(MINOR)]
+    return int(subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout)
+
+
 def test_another_one_takes_over(served: Guarded) -> None:
     nbd_write(served, served.pid, "write -P 7 0 64k")
     for _ in range(3):
@@ -270,11 +277,8 @@ def test_five_deaths_within_a_minute_are_enough(served: Guarded) -> None:
     wait_for(lambda: not served.guardians(), "the guardian's end")
     assert note(served)["given_up"] == "1" and served.rows() == []
     assert "requests wait for `tap-ctl restart` minor=3" in served.log()
-    env = served._env | {"TAPDISK": str(program("tests/tool-vbd"))}
-    done = subprocess.run(
-        [program("tap-ctl"), "restart", "-m", str(MINOR)], env=env, capture_output=True, text=True, check=True
-    )
-    assert served.rows()[0]["pid"] == int(done.stdout)
+    pid = restart(served)
+    assert served.rows()[0]["pid"] == pid
     served.kill_now()
     served.finish()
 
@@ -294,6 +298,60 @@ def test_none_comes_after_an_end_in_order(served: Guarded) -> None:
     assert served.process.wait() == 0
     assert served.guardians() == [] and served.rows() == []
     assert os.listdir(served.directory) == []
+
+
+def test_none_comes_after_an_end_in_order_that_was_cut_short(tmp_path: Path) -> None:
+    """SIGTERM, and SIGKILL for what does not end in time, as when a host stops: the disk is there for tap-ctl restart."""
+    rules = Faults(tmp_path / "rules")
+    subprocess.run([program("vhd-util"), "create", "-n", tmp_path / "a.vhd", "-s", "16"], check=True)
+    disk = Guarded(tmp_path, f"vhd:{tmp_path}/a.vhd", settings=("restart=yes",), engine=rules.engine())
+    try:
+        nbd_write(disk, disk.pid, "write -P 7 0 64k")
+        reader = disk.stuck_read(rules)
+        disk.process.terminate()
+        wait_for(lambda: not disk.guardians(), "the guardian's end")
+        time.sleep(1.5)  # another would be there, had it been missed
+        assert disk.guardians() == [] and disk.process.poll() is None
+        disk.process.kill()
+        disk.process.wait()
+        reader.communicate()
+        time.sleep(1)
+        assert disk.rows() == [] and note(disk)["pid"] == str(disk.pid)
+        rules.off()
+        restart(disk)
+        disk.finish()
+    finally:
+        disk.kill_all()
+
+
+def test_starts_that_fail_are_no_deaths(served: Guarded, tmp_path: Path) -> None:
+    """A full run directory, no memory, a setting that is wrong: that passes, and the disk waits for it."""
+    config = tmp_path / "config"
+    settings = config.read_text()
+    config.write_text("engine=none\n")
+    os.kill(served.pid, signal.SIGKILL)
+    served.process.wait()
+    wait_for(lambda: served.log().count("ended with status 1") == 3, "three starts fail")
+    config.write_text(settings)
+    wait_for(lambda: [row for row in served.rows() if row["state"] == 0], "another tapdisk")
+    for _ in range(3):
+        served.kill_now()
+    served.finish()
+
+
+def test_a_restart_by_hand_may_be_second(served: Guarded, tmp_path: Path) -> None:
+    """The guardian's tapdisk has the disk before the one that tap-ctl starts: that is said, and no error."""
+    [guardian] = served.guardians()
+    os.kill(guardian, signal.SIGSTOP)
+    served.process.kill()
+    served.process.wait()
+    script = tmp_path / "slow tapdisk"
+    script.write_text(f"#!/bin/sh\nkill -CONT {guardian}\nsleep 3\nexec {program('tests/tool-vbd')} \"$@\"\n")
+    script.chmod(0o755)
+    pid = restart(served, str(script))
+    [row] = served.rows()
+    assert (row["pid"], row["state"]) == (pid, 0) and f"takes over from tapdisk {served.pid}" in served.log()
+    served.finish()
 
 
 def test_what_is_being_closed_is_not_taken_over(served: Guarded) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-only
 """tap-ctl upgrade, without the driver: one tapdisk in the place of another, or the old one goes on."""
 
+import contextlib
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.io.test_restart import Guarded, nbd_write, wait_for
+from tests.io.test_restart import Guarded, nbd_write, note, wait_for
 from tests.lib.faults import Faults
 from tests.lib.guestbytes import SECTOR
 from tests.lib.nbdguest import Guest
@@ -21,12 +22,12 @@ from tests.lib.programs import program
 from tests.lib.tapctl import MINOR, Served
 
 
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[Guarded]:
-    """A VHD with something in it, served without restart."""
+@pytest.fixture(params=["yes", "no"])
+def served(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Guarded]:
+    """A VHD with something in it, served with a guardian and without: a new program's guardian starts no third one."""
     leaf = tmp_path / "a.vhd"
     subprocess.run([program("vhd-util"), "create", "-n", leaf, "-s", "16"], check=True)
-    disk = Guarded(tmp_path, f"vhd:{leaf}", "--retry-for=7")
+    disk = Guarded(tmp_path, f"vhd:{leaf}", "--retry-for=7", settings=(f"restart={request.param}",))
     nbd_write(disk, disk.pid, "write -P 7 0 64k")
     yield disk
     disk.kill_all()
@@ -86,6 +87,26 @@ def test_one_that_cannot_open_the_image_gives_it_back(served: Guarded, tmp_path:
 def test_one_that_dies_while_it_takes_over_leaves_the_old_one(served: Guarded, tmp_path: Path) -> None:
     done = upgrade(served, tapdisk=new_program(tmp_path, "export DIE_AT_START=1"))
     assert done.returncode == 1 and f"tapdisk {served.pid} goes on: " in done.stderr
+    nbd_write(served, served.pid, "read -P 7 0 64k")
+    served.finish()
+
+
+def test_no_third_one_comes_for_a_new_one_that_dies(served: Guarded) -> None:
+    """Not while the old one is there, which takes back what it had: its own guardian and the new one's would be at odds."""
+    env = served._env | {"DIE_AT_START": "1"}
+    with subprocess.Popen([program("tests/tool-vbd")], env=env) as new:
+        name = served.directory / f"ctl{new.pid}"
+        wait_for(name.exists, "the new one's socket")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as old:
+            old.connect(str(served.directory / f"ctl{served.pid}"))
+            assert b"true" in ask(old, f'{{"op": "yield", "heir": {new.pid}}}')
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client, contextlib.suppress(ConnectionError):
+                client.connect(str(name))
+                assert ask(client, f'{{"op": "succeed", "heir": {served.pid}}}') == b""
+            assert new.wait() == -signal.SIGABRT
+            time.sleep(2)
+            assert note(served)["pid"] == str(new.pid)
+    wait_for(lambda: [row for row in served.rows() if (row["pid"], row["state"]) == (served.pid, 0)], "the disk is back")
     nbd_write(served, served.pid, "read -P 7 0 64k")
     served.finish()
 

@@ -44,7 +44,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("transport: [ublk, blktap]\n", Config(transport=("ublk", "blktap"))),
         ("kernel_io: On\n", Config(kernel_io=True)),
         ("claim_vhd: yes\n", Config(claim_vhd=True)),
-        ("restart: yes\ndead_timeout: 60\n", Config(restart=True, dead_timeout=60)),
+        ("restart: no\ndead_timeout: 60\n", Config(restart=False, dead_timeout=60)),
         ("image_dirs: [/a, '/b c']\n", Config(image_dirs=("/a", "/b c"))),
         ("image_dirs:\n- /ü\n- /x=#y\nengine: uring\n", Config(image_dirs=("/ü", "/x=#y"))),
     ],
@@ -134,7 +134,7 @@ def test_the_flat_file_is_what_the_c_tools_read(files: Path) -> None:
     assert settings[:4] == ["version=1", "image_dir=/a", "image_dir=/b c", "engine=posix"]
     assert settings[4:7] == ["retry_errors=transient", "retry_interval=1", "retry_for=5"]
     assert settings[7:9] == ["retry_then=fail", "no_space=wait"]
-    assert settings[9:] == ["dead_timeout=0", "transport=auto", "kernel_io=no", "restart=no"]
+    assert settings[9:] == ["dead_timeout=0", "transport=auto", "kernel_io=no", "restart=yes"]
     assert "transport=ublk,nbd\n" in config.flat(Config(transport=("ublk", "nbd")))
     assert stat.S_IMODE(flat.stat().st_mode) == 0o644
     assert stat.S_IMODE(flat.parent.stat().st_mode) & 0o755 == 0o755

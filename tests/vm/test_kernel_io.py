@@ -204,10 +204,12 @@ def fail_while_waiting(bed: Bed, slow: str) -> tuple[int, int]:
     [disk] = tapdisks.served(bed)
     read = f"dd if={device} of=/dev/null bs=4k count=1 iflag=direct 2>/dev/null"
     bed.run(read)
+    # before the read, which a slow machine's spawn may outlast
+    heir = bed.run("tap-ctl spawn").stdout.strip()
     reader = start_until_in_flight(bed, slow, read, "^ *1 ")
     said = bed.run(
-        f"kill -9 {disk.pid}; while kill -0 {disk.pid}; do sleep 0.02; done 2>/dev/null; pid=$(tap-ctl spawn);"
-        f" tap-ctl attach -p $pid -m 0; (tap-ctl open -p $pid -m 0 -a aio:{slow} -R; echo opened) > /root/open &"
+        f"kill -9 {disk.pid}; while kill -0 {disk.pid}; do sleep 0.02; done 2>/dev/null;"
+        f" tap-ctl attach -p {heir} -m 0; (tap-ctl open -p {heir} -m 0 -a aio:{slow} -R; echo opened) > /root/open &"
         f" sleep 0.5; {IN_FLIGHT.format(slow[5:])}; echo 1 > /sys/class/blktap2/blktap0/fail; {IN_FLIGHT.format(slow[5:])}",
         check=False,
     ).stdout

@@ -120,7 +120,7 @@ def test_a_disk_is_served_by_nbd_until_it_is_closed(bed: Bed) -> None:
 
 
 def test_destroy_leaves_nothing_at_the_moment_it_returns(bed: Bed) -> None:
-    traces = "tap-ctl list; ls /sys/class/blktap2 /run/blktap-control | grep -v :; pgrep -x tapdisk"
+    traces = "tap-ctl list; ls /sys/class/blktap2 /run/blktap-control | grep -v :; pgrep tapdisk"
     bed.run(
         "for i in 1 2 3 4 5; do"
         f"  tap-ctl create -a 'aio:{IMAGE}' > /dev/null;"

@@ -50,8 +50,7 @@ def test_no_allocation_from_the_ring_to_the_files(bed: Bed) -> None:
 def test_a_file_system_survives_the_death_of_tapdisk(bed: Bed) -> None:
     """kill -9 under load: the device holds its requests, and another tapdisk goes on; what was written is there."""
     leaf = tapdisks.make_chain(bed, "/srv/death", 2, 200)[0]
-    with tapdisks.configured(bed, "restart=yes"):
-        device = tapdisks.create(bed, f"vhd:{leaf}")
+    device = tapdisks.create(bed, f"vhd:{leaf}")
     bed.run(f"mkfs.ext4 -q {device} && mount {device} /mnt")
     writer = bed.popen(
         "for i in 1 2 3 4 5 6; do dd if=/dev/urandom of=/mnt/$i bs=64k count=80 conv=fsync 2>/dev/null || exit 1; done;"
@@ -93,8 +92,7 @@ def test_pause_and_unpause_under_load(bed: Bed) -> None:
 def test_discards_and_zeroing_reach_the_image(bed: Bed) -> None:
     """The device offers both, and to a tapdisk that takes it over; the file loses the space."""
     bed.run("modprobe blktap; dd if=/dev/urandom of=/srv/trim.img bs=1M count=16 status=none")
-    with tapdisks.configured(bed, "restart=yes"):
-        device = tapdisks.create(bed, "aio:/srv/trim.img")
+    device = tapdisks.create(bed, "aio:/srv/trim.img")
     try:
         queue = "/sys/block/tapdev0/queue"
         assert bed.run(f"cat {queue}/fua {queue}/discard_granularity").stdout.split() == ["1", "4096"]

@@ -30,7 +30,7 @@ def test_a_guests_disk_by_block_tap(beds: Beds, release: int) -> None:
         guest.say("end")
         guest.wait()
         guest.wait_gone()
-        bed.wait_for('test -z "$(tap-ctl list)" && ! pgrep -x tapdisk', 240)
+        bed.wait_for('test -z "$(tap-ctl list)" && ! pgrep tapdisk', 240)
     finally:
         guest.destroy()
     assert bed.run("ls /sys/class/blktap2 /run/blktap-control | grep -v :", check=False).stdout.strip() == ""

@@ -27,7 +27,7 @@ def bed(beds: Beds) -> Iterator[Bed]:
 def gone(bed: Bed, seconds: float = 30) -> None:
     """Waits until nothing of tapdisk runs or is held."""
     bed.wait_for(
-        'test -z "$(tap-ctl list)" && ! pgrep -x tapdisk && ! pgrep -x tap-ctl && ! ls /sys/class/blktap2/* 2>&1',
+        'test -z "$(tap-ctl list)" && ! pgrep tapdisk && ! pgrep -x tap-ctl && ! ls /sys/class/blktap2/* 2>&1',
         seconds,
         interval=0.5,
     )
