@@ -25,9 +25,7 @@
 #define SECOND_NS	1000000000ull
 #define END_MS		2000
 #define BACK_STEP_US	100000
-#define BACK_STEPS	300
-/* Of a program that can't be run; a shell's too. */
-#define STATUS_NO_PROGRAM	127
+#define BACK_STEPS	(GUARDIAN_BACK_S * 1000000 / BACK_STEP_US)
 
 /* What tapdisk tells its guardian: one byte a message. */
 #define WORD_BYE	'b'
@@ -40,8 +38,10 @@ struct guard {
 	bool ours;			/* it is a child of ours */
 	int wards[GUARDIAN_WARDS];	/* whose disks the next one has to take */
 	unsigned int nr_wards;
+	bool in_vain;			/* the last one that was started has not taken all yet */
 	unsigned int nr_disks;		/* that they had, as last counted */
-	unsigned int nr_back;		/* those of them that go back to who had them before */
+	unsigned int nr_own;		/* those of them that the ward had itself */
+	unsigned int nr_back;		/* and that go back to who had them before */
 	unsigned int wait_s;		/* before the next try */
 	uint64_t deaths[GUARDIAN_DEATHS];	/* when */
 	unsigned int nr_deaths;
@@ -65,7 +65,7 @@ static bool wait_for_end(struct guard *g)
 			return true;
 		g->wards[0] = g->ward;
 		g->nr_wards = 1;
-		g->wait_s = 0;
+		g->in_vain = false;
 	}
 }
 
@@ -96,14 +96,16 @@ static void count_disk(struct diskfile *file, void *priv)
 	if (!had(g, file))
 		return;
 	g->nr_disks++;
+	g->nr_own += file->pid == g->ward;
 	for (unsigned int i = 0; i < file->nr_former && !back; i++)
-		back = control_has_name(file->former[i]);
+		back = control_has_name(file->former[i]) &&
+		       process_born(file->former[i]) <= file->born;
 	g->nr_back += back;
 }
 
 static bool has_disks(struct guard *g)
 {
-	g->nr_disks = g->nr_back = 0;
+	g->nr_disks = g->nr_own = g->nr_back = 0;
 	diskfile_for_each(count_disk, g);
 	return g->nr_disks;
 }
@@ -111,7 +113,7 @@ static bool has_disks(struct guard *g)
 /* True if there are some for us when who may have them back has them, or has ended. */
 static bool has_disks_still(struct guard *g)
 {
-	for (int i = 0; has_disks(g) && g->nr_back && i < BACK_STEPS; i++)
+	for (unsigned int i = 0; has_disks(g) && g->nr_back && i < BACK_STEPS; i++)
 		usleep(BACK_STEP_US);
 	return has_disks(g);
 }
@@ -154,7 +156,7 @@ static _Noreturn void run_ward(const struct guard *g, int fd)
 {
 	char succeed[GUARDIAN_WARDS * 12 + 16];
 	struct arguments args;
-	sigset_t none;
+	sigset_t ends;
 	size_t len;
 
 	setsid();
@@ -162,13 +164,16 @@ static _Noreturn void run_ward(const struct guard *g, int fd)
 	for (unsigned int i = 0; i < g->nr_wards; i++)
 		len += (size_t)snprintf(succeed + len, sizeof(succeed) - len,
 					"%s%d", i ? "," : "", g->wards[i]);
-	sigemptyset(&none);
-	sigprocmask(SIG_SETMASK, &none, NULL);
+	/* It is no death before it can take them. */
+	sigemptyset(&ends);
+	sigaddset(&ends, SIGTERM);
+	sigaddset(&ends, SIGINT);
+	sigprocmask(SIG_SETMASK, &ends, NULL);
 	fill_arguments(&args, g->argv, fd, succeed);
 	fcntl(fd, F_SETFD, 0);
 	execv(g->path, args.argv);
 	log_error("cannot start another tapdisk path=%s err=%d", g->path, errno);
-	_exit(STATUS_NO_PROGRAM);
+	_exit(127);
 }
 
 static int start_ward(struct guard *g)
@@ -188,7 +193,7 @@ static int start_ward(struct guard *g)
 	}
 	g->fd = sv[0];
 	g->ward = pid;
-	g->ours = true;
+	g->ours = g->in_vain = true;
 	if (g->nr_wards == GUARDIAN_WARDS)
 		g->nr_wards--;
 	g->wards[g->nr_wards++] = pid;
@@ -198,7 +203,7 @@ static int start_ward(struct guard *g)
 /* False: it has ended by itself, since it could not start. */
 static bool has_died(const struct guard *g)
 {
-	int status;
+	int status = 0;
 
 	/* Its files go before it does. */
 	for (int i = 0; !g->ours && i < END_MS && !process_ended(g->ward); i++)
@@ -211,29 +216,47 @@ static bool has_died(const struct guard *g)
 	else
 		log_error("tapdisk %d ended with status %d", g->ward,
 			  WEXITSTATUS(status));
-	return !g->ours || !WIFEXITED(status) || g->nr_wards < 2 ||
-	       WEXITSTATUS(status) == STATUS_NO_PROGRAM;
+	return !WIFEXITED(status) || WEXITSTATUS(status) != GUARDIAN_NOT_STARTED;
 }
 
-/* The first at once; after tries that were in vain, not in a hurry. */
+/* Not in a hurry, and not for nothing. */
 static void wait_a_little(struct guard *g)
 {
-	if (g->wait_s)
-		sleep(g->wait_s);
+	for (unsigned int i = 0; i < g->wait_s; i++) {
+		sleep(1);
+		if (!has_disks(g))
+			_exit(0);
+	}
+}
+
+static void wait_longer(struct guard *g)
+{
 	g->wait_s = g->wait_s ? g->wait_s * 2 : 1;
 	if (g->wait_s > GUARDIAN_WAIT_S)
 		g->wait_s = GUARDIAN_WAIT_S;
+	wait_a_little(g);
+}
+
+/* The first at once. */
+static void wait_after_death(struct guard *g)
+{
+	g->wait_s = g->in_vain;
+	wait_a_little(g);
 }
 
 static _Noreturn void guard(struct guard *g)
 {
+	bool died;
 	int rc;
 
 	for (;;) {
 		if (wait_for_end(g) || !has_disks(g))
 			_exit(0);
 		close(g->fd);
-		if (has_died(g) && !may_restart(g)) {
+		died = has_died(g);
+		if (!g->nr_own && g->nr_wards > 1)
+			g->nr_wards--;
+		if (died && !may_restart(g)) {
 			log_error("%u tapdisks died within %d s",
 				  GUARDIAN_DEATHS, GUARDIAN_PERIOD_S);
 			diskfile_for_each(give_up, g);
@@ -241,10 +264,13 @@ static _Noreturn void guard(struct guard *g)
 		}
 		if (!has_disks_still(g))
 			_exit(0);
-		wait_a_little(g);
+		if (died)
+			wait_after_death(g);
+		else
+			wait_longer(g);
 		while ((rc = start_ward(g))) {
 			log_error("cannot start another tapdisk err=%d", -rc);
-			wait_a_little(g);
+			wait_longer(g);
 		}
 	}
 }

@@ -4,11 +4,11 @@
  * for its end. If that comes without a word before, by a signal or a crash,
  * it starts the program again, which takes over all disks that the dead one had
  * (common/diskfile.h). After GUARDIAN_DEATHS within GUARDIAN_PERIOD_S it gives
- * up, says so, and the disks wait. One that can't start, and says so by its
- * status, is no death: that may pass, and is tried for ever.
+ * up, says so, and the disks wait. One that can't start, and says so by the
+ * status GUARDIAN_NOT_STARTED, is no death: that may pass, and is tried for ever.
  *
  * After an upgrade that failed the tapdisk from which the dead one had its disks
- * takes them back: while that runs nobody is started.
+ * takes them back: it has GUARDIAN_BACK_S for that, then another one is started.
  *
  * A tapdisk needs no guardian to go on; if it loses it, it starts another.
  */
@@ -21,6 +21,9 @@
 #define GUARDIAN_PERIOD_S	60
 /* Between two tries, at most. */
 #define GUARDIAN_WAIT_S		30u
+#define GUARDIAN_BACK_S		30u
+/* sysexits.h: EX_TEMPFAIL */
+#define GUARDIAN_NOT_STARTED	75
 /* Processes whose disks one successor may have to take over. */
 #define GUARDIAN_WARDS		64u
 

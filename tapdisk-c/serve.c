@@ -104,7 +104,7 @@ static void have_guardian(struct guardian *guardian, const struct serve *serve,
 	else if (cfg->restart)
 		rc = guardian_start(guardian, again);
 	if (rc)
-		log_error("goes without a guardian err=%d", -rc);
+		log_error("goes without a guardian for now err=%d", -rc);
 }
 
 int serve_run(const struct serve *serve, char *program)
@@ -119,8 +119,8 @@ int serve_run(const struct serve *serve, char *program)
 	bool ended = !serve->nr_pids;
 	struct config cfg;
 	struct error err;
+	int rc, failed = EXIT_FAILURE;
 	size_t n = 1;
-	int rc;
 
 	if (serve->foreground)
 		again[n++] = foreground;
@@ -148,6 +148,7 @@ int serve_run(const struct serve *serve, char *program)
 	if (rc) {
 		log_error("cannot start: %s", err.text);
 		fprintf(stderr, "tapdisk: %s\n", err.text);
+		failed = serve->nr_pids ? GUARDIAN_NOT_STARTED : EXIT_FAILURE;
 		goto out;
 	}
 	protect();
@@ -170,5 +171,5 @@ out:
 	/* Without a word, it starts another. */
 	if (ended)
 		guardian_release(&guardian);
-	return rc ? EXIT_FAILURE : EXIT_SUCCESS;
+	return rc ? failed : EXIT_SUCCESS;
 }
