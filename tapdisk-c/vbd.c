@@ -503,7 +503,7 @@ static void image_done(struct image_request *image, int err)
 	}
 	if (image->op == IMAGE_FLUSH && req->losses != req->vbd->losses) {
 		/* Another one's, under way as well, took the error of what this was for. */
-		if (!req->fua)
+		if (!req->fua && !req->unwanted)
 			vbd_told(req->vbd, req->from);
 		vbd_finish(req, -EIO);
 		return;
@@ -514,6 +514,8 @@ static void image_done(struct image_request *image, int err)
 	}
 	/* What is done is durable when a flush that begins now is. */
 	image->op = IMAGE_FLUSH;
+	if (req->failed_ns)
+		vbd_retry_over(req->vbd, req, 0);
 	vbd_submit_image(req->vbd, req);
 }
 

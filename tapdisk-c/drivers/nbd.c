@@ -67,6 +67,8 @@ static void note_unflushed(struct nbd_image *nbd, const struct nbd_slot *slot)
 void nbd_slot_end(struct nbd_image *nbd, struct nbd_slot *slot)
 {
 	struct image_request *req = slot->req;
+	/* A flush that makes a write durable has that one's count. */
+	bool whole = req->op == IMAGE_FLUSH || req->op == IMAGE_STATUS;
 	int err = slot->err;
 	struct list *item;
 
@@ -74,7 +76,7 @@ void nbd_slot_end(struct nbd_image *nbd, struct nbd_slot *slot)
 	slot->on_wire = false;
 	note_unflushed(nbd, slot);
 	req->cursor += slot->cmd.length >> SECTOR_SHIFT;
-	if (!err && req->cursor < req->count && req->op != IMAGE_STATUS) {
+	if (!err && req->cursor < req->count && !whole) {
 		queue(nbd, slot);
 		return;
 	}

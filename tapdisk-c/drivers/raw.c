@@ -308,6 +308,9 @@ static void raw_status(const struct raw_image *raw, struct image_request *req)
 			next = ((uint64_t)off + (hole ? 0 : SECTOR_SIZE - 1)) >>
 			       SECTOR_SHIFT;
 		next = hole ? next - next % unit : round_up_u64(next, unit);
+		/* It begins with a hole, and does not end with one. */
+		if (!hole && next <= at)
+			next = at + unit;
 		if (next > end)
 			next = end;
 		if (next > at) {

@@ -8,8 +8,8 @@
  *                                    +-> { window_read -> window_written } ... -+
  *
  * Changes of a file that meet in a block run one after the other, aligned ones
- * too, so that none is undone by what another read before. Waiters are
- * served in their order. Of what is to become zeros on a device, the parts of
+ * too, so that none is undone by what another read before. A file's waiters are
+ * served in their order, and keep no other file's waiting. Of what is to become zeros on a device, the parts of
  * blocks at both ends are written.
  *
  * The kernel writes whole blocks, so a write that ends past the end of a file
@@ -26,7 +26,11 @@
 
 #include "common/bytes.h"
 
-#define OPS		64u
+#define OPS		80u
+/* Of these, for files that have none. */
+#define OPS_KEPT	16u
+/* Files that wait for their own, and are passed over, at most. */
+#define BLOCKED		16u
 #define BOUNCE_BYTES	((size_t)ALIGN_MAX_BLOCK)
 
 struct op {
@@ -114,28 +118,64 @@ static void extent(const struct io_req *req, uint64_t block, uint64_t *start,
 	       round_up_u64(req->offset + req->left, block);
 }
 
+/* It meets one that is under way, or its file has all that it may. */
+static bool has_to_wait(const struct align *a, const struct io_req *req,
+			uint64_t start, uint64_t end)
+{
+	unsigned int active = 0, own = 0;
+
+	list_for_each(item, &a->active) {
+		const struct op *op = container_of(item, struct op, link);
+
+		active++;
+		if (op->req->fd != req->fd)
+			continue;
+		own++;
+		if (start < op->end && op->start < end)
+			return true;
+	}
+	return active >= (own ? OPS - OPS_KEPT : OPS);
+}
+
+/* The first one that may begin; NULL: none. */
+static struct io_req *find_ready(struct engine *engine, uint64_t *start,
+				 uint64_t *end)
+{
+	struct align *a = engine->align;
+	unsigned int nr_blocked = 0;
+	int blocked[BLOCKED];
+
+	list_for_each(item, &a->waiting) {
+		struct io_req *req = container_of(item, struct io_req, link);
+		bool waits = false;
+
+		for (unsigned int i = 0; i < nr_blocked && !waits; i++)
+			waits = blocked[i] == req->fd;
+		if (waits)
+			continue;
+		extent(req, block_of(engine, req), start, end);
+		if (!has_to_wait(a, req, *start, *end))
+			return req;
+		if (nr_blocked == BLOCKED)
+			return NULL;
+		blocked[nr_blocked++] = req->fd;
+	}
+	return NULL;
+}
+
 static void start_waiting(struct engine *engine)
 {
 	struct align *a = engine->align;
+	uint64_t start, end;
+	struct io_req *req;
+	struct op *op;
 
-	while (!list_empty(&a->waiting) && !list_empty(&a->free)) {
-		struct io_req *req = container_of(a->waiting.next,
-						  struct io_req, link);
-		uint64_t block = block_of(engine, req), start, end;
-		struct op *op;
-
-		extent(req, block, &start, &end);
-		list_for_each(item, &a->active) {
-			op = container_of(item, struct op, link);
-			if (op->req->fd == req->fd && start < op->end &&
-			    op->start < end)
-				return;
-		}
+	while ((req = find_ready(engine, &start, &end))) {
 		list_del(&req->link);
 		op = container_of(list_pop(&a->free), struct op, link);
 		list_add_tail(&op->link, &a->active);
 		op->req = req;
-		op->block = block;
+		op->block = block_of(engine, req);
 		op->start = start;
 		op->end = end;
 		begin(op);

@@ -18,9 +18,12 @@ struct fixture {
 	const struct engine_ops *real;
 	struct engine_ops ops;
 	int fd;
-	struct io_stream stream;
+	struct io_stream stream, others;
 	uint64_t rng;
 	bool bad;			/* the second block can't be read */
+	int hung;			/* the file whose writes do not end, 0: none */
+	struct io_req *held[128];	/* those */
+	unsigned int nr_held;
 };
 
 static struct fixture *active;
@@ -38,6 +41,10 @@ static bool submit(struct engine *engine, struct io_req *req)
 		if (req->op == IO_READ && active->bad && at < 2 * BLOCK &&
 		    at + req->left > BLOCK) {
 			engine_finish(engine, req, -ENODATA);
+			return true;
+		}
+		if (req->op == IO_WRITE && req->fd == active->hung) {
+			active->held[active->nr_held++] = req;
 			return true;
 		}
 		for (int i = 0; i < req->iovcnt; i++) {
@@ -90,7 +97,7 @@ static void queue(struct fixture *f, struct one *one, enum io_op op,
 {
 	*one = (struct one){
 		.req = { .op = op, .fd = f->fd, .offset = offset, .len = len,
-			 .stream = &f->stream, .iov = &one->iov, .iovcnt = 1,
+			 .stream = f->hung && f->fd != f->hung ? &f->others : &f->stream, .iov = &one->iov, .iovcnt = 1,
 			 .done = one_done },
 		.iov = { base, len },
 	};
@@ -341,6 +348,43 @@ static void a_medium_that_cannot_be_read_is_not_the_end_of_the_file(void **state
 	free(data);
 }
 
+/* One write of a file that hangs, and one that meets it; or as many as may be under way. */
+static void a_file_that_hangs_keeps_no_other_waiting(void **state)
+{
+	struct fixture *f = *state;
+	static struct one many[100], other;
+	uint8_t *data = aligned_alloc(BLOCK, BLOCK);
+	int fd = scratch_file(O_DIRECT);
+
+	memset(data, 0xaa, BLOCK);
+	engine_file_add(f->engine, fd, BLOCK);
+	for (unsigned int apart = 0; apart < 2; apart++) {
+		f->hung = f->fd;
+		for (unsigned int i = 0; i < 100; i++)
+			queue(f, &many[i], IO_WRITE, i * apart * 2 * BLOCK,
+			      data, BLOCK);
+		for (int i = 0; i < 100; i++)
+			assert_int_equal(engine_run(f->engine, 0), 0);
+		f->fd = fd;
+		for (unsigned int i = 0; i < 3; i++) {
+			queue(f, &other, IO_WRITE, SECTOR, data, SECTOR);
+			run_until_done(f->engine, &other);
+			assert_int_equal(other.err, 0);
+		}
+		f->fd = f->hung;
+		f->hung = 0;
+		for (unsigned int i = 0; i < f->nr_held; i++)
+			assert_true(f->real->submit(f->engine, f->held[i]));
+		f->nr_held = 0;
+		run_until_idle(f->engine);
+		for (unsigned int i = 0; i < 100; i++)
+			assert_int_equal(many[i].calls, 1);
+	}
+	engine_file_remove(f->engine, fd);
+	close(fd);
+	free(data);
+}
+
 #define T(name) BOTH(name, setup, teardown)
 
 int main(void)
@@ -352,6 +396,7 @@ int main(void)
 		T(concurrent_requests_lose_no_sector),
 		T(an_aligned_write_is_not_undone_by_a_sector),
 		T(errors_are_passed_on),
+		T(a_file_that_hangs_keeps_no_other_waiting),
 		T(a_medium_that_cannot_be_read_is_not_the_end_of_the_file),
 	};
 

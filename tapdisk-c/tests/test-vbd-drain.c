@@ -346,6 +346,26 @@ static void flushes_that_are_under_way_together_fail_together(void **priv)
 	assert_int_equal(guest.result[0], 0);
 }
 
+/* Its client has gone, and the one that comes back sends another. */
+static void a_flush_that_nobody_hears_of_tells_of_no_other_ones_error(void **priv)
+{
+	(void)priv;
+	disk.stuck = true;
+	guest.slots[0].fua = true;
+	ask(0, IMAGE_FLUSH, 0);
+	ask(1, IMAGE_FLUSH, 0);
+	guest.slots[1].unwanted = true;
+	steps(1);
+	disk.flush_once = true;
+	let_go();
+	steps(4);
+	assert_int_equal(guest.result[0], -EIO);
+	guest.slots[0].fua = false;
+	ask(0, IMAGE_FLUSH, 0);
+	steps(3);
+	assert_int_equal(guest.result[0], -EIO);
+}
+
 /* It tells of that write; those before it are a flush's. */
 static void the_flush_of_a_fua_write_leaves_the_error_of_ours(void **priv)
 {
@@ -694,6 +714,7 @@ int main(void)
 		TEST(flushes_that_wait_get_the_error_of_ours),
 		TEST(a_flush_that_fails_is_told_to_each_user),
 		TEST(flushes_that_are_under_way_together_fail_together),
+		TEST(a_flush_that_nobody_hears_of_tells_of_no_other_ones_error),
 		TEST(the_flush_of_a_fua_write_leaves_the_error_of_ours),
 		TEST(a_pause_while_a_server_is_away_costs_the_guest_no_error),
 		TEST(a_close_that_fails_after_its_flush_loses_nothing),

@@ -119,6 +119,16 @@ def test_what_is_written_is_what_is_read(image: Path, kind: str, engine: str) ->
         assert disk.flush() == "ok"
 
 
+@pytest.mark.parametrize("kind", SERVERS)
+def test_a_write_that_is_durable_at_once_is_answered(image: Path, kind: str) -> None:
+    commands = [f"{what} 4k 64k" for what in ("write -f -P 5", "write -f -z", "write -f -z -u", "write -f -P 6", "read -P 6")]
+    load = "qemu-io -f raw " + " ".join(f"-c '{command}'" for command in commands) + ' "$uri"'
+    with SERVERS[kind](image):
+        argv = [program("tapdisk"), "--run", load, spec(image.with_suffix(".sock"))]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0 and done.stdout.count("65536/65536 bytes") == 5, done
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_status_is_the_server_s(image: Path, engine: str) -> None:
     with qemu_nbd(image), Disk(spec(image.with_suffix(".sock")), engine=engine) as disk:
