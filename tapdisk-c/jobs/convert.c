@@ -3,10 +3,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <netdb.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -182,7 +183,41 @@ static int open_export(struct job *job, const struct target *t,
 	return clear(job, err);
 }
 
-/* The source must not be emptied, however it is written. */
+/* The same file, by whatever path. */
+static bool same_socket(const char *a, const char *b)
+{
+	struct stat one, other;
+
+	return !stat(a, &one) && !stat(b, &other) &&
+	       one.st_dev == other.st_dev && one.st_ino == other.st_ino;
+}
+
+/* Some address is one of both. */
+static bool same_host(const struct nbd_address *a, const struct nbd_address *b)
+{
+	const struct addrinfo hints = { .ai_socktype = SOCK_STREAM };
+	struct addrinfo *one = NULL, *other = NULL;
+	bool same = false;
+
+	if (getaddrinfo(a->host, a->port, &hints, &one) ||
+	    getaddrinfo(b->host, b->port, &hints, &other))
+		goto out;
+	for (struct addrinfo *i = one; i; i = i->ai_next)
+		for (struct addrinfo *j = other; j; j = j->ai_next)
+			same |= i->ai_addrlen == j->ai_addrlen &&
+				!memcmp(i->ai_addr, j->ai_addr, i->ai_addrlen);
+out:
+	if (one)
+		freeaddrinfo(one);
+	if (other)
+		freeaddrinfo(other);
+	return same;
+}
+
+/*
+ * The source must not be emptied, however it is written. A server at a socket, as tapdisk,
+ * may have one disk whatever the export is called.
+ */
 static int check_exports(const char *from, const char *source, const char *to,
 			 const char *target, struct error *err)
 {
@@ -192,9 +227,14 @@ static int check_exports(const char *from, const char *source, const char *to,
 	rc = nbd_parse_address(&a, from, source, err);
 	if (!rc)
 		rc = nbd_parse_address(&b, to, target, err);
-	if (rc || strcmp(a.socket, b.socket) || strcasecmp(a.host, b.host) ||
-	    strcmp(a.port, b.port) || strcmp(a.export, b.export))
+	if (rc)
 		return rc;
+	if (*a.socket ? !*b.socket || !same_socket(a.socket, b.socket) :
+			*b.socket || strcmp(a.export, b.export) || !same_host(&a, &b))
+		return 0;
+	if (strcmp(a.export, b.export))
+		return error_set(err, -EINVAL, "%s: is an export of the target's server, and may be the target; convert it into a file first",
+				 from);
 	return error_set(err, -EINVAL, "%s: is both source and target", from);
 }
 

@@ -141,23 +141,29 @@ static int upgrade(int pid, int timeout_ms, struct error *err)
 
 static int find_minor(int minor, int *pid, struct error *err)
 {
+	int *pids, hung = 0;
 	size_t n, at;
-	int *pids;
 	int rc = control_pids(&pids, &n, err);
 
 	*pid = 0;
 	for (size_t i = 0; !rc && i < n && !*pid; i++) {
 		json_t *vbds, *vbd;
+		int r = tapdisk_vbds(pids[i], TAP_CTL_TIMEOUT_MS, &vbds, NULL);
 
-		if (tapdisk_vbds(pids[i], TAP_CTL_TIMEOUT_MS, &vbds, NULL))
+		if (r) {
+			hung = r == -ESRCH ? hung : pids[i];
 			continue;
+		}
 		json_array_foreach(vbds, at, vbd)
 			if (json_integer_value(json_object_get(vbd, "minor")) == minor)
 				*pid = pids[i];
 		json_decref(vbds);
 	}
 	free(pids);
-	if (!rc && !*pid)
+	if (!rc && !*pid && hung)
+		rc = error_set(err, -ETIMEDOUT, "minor %d: tapdisk %d may have it, and does not answer",
+			       minor, hung);
+	else if (!rc && !*pid)
 		rc = error_set(err, -ENODEV, "minor %d: no tapdisk has it", minor);
 	return rc;
 }
@@ -174,10 +180,15 @@ static int upgrade_all(int timeout_ms, struct error *err)
 	if (rc)
 		return rc;
 	for (size_t i = 0; i < n; i++) {
-		if (tapdisk_vbds(pids[i], TAP_CTL_TIMEOUT_MS, &vbds, NULL))
+		r = tapdisk_vbds(pids[i], TAP_CTL_TIMEOUT_MS, &vbds, &one);
+		/* It has ended meanwhile. */
+		if (r == -ESRCH)
 			continue;
-		r = json_array_size(vbds) ? upgrade(pids[i], timeout_ms, &one) : 0;
-		json_decref(vbds);
+		if (!r) {
+			if (json_array_size(vbds))
+				r = upgrade(pids[i], timeout_ms, &one);
+			json_decref(vbds);
+		}
 		if (r && rc)
 			complain(err->text);
 		if (r) {

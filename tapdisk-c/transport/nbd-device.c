@@ -35,6 +35,7 @@ struct nbd_device {
 	struct nbd_gendisk disk;
 	int minor;
 	bool made;			/* the gendisk is there, as far as we know */
+	uint64_t growing_to;		/* bytes, of the last resize that was begun */
 	struct io_timer again;		/* the connection is lost: make another */
 };
 
@@ -165,6 +166,9 @@ static int resize_if_grown(struct nbd_device *dev, uint64_t bytes,
 				 dev->minor, dev->disk.name, strerror(-rc));
 	if (sectors << SECTOR_SHIFT == bytes)
 		return 0;
+	/* It waits for what was held since it began. */
+	if (atomic_load(&resizing) && dev->growing_to == bytes)
+		return 0;
 	rc = not_while_resizing(dev, err);
 	if (rc)
 		return rc;
@@ -176,9 +180,11 @@ static int resize_if_grown(struct nbd_device *dev, uint64_t bytes,
 	resize->bytes = bytes;
 	resize->block_bytes = block_bytes;
 	atomic_fetch_add(&resizing, 1);
+	dev->growing_to = bytes;
 	rc = run_thread(resize_run, resize);
 	if (!rc)
 		return 0;
+	dev->growing_to = 0;
 	atomic_fetch_sub(&resizing, 1);
 	free(resize);
 	return error_set(err, rc, "minor %d: no thread to resize it: %s",

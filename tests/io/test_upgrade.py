@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -88,6 +89,29 @@ def test_one_that_dies_while_it_takes_over_leaves_the_old_one(served: Guarded, t
     done = upgrade(served, tapdisk=new_program(tmp_path, "export DIE_AT_START=1"))
     assert done.returncode == 1 and f"tapdisk {served.pid} goes on: " in done.stderr
     nbd_write(served, served.pid, "read -P 7 0 64k")
+    served.finish()
+
+
+def test_of_all_one_that_can_not_be_asked_is_told(served: Guarded) -> None:
+    """The others are upgraded, and the status says that not all were."""
+    with subprocess.Popen(["sleep", "100"]) as other, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        name = served.directory / f"ctl{other.pid}"
+        listener.bind(str(name))
+        listener.listen()
+
+        def hang_up() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    listener.accept()[0].close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        done = upgrade(served, "--all")
+        assert done.returncode == 1 and done.stdout.count("pid=") == 1 and str(other.pid) in done.stderr, done
+        done = upgrade(served, "-m", "77")
+        assert f"minor 77: tapdisk {other.pid} may have it, and does not answer" in done.stderr, done
+        listener.shutdown(socket.SHUT_RDWR)
+        other.kill()
+        name.unlink()
     served.finish()
 
 

@@ -173,6 +173,13 @@ def test_an_export_is_not_copied_onto_itself(tmp_path: Path) -> None:
     raw = tmp_path / "a.img"
     raw.write_bytes(b"x" * MIB)
     with qemu_nbd(raw, "raw") as uri:
-        for source in (uri, f"{uri}&reconnect=5", f"nbd:unix:{raw.with_suffix('.sock')}"):
+        (tmp_path / "link").symlink_to(raw.with_suffix(".sock"))
+        for source in (uri, f"{uri}&reconnect=5", f"nbd:unix:{raw.with_suffix('.sock')}", f"nbd:unix:{tmp_path}/link"):
             assert f"{source}: is both source and target" in fails("convert", "-n", source, "-N", uri)
+        # tapdisk's server has its disk by any name
+        other = uri.replace("///", "///other")
+        assert f"{other}: is an export of the target's server" in fails("convert", "-n", other, "-N", uri)
+    # refused before anything is connected
+    source, target = "nbd://localhost:10893/a", "nbd://127.0.0.1:10893/a"
+    assert f"{source}: is both source and target" in fails("convert", "-n", source, "-N", target)
     assert raw.read_bytes() == b"x" * MIB

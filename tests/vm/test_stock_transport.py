@@ -132,7 +132,9 @@ def test_pause_snapshot_and_growth_under_load(stock: Stock) -> None:
     # a ublk device can grow from Linux 6.16 on
     megabytes = 24 if stock.transport == "ublk" else 32
     grow = f"vhd-util resize -n {leaf} -s {megabytes} && " if megabytes > 24 else ""
-    bed.run(f"{grow}sleep 0.5 && timeout 20 tap-ctl unpause {at}")
+    # at once again, when the kernel may still wait for its requests before it tells the new size
+    again = f" && timeout 20 tap-ctl pause {at} && timeout 20 tap-ctl unpause {at}"
+    bed.run(f"{grow}sleep 0.5 && timeout 20 tap-ctl unpause {at}{again}")
     bed.wait_for(f"test $(blockdev --getsize64 {device}) = {megabytes << 20}", 20, interval=0.2)
     load.wrote(stock.kernel_name(device), 60)
     load.end()
