@@ -124,7 +124,7 @@ def test_a_write_that_is_durable_at_once_is_answered(image: Path, kind: str) -> 
     commands = [f"{what} 4k 64k" for what in ("write -f -P 5", "write -f -z", "write -f -z -u", "write -f -P 6", "read -P 6")]
     load = "qemu-io -f raw " + " ".join(f"-c '{command}'" for command in commands) + ' "$uri"'
     with SERVERS[kind](image):
-        argv = [program("tapdisk"), "--run", load, spec(image.with_suffix(".sock"))]
+        argv = [str(program("tapdisk")), "--run", load, spec(image.with_suffix(".sock"))]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0 and done.stdout.count("65536/65536 bytes") == 5, done
 
