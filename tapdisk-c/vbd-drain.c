@@ -548,9 +548,9 @@ void vbd_drain_step(struct vbd *vbd)
 		}
 		vbd_snapshot_hold_now(vbd);
 	}
+	/* The flush is for what the image does by itself, too. */
 	if (transports_busy(vbd) || vbd->inflight != vbd->nr_waiting ||
-	    !flush_image(vbd) ||
-	    (vbd->image && image_busy(vbd->image)))
+	    (vbd->image && image_busy(vbd->image)) || !flush_image(vbd))
 		return;
 	if (vbd->drain == DRAIN_SNAPSHOT)
 		snapshot_finish(vbd);

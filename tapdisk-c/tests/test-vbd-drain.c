@@ -324,6 +324,19 @@ static void a_flush_that_fails_is_told_to_each_user(void **priv)
 	list_del(&other.link);
 }
 
+static void the_flush_of_a_pause_comes_after_what_the_image_does_by_itself(void **priv)
+{
+	(void)priv;
+	disk.busy = true;
+	vbd_pause(bed.vbd, 1000, verb_done, NULL);
+	steps(5);
+	assert_int_equal(disk.flushes, 0);
+	disk.busy = false;
+	assert_int_equal(verb_wait(), 0);
+	assert_int_equal(disk.flushes, 1);
+	assert_int_equal(vbd_unpause(bed.vbd, NULL, NULL), 0);
+}
+
 /* The kernel tells one of them. */
 static void flushes_that_are_under_way_together_fail_together(void **priv)
 {
@@ -713,6 +726,7 @@ int main(void)
 		TEST(a_flush_of_ours_that_fails_is_the_guests_next_one),
 		TEST(flushes_that_wait_get_the_error_of_ours),
 		TEST(a_flush_that_fails_is_told_to_each_user),
+		TEST(the_flush_of_a_pause_comes_after_what_the_image_does_by_itself),
 		TEST(flushes_that_are_under_way_together_fail_together),
 		TEST(a_flush_that_nobody_hears_of_tells_of_no_other_ones_error),
 		TEST(the_flush_of_a_fua_write_leaves_the_error_of_ours),

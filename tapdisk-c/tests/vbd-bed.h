@@ -60,6 +60,7 @@ static struct {
 	int read_err, write_err, flush_err;	/* 0: done */
 	bool flush_once;		/* the next one fails, as of a kernel, that tells once */
 	bool stuck;			/* requests stay where they are */
+	bool busy;			/* the image does something that no request waits for */
 	struct list queue;		/* image_request.link */
 	struct io_timer timer;
 	uint64_t delay_ns;		/* 0: answered in the next round */
@@ -160,9 +161,15 @@ static inline int disk_close(struct image *image, struct error *err)
 	return disk.close_err ? error_set(err, disk.close_err, "final sync") : 0;
 }
 
+static inline bool disk_busy(const struct image *image)
+{
+	(void)image;
+	return disk.busy;
+}
+
 static const struct image_driver disk_driver = {
 	.type = "fake", .open = disk_open, .close = disk_close,
-	.submit = disk_submit,
+	.submit = disk_submit, .busy = disk_busy,
 };
 
 int image_parse(const char *spec, const struct image_driver **driver,

@@ -20,6 +20,7 @@ struct fill {
 	uint8_t *bitmap, *full;
 	uint32_t *block, *place;	/* of the batch; place: sector, or unused for an old block */
 	uint32_t nr, max;
+	bool lost;			/* a sync failed: what was written before may not be there */
 };
 
 static int read_block(struct fill *f, uint32_t block, struct error *err)
@@ -99,8 +100,10 @@ static int settle(struct fill *f, struct error *err)
 	struct vhd_image *leaf = f->leaf;
 	int rc = 0;
 
-	if (f->nr && fdatasync(leaf->fd))
+	if (f->nr && fdatasync(leaf->fd)) {
+		f->lost = true;
 		return vhd_fail(f->leaf->path, -errno, "sync", err);
+	}
 	for (uint32_t i = 0; i < f->nr && !rc; i++) {
 		uint32_t block = f->block[i];
 
@@ -177,6 +180,10 @@ int vhd_fill(const char *path, const struct config *cfg,
 	}
 	vhd_bitmap_set(f.full, 0, f.leaf->spb);
 	rc = fill_all(&f, err);
+	/* A bit that is not set has the block's bitmap asked. */
+	if (f.lost && f.leaf->has_batmap)
+		memset(f.leaf->batmap, 0,
+		       (size_t)f.leaf->batmap_sectors * VHD_SECTOR);
 	if (!rc)
 		rc = vhd_write_trailer(f.leaf, err);
 	else if (!vhd_find_data_end(f.leaf, NULL))
