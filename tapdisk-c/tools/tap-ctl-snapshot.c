@@ -86,6 +86,12 @@ static int make_names(struct snapshot *s, const char *name, struct error *err)
 	char *copy = strdup(s->leaf);
 	int rc = 0;
 
+	/* Those are not looked at when children are looked for: vhd/children.c. */
+	if (!strncmp(base, ".xenblk-", 8)) {
+		free(copy);
+		return error_set(err, -EINVAL, "%s: names that begin with .xenblk- are for files that are not whole yet; take another one",
+				 name);
+	}
 	s->dir = copy ? strdup(dirname(copy)) : NULL;
 	free(copy);
 	if (!s->dir)

@@ -80,6 +80,7 @@ def test_the_parent_keeps_what_was_there(tmp_path: Path, leaf: Path) -> None:
         ("taken.vhd", "taken.vhd: File exists; give the parent another name"),
         ("{elsewhere}/base.vhd", "base.vhd: must be in the directory of the leaf, "),
         ("./base.vhd", "./base.vhd: must be absolute, or a mere name"),
+        (".xenblk-base.vhd", ".xenblk-base.vhd: names that begin with .xenblk- are for files that are not whole yet"),
         ("a" * 300, "File name too long"),
     ],
 )
