@@ -32,7 +32,7 @@ class Guarded(Served):
     def rows(self) -> list[dict[str, Any]]:
         """What tap-ctl list says of the disk; nothing while no tapdisk has it."""
         rows: list[dict[str, Any]] = json.loads(self.list_all("--json").stdout)
-        return [row for row in rows if row["minor"] == MINOR]
+        return [row for row in rows if row["minor"] == self.minor]
 
     def kill_now(self, number: int = signal.SIGKILL) -> int:
         """Ends whoever has the disk; the pid of the next one, once it has it."""
@@ -274,6 +274,7 @@ def test_one_that_has_not_had_its_image_yet_waits_for_who_has_written_to_it(tmp_
             served.finish()
             wait_for(lambda: '"state": 0,' in inactive.list_all("--json").stdout, "it has its image")
             inactive.ok("close")
+            inactive.ok("detach")
         finally:
             inactive.kill_all()
 
