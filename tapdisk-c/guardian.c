@@ -113,9 +113,12 @@ static bool has_disks(struct guard *g)
 /* True if there are some for us when who may have them back has them, or has ended. */
 static bool has_disks_still(struct guard *g)
 {
-	for (unsigned int i = 0; has_disks(g) && g->nr_back && i < BACK_STEPS; i++)
+	for (unsigned int i = 0; has_disks(g); i++) {
+		if (!g->nr_back || i == BACK_STEPS)
+			return true;
 		usleep(BACK_STEP_US);
-	return has_disks(g);
+	}
+	return false;
 }
 
 /* One more death; false: there were too many of late. */
@@ -254,6 +257,7 @@ static _Noreturn void guard(struct guard *g)
 			_exit(0);
 		close(g->fd);
 		died = has_died(g);
+		/* The next one need not look for what it did not take. */
 		if (!g->nr_own && g->nr_wards > 1)
 			g->nr_wards--;
 		if (died && !may_restart(g)) {
@@ -391,12 +395,9 @@ void guardian_adopt(struct guardian *g, char *const *argv, int fd)
 	fcntl(fd, F_SETFD, FD_CLOEXEC);
 }
 
-static void try_later(struct guardian *g, int rc)
+static void start_in(struct guardian *g, unsigned int seconds)
 {
-	log_error("goes on without a guardian, tries again in %u s err=%d",
-		  GUARDIAN_WAIT_S, -rc);
-	engine_timer_set(g->engine, &g->timer,
-			 now_ns() + GUARDIAN_WAIT_S * SECOND_NS);
+	engine_timer_set(g->engine, &g->timer, now_ns() + seconds * SECOND_NS);
 }
 
 static void start_again(struct io_timer *timer)
@@ -407,10 +408,10 @@ static void start_again(struct io_timer *timer)
 	if (g->child)
 		waitpid(g->child, NULL, WNOHANG);
 	rc = spawn_guardian(g);
-	if (!rc)
-		guardian_watch(g, g->engine);
-	else
-		try_later(g, rc);
+	if (rc)
+		log_error("goes on without a guardian, tries again in %u s err=%d",
+			  GUARDIAN_WAIT_S, -rc);
+	guardian_watch(g, g->engine);
 }
 
 static void lost(struct io_watch *watch, short revents)
@@ -422,7 +423,7 @@ static void lost(struct io_watch *watch, short revents)
 	guardian_unwatch(g);
 	close(g->fd);
 	g->fd = -1;
-	engine_timer_set(g->engine, &g->timer, now_ns() + SECOND_NS);
+	start_in(g, 1);
 }
 
 void guardian_watch(struct guardian *g, struct engine *engine)
@@ -436,8 +437,7 @@ void guardian_watch(struct guardian *g, struct engine *engine)
 	if (g->fd >= 0 && engine_watch(engine, &g->watch))
 		log_warn("an end of the guardian will not be noticed");
 	if (g->fd < 0 && g->argv)
-		engine_timer_set(engine, &g->timer,
-				 now_ns() + GUARDIAN_WAIT_S * SECOND_NS);
+		start_in(g, GUARDIAN_WAIT_S);
 }
 
 void guardian_unwatch(struct guardian *g)

@@ -13,7 +13,8 @@ struct signals {
 
 /*
  * SIGTERM and SIGINT call server_terminate() from the server's engine, and what
- * they don't bring about, SIGKILL may: the guardian is dismissed. They stay blocked. SIGPIPE and SIGXFSZ are ignored: they are errors of one call.
+ * they don't bring about, SIGKILL may: the guardian is dismissed. They stay
+ * blocked. SIGPIPE and SIGXFSZ are ignored: they are errors of one call.
  */
 int signals_open(struct signals *signals, struct server *server,
 		 struct guardian *guardian, struct error *err);

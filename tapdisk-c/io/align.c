@@ -9,8 +9,8 @@
  *
  * Changes of a file that meet in a block run one after the other, aligned ones
  * too, so that none is undone by what another read before. A file's waiters are
- * served in their order, and keep no other file's waiting. Of what is to become zeros on a device, the parts of
- * blocks at both ends are written.
+ * served in their order, and keep no other file's waiting. Of what is to become
+ * zeros on a device, the parts of blocks at both ends are written.
  *
  * The kernel writes whole blocks, so a write that ends past the end of a file
  * leaves it too long by the rest of the block: it is cut back when no other
@@ -134,7 +134,7 @@ static bool has_to_wait(const struct align *a, const struct io_req *req,
 		if (start < op->end && op->start < end)
 			return true;
 	}
-	return active >= (own ? OPS - OPS_KEPT : OPS);
+	return own && active >= OPS - OPS_KEPT;
 }
 
 /* The first one that may begin; NULL: none. */
@@ -170,7 +170,8 @@ static void start_waiting(struct engine *engine)
 	struct io_req *req;
 	struct op *op;
 
-	while ((req = find_ready(engine, &start, &end))) {
+	while (!list_empty(&a->free) &&
+	       (req = find_ready(engine, &start, &end))) {
 		list_del(&req->link);
 		op = container_of(list_pop(&a->free), struct op, link);
 		list_add_tail(&op->link, &a->active);

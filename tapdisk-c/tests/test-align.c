@@ -97,8 +97,9 @@ static void queue(struct fixture *f, struct one *one, enum io_op op,
 {
 	*one = (struct one){
 		.req = { .op = op, .fd = f->fd, .offset = offset, .len = len,
-			 .stream = f->hung && f->fd != f->hung ? &f->others : &f->stream, .iov = &one->iov, .iovcnt = 1,
-			 .done = one_done },
+			 .stream = f->hung && f->fd != f->hung ?
+				   &f->others : &f->stream,
+			 .iov = &one->iov, .iovcnt = 1, .done = one_done },
 		.iov = { base, len },
 	};
 	engine_queue(f->engine, &one->req);
