@@ -54,7 +54,7 @@ static int reserve(struct target *t, int *fd, struct error *err)
 {
 	char *tmp;
 
-	if (asprintf(&tmp, "%s/.xenblk-XXXXXX", t->dir) < 0)
+	if (asprintf(&tmp, "%s/" VHD_UNFINISHED "XXXXXX", t->dir) < 0)
 		return vhd_fail(t->path, -ENOMEM, "name", err);
 	*fd = mkostemp(tmp, O_CLOEXEC);	/* mode 0600 */
 	if (*fd < 0) {
@@ -189,7 +189,7 @@ static bool same_socket(const char *a, const char *b)
 	struct stat one, other;
 
 	return !stat(a, &one) && !stat(b, &other) &&
-	       one.st_dev == other.st_dev && one.st_ino == other.st_ino;
+	       vhd_same_file(&one, &other);
 }
 
 /* Some address is one of both. */

@@ -87,9 +87,9 @@ static int make_names(struct snapshot *s, const char *name, struct error *err)
 	int rc = 0;
 
 	/* Those are not looked at when children are looked for: vhd/children.c. */
-	if (!strncmp(base, ".xenblk-", 8)) {
+	if (!strncmp(base, VHD_UNFINISHED, strlen(VHD_UNFINISHED))) {
 		free(copy);
-		return error_set(err, -EINVAL, "%s: names that begin with .xenblk- are for files that are not whole yet; take another one",
+		return error_set(err, -EINVAL, "%s: names that begin with " VHD_UNFINISHED " are for files that are not whole yet; take another one",
 				 name);
 	}
 	s->dir = copy ? strdup(dirname(copy)) : NULL;
@@ -100,7 +100,7 @@ static int make_names(struct snapshot *s, const char *name, struct error *err)
 		rc = check_dir(s, name, err);
 	if (rc)
 		return rc;
-	if (asprintf(&s->child, "%s/.xenblk-snapshot-%d-%d", s->dir, s->pid,
+	if (asprintf(&s->child, "%s/" VHD_UNFINISHED "snapshot-%d-%d", s->dir, s->pid,
 		     s->minor) < 0) {
 		s->child = NULL;
 		return out_of_memory(err);

@@ -200,7 +200,7 @@ static int scan(const struct self *self, const char *path, struct error *err)
 		if (entry->d_type != DT_REG && entry->d_type != DT_UNKNOWN)
 			continue;
 		/* Not finished, and nobody's image yet (create.c, tap-ctl snapshot). */
-		if (strncmp(entry->d_name, ".xenblk-", 8))
+		if (strncmp(entry->d_name, VHD_UNFINISHED, strlen(VHD_UNFINISHED)))
 			rc = look_at(self, dirfd(dir), entry->d_name, path, err);
 	}
 	closedir(dir);

@@ -286,7 +286,7 @@ static int create_file(struct plan *p, struct error *err)
 	char *tmp;
 	int fd, rc;
 
-	if (asprintf(&tmp, "%s/.xenblk-XXXXXX", p->dir) < 0)
+	if (asprintf(&tmp, "%s/" VHD_UNFINISHED "XXXXXX", p->dir) < 0)
 		return vhd_fail(path, -ENOMEM, "name", err);
 	fd = mkostemp(tmp, O_CLOEXEC);	/* mode 0600: a disk is not for all to read */
 	if (fd < 0) {

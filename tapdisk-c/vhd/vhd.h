@@ -27,6 +27,8 @@
 #define VHD_BAT_UNUSED		UINT32_MAX
 #define VHD_MAX_CHAIN		30u
 #define VHD_NR_LOCATORS		8u
+/* So begin the names of files that are not whole yet, which are nobody's children. */
+#define VHD_UNFINISHED		".xenblk-"
 #define VHD_DEFAULT_BLOCK	(2u << 20)	/* bytes */
 #define VHD_MAX_SIZE		(2040ull << 30)	/* bytes: what 32-bit sector offsets address with room for metadata */
 
