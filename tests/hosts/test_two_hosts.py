@@ -1,23 +1,27 @@
 # SPDX-License-Identifier: LGPL-2.1-only
 """Two hosts that share an image by NFS: a guest with a tap2 disk is migrated live between them, by Xen's own xl."""
 
+import os
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.lib import hvm, tapdisks
+from tests.lib import hvm, scriptmove, tapdisks, twohosts
 from tests.lib.beds import Beds
 from tests.lib.guest import Guest
 from tests.lib.hvm import HvmGuest, line, text_of
+from tests.lib.migration import Told
 from tests.lib.pvh import PVH_CPU
+from tests.lib.twohosts import ADDRESSES, SHARE
 from tests.lib.vm import Bed
 from tests.lib.writer import MEGABYTES, WRITER, numbers
 
-SHARE = "/srv/share"
 LEAF = f"{SHARE}/a.vhd"
 SPEC = f"vhd:{LEAF}"
 PORT = 5000
+SCRIPT_MOVES = 6
 RECEIVE = f"""
 import os, socket
 listening = socket.create_server(("", {PORT}))
@@ -29,17 +33,9 @@ os.execvp("xl", ["xl", "migrate-receive"])
 
 
 def connect(beds: Beds, directory: Path, **spec: Any) -> tuple[Bed, Bed]:
-    """Two hosts at the ends of a wire; the second has the first one's SHARE by NFS."""
-    first, second = (beds.fresh(link=directory / "wire", link_first=is_first, **spec) for is_first in (True, False))
-    for number, bed in enumerate((first, second), 1):
-        bed.run(f"modprobe virtio_net && ip addr add 10.9.0.{number}/24 dev eth0 && ip link set eth0 up && mkdir {SHARE}")
-        bed.run("modprobe blktap")
-    first.run(
-        f"modprobe nfsd; mkdir -p /var/lib/nfs/nfsdcltrack /var/lib/nfs/v4recovery; mount -t nfsd nfsd /proc/fs/nfsd;"
-        f" echo '{SHARE} 10.9.0.2(rw,fsid=0,no_root_squash,no_subtree_check,insecure)' > /etc/exports && exportfs -ra"
-        " && rpc.mountd -N 2 -N 3 && rpc.nfsd -N 3 -G 10 -L 10 2"
-    )
-    second.run(f"modprobe -a nfs nfsv4; mount -t nfs4 -o vers=4.2 10.9.0.1:/ {SHARE}", timeout=300)
+    """Two hosts, with an image in what they share."""
+    first, second = (beds.fresh(**twohosts.wire(directory, is_first), **spec) for is_first in (True, False))
+    twohosts.connect(first, second)
     first.run(f"vhd-util create -n {LEAF} -s {MEGABYTES}")
     return first, second
 
@@ -61,7 +57,7 @@ def test_a_guest_migrates_between_two_hosts_and_back(beds: Beds, tmp_path: Path)
     written = "cat /var/log/xen/console/guest-moves*.log | sed -n 's/^wrote //p' | sort -n | tail -n 1"
     guest.start(create=tapdisks.CREATE)
     guest.wait_text("^wrote 5$")
-    for source, destination, address in ((first, second, "10.9.0.2"), (second, first, "10.9.0.1")):
+    for source, destination, address in ((first, second, ADDRESSES[1]), (second, first, ADDRESSES[0])):
         # what the guest would do if both could have its image
         [disk] = tapdisks.served(source)
         refused = destination.run(f"tap-ctl create -a {SPEC}", check=False)
@@ -89,7 +85,7 @@ def test_an_hvm_guest_migrates_between_two_hosts_and_back(beds: Beds, tmp_path: 
     source, destination = (HvmGuest(bed, "moves", [f"tap2:{SPEC},hda,w"], hears=True) for bed in (first, second))
     source.start(create=tapdisks.CREATE)
     source.wait_text("^boot: begin\n")
-    for address in ("10.9.0.2", "10.9.0.1"):
+    for address in reversed(ADDRESSES):
         source.say("r")
         source.wait_text(f"^boot: has {text_of(has)}\n")
         source.say("w")
@@ -108,3 +104,14 @@ def test_an_hvm_guest_migrates_between_two_hosts_and_back(beds: Beds, tmp_path: 
     source.destroy()
     assert tapdisks.leftovers(first) == ""
     first.run(f"vhd-util check -n {LEAF} -b")
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_when_the_script_takes_a_disk_from_host_to_host(beds: Beds, tmp_path: Path) -> None:
+    """What xl has the script do, for a guest that writes to the last moment. A hundred times: `make soak`."""
+    seed = int(os.environ.get("XENBLK_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
+    print(f"XENBLK_SEED={seed}")
+    told = Told()
+    scriptmove.run(connect(beds, tmp_path), SCRIPT_MOVES, random.Random(seed), told)
+    print(told)
+    assert told.migrations == SCRIPT_MOVES and told.asked_again > 0
