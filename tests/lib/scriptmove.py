@@ -17,13 +17,14 @@ from tests.lib.toytap import wait_for_output
 from tests.lib.twohosts import SHARE
 from tests.lib.vm import Bed, Process
 
-MEGABYTES = 256
+MEGABYTES = 128
 IMAGE = f"{SHARE}/moves.vhd"
 PROGRAM = "/root/moves.py"
 STATE = "/root/moves.json"
 SOURCE = Path(__file__).parent / "bed" / "moves.py"
 LONGEST = 1.5
 """Seconds of a stay, from what is known to be whole on, before its disk is wanted elsewhere."""
+ARRIVAL_SECONDS = 180.0
 
 
 class Stay:
@@ -50,7 +51,7 @@ class Stay:
 
     def wait_whole(self) -> None:
         """Until it has found its disk as it left it. An AssertionError says what differs."""
-        wait_for_output(self._guest, "whole\n")
+        wait_for_output(self._guest, "whole\n", ARRIVAL_SECONDS)
 
     def stop(self) -> bytes:
         """The guest asks for nothing more. Its state."""

@@ -19,9 +19,9 @@ START_SECONDS = 60.0
 EIO = "Input/output error"
 
 
-def wait_for_output(process: Process, text: str) -> None:
+def wait_for_output(process: Process, text: str, seconds: float = START_SECONDS) -> None:
     """Wait until a process has said `text`."""
-    deadline = time.monotonic() + START_SECONDS * process.bed.slower
+    deadline = time.monotonic() + seconds * process.bed.slower
     while True:
         # asked first: what it says last comes before its end
         over = process.ended or not process.bed.alive

@@ -24,8 +24,8 @@ MARK = "migrations slice: "
 MIGRATIONS = 100
 TAPDISKS = "two tapdisks"
 SCRIPT = "two hosts, by the script"
-A_BOOT = 50
-"""So many are worth to boot two beds."""
+A_BOOT = 25
+"""So many are worth to boot two beds, and begin with an image that has nothing in it."""
 
 
 class MovePart:
