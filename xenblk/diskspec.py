@@ -78,7 +78,7 @@ class Disk:
     """One disk of a guest. driver and path are None, and rewritten is spec, if tapdisk has no part in it.
 
     spec: its parts, if there are several, with a space between them. local: it is served on this host, not in a driver
-    domain. foreign: what the disk may be that isn't tapdisk's: files that are there.
+    domain. foreign: what the disk may be that isn't tapdisk's: files that are there. scripted: it has our script already.
     """
 
     spec: str
@@ -89,6 +89,7 @@ class Disk:
     readonly: bool = False
     local: bool = True
     foreign: tuple[str, ...] = ()
+    scripted: bool = False
 
 
 def prefixes(spec: str) -> list[str]:
@@ -161,6 +162,7 @@ def _foreign_disk(spec: str, fields: dict[str, Any]) -> Disk:
         readonly=not fields.get("readwrite"),
         local=_is_local(fields),
         foreign=foreign,
+        scripted=os.path.basename(fields.get("script", "")) == SCRIPT,
     )
 
 

@@ -44,7 +44,7 @@ def prepare(disks: list[Disk], source: str | None = None, *, opened: bool = True
     source, runs: see check(). opened: xl will have them opened now.
     """
     has_tap = any(disk.driver for disk in disks)
-    if has_tap:
+    if has_tap or any(disk.scripted for disk in disks):
         config.apply_if_changed()
     if opened:
         check(disks, source, runs=runs)

@@ -81,6 +81,10 @@ class Toolstack:
                 raise UserError(f"it has no disk {vdev}")
             if remove(self._ctx, domid, disk, self._ffi.NULL):
                 raise UserError(self._said())
+        # libxl takes the nodes away all the same, and says nothing
+        script = _SCRIPT_SAID.findall(self._log.take())
+        if script:
+            raise UserError(f"the guest has let go, but {script[-1]}; when that is mended, xenblk gc removes it")
 
 
 class _Log:

@@ -72,11 +72,15 @@ out:
 	return n;
 }
 
+void unlock_last(void)
+{
+	nr_held--;
+	unlink(held[nr_held].path);
+	close(held[nr_held].fd);
+}
+
 void unlock_all(void)
 {
-	while (nr_held) {
-		nr_held--;
-		unlink(held[nr_held].path);
-		close(held[nr_held].fd);
-	}
+	while (nr_held)
+		unlock_last();
 }

@@ -53,7 +53,7 @@ static int publish(struct vbd *vbd, bool joined, struct error *err)
 
 static int add(struct vbd *vbd, struct error *err)
 {
-	bool writes = strchr(vbd->mode, 'w'), joined = false;
+	bool writes = strchr(vbd->mode, 'w'), joined;
 	struct error undo;
 	int rc;
 
@@ -67,9 +67,12 @@ static int add(struct vbd *vbd, struct error *err)
 		rc = sharing_check(vbd, strchr(vbd->params, ':') + 1, writes, err);
 	if (rc)
 		return rc;
-	rc = tapctl_create(vbd, !writes, store_arrival(vbd), err);
+	joined = twin_join(vbd);
+	if (!joined)
+		rc = tapctl_create(vbd, !writes, store_arrival(vbd), err);
+	/* Both came at once, and the other was first. */
 	if (rc == -EBUSY)
-		joined = twin_join(vbd, err->holder);
+		joined = twin_join(vbd);
 	if (rc && !joined) {
 		if (rc == -EBUSY)
 			sharing_name_holder(vbd, err);

@@ -217,13 +217,19 @@ bool ends_with(const char *text, const char *end)
 
 enum arrival store_arrival(const struct vbd *vbd)
 {
-	int domid = node_domid(vbd->path);
-	char *name = store_read(vbd->xs, "/local/domain/%d/name", domid);
-	/* tools/xl/xl_vmcontrol.c */
-	bool arrives = name && ends_with(name, "--incoming");
+	char ours[64], *name, *type;
 	enum arrival arrival = ARRIVAL;
-	char *type;
+	int domid = node_domid(vbd->path), guest;
+	bool arrives;
 
+	/* The domain of a device model comes with its guest. */
+	snprintf(ours, sizeof(ours), "/local/domain/%d", domid);
+	guest = store_number(vbd->xs, ours, "target");
+	if (guest > 0)
+		domid = guest;
+	name = store_read(vbd->xs, "/local/domain/%d/name", domid);
+	/* tools/xl/xl_vmcontrol.c */
+	arrives = name && ends_with(name, "--incoming");
 	free(name);
 	if (!arrives)
 		return ARRIVAL_NONE;

@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "common/diskfile.h"
 #include "control/control.h"
 #include "vbd.h"
 
@@ -249,6 +250,21 @@ static int free_minor(const struct vbd *vbd, struct error *err)
 	return err->code;
 }
 
+/* The minor has been given to another disk, since ours was ended by hand: whatever becomes of its tapdisk, it is not ours to remove. */
+static bool is_anothers(const struct vbd *vbd)
+{
+	struct diskfile file;
+	bool is;
+
+	if (diskfile_read(&file, vbd->minor))
+		return false;
+	is = !diskfile_is_of(&file, vbd->pid) &&
+	     (strcmp(file.args, vbd->params) ||
+	      (file.kept_for && strcmp(file.kept_for, vbd->path)));
+	diskfile_dispose(&file);
+	return is;
+}
+
 int tapctl_destroy(struct vbd *vbd, struct error *err)
 {
 	char p[16], m[16];
@@ -261,7 +277,7 @@ int tapctl_destroy(struct vbd *vbd, struct error *err)
 	const char *args;
 	int pid;
 
-	if (!tapctl(argv))
+	if (is_anothers(vbd) || !tapctl(argv))
 		return 0;
 	say(err, -EAGAIN);
 	vbd->pid = control_heir(vbd->pid);

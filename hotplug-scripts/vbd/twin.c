@@ -35,8 +35,8 @@ static int lock_minor(int minor, struct error *err)
 
 /* The first of the other domain's nodes that fits; true if there is one. */
 static bool find(const struct vbd *vbd,
-		 bool (*fits)(const struct vbd *vbd, const char *node, int holder),
-		 int holder, char *node, size_t size)
+		 bool (*fits)(const struct vbd *vbd, const char *node),
+		 char *node, size_t size)
 {
 	int domid = other_domid(vbd);
 	bool found = false;
@@ -49,19 +49,18 @@ static bool find(const struct vbd *vbd,
 	for (unsigned int i = 0; i < nr && !found; i++) {
 		snprintf(node, size, "%s/vbd/%d/%s", vbd->backends, domid,
 			 devids[i]);
-		found = fits(vbd, node, holder);
+		found = fits(vbd, node);
 	}
 	free(devids);
 	return found;
 }
 
-static bool may_join(const struct vbd *vbd, const char *node, int holder)
+static bool may_join(const struct vbd *vbd, const char *node)
 {
 	char *params = store_read(vbd->xs, "%s/params", node);
 	char *mode = store_read(vbd->xs, "%s/mode", node);
-	int pid = store_number(vbd->xs, node, "tapdisk-pid");
-	bool may = pid > 0 && control_heir(pid) == holder && params && mode &&
-		   !strcmp(params, vbd->params) &&
+	bool may = store_number(vbd->xs, node, "tapdisk-pid") > 0 && params &&
+		   mode && !strcmp(params, vbd->params) &&
 		   (strchr(mode, 'w') || !strchr(vbd->mode, 'w'));
 
 	free(params);
@@ -69,23 +68,26 @@ static bool may_join(const struct vbd *vbd, const char *node, int holder)
 	return may;
 }
 
-bool twin_join(struct vbd *vbd, int holder)
+bool twin_join(struct vbd *vbd)
 {
 	char node[256], *device = NULL;
-	int minor = -1;
+	int pid = -1, minor = -1;
 	bool joined = false;
 
-	if (find(vbd, may_join, holder, node, sizeof(node))) {
+	if (find(vbd, may_join, node, sizeof(node))) {
+		pid = store_number(vbd->xs, node, "tapdisk-pid");
 		minor = store_number(vbd->xs, node, "tapdisk-minor");
 		device = store_read(vbd->xs, "%s/physical-device-path", node);
 	}
-	if (minor >= 0 && device && strlen(device) < sizeof(vbd->device) &&
+	if (pid > 0 && minor >= 0 && device && strlen(device) < sizeof(vbd->device) &&
 	    !lock_minor(minor, NULL)) {
-		vbd->pid = holder;
+		vbd->pid = pid;
 		vbd->minor = minor;
 		strcpy(vbd->device, device);
 		/* The other one may have left before the lock was ours. */
 		joined = tapctl_serves(vbd);
+		if (!joined)
+			unlock_last();
 	}
 	if (!joined)
 		vbd->pid = vbd->minor = -1;
@@ -93,9 +95,8 @@ bool twin_join(struct vbd *vbd, int holder)
 	return joined;
 }
 
-static bool has_minor(const struct vbd *vbd, const char *node, int holder)
+static bool has_minor(const struct vbd *vbd, const char *node)
 {
-	(void)holder;
 	return store_number(vbd->xs, node, "tapdisk-minor") == vbd->minor &&
 	       control_heir(store_number(vbd->xs, node, "tapdisk-pid")) == control_heir(vbd->pid);
 }
@@ -105,6 +106,6 @@ int twin_stays(const struct vbd *vbd, bool *stays, struct error *err)
 	char node[256];
 	int rc = lock_minor(vbd->minor, err);
 
-	*stays = !rc && find(vbd, has_minor, 0, node, sizeof(node));
+	*stays = !rc && find(vbd, has_minor, node, sizeof(node));
 	return rc;
 }

@@ -66,8 +66,9 @@ void store_undo(const struct vbd *vbd);
 
 /* lock.c: Xen's claim_lock and release_lock, with its files and its protocol. */
 
-/* Waits. All are released by unlock_all(). */
+/* Waits. All are released by unlock_all(), the one that was taken last by unlock_last(). */
 int lock_named(const char *name, struct error *err);
+void unlock_last(void);
 void unlock_all(void);
 
 /* tapctl.c: tap-ctl(8). Messages are without its name. */
@@ -105,10 +106,10 @@ void sharing_name_holder(const struct vbd *vbd, struct error *err);
 /* twin.c */
 
 /*
- * True if holder, which has params, serves them to the other one of the two: pid,
- * minor and device are those, and the lock of the minor is held.
+ * True if a tapdisk serves params to the other one of the two, whether it has the image yet or not: pid, minor and device are those, and
+ * the lock of the minor is held.
  */
-bool twin_join(struct vbd *vbd, int holder);
+bool twin_join(struct vbd *vbd);
 /* Whether another node has the minor, whose lock is held after 0. */
 int twin_stays(const struct vbd *vbd, bool *stays, struct error *err);
 

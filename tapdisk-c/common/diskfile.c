@@ -234,6 +234,15 @@ void diskfile_dispose(struct diskfile *file)
 	file->args = file->kept_for = NULL;
 }
 
+bool diskfile_is_of(const struct diskfile *file, int pid)
+{
+	bool found = file->pid == pid;
+
+	for (unsigned int i = 0; i < file->nr_former; i++)
+		found |= file->former[i] == pid;
+	return found;
+}
+
 bool diskfile_is_left(const struct diskfile *file)
 {
 	uint64_t born = process_born(file->pid);

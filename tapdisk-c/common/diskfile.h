@@ -56,6 +56,9 @@ void diskfile_dispose(struct diskfile *file);
 /* The tapdisk that has or had it is gone. */
 bool diskfile_is_left(const struct diskfile *file);
 
+/* It is this tapdisk's, or was before another one had it. */
+bool diskfile_is_of(const struct diskfile *file, int pid);
+
 /* Adds pid to those before; one of the middle gives way when there is no room. */
 void diskfile_add_former(struct diskfile *file, int pid);
 

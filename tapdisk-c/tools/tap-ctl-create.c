@@ -165,12 +165,24 @@ static bool is_of(int minor, int pid, bool owned)
 
 	if (diskfile_read(&file, minor))
 		return false;
-	found = file.pid == pid;
-	for (unsigned int i = 0; i < file.nr_former; i++)
-		found |= file.former[i] == pid;
-	found &= file.owner || !owned;
+	found = diskfile_is_of(&file, pid) && (file.owner || !owned);
 	diskfile_dispose(&file);
 	return found;
+}
+
+/* The tapdisk has died, and its minor has been given to another disk since, whose tapdisk may have died too. */
+static int refuse_anothers(int minor, int pid, struct error *err)
+{
+	struct diskfile file;
+	int rc = 0;
+
+	if (diskfile_read(&file, minor))
+		return 0;
+	if (!diskfile_is_of(&file, pid))
+		rc = error_set(err, -ENODEV, "minor %d is not tapdisk %d's but that of tapdisk %d (%s); see tap-ctl list",
+			       minor, pid, file.pid, file.args);
+	diskfile_dispose(&file);
+	return rc;
 }
 
 /* It has not the disk, or has ended since it was looked at. */
@@ -190,6 +202,8 @@ static int take_down(const struct options *opt, struct error *err)
 	rc = look(opt->pid, opt->minor, opt->timeout_ms, &found, &alone, err);
 	if (rc == -ETIMEDOUT && opt->force)
 		return destroy_hung(opt, err);
+	if (!rc && found == DEAD)
+		rc = refuse_anothers(opt->minor, opt->pid, err);
 	if (rc)
 		return rc;
 	/* Before another one takes over. */

@@ -310,6 +310,7 @@ static bool words_may_have_mark(const struct command *command, int count, char *
 /* block-attach dom /a vhd xvda w: xl joins the words by commas. */
 static bool begins_with_vhd(const char *word)
 {
+	word += strspn(word, " \t\n");
 	return !strncmp(word, "vhd", 3) && (!word[3] || word[3] == ',');
 }
 

@@ -81,6 +81,26 @@ def test_the_guest_may_come_first(dom0: Dom0, image: Path) -> None:
     assert dom0.disks() == []
 
 
+@pytest.mark.parametrize("first", ["guest", "its device model"])
+def test_both_arrive_with_one_tapdisk_which_has_no_image_yet(dom0: Dom0, image: Path, first: str) -> None:
+    """The source's has it: who holds the lock says nothing of whom to join."""
+    stubdomain(dom0)
+    dom0.store.write("/local/domain/5/name", "debian--incoming")
+    dom0.store.write("/local/domain/6/name", "debian--incoming-dm")
+    dom0.store.write("/libxl/5/type", "hvm")
+    held(dom0, 4711)
+    nodes = (VBD, THERE) if first == "guest" else (THERE, VBD)
+    for node in nodes:
+        dom0.vbd(f"vhd:{image}", node)
+        assert dom0.run("add", node) == 0, dom0.log()
+    assert dom0.created() == ["-a", f"vhd:{image}", "--suspended"]
+    assert len(dom0.disks()) == 1
+    assert dom0.key("tapdisk-pid") == dom0.key("tapdisk-pid", THERE)
+    for node in nodes:
+        assert dom0.run("remove", node) == 0
+    assert dom0.disks() == [] and not any((dom0.directory / "lock").iterdir())
+
+
 @pytest.mark.parametrize(
     ("mine", "theirs", "why"),
     [

@@ -148,9 +148,11 @@ def test_xl_gets_the_signals_that_a_shell_would_give_it(host: Host) -> None:
     assert not host.ignored & (1 << (signal.SIGPIPE - 1) | 1 << (signal.SIGXFSZ - 1))
 
 
-def test_tapdisk_finds_the_settings_of_xenblk_yaml(host: Host) -> None:
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_tapdisk_finds_the_settings_of_xenblk_yaml(host: Host, by_hand: bool) -> None:
     (host.directory / "xenblk.yaml").write_text("engine: posix\n")
-    assert host.run("create", host.write(f"disk = ['tap2:vhd:{host.image},xvda,w']")).returncode == 7
+    disk = host.form if by_hand else f"tap2:vhd:{host.image},xvda,w"
+    assert host.run("create", host.write(f"disk = ['{disk}']")).returncode == 7
     assert "engine=posix\n" in (host.directory / "run" / "config").read_text()
 
 

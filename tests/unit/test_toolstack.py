@@ -30,6 +30,12 @@ class FakeLib:
         self.calls.append("destroy")
         return 0
 
+    def libxl_device_disk_safe_remove(self, *_: Any) -> int:
+        return 0
+
+    def libxl_vdev_to_device_disk(self, *_: Any) -> int:
+        return 0
+
 
 class FakeModule:
     """The binding."""
@@ -42,8 +48,17 @@ class FakeModule:
 
 
 class FakeLog:
+    def __init__(self, text: str = "libxl: error: libxl_disk.c:1:f: it is so\n") -> None:
+        self.text = text
+
     def take(self) -> str:
-        return "libxl: error: libxl_disk.c:1:f: it is so\n"
+        return self.text
+
+
+@contextlib.contextmanager
+def no_disk() -> Iterator[None]:
+    """In the place of a libxl_device_disk."""
+    yield None
 
 
 @pytest.mark.parametrize(
@@ -52,11 +67,7 @@ class FakeLog:
 def test_only_what_was_half_made_is_removed(monkeypatch: pytest.MonkeyPatch, status: int, calls: list[str]) -> None:
     """Who was faster has the name: that disk is not ours to remove."""
 
-    @contextlib.contextmanager
-    def disk() -> Iterator[None]:
-        yield None
-
-    monkeypatch.setattr(libxl, "device_disk", disk)
+    monkeypatch.setattr(libxl, "device_disk", no_disk)
     monkeypatch.setattr(libxl, "fill_disk", lambda *_: None)
     module = FakeModule(status)
     stack = toolstack.Toolstack(module, None, FakeLog())  # type: ignore[arg-type]
@@ -66,3 +77,15 @@ def test_only_what_was_half_made_is_removed(monkeypatch: pytest.MonkeyPatch, sta
     else:
         stack.add_disk(5, "vdev=xvdb")
     assert module.lib.calls == calls
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_disk_that_the_script_could_not_remove_is_not_detached(monkeypatch: pytest.MonkeyPatch, force: bool) -> None:
+    """libxl takes its nodes away all the same, and says that all is well."""
+    monkeypatch.setattr(libxl, "device_disk", no_disk)
+    log = FakeLog("libxl: error: libxl_device.c:1:f: script: pid=1 minor=0 is still there: Device or resource busy\n")
+    stack = toolstack.Toolstack(FakeModule(0), None, log)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="has let go, but pid=1 minor=0 is still there: .*xenblk gc"):
+        stack.remove_disk(5, "xvdb", force=force)
+    log.text = ""
+    stack.remove_disk(5, "xvdb", force=force)

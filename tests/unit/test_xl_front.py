@@ -205,6 +205,12 @@ def test_a_call_that_may_bring_a_tap_disk_goes_to_xenblk(xl: Front, template: st
     assert xl.given("xl") is None
 
 
+def test_blanks_before_the_word_vhd_hide_nothing_from_xenblk(xl: Front) -> None:
+    """xl passes over them."""
+    assert xl.run("block-attach", "0", "/a", " vhd", "xvda", "w").returncode == 0
+    assert xl.given("xl") is None
+
+
 @pytest.mark.parametrize(
     "template",
     [

@@ -238,3 +238,20 @@ def test_two_disks_in_one_tapdisk(bed: Bed) -> None:
     assert destroy(bed, disk).output == ""
     bed.run(f"cmp /dev/xen/blktap-2/tapdev{second} /srv/second.img")
     assert destroy(bed, Disk("", disk.pid, second)).output == ""
+
+
+def test_a_minor_that_was_given_to_another_disk_is_not_removed_by_its_earlier_tapdisk(bed: Bed) -> None:
+    """Ended by hand, one's backend node still has pid and minor; the other's tapdisk is dead, its requests wait."""
+    with tapdisks.configured(bed, "restart=no"):
+        earlier = create(bed, f"aio:{IMAGE}")
+        assert destroy(bed, earlier).status == 0
+        disk = create(bed, f"aio:{IMAGE}")
+        assert disk.minor == earlier.minor
+        bed.run(f"kill -9 {disk.pid}; while kill -0 {disk.pid} 2>/dev/null; do sleep 0.1; done")
+        refused = destroy(bed, earlier)
+        assert refused.status == 1
+        assert f"is not tapdisk {earlier.pid}'s but that of tapdisk {disk.pid} (aio:{IMAGE})" in refused.output
+        pid = int(bed.run(f"tap-ctl restart -m {disk.minor}").stdout)
+        bed.run(f"dd if={disk.device} of=/dev/null bs=4k count=1 iflag=direct", timeout=60)
+        # the one that has it now goes by the name of the one that it had before, too
+        assert destroy(bed, disk).status == 0 and not bed.run(f"kill -0 {pid} 2>/dev/null", check=False).status == 0
