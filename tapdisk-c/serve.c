@@ -60,7 +60,7 @@ static int parse_creator(struct serve *serve, const char *text)
 	char end;
 
 	return sscanf(text, "%9d,%9d%c", &serve->creator, &serve->created,
-		      &end) == 2 && serve->creator > 0 && serve->created >= 0 ?
+		      &end) == 2 && serve->creator > 0 && serve->created >= -1 ?
 	       0 : -EINVAL;
 }
 

@@ -11,8 +11,8 @@ struct serve {
 	enum log_level level;
 	int guardian;			/* the descriptor that leads to the one that started us, -1: none did */
 	int guards;			/* not 0: is the guardian of that process, which is there */
-	int creator;			/* not 0: the process that creates a disk, created */
-	int created;
+	int creator;			/* not 0: the process that creates a disk, created, or brings others */
+	int created;			/* its minor, -1 for others */
 	int pids[TAKEOVER_PIDS];	/* whose disks it takes over */
 	unsigned int nr_pids;
 };

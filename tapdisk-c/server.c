@@ -29,6 +29,7 @@ struct server {
 	bool terminating;
 	bool keep_files;
 	bool leaving;
+	bool expects;			/* disks of another tapdisk are still to be taken over */
 	int rc;				/* of the first image that closed badly at the end */
 };
 
@@ -83,6 +84,22 @@ void server_stop(struct server *server)
 	server->stop = true;
 }
 
+void server_expect(struct server *server, bool expects)
+{
+	server->expects = expects;
+}
+
+bool server_expects(const struct server *server)
+{
+	return server->expects;
+}
+
+void server_stop_if_unused(struct server *server)
+{
+	if (!server->nr && !server->expects)
+		server_stop(server);
+}
+
 void server_terminate(struct server *server)
 {
 	server->terminating = true;
@@ -125,6 +142,17 @@ int server_note_all(struct server *server, struct error *err)
 bool server_is_leaving(const struct server *server)
 {
 	return server->leaving;
+}
+
+int server_may_leave(struct server *server, struct error *err)
+{
+	for (unsigned int i = 0; i < server->nr; i++) {
+		int rc = vbd_may_leave(server->vbds[i], err);
+
+		if (rc)
+			return rc;
+	}
+	return 0;
 }
 
 bool server_leave(struct server *server)

@@ -47,6 +47,11 @@ int server_serve(struct server *server, const char *args, bool readonly,
  */
 int server_run(struct server *server);
 void server_stop(struct server *server);
+/* Whether disks of another tapdisk are still to be taken over. */
+void server_expect(struct server *server, bool expects);
+bool server_expects(const struct server *server);
+/* Without a VBD, and with none to come. */
+void server_stop_if_unused(struct server *server);
 /* It ended by server_stop() or server_terminate(): no other tapdisk is wanted. */
 bool server_ended(const struct server *server);
 /*
@@ -121,6 +126,8 @@ int server_note_all(struct server *server, struct error *err);
 bool server_leaves_all(const struct server *server);
 void server_set_leaving(struct server *server, bool leaving);
 bool server_is_leaving(const struct server *server);
+/* Before anything is paused for it: -EBUSY while another process could not go on with one of them. */
+int server_may_leave(struct server *server, struct error *err);
 /* Before it: ends the connections of clients. False: some have not ended yet; again, after a round. */
 bool server_leave(struct server *server);
 /* Of paused and closed VBDs: their devices are left, for who attaches the minors next. */

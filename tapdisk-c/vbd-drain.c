@@ -108,6 +108,8 @@ void vbd_close(struct vbd *vbd, bool force, unsigned int timeout_ms,
 	if (refuse(vbd, "close", done, priv))
 		return;
 	rc = stop_all(vbd, force, &err);
+	if (rc == -EAGAIN && force)
+		vbd_retry_fail(vbd);
 	if (rc) {
 		done(priv, rc, &err);
 		return;

@@ -99,6 +99,17 @@ static void close_transports(struct vbd *vbd)
 	}
 }
 
+int vbd_may_leave(struct vbd *vbd, struct error *err)
+{
+	for_each_transport(t, vbd) {
+		int rc = t->ops->may_leave ? t->ops->may_leave(t, err) : 0;
+
+		if (rc)
+			return rc;
+	}
+	return 0;
+}
+
 bool vbd_leave(struct vbd *vbd)
 {
 	bool left = true;

@@ -57,6 +57,8 @@ int vbd_attach(struct vbd **vbd, struct server *server, int minor,
 	       struct error *err);
 /* Closes the transports and frees the VBD; -EBUSY while an image is open. */
 int vbd_detach(struct vbd *vbd, struct error *err);
+/* Before it is paused for another process to go on with it: -EBUSY while that could not. */
+int vbd_may_leave(struct vbd *vbd, struct error *err);
 /* Paused or closed, and another process goes on with it: ends clients' connections. False: again, after a round. */
 bool vbd_leave(struct vbd *vbd);
 /* The process ends: requests that are not answered are left to the transport. */

@@ -128,7 +128,10 @@ static int check_may_leave(struct leave *leave, struct error *err)
 			return error_set(err, -EBUSY, "minor %d: is attached without an image; open or detach it, and try again",
 					 view.minor);
 	}
-	return 0;
+	/* They would be noted as another's while they still name one that died. */
+	if (server_expects(leave->server))
+		return error_set(err, -EBUSY, "it is taking over disks of a tapdisk that died; try again when it has them, or see tap-ctl list");
+	return server_may_leave(leave->server, err);
 }
 
 void leave_begin(struct leave *leave, unsigned int timeout_ms, server_done done,

@@ -51,8 +51,9 @@ static void step_in(struct owner *owner, uint64_t ns)
 
 static void undo(struct owner *owner)
 {
-	log_warn("process %d ended before it kept its disk: removing it minor=%d",
-		 owner->pid, owner->minor);
+	if (owner->minor >= 0)
+		log_warn("process %d ended before it kept its disk: removing it minor=%d",
+			 owner->pid, owner->minor);
 	owner->ended = true;
 	step_in(owner, 0);
 }
@@ -89,7 +90,6 @@ static void owner_step(struct io_timer *timer)
 {
 	struct owner *owner = container_of(timer, struct owner, timer);
 	struct server *server = owner->owners->server;
-	struct vbd_view view;
 	struct error err;
 	int rc = server_detach(server, owner->minor, &err);
 
@@ -100,13 +100,14 @@ static void owner_step(struct io_timer *timer)
 		return;
 	}
 	/* Who creates a disk may end before it is attached. */
-	if (!rc || (rc == -ENODEV && owner->creator))
+	if (rc == -ENODEV && owner->creator)
+		rc = 0;
+	if (!rc && owner->minor >= 0)
 		rc = minor_free(owner->minor, &err);
 	if (rc)
 		log_error("a disk that nobody kept: %s", err.text);
 	owner_free(owner);
-	if (!server_vbd(server, 0, &view))
-		server_stop(server);
+	server_stop_if_unused(server);
 }
 
 void owners_open(struct owners *owners, struct server *server)

@@ -32,7 +32,7 @@ int owners_inherit(struct owners *owners, int minor, int pid,
 
 /*
  * pid creates the VBD, which need not be attached yet. If it has ended, the minor
- * is freed all the same, and this tapdisk ends.
+ * is freed all the same, and this tapdisk ends. minor -1: it brings disks of another tapdisk; if it ends before, this one has none and ends.
  */
 int owners_create(struct owners *owners, int minor, int pid,
 		  struct error *err);

@@ -44,11 +44,12 @@ static bool worth_saying(struct takeover *t, int rc)
 	return worth;
 }
 
-/* Whoever calls it by an old name finds us. */
-static void link_names(const struct diskfile *file)
+/* Whoever calls it by an old name finds us, unless another tapdisk has that pid by now. left_by: has a name, and gives it up. */
+static void link_names(const struct diskfile *file, int left_by)
 {
 	for (unsigned int i = 0; i < file->nr_former; i++)
-		control_link(file->former[i]);
+		if (file->former[i] == left_by || !control_has_name(file->former[i]))
+			control_link(file->former[i]);
 }
 
 /* Now ours. */
@@ -57,7 +58,7 @@ static void adopted(struct takeover *t, const struct diskfile *file)
 	struct error err;
 
 	if (!t->alive) {
-		link_names(file);
+		link_names(file, 0);
 		control_link(file->pid);
 	}
 	log_warn("takes over from tapdisk %d minor=%d path=%s%s", file->pid,
@@ -138,9 +139,10 @@ static bool open_all(struct takeover *t)
 
 static void link_ours(struct diskfile *file, void *priv)
 {
-	(void)priv;
+	const int *left_by = priv;
+
 	if (file->pid == getpid())
-		link_names(file);
+		link_names(file, *left_by);
 }
 
 int takeover_now(struct takeover *t, int pid, struct error *err)
@@ -159,7 +161,7 @@ int takeover_now(struct takeover *t, int pid, struct error *err)
 		*err = t->err;
 		return t->rc;
 	}
-	diskfile_for_each(link_ours, NULL);
+	diskfile_for_each(link_ours, &pid);
 	return 0;
 }
 
@@ -170,6 +172,7 @@ static void step(struct io_timer *timer)
 	unsigned int wait = t->tries < 5 ? 1u << t->tries : WAIT_MAX_S;
 	bool again = take_all(t);
 
+	server_expect(t->server, again);
 	again |= open_all(t);
 	t->tries++;
 	if (again) {
@@ -205,6 +208,7 @@ void takeover_begin(struct takeover *t, const int *pids, unsigned int nr)
 	t->nr = nr < TAKEOVER_PIDS ? nr : TAKEOVER_PIDS;
 	memcpy(t->pids, pids, t->nr * sizeof(*pids));
 	t->tries = 0;
+	server_expect(t->server, true);
 	engine_timer_set(server_engine(t->server), &t->timer, now_ns());
 }
 

@@ -208,15 +208,14 @@ static void do_attach(struct control_call *call, const struct request *req)
 static void do_detach(struct control_call *call, const struct request *req)
 {
 	struct server *server = call->server;
-	struct vbd_view view;
 	struct error err;
 	int rc = server_detach(server, (int)req->minor, &err);
 
 	if (!rc)
 		owners_detached(call->owners, (int)req->minor);
 	answer_rc(call, rc, &err);
-	if (!rc && !server_vbd(server, 0, &view))
-		server_stop(server);
+	if (!rc)
+		server_stop_if_unused(server);
 }
 
 static int set_retry(struct control_call *call, const struct request *req,
@@ -530,6 +529,8 @@ static void do_succeed(struct control_call *call, const struct request *req)
 	if (!server_vbd(call->server, 0, &view))
 		rc = error_set(&err, -ENODEV, "tapdisk %d has left no disks; see `tap-ctl list`",
 			       call->heir);
+	else
+		owners_created(call->owners, -1);
 	answer_rc(call, rc, &err);
 }
 

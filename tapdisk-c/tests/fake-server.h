@@ -85,6 +85,23 @@ void server_stop(struct server *server)
 	server->stop = true;
 }
 
+void server_stop_if_unused(struct server *server)
+{
+	server->stop |= !server->nr;
+}
+
+void server_expect(struct server *server, bool expects)
+{
+	(void)server;
+	(void)expects;
+}
+
+bool server_expects(const struct server *server)
+{
+	(void)server;
+	return false;
+}
+
 void server_terminate(struct server *server)
 {
 	server->stop = true;
@@ -113,6 +130,13 @@ bool server_is_leaving(const struct server *server)
 {
 	(void)server;
 	return false;
+}
+
+int server_may_leave(struct server *server, struct error *err)
+{
+	(void)server;
+	(void)err;
+	return 0;
 }
 
 bool server_leave(struct server *server)

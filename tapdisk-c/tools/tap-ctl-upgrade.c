@@ -110,6 +110,7 @@ static int hand_over(int fd, int old, int new, size_t disks, int timeout_ms,
 static int upgrade(int pid, int timeout_ms, struct error *err)
 {
 	struct pollfd exited = { .fd = -1, .events = POLLIN };
+	char creates[48];
 	json_t *vbds;
 	size_t disks;
 	int new, fd, rc;
@@ -121,7 +122,9 @@ static int upgrade(int pid, int timeout_ms, struct error *err)
 	json_decref(vbds);
 	if (!disks)
 		return error_set(err, -ENODEV, "tapdisk %d has no disks", pid);
-	rc = tapdisk_spawn(&new, NULL, err);
+	/* It ends with us if it has no disk by then. */
+	snprintf(creates, sizeof(creates), "--creates=%d,-1", (int)getpid());
+	rc = tapdisk_spawn(&new, creates, err);
 	if (rc)
 		return error_prefix(err, "tapdisk %d goes on", pid);
 	exited.fd = (int)syscall(SYS_pidfd_open, pid, 0);

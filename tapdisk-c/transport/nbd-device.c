@@ -35,8 +35,8 @@ struct nbd_device {
 	struct nbd_gendisk disk;
 	int minor;
 	bool made;			/* the gendisk is there, as far as we know */
-	uint64_t growing_to;		/* bytes, of the last resize that was begun */
 	struct io_timer again;		/* the connection is lost: make another */
+	struct io_timer grow;		/* another resize is under way: see then whether its size is right */
 };
 
 /*
@@ -152,7 +152,10 @@ static int run_thread(void *(*run)(void *), void *priv)
 	return rc;
 }
 
-/* Its requests are served again; what it is larger by shows a moment later. */
+/*
+ * Its requests are served again; what it is larger by shows a moment later. A resize that is under way waits for
+ * requests, of this disk among others: what is wanted meanwhile comes after it.
+ */
 static int resize_if_grown(struct nbd_device *dev, uint64_t bytes,
 			   uint32_t block_bytes, struct error *err)
 {
@@ -166,12 +169,10 @@ static int resize_if_grown(struct nbd_device *dev, uint64_t bytes,
 				 dev->minor, dev->disk.name, strerror(-rc));
 	if (sectors << SECTOR_SHIFT == bytes)
 		return 0;
-	/* It waits for what was held since it began. */
-	if (atomic_load(&resizing) && dev->growing_to == bytes)
+	if (atomic_load(&resizing)) {
+		engine_timer_set(dev->server.engine, &dev->grow, now_ns() + AGAIN_NS);
 		return 0;
-	rc = not_while_resizing(dev, err);
-	if (rc)
-		return rc;
+	}
 	resize = malloc(sizeof(*resize));
 	if (!resize)
 		return error_set(err, -ENOMEM, "minor %d: out of memory",
@@ -180,15 +181,32 @@ static int resize_if_grown(struct nbd_device *dev, uint64_t bytes,
 	resize->bytes = bytes;
 	resize->block_bytes = block_bytes;
 	atomic_fetch_add(&resizing, 1);
-	dev->growing_to = bytes;
 	rc = run_thread(resize_run, resize);
 	if (!rc)
 		return 0;
-	dev->growing_to = 0;
 	atomic_fetch_sub(&resizing, 1);
 	free(resize);
 	return error_set(err, rc, "minor %d: no thread to resize it: %s",
 			 dev->minor, strerror(-rc));
+}
+
+static void grow_again(struct io_timer *timer)
+{
+	struct nbd_device *dev = container_of(timer, struct nbd_device, grow);
+	const struct image_info *info = &dev->server.info;
+	struct error err;
+
+	/* What is held is looked at when it is released. */
+	if (dev->made && !dev->server.held &&
+	    resize_if_grown(dev, info->sectors << SECTOR_SHIFT,
+			    info->sector_size, &err))
+		log_error("%s", err.text);
+}
+
+static void cancel_timers(struct nbd_device *dev)
+{
+	engine_timer_cancel(dev->server.engine, &dev->again);
+	engine_timer_cancel(dev->server.engine, &dev->grow);
 }
 
 /* Making the gendisk */
@@ -375,14 +393,15 @@ static int device_stop(struct transport *transport, bool force,
 
 	rc = not_while_resizing(dev, err);
 	if (rc)
-		return rc;
+		/* What it waits for is failed then. */
+		return force ? -EAGAIN : rc;
 	/* tap-ctl has it disconnected before: transport/gendisk.h, vacate. */
 	if (ours && !force)
 		return error_set(err, -EBUSY, BLKTAP_DEVICE_PATH " is in use: detach it from the guest or unmount it first",
 				 dev->minor);
 	/* Our end first: the kernel may be waiting to send, and would wait for us. */
 	nbd_server_stop(&dev->server);
-	engine_timer_cancel(dev->server.engine, &dev->again);
+	cancel_timers(dev);
 	dev->made = false;
 	if (ours)
 		rc = nbd_link_disconnect(&dev->disk.link, err);
@@ -402,7 +421,7 @@ static int device_reset(struct transport *transport, struct error *err)
 	struct nbd_device *dev = device_of(transport);
 
 	(void)err;
-	engine_timer_cancel(dev->server.engine, &dev->again);
+	cancel_timers(dev);
 	dev->made = false;
 	nbd_pool_close(&dev->server.pool);
 	return 0;
@@ -468,12 +487,18 @@ static bool device_round(struct transport *transport)
 	return nbd_server_round(&device_of(transport)->server);
 }
 
+/* The kernel lets nobody else connect while it waits for requests that only this connection can bring. */
+static int device_may_leave(struct transport *transport, struct error *err)
+{
+	return not_while_resizing(device_of(transport), err);
+}
+
 /* The kernel keeps what was not answered for the next connection, which is the next process's. */
 static bool device_leave(struct transport *transport)
 {
 	struct nbd_device *dev = device_of(transport);
 
-	engine_timer_cancel(dev->server.engine, &dev->again);
+	cancel_timers(dev);
 	dev->made = false;
 	return nbd_server_leave(&dev->server);
 }
@@ -482,7 +507,7 @@ static void device_close(struct transport *transport)
 {
 	struct nbd_device *dev = device_of(transport);
 
-	engine_timer_cancel(dev->server.engine, &dev->again);
+	cancel_timers(dev);
 	nbd_server_close(&dev->server);
 	free(dev);
 }
@@ -495,6 +520,7 @@ static const struct transport_ops device_ops = {
 	.hold		= device_hold,
 	.release	= device_release,
 	.round		= device_round,
+	.may_leave	= device_may_leave,
 	.leave		= device_leave,
 	.close		= device_close,
 };
@@ -514,6 +540,7 @@ int nbd_device_open(struct transport **transport, struct vbd *vbd,
 	nbd_gendisk_of(&dev->disk, minor);
 	dev->minor = minor;
 	dev->again.expired = connect_again;
+	dev->grow.expired = grow_again;
 	*transport = &dev->server.transport;
 	return 0;
 }

@@ -73,6 +73,12 @@ struct transport_ops {
 	bool (*round)(struct transport *transport);
 
 	/*
+	 * Optional. Before hold: whether another process could go on with the disk, -EBUSY while
+	 * something that waits for its requests would keep that one out.
+	 */
+	int (*may_leave)(struct transport *transport, struct error *err);
+
+	/*
 	 * Optional. Held, and another process goes on with the disk: ends what only
 	 * this one has. True when the engine has none of it any more, so that close
 	 * may come.

@@ -135,6 +135,24 @@ def test_no_third_one_comes_for_a_new_one_that_dies(served: Guarded) -> None:
     served.finish()
 
 
+def test_an_upgrade_that_is_killed_leaves_no_tapdisk_without_disks(served: Guarded, tmp_path: Path) -> None:
+    def there() -> set[str]:
+        return {path.name for path in served.directory.glob("ctl*") if path.is_socket()}
+
+    command = [str(program("tap-ctl")), "upgrade", "-m", str(MINOR)]
+    # the old one stops before it is asked to let go
+    env = served._env | {"TAPDISK": new_program(tmp_path, f"kill -STOP {served.pid}")}
+    with subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL) as upgrading:
+        wait_for(lambda: len(there()) == 2, "the new one's socket")
+        time.sleep(0.2)
+        upgrading.kill()
+    wait_for(lambda: there() == {f"ctl{served.pid}"}, "the new one has ended")
+    os.kill(served.pid, signal.SIGCONT)
+    wait_for(lambda: [row for row in served.rows() if (row["pid"], row["state"]) == (served.pid, 0)], "the disk goes on")
+    nbd_write(served, served.pid, "read -P 7 0 64k")
+    served.finish()
+
+
 def test_a_disk_that_does_not_drain_goes_on(served: Guarded, tmp_path: Path) -> None:
     served.finish()
     rules = Faults(tmp_path / "rules")

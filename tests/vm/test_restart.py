@@ -162,3 +162,42 @@ def test_without_restart_the_disk_waits(bed: Bed) -> None:
         bed.run(f"test -z $(pgrep -x tapdisk-guard) && kill -9 {disk.pid}; sleep 1")
         assert bed.run("tap-ctl list").stdout == "minor=0\n"
         bed.run(f"tap-ctl destroy -p {disk.pid} -m 0")
+
+
+HOLDER = """
+import os, sys
+while True:
+    try:
+        os.open("/dev/xen/blktap-2/blktap1", os.O_RDWR)
+        break
+    except OSError:
+        pass
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_one_that_has_yet_to_take_over_a_disk_stays_for_it(bed: Bed) -> None:
+    """Of two disks one can't be had yet, as long as the dead tapdisk, or who else has its ring, is not through; the other is removed meanwhile."""
+    bed.run("truncate -s 16M /srv/r/0.img /srv/r/1.img")
+    pid = int(bed.run("tap-ctl spawn").stdout)
+    for minor in (0, 1):
+        bed.run(f"tap-ctl allocate && tap-ctl attach -p {pid} -m {minor} && tap-ctl open -p {pid} -m {minor} -a aio:/srv/r/{minor}.img")
+    bed.put("/root/holder.py", HOLDER.encode())
+    holder = bed.popen("exec python3 /root/holder.py")
+    for _ in range(4):
+        bed.run(f"kill -9 {pid}")
+        bed.wait_for(f"task=$(cat /sys/class/blktap2/blktap0/task); test $task != {pid} -a $task != 0", 30, 0.1)
+        if "held" in holder.output():
+            break
+        # the next tapdisk was faster: once more
+        pid = int(bed.run("cat /sys/class/blktap2/blktap0/task").stdout)
+    now = int(bed.run("cat /sys/class/blktap2/blktap0/task").stdout)
+    refused = bed.run(f"tap-ctl upgrade -p {now}", check=False)
+    assert refused.status == 1 and "is taking over disks of a tapdisk that died" in refused.output
+    bed.run(f"tap-ctl destroy -p {now} -m 0")
+    holder.stdin(b"")
+    holder.wait()
+    bed.wait_for("test $(cat /sys/class/blktap2/blktap1/task) != 0", 60, 0.2)
+    bed.run("dd if=/dev/xen/blktap-2/tapdev1 of=/dev/null bs=4k count=1 iflag=direct", timeout=60)
+    bed.run(f"tap-ctl destroy -p {now} -m 1")

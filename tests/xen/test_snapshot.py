@@ -27,6 +27,14 @@ wait_for_disk xvda
 wait_for_disk xvdb
 found() { dd if=/dev/$1 bs=512 skip=9001 count=1 iflag=direct 2>/dev/null | tr -d '\\0'; }
 tick=$(found xvda)
+# a shell of its own: one that reads for a second at a time loses a word of which half has come
+exec 3<&0
+while read -r word; do
+	case $word in
+	reboot) /sbin/reboot ;;
+	crash) echo c > /proc/sysrq-trigger ;;
+	esac
+done <&3 &
 echo "found ${tick:-0} $(found xvdb)"
 while :; do
 	tick=$((tick + 1))
@@ -34,11 +42,7 @@ while :; do
 		echo $tick | dd of=/dev/$disk bs=512 seek=9001 conv=sync,fsync 2>/dev/null || exit 1
 	done
 	echo "tick $tick"
-	read -r -t 1 word
-	case $word in
-	reboot) /sbin/reboot ;;
-	crash) echo c > /proc/sysrq-trigger ;;
-	esac
+	sleep 1
 done
 """
 LIFE_SECONDS = 300
