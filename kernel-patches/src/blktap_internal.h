@@ -222,10 +222,12 @@ int blktap_device_resume(struct blktap *tap,
 int blktap_device_set(struct blktap *tap,
 		      const struct blktap_device_params *params);
 /*
- * -ENODEV; -EBUSY when it is open and not forced. -EINTR: killed while the
- * kernel's own I/O ran; it fails all requests, and may be removed again.
+ * -ENODEV; -EBUSY when it is open, unless although_open. -EINTR: killed while
+ * the kernel's own I/O ran; it fails all requests, and may be removed again.
+ * The lock is dropped for that I/O. any: also a device that was made
+ * meanwhile; else -ENODEV then.
  */
-int blktap_device_remove(struct blktap *tap, bool force);
+int blktap_device_remove(struct blktap *tap, bool although_open, bool any);
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 11, 0)
 void blktap_limits(struct blktap *tap, const struct blktap_device_params *params,
 		   struct queue_limits *lim);
@@ -235,6 +237,8 @@ void blktap_limits(struct blktap *tap, const struct blktap_device_params *params
 #endif
 
 /* expire.c */
+int blktap_expire_init(void);
+void blktap_expire_exit(void);
 void blktap_expire_work(struct work_struct *work);
 /* lock is held. The device has lost its server, or its time has changed. */
 void blktap_expire_begin(struct blktap *tap);

@@ -50,7 +50,8 @@ static struct blktap *blktap_new(int minor)
 	__module_get(THIS_MODULE);
 	tap->minor = minor;
 	tap->id = blktap_new_id();
-	tap->dead_timeout = READ_ONCE(blktap_dead_timeout);
+	tap->dead_timeout = min(READ_ONCE(blktap_dead_timeout),
+				(unsigned int)BLKTAP_MAX_DEAD_TIMEOUT);
 	mutex_init(&tap->lock);
 	spin_lock_init(&tap->rq_lock);
 	INIT_LIST_HEAD(&tap->pending);
@@ -140,15 +141,20 @@ static int blktap_drop(s32 minor, bool force)
 	ret = mutex_lock_killable(&tap->lock);
 	if (ret)
 		goto out;
-	if (tap->state == BLKTAP_DEAD)
-		ret = -ENODEV;
-	else if (tap->opened && !force)
-		ret = -EBUSY;
-	else if (tap->disk)
-		ret = blktap_device_remove(tap, true);
-	/* while this one waited its server has removed the disk */
-	if (ret == -ENODEV && tap->state != BLKTAP_DEAD)
-		ret = 0;
+	/* each look is at what has become of it while this one waited */
+	for (;;) {
+		if (tap->state == BLKTAP_DEAD)
+			ret = -ENODEV;
+		else if (tap->opened && !force)
+			ret = -EBUSY;
+		else
+			ret = 0;
+		if (ret || !tap->disk)
+			break;
+		ret = blktap_device_remove(tap, true, force);
+		if (ret && ret != -ENODEV)
+			break;
+	}
 	if (!ret) {
 		blktap_set_state(tap, BLKTAP_DEAD);
 		/* its device is gone, and so is all I/O */

@@ -332,21 +332,23 @@ static int blktap_stop_if_closed(struct blktap *tap)
 	return ret;
 }
 
-int blktap_device_remove(struct blktap *tap, bool force)
+int blktap_device_remove(struct blktap *tap, bool although_open, bool any)
 {
 	struct gendisk *disk;
 	int ret;
 
 	if (!tap->disk)
 		return -ENODEV;
-	if (!force) {
+	if (although_open) {
+		blktap_set_failing(tap);
+	} else {
 		ret = blktap_stop_if_closed(tap);
 		if (ret)
 			return ret;
 	}
 	disk = tap->disk;
 	for (;;) {
-		if (force)
+		if (any)
 			blktap_set_failing(tap);	/* whichever there is by now */
 		blktap_fail_requests(tap);
 		blktap_extents_withdraw(tap, 0, U64_MAX, -1);
@@ -357,7 +359,7 @@ int blktap_device_remove(struct blktap *tap, bool force)
 		if (ret)
 			return ret;
 		/* another removal was faster, and there may be a new disk, even in its place */
-		if (!tap->disk || (!force && (tap->disk != disk || !tap->failing)))
+		if (!tap->disk || (!any && (tap->disk != disk || !tap->failing)))
 			return -ENODEV;
 	}
 	/* what was passed on in vain fails in the queue */

@@ -6,6 +6,29 @@
 
 #include "blktap_internal.h"
 
+/*
+ * What waits for a worker may be all that memory could come from: the queue has
+ * one of its own.
+ */
+static struct workqueue_struct *blktap_dead_queue;
+
+int blktap_expire_init(void)
+{
+	blktap_dead_queue = alloc_workqueue("blktap-dead",
+					    WQ_UNBOUND | WQ_MEM_RECLAIM, 0);
+	return blktap_dead_queue ? 0 : -ENOMEM;
+}
+
+void blktap_expire_exit(void)
+{
+	destroy_workqueue(blktap_dead_queue);
+}
+
+static unsigned long blktap_expires(const struct blktap *tap)
+{
+	return tap->dead_since + (unsigned long)tap->dead_timeout * HZ;
+}
+
 /* All that is held; what comes from now on fails in queue_rq. */
 static void blktap_expire(struct blktap *tap)
 {
@@ -36,19 +59,24 @@ void blktap_expire_work(struct work_struct *work)
 	mutex_lock(&tap->lock);
 	/* a server may have come, or the time have been changed, meanwhile */
 	if (tap->state == BLKTAP_QUIESCED && tap->dead_timeout && !tap->expired &&
-	    !delayed_work_pending(&tap->dead_work))
-		blktap_expire(tap);
+	    !delayed_work_pending(&tap->dead_work)) {
+		/* no timer takes more than some weeks */
+		if (time_before(jiffies, blktap_expires(tap)))
+			blktap_expire_begin(tap);
+		else
+			blktap_expire(tap);
+	}
 	mutex_unlock(&tap->lock);
 }
 
 void blktap_expire_begin(struct blktap *tap)
 {
-	unsigned long end = tap->dead_since + (unsigned long)tap->dead_timeout * HZ;
+	unsigned long end = blktap_expires(tap);
 
 	if (tap->expired)
 		return;
 	if (tap->dead_timeout)
-		mod_delayed_work(system_unbound_wq, &tap->dead_work,
+		mod_delayed_work(blktap_dead_queue, &tap->dead_work,
 				 time_after(end, jiffies) ? end - jiffies : 0);
 	else
 		cancel_delayed_work(&tap->dead_work);

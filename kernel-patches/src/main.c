@@ -78,11 +78,16 @@ static int __init blktap_init(void)
 		goto out_region;
 	}
 	blktap_class->devnode = blktap_devnode;
-	ret = blktap_control_init();
+	ret = blktap_expire_init();
 	if (ret)
 		goto out_class;
+	ret = blktap_control_init();
+	if (ret)
+		goto out_expire;
 	return 0;
 
+out_expire:
+	blktap_expire_exit();
 out_class:
 	class_destroy(blktap_class);
 out_region:
@@ -99,6 +104,7 @@ static void __exit blktap_exit(void)
 {
 	synchronize_rcu_tasks();
 	blktap_control_exit();
+	blktap_expire_exit();
 	class_destroy(blktap_class);
 	unregister_chrdev_region(blktap_devt, blktap_max_minors);
 }

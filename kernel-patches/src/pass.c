@@ -179,7 +179,8 @@ static void blktap_pass_end(struct blktap_pass *pass)
 	blktap_pass_put(pass, bio->bi_status ? NULL :
 			      write ? &count->direct_writes :
 				      &count->direct_reads);
-	bio->bi_end_io(bio);
+	/* not its end_io, which may be that of a chain and is the block layer's alone to call */
+	bio_endio(bio);
 }
 
 /* What the block device has done needs no more of us, or the worker. */

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.lib.nulldisk import in_flight, null_disk, start_until_in_flight
-from tests.lib.toytap import EIO, SERVER, Tap
+from tests.lib.toytap import EIO, SERVER, Tap, wait_for_output
 
 # Debian 12 has Linux 6.1, 13 has 6.12
 ON_BOTH_KERNELS = pytest.mark.parametrize(
@@ -144,6 +144,26 @@ def test_a_disk_is_freed_when_what_runs_has_ended(tap: Tap) -> None:
         tap.bed.run(f"{SERVER} free {tap.minor}", timeout=30)
         read.wait(check=False)
     tap.bed.wait_for("modprobe -r blktap", 30, 0.2)
+
+
+def test_a_minor_that_gets_a_server_while_it_is_freed_stays(tap: Tap) -> None:
+    """Its device, which had none, is gone by then."""
+    with null_disk(tap.bed, irqmode=2, completion_nsec=4_000_000_000) as slow:
+        tap.start(extents=1, place=slow)
+        read = start_until_in_flight(tap.bed, slow, f"dd if={tap.device} of=/dev/null bs=4k count=1 iflag=direct", "[1-9]")
+        tap.kill()
+        freeing = tap.bed.popen(f"{SERVER} free {tap.minor}")
+        tap.bed.run("sleep 0.3")
+        ring = tap.bed.popen(f"exec 5<>/dev/xen/blktap-2/blktap{tap.minor}; echo open; read x")
+        wait_for_output(ring, "open\n")
+        assert in_flight(tap.bed, slow) == 1, "too late to show anything"
+        freed = freeing.wait(check=False)
+        assert freed.status and "Device or resource busy" in freed.output
+        read.wait(check=False)
+        assert tap.attribute("state") == "new"
+        ring.stdin(b"\n")
+        ring.wait()
+    tap.bed.run(f"{SERVER} free {tap.minor}")
 
 
 @ON_BOTH_KERNELS
