@@ -368,5 +368,7 @@ int blktap_device_remove(struct blktap *tap, bool although_open, bool any)
 	blktap_queue_remove(tap);
 	put_disk(tap->disk);	/* openers keep it; blktap_free_disk() is last */
 	tap->disk = NULL;
+	blktap_expire_end(tap);
+	blktap_set_state(tap, BLKTAP_NEW);
 	return 0;
 }

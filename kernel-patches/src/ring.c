@@ -198,8 +198,6 @@ static int blktap_ioc_remove(struct blktap *tap, void __user *argp)
 		return ret;
 	ret = blktap_device_remove(tap, arg.flags & BLKTAP_REMOVE_FORCE,
 				   arg.flags & BLKTAP_REMOVE_FORCE);
-	if (!ret)
-		blktap_set_state(tap, BLKTAP_NEW);
 	mutex_unlock(&tap->lock);
 	return ret;
 }
