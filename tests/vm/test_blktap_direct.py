@@ -147,14 +147,16 @@ def test_a_disk_is_freed_when_what_runs_has_ended(tap: Tap) -> None:
 
 
 def test_a_minor_that_gets_a_server_while_it_is_freed_stays(tap: Tap) -> None:
-    """Its device, which had none, is gone by then."""
+    """Its device, which had none, is gone by then. Who frees and who opens is there before, since the time is short."""
+    freeing = tap.bed.popen(f"read go; exec {SERVER} free {tap.minor}")
+    ring = tap.bed.popen(f"read go; exec 5<>/dev/xen/blktap-2/blktap{tap.minor}; echo open; read x")
     with null_disk(tap.bed, irqmode=2, completion_nsec=4_000_000_000) as slow:
         tap.start(extents=1, place=slow)
         read = start_until_in_flight(tap.bed, slow, f"dd if={tap.device} of=/dev/null bs=4k count=1 iflag=direct", "[1-9]")
         tap.kill()
-        freeing = tap.bed.popen(f"{SERVER} free {tap.minor}")
-        tap.bed.run("sleep 0.3")
-        ring = tap.bed.popen(f"exec 5<>/dev/xen/blktap-2/blktap{tap.minor}; echo open; read x")
+        freeing.stdin(b"\n")
+        time.sleep(0.3)
+        ring.stdin(b"\n")
         wait_for_output(ring, "open\n")
         assert in_flight(tap.bed, slow) == 1, "too late to show anything"
         freed = freeing.wait(check=False)
