@@ -168,7 +168,6 @@ int takeover_now(struct takeover *t, int pid, struct error *err)
 static void step(struct io_timer *timer)
 {
 	struct takeover *t = container_of(timer, struct takeover, timer);
-	struct vbd_view view;
 	unsigned int wait = t->tries < 5 ? 1u << t->tries : WAIT_MAX_S;
 	bool again = take_all(t);
 
@@ -183,8 +182,8 @@ static void step(struct io_timer *timer)
 	t->nr = 0;
 	if (t->done)
 		t->done(t->priv);
-	if (!t->left && !server_vbd(t->server, 0, &view))
-		server_stop(t->server);
+	if (!t->left)
+		server_stop_if_unused(t->server);
 }
 
 void takeover_open(struct takeover *t, struct server *server,

@@ -40,7 +40,8 @@ struct transport_ops {
 
 	/*
 	 * Required. No new request afterwards; those in flight may still be
-	 * answered. -EBUSY while in use, unless force: nothing has changed then.
+	 * answered. -EBUSY while in use, unless force, and with force -EAGAIN while something waits
+	 * for requests, those that are tried again too: nothing has changed then.
 	 */
 	int (*stop)(struct transport *transport, bool force, struct error *err);
 

@@ -160,6 +160,22 @@ def test_remove_leaves_a_minor_that_another_tapdisk_took_over(dom0: Dom0, image:
     dom0.set("disks", "")
 
 
+@pytest.mark.parametrize("other", ["another image", "the same image, of another guest"])
+def test_remove_leaves_a_minor_that_is_another_disks_and_has_no_tapdisk_now(dom0: Dom0, image: Path, other: str) -> None:
+    """Ours was ended by hand, and the tapdisk of who was given its minor is dead: that disk waits for the next one."""
+    dom0.vbd(f"vhd:{image}")
+    assert dom0.run("add") == 0
+    minor = dom0.key("tapdisk-minor")
+    os.kill(int(str(dom0.key("tapdisk-pid"))), signal.SIGKILL)
+    dom0.set("disks", f"pid=-1 minor={minor} state=0 args=\n")
+    whose = f"args=vhd:{image}\nfor=backend/vbd/6/51712" if "same" in other else f"args=vhd:{image}.other"
+    dom0.set(f"disk.{minor}", f"version=1\npid=2000000000\n{whose}\n")
+    before = dom0.calls()
+    assert dom0.run("remove") == 0
+    assert dom0.calls() == before
+    assert dom0.key("tapdisk-pid") is None
+
+
 def test_remove_ends_the_tapdisk_that_has_taken_over(dom0: Dom0, image: Path) -> None:
     """tap-ctl(8) says how, if one was killed; the guest's node still has the first one's pid."""
     dom0.vbd(f"vhd:{image}")
