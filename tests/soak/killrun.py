@@ -20,6 +20,8 @@ WHOLE_BLOCKS = 32
 """At the disk's beginning, so many are all written before the load begins: its writes there are the kernel's own, with kernel_io."""
 SLOW_MS = 3000
 """So late a slow disk begins to write: a killed tapdisk's writes come when the next one is there."""
+KEPT_SECONDS = 1
+"""A killed tapdisk that is there for longer is kept by the kernel: it writes for it."""
 SECONDS_A_KILL = 20
 
 
@@ -49,8 +51,9 @@ ALL = (*TRANSPORTS, *STOCK, *ON_13)
 @dataclass(frozen=True)
 class Counts:
     """Of so many kills. held: requests that the device had when its tapdisk died; fenced: kills after which the image was
-    still locked; slow: kills with the image on a slow disk. As our driver counts them, else 0, reissued: of those held the ones that
-    tapdisk had; outlived: those that the kernel did by itself; direct: all that it did by itself, between kills too."""
+    still locked; kept: kills after which the kernel kept the tapdisk, and what it had open, until its writes were over; slow:
+    kills with the image on a slow disk. As our driver counts them, else 0, reissued: of those held the ones that tapdisk
+    had; outlived: those that the kernel did by itself; direct: all that it did by itself, between kills too."""
 
     kills: int = 0
     allocating: int = 0
@@ -58,6 +61,7 @@ class Counts:
     reissued: int = 0
     outlived: int = 0
     fenced: int = 0
+    kept: int = 0
     direct: int = 0
     slow: int = 0
     longest_ms: int = 0
@@ -69,6 +73,7 @@ KILLER = r"""
 import json, os, random, re, signal, socket, subprocess, sys, threading, time
 
 minor, kills, seed, load = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+kept_seconds = float(sys.argv[7])
 lives = (0.02, 0.5) if sys.argv[6] == "0" else (0.5, 2.5)
 rng = random.Random(seed)
 disk = os.path.basename(os.path.realpath(f"/dev/xen/blktap-2/tapdev{minor}"))
@@ -126,7 +131,7 @@ def held_now():
 def gone(task):
     return number(f"{sysfs}/task") != task if ours else not os.path.exists(f"/proc/{task}")
 
-held = allocating = longest = 0
+held = allocating = kept = longest = 0
 NAMES = {"reissued": ["recovered"], "outlived": ["outlived"], "direct": ["direct_reads", "direct_writes"]}
 before = {name: sum(map(counted, counters)) for name, counters in NAMES.items()}
 done = 0
@@ -141,6 +146,7 @@ for turn in range(kills):
     os.kill(task, signal.SIGKILL)
     while not gone(task):
         time.sleep(0.001)
+    kept += time.monotonic() - begun > kept_seconds
     held += held_now()
     while not served():
         if time.monotonic() - begun > 60:
@@ -151,7 +157,7 @@ for turn in range(kills):
     done += 1
 time.sleep(0.2)
 print(json.dumps({
-    "kills": done, "allocating": allocating if load else 0, "held": held, "fenced": len(fenced), "longest_ms": longest,
+    "kills": done, "allocating": allocating if load else 0, "held": held, "fenced": len(fenced), "kept": kept, "longest_ms": longest,
     **{name: sum(map(counted, counters)) - before[name] for name, counters in NAMES.items()},
 }))
 """
@@ -191,7 +197,7 @@ def slow_storage(bed: Bed, directory: str) -> Iterator[Callable[[int], None]]:
 def kill(bed: Bed, transport: Transport, minor: int, kills: int, seed: int, load: int = 0, slow: bool = False) -> Counts:
     """Kills the minor's tapdisks. load: the pid of the load in this bed, 0 for none. slow: its disk is."""
     bed.put("/root/killer.py", KILLER.encode())
-    command = f"python3 /root/killer.py {minor} {kills} {seed} {load} {transport.gendisk} {slow:d}"
+    command = f"python3 /root/killer.py {minor} {kills} {seed} {load} {transport.gendisk} {slow:d} {KEPT_SECONDS}"
     result = bed.run(command, timeout=60 + SECONDS_A_KILL * kills, check=False)
     if result.status:
         return Counts(kills=kills, losses=(f"no tapdisk came back: {result.output[-2000:]}",))

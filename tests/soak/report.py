@@ -162,7 +162,7 @@ def _kills(state: State, wanted: Sequence[Wanted]) -> Iterator[str]:
     )
     yield from _when(slices)
     yield ""
-    names = ("allocating", "slow", "held", "reissued", "outlived", "fenced", "direct")
+    names = ("allocating", "slow", "held", "reissued", "outlived", "fenced", "kept", "direct")
     rows: list[list[object]] = []
     for w in wanted:
         mine = state.of(killpart.PART, w.task.name)
@@ -174,8 +174,9 @@ def _kills(state: State, wanted: Sequence[Wanted]) -> Iterator[str]:
     yield (
         "allocating: kills while new blocks were written. slow: kills with the image on a disk that writes 3 s late. held: requests that the device had when its tapdisk died. reissued: of these, "
         "those that tapdisk had, given to the next one (only our driver says). outlived: those that the kernel itself did, which were "
-        "not. fenced: kills after which the next tapdisk waited for the image's lock. direct: requests that the kernel did by itself, between kills too. longest: from a kill to the next tapdisk, in "
-        "emulation. In a guest the load allocates all the time."
+        "not. fenced: kills after which the next tapdisk waited for the image's lock. kept: kills after which the kernel kept the tapdisk for more than a second, and with it "
+        "its locks, until its writes were over. direct: requests that the kernel did by itself, between kills too. longest: from a "
+        "kill to the next tapdisk, in emulation. In a guest the load allocates all the time."
     )
     yield ""
     yield f"Seeds: {_seeds(slices)}."

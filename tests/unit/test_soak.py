@@ -376,11 +376,11 @@ def test_the_page_has_commits_seeds_dates_and_figures(tmp_path: Path) -> None:
 
 def test_the_section_on_kills_replaces_the_one_before() -> None:
     kills = FakePart([Task("kills", "blktap", 200)])
-    detail = {"allocating": 100, "held": 900, "reissued": 800, "outlived": 3, "fenced": 7, "direct": 5000, "slow": 50, "longest_ms": 450}
+    detail = {"allocating": 100, "held": 900, "reissued": 800, "outlived": 3, "fenced": 7, "kept": 11, "direct": 5000, "slow": 50, "longest_ms": 450}
     found = State((a_slice("blktap", 150, 4, part="kills", **detail), a_slice("blktap", 50, 5, part="kills", held=100)))
     section = report.kills_section(found, wanted_of([kills], 1))
     assert "200 kills of 200 under load, seen by the disk's user: 0." in section
-    assert "| blktap | 200 | 200 | 100 | 50 | 1,000 | 800 | 3 | 7 | 5,000 | 450 |" in section
+    assert "| blktap | 200 | 200 | 100 | 50 | 1,000 | 800 | 3 | 7 | 11 | 5,000 | 450 |" in section
     page = "# Soak\n\n## Fuzzing\n\nmuch\n\n## Kills\n\nold\n\n## Crash states\n\nmany\n"
     assert report.splice(page, section) == page.replace("## Kills\n\nold\n", section)
     assert report.splice(page.replace("## Kills\n\nold\n\n", ""), section).endswith(f"many\n\n{section}")
