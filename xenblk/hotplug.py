@@ -40,14 +40,24 @@ def attach(guest: str, specs: list[str], *, as_json: bool) -> None:
     _show(made, as_json=as_json)
 
 
+def _is_left(disk: GuestDisk) -> bool:
+    """tapdisk has it, and no guest: the block script did not come to its end. libxl says nothing of one that it killed."""
+    now = [one for one in guestdisks.find() if (one.minor, one.image) == (disk.minor, disk.image)]
+    return bool(now) and all(one.domid is None for one in now)
+
+
 def detach(guest: str, vdev: str, *, force: bool, as_json: bool) -> None:
     """Detaches a disk that tapdisk serves, and shows what it was. Raises UserError."""
     with toolstack.opened() as xen:
         domid, name = xen.domain(guest)
         [disk] = guestdisks.named(str(domid), [vdev])
         try:
-            xen.remove_disk(domid, vdev, force=force)
+            said = xen.remove_disk(domid, vdev, force=force)
         except UserError as error:
             hint = "" if force else "; the guest was asked to let go and still may: detach it again then, or now with -f"
             raise UserError(f"guest {name}: {vdev} not detached: {error}{hint}") from None
+        if not said and _is_left(disk):
+            said = f"minor {disk.minor} with {disk.image} is still there, and the block script did not say why"
+        if said:
+            raise UserError(f"guest {name}: it has {vdev} no more, but {said}; when that is mended, xenblk gc removes it")
     _show(disk, as_json=as_json)

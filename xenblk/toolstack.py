@@ -70,10 +70,11 @@ class Toolstack:
                 self._lib.libxl_device_disk_destroy(self._ctx, domid, disk, self._ffi.NULL)
         raise UserError(why)
 
-    def remove_disk(self, domid: int, vdev: str, *, force: bool) -> None:
+    def remove_disk(self, domid: int, vdev: str, *, force: bool) -> str | None:
         """Detaches it: the guest is asked to let it go, and may refuse. force: at once, whether it lets go or not.
 
-        Raises UserError.
+        Returns what the block script said, if it did: then the guest has the disk no more, and something else is left. Raises
+        UserError if the guest has it still.
         """
         remove = self._lib.libxl_device_disk_destroy if force else self._lib.libxl_device_disk_safe_remove
         with libxl.device_disk() as disk:
@@ -83,8 +84,7 @@ class Toolstack:
                 raise UserError(self._said())
         # libxl takes the nodes away all the same, and says nothing
         script = _SCRIPT_SAID.findall(self._log.take())
-        if script:
-            raise UserError(f"the guest has let go, but {script[-1]}; when that is mended, xenblk gc removes it")
+        return str(script[-1]) if script else None
 
 
 class _Log:

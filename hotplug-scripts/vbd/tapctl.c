@@ -250,7 +250,10 @@ static int free_minor(const struct vbd *vbd, struct error *err)
 	return err->code;
 }
 
-/* The minor has been given to another disk, since ours was ended by hand: whatever becomes of its tapdisk, it is not ours to remove. */
+/*
+ * The minor has been given to another disk, since ours was ended by hand: whatever becomes of its tapdisk, it is not ours to
+ * remove, and neither is one that somebody is creating.
+ */
 static bool is_anothers(const struct vbd *vbd)
 {
 	struct diskfile file;
@@ -259,7 +262,7 @@ static bool is_anothers(const struct vbd *vbd)
 	if (diskfile_read(&file, vbd->minor))
 		return false;
 	is = !diskfile_is_of(&file, vbd->pid) &&
-	     (strcmp(file.args, vbd->params) ||
+	     (strcmp(file.args, vbd->params) || file.owner ||
 	      (file.kept_for && strcmp(file.kept_for, vbd->path)));
 	diskfile_dispose(&file);
 	return is;
@@ -292,7 +295,7 @@ int tapctl_destroy(struct vbd *vbd, struct error *err)
 	/* Ours died, and another was given its disk by hand: tap-ctl(8). Else ours was ended by hand. */
 	output[strcspn(output, "\n")] = 0;
 	args = strstr(output, " args=");
-	if (!args || strcmp(args + 6, vbd->params))
+	if (!args || strcmp(args + 6, vbd->params) || is_anothers(vbd))
 		return 0;
 	vbd->pid = pid;
 	return -EAGAIN;

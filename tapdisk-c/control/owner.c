@@ -91,8 +91,14 @@ static void owner_step(struct io_timer *timer)
 	struct owner *owner = container_of(timer, struct owner, timer);
 	struct server *server = owner->owners->server;
 	struct error err;
-	int rc = server_detach(server, owner->minor, &err);
+	int rc;
 
+	/* An upgrade that was killed while its disks are given back: then there are none. */
+	if (owner->minor < 0 && server_is_leaving(server)) {
+		step_in(owner, RETRY_NS);
+		return;
+	}
+	rc = server_detach(server, owner->minor, &err);
 	if (rc == -EBUSY) {
 		owner->closing = true;
 		server_close_image(server, owner->minor, true, 0, image_closed,

@@ -45,11 +45,16 @@ static bool worth_saying(struct takeover *t, int rc)
 }
 
 /* Whoever calls it by an old name finds us, unless another tapdisk has that pid by now. left_by: has a name, and gives it up. */
+static void link_name(int pid, int left_by)
+{
+	if (pid == left_by || !control_has_name(pid))
+		control_link(pid);
+}
+
 static void link_names(const struct diskfile *file, int left_by)
 {
 	for (unsigned int i = 0; i < file->nr_former; i++)
-		if (file->former[i] == left_by || !control_has_name(file->former[i]))
-			control_link(file->former[i]);
+		link_name(file->former[i], left_by);
 }
 
 /* Now ours. */
@@ -59,7 +64,7 @@ static void adopted(struct takeover *t, const struct diskfile *file)
 
 	if (!t->alive) {
 		link_names(file, 0);
-		control_link(file->pid);
+		link_name(file->pid, 0);
 	}
 	log_warn("takes over from tapdisk %d minor=%d path=%s%s", file->pid,
 		 file->minor, file->args, file->paused ? " paused" : "");

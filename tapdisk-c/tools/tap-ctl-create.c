@@ -170,15 +170,20 @@ static bool is_of(int minor, int pid, bool owned)
 	return found;
 }
 
-/* The tapdisk has died, and its minor has been given to another disk since, whose tapdisk may have died too. */
-static int refuse_anothers(int minor, int pid, struct error *err)
+/*
+ * The tapdisk has died, and its minor may have been given to another disk since, whose tapdisk may have died too. last: whom the
+ * disk's file names, one that took it over from this one.
+ */
+static int refuse_anothers(int minor, int pid, int *last, struct error *err)
 {
 	struct diskfile file;
 	int rc = 0;
 
 	if (diskfile_read(&file, minor))
 		return 0;
-	if (!diskfile_is_of(&file, pid))
+	if (diskfile_is_of(&file, pid))
+		*last = file.pid;
+	else
 		rc = error_set(err, -ENODEV, "minor %d is not tapdisk %d's but that of tapdisk %d (%s); see tap-ctl list",
 			       minor, pid, file.pid, file.args);
 	diskfile_dispose(&file);
@@ -195,20 +200,20 @@ static bool is_gone(int rc)
 static int take_down(const struct options *opt, struct error *err)
 {
 	struct pollfd exited = { .fd = -1, .events = POLLIN };
+	int last = opt->pid, rc;
 	enum found found;
 	bool alone;
-	int rc;
 
 	rc = look(opt->pid, opt->minor, opt->timeout_ms, &found, &alone, err);
 	if (rc == -ETIMEDOUT && opt->force)
 		return destroy_hung(opt, err);
 	if (!rc && found == DEAD)
-		rc = refuse_anothers(opt->minor, opt->pid, err);
+		rc = refuse_anothers(opt->minor, opt->pid, &last, err);
 	if (rc)
 		return rc;
 	/* Before another one takes over. */
 	if (found == DEAD)
-		diskfile_forget(opt->minor, opt->pid);
+		diskfile_forget(opt->minor, last);
 	if (alone)
 		exited.fd = (int)syscall(SYS_pidfd_open, opt->pid, 0);
 	if (found == OPEN)

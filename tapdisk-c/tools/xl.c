@@ -78,7 +78,7 @@ static const struct command commands[] = {
 };
 
 /* vhd: those that are tapdisk's if xenblk.yaml says so, which xenblk reads */
-static const char *const marks[] = { "tap:", "tap2:", "tapdisk:", "backendtype=tap", "vhd:", "format=vhd" };
+static const char *const marks[] = { "tap:", "tap2:", "tapdisk:", "backendtype=tap", "vhd:", "format=vhd", "block-xenblk" };
 
 static char config[MAX_CONFIG];
 

@@ -296,8 +296,9 @@ static int resume(struct nbd_device *dev, struct error *err)
 	if (rc)
 		return rc;
 	dev->made = true;
-	return resize_if_grown(dev, info->sectors << SECTOR_SHIFT,
-			       info->sector_size, err);
+	/* Its growth comes when all disks are there that are taken over with it: none can be while one is being resized. */
+	engine_timer_set(dev->server.engine, &dev->grow, now_ns());
+	return 0;
 }
 
 /*

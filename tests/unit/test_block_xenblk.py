@@ -160,7 +160,7 @@ def test_remove_leaves_a_minor_that_another_tapdisk_took_over(dom0: Dom0, image:
     dom0.set("disks", "")
 
 
-@pytest.mark.parametrize("other", ["another image", "the same image, of another guest"])
+@pytest.mark.parametrize("other", ["another image", "the same image, of another guest", "the same image, being created"])
 def test_remove_leaves_a_minor_that_is_another_disks_and_has_no_tapdisk_now(dom0: Dom0, image: Path, other: str) -> None:
     """Ours was ended by hand, and the tapdisk of who was given its minor is dead: that disk waits for the next one."""
     dom0.vbd(f"vhd:{image}")
@@ -168,7 +168,11 @@ def test_remove_leaves_a_minor_that_is_another_disks_and_has_no_tapdisk_now(dom0
     minor = dom0.key("tapdisk-minor")
     os.kill(int(str(dom0.key("tapdisk-pid"))), signal.SIGKILL)
     dom0.set("disks", f"pid=-1 minor={minor} state=0 args=\n")
-    whose = f"args=vhd:{image}\nfor=backend/vbd/6/51712" if "same" in other else f"args=vhd:{image}.other"
+    whose = {
+        "another image": f"args=vhd:{image}.other",
+        "the same image, of another guest": f"args=vhd:{image}\nfor=backend/vbd/6/51712",
+        "the same image, being created": f"args=vhd:{image}\nowner={os.getpid()}",
+    }[other]
     dom0.set(f"disk.{minor}", f"version=1\npid=2000000000\n{whose}\n")
     before = dom0.calls()
     assert dom0.run("remove") == 0

@@ -186,6 +186,7 @@ def arguments_for(xl: Front, template: str) -> list[str]:
         "block-attach 0 /a vhd xvda w",
         "block-attach 0 /a vhd,xvda,w",
         "block-attach 0 vdev=xvda,format=vhd,target=/a",
+        "block-attach 0 vdev=xvda,script=block-xenblk,target=aio:/a",
         "create P disk=['/a,vhd']",
         "restore T saved",
         "restore -p T -e saved",

@@ -255,3 +255,18 @@ def test_a_minor_that_was_given_to_another_disk_is_not_removed_by_its_earlier_ta
         bed.run(f"dd if={disk.device} of=/dev/null bs=4k count=1 iflag=direct", timeout=60)
         # the one that has it now goes by the name of the one that it had before, too
         assert destroy(bed, disk).status == 0 and not bed.run(f"kill -0 {pid} 2>/dev/null", check=False).status == 0
+
+
+def test_a_disk_whose_tapdisks_are_all_dead_is_removed_by_the_first_ones_pid_with_its_note(bed: Bed) -> None:
+    """Which is what its backend node has."""
+    die = "kill -9 {0}; while kill -0 {0} 2>/dev/null; do sleep 0.1; done"
+    with tapdisks.configured(bed, "restart=no"):
+        disk = create(bed, f"aio:{IMAGE}")
+        bed.run(die.format(disk.pid))
+        bed.run(die.format(bed.run(f"tap-ctl restart -m {disk.minor}").stdout.strip()))
+        # and its first name goes with the last of them
+        bed.run("tap-ctl list")
+        note = f"/run/blktap-control/disk.{disk.minor}"
+        bed.run(f"test -e {note}")
+        assert destroy(bed, disk).status == 0
+        bed.run(f"test ! -e {note}")

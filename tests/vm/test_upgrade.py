@@ -53,6 +53,30 @@ def test_a_disk_is_upgraded_under_load(disk_bed: Stock) -> None:
     bed.run(f"vhd-util check -n {leaf} -p")
 
 
+@pytest.mark.parametrize("disk_bed", [(13, "nbd")], ids=["nbd"], indirect=True)
+def test_a_disk_that_is_larger_by_now_keeps_its_tapdisks_other_one_from_nothing(disk_bed: Stock) -> None:
+    """The kernel shows the new size when the requests are through, for which the next tapdisk has to have all disks."""
+    bed = disk_bed.bed
+    image = "/srv/stock/up.raw"
+    bed.run(f"truncate -s 24M {image} {image}.2")
+    device = disk_bed.create(f"aio:{image}")
+    [disk] = tapdisks.served(bed)
+    other = bed.run("tap-ctl allocate --transport=nbd").stdout.strip()
+    at = f"-p {disk.pid} -m {other.rpartition('tapdev')[2]}"
+    bed.run(f"tap-ctl attach {at} && tap-ctl open {at} -a aio:{image}.2")
+    load = disk_bed.load(device)
+    load.wrote(disk_bed.kernel_name(device), 60)
+    bed.run(f"truncate -s 32M {image}")
+    said = bed.run(f"tap-ctl upgrade -m {disk.minor}", timeout=120).stdout
+    assert f" was={disk.pid} disks=2 " in said
+    bed.wait_for(f"test $(blockdev --getsize64 {device}) = {32 << 20}", 20, interval=0.2)
+    load.wrote(disk_bed.kernel_name(device), 60)
+    load.end()
+    disk_bed.sha256(other)
+    for one in (device, other):
+        tapdisks.destroy(bed, one)
+
+
 @ON_EACH
 def test_the_old_tapdisk_goes_on_if_the_new_one_cannot_open_the_image(disk_bed: Stock) -> None:
     """Again and again: it has all that it had."""
