@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/clock.h"
 #include "common/diskfile.h"
 #include "common/log.h"
 #include "transport/minor.h"
@@ -18,6 +19,7 @@
 #define MAX_VBDS 256
 
 #define ENGINE_DEPTH 256
+#define TERMINATE_STEP_NS 10000000u
 
 struct server {
 	struct engine *engine;
@@ -27,11 +29,18 @@ struct server {
 	unsigned int nr;
 	bool stop;
 	bool terminating;
+	struct io_timer again;		/* terminating: the next look */
 	bool keep_files;
 	bool leaving;
 	bool expects;			/* disks of another tapdisk are still to be taken over */
 	int rc;				/* of the first image that closed badly at the end */
 };
+
+/* The loop does all there is to do. */
+static void look_again(struct io_timer *timer)
+{
+	(void)timer;
+}
 
 int server_open(struct server **server, const struct config *cfg,
 		struct error *err)
@@ -42,6 +51,7 @@ int server_open(struct server **server, const struct config *cfg,
 	if (!s)
 		return error_set(err, -ENOMEM, "out of memory");
 	s->config = cfg;
+	s->again.expired = look_again;
 	rc = engine_open(&s->engine, cfg->engine, ENGINE_DEPTH, err);
 	if (rc && !strcmp(cfg->engine, "uring")) {
 		log_warn("engine %s is not to be had, using posix err=%d",
@@ -147,8 +157,10 @@ bool server_is_leaving(const struct server *server)
 int server_may_leave(struct server *server, struct error *err)
 {
 	for (unsigned int i = 0; i < server->nr; i++) {
-		int rc = vbd_may_leave(server->vbds[i], err);
+		int rc = vbd_check_not_draining(server->vbds[i], err);
 
+		if (!rc)
+			rc = vbd_may_leave(server->vbds[i], err);
 		if (rc)
 			return rc;
 	}
@@ -185,11 +197,27 @@ static void left(void *priv, int rc, const struct error *err)
 		server->rc = rc;
 }
 
+/* Something in the kernel waits for requests that this process alone can answer. */
+static bool is_waited_for(struct server *server)
+{
+	struct error err;
+
+	for (unsigned int i = 0; i < server->nr; i++)
+		if (vbd_may_leave(server->vbds[i], &err))
+			return true;
+	return false;
+}
+
 /* True if a pause was begun, which may be at its end in the next round. */
 static bool terminate_step(struct server *server)
 {
 	bool idle = true, begun = false;
 
+	if (is_waited_for(server)) {
+		engine_timer_set(server->engine, &server->again,
+				 now_ns() + TERMINATE_STEP_NS);
+		return false;
+	}
 	for (unsigned int i = 0; i < server->nr; i++) {
 		struct vbd *vbd = server->vbds[i];
 

@@ -22,24 +22,31 @@
 #define NSEC_PER_MSEC 1000000ull
 
 /* True if the verb can't go on; done has then been called. */
-static bool refuse(struct vbd *vbd, const char *verb, server_done done,
-		   void *priv)
+int vbd_check_not_draining(const struct vbd *vbd, struct error *err)
 {
 	static const char *const names[] = {
 		[DRAIN_PAUSE] = "a pause", [DRAIN_CLOSE] = "a close",
 		[DRAIN_SNAPSHOT] = "a snapshot", [DRAIN_OPEN] = "an open",
 	};
+
+	if (vbd->drain == DRAIN_NONE)
+		return 0;
+	return error_set(err, -EBUSY, "minor %d: %s is under way", vbd->minor,
+			 names[vbd->drain]);
+}
+
+static bool refuse(struct vbd *vbd, const char *verb, server_done done,
+		   void *priv)
+{
 	struct error err;
 	int rc;
 
 	if (!vbd->args)
 		rc = error_set(&err, -ENODEV, "minor %d: no image is open; nothing to %s",
 			       vbd->minor, verb);
-	else if (vbd->drain != DRAIN_NONE)
-		rc = error_set(&err, -EBUSY, "minor %d: %s is under way",
-			       vbd->minor,
-			       names[vbd->drain]);
 	else
+		rc = vbd_check_not_draining(vbd, &err);
+	if (!rc)
 		return false;
 	done(priv, rc, &err);
 	return true;
@@ -335,6 +342,8 @@ static int unpause(struct vbd *vbd, const char *args, bool by_itself,
 		vbd->info.sector_size = info.sector_size;
 		if (vbd->first)
 			vbd_hold_all(vbd);
+		for_each_transport(t, vbd)
+			t->unasked = by_itself;
 		rc = vbd_start_all(vbd, err);
 	}
 	if (rc) {

@@ -160,6 +160,8 @@ bool vbd_idle(const struct vbd *vbd);
 
 /* A pause, a close, a snapshot or an open is under way. */
 bool vbd_draining(const struct vbd *vbd);
+/* -EBUSY then. */
+int vbd_check_not_draining(const struct vbd *vbd, struct error *err);
 
 /* For transports: the image that is open, or NULL. */
 struct image *vbd_image(struct vbd *vbd);

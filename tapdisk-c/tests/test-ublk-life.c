@@ -289,6 +289,15 @@ static void a_device_grows_where_the_kernel_can(void **priv)
 	assert_int_equal(ublk_grow(ublk, &info, &err), -EOPNOTSUPP);
 	assert_non_null(strstr(err.text, "has 1024512 bytes, the device 1024000"));
 	assert_int_equal(control.calls[UBLK_UPDATE_SIZE], 2);
+
+	/* Nobody is there to give it its old size back. */
+	bed.transport->unasked = true;
+	assert_int_equal(ublk_grow(ublk, &info, &err), 0);
+	bed.transport->unasked = false;
+	assert_int_equal(ublk_grow(ublk, &info, &err), 0);
+	info.sectors++;
+	assert_int_equal(ublk_grow(ublk, &info, &err), -EOPNOTSUPP);
+	assert_int_equal(control.calls[UBLK_UPDATE_SIZE], 2);
 }
 
 #define TEST(f) cmocka_unit_test_setup_teardown(f, begin, end)

@@ -353,7 +353,7 @@ static int blktap_release(struct transport *transport,
 							   true);
 	int rc = watch_on(tap, POLLIN, err);
 
-	tap->direct.draining = false;
+	/* What drained before may run still: the next hold asks again, or waits for its end. */
 	if (rc)
 		return rc;
 	if (ioctl(tap->fd, BLKTAP_IOC_SET_DEVICE, &params) < 0) {

@@ -22,6 +22,7 @@ struct transport {
 	bool unseen;			/* its user may write without us, or has before us: a kernel's */
 	bool wrote;			/* since the disk was opened */
 	bool adopted;			/* its gendisk was another process's, with requests in it */
+	bool unasked;			/* release: nobody is there to be told of a size that can't be shown */
 	int lost;			/* not the first: -errno, what its next flush has to tell */
 };
 
@@ -52,7 +53,7 @@ struct transport_ops {
 	void (*hold)(struct transport *transport);
 
 	/*
-	 * Required. Goes on with an image whose size may have grown. After an
+	 * Required. Goes on with an image whose size may have grown, and shows it. After an
 	 * error the transport is still held.
 	 */
 	int (*release)(struct transport *transport,

@@ -55,6 +55,7 @@ struct ublk {
 	bool readonly;
 	struct image_info info;		/* as it was started with */
 	uint64_t sectors;		/* of the gendisk */
+	uint64_t unshown;		/* of an image that is gone on with though the gendisk stays smaller; 0: none */
 	uint64_t features;		/* UBLK_F_ that were granted */
 	unsigned int tuned;		/* settings of the queue that are made */
 	uint16_t creds;			/* without CAP_SYS_ADMIN; 0: not to be had */
@@ -95,7 +96,7 @@ int ublk_ready(struct transport *transport, struct error *err);
 int ublk_stop(struct transport *transport, bool force, struct error *err);
 int ublk_reset(struct transport *transport, struct error *err);
 void ublk_life_init(struct ublk *ublk);
-/* As large as the image's disk. */
+/* As large as the image's disk. One that can't be is an error where somebody has asked, and the disk does not go on so already. */
 int ublk_grow(struct ublk *ublk, const struct image_info *info,
 	      struct error *err);
 

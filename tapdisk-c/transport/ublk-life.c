@@ -265,6 +265,7 @@ static void grow_to_image(struct ublk *ublk)
 {
 	struct error err;
 
+	ublk->transport.unasked = true;
 	if (ublk_grow(ublk, &ublk->info, &err))
 		log_error("%s", err.text);
 }
@@ -464,6 +465,7 @@ int ublk_reset(struct transport *transport, struct error *err)
 	engine_creds_remove(ublk->engine, ublk->creds);
 	ublk->creds = 0;
 	ublk->tuned = 0;
+	ublk->unshown = 0;
 	ublk->held = false;
 	ublk->gone = false;
 	ublk->map_said = false;
@@ -476,13 +478,19 @@ int ublk_grow(struct ublk *ublk, const struct image_info *info,
 {
 	int rc;
 
-	if (info->sectors <= ublk->sectors)
+	if (info->sectors <= ublk->sectors || info->sectors == ublk->unshown)
 		return 0;
-	if (!(ublk->features & UBLK_F_UPDATE_SIZE))
-		return error_set(err, -EOPNOTSUPP, "minor %d: the image's disk has %llu bytes, the device %llu, and this kernel's ublk can't resize a device that there is (Linux 6.16 can): give the image its old size back, or close the disk and open it again",
+	if (!(ublk->features & UBLK_F_UPDATE_SIZE)) {
+		rc = error_set(err, -EOPNOTSUPP, "minor %d: the image's disk has %llu bytes, the device %llu, and this kernel's ublk can't resize a device that there is (Linux 6.16 can): give the image its old size back, or close the disk and open it again",
 				 ublk->minor,
 				 (unsigned long long)info->sectors << SECTOR_SHIFT,
 				 (unsigned long long)ublk->sectors << SECTOR_SHIFT);
+		if (!ublk->transport.unasked)
+			return rc;
+		log_error("%s", err->text);
+		ublk->unshown = info->sectors;
+		return 0;
+	}
 	rc = ublk_device_call(&ublk->device, UBLK_CONTROL_WRITE(UBLK_UPDATE_SIZE),
 			      NULL, 0, info->sectors);
 	if (rc)

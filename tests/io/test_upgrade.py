@@ -423,16 +423,20 @@ def test_while_the_disks_are_left_nothing_else_begins(
     assert sorted(path.name for path in tmp_path.glob("*.vhd")) == ["a.vhd", "b.vhd"]
 
 
-def test_a_disk_that_is_being_paused_stays_so(
-    two: tuple[Guarded, Faults, Callable[..., "subprocess.CompletedProcess[str]"]],
+def test_a_disk_that_is_being_paused_stays_so_and_no_other_is_closed_for_it(
+    two: tuple[Guarded, Faults, Callable[..., "subprocess.CompletedProcess[str]"]], tmp_path: Path
 ) -> None:
+    """Which may not be to be opened again."""
     disk, rules, other = two
     env = disk._env | {"TAPDISK": str(program("tests/tool-vbd"))}
     command = [str(program("tap-ctl")), "pause", "-p", str(disk.pid), "-m", str(MINOR + 1), "-t", "50"]
     with subprocess.Popen(command, env=env) as pausing:
         wait_for(lambda: json.loads(other("stats", "--json").stdout)["state"] & 0x10, "it is being paused")
+        (tmp_path / "a.vhd").rename(tmp_path / "away")
         done = upgrade(disk, "-m", str(MINOR), "-t", "5")
-        assert done.returncode == 1 and f"tapdisk {disk.pid} goes on: " in done.stderr
+        assert done.returncode == 1 and f"tapdisk {disk.pid} goes on: minor {MINOR + 1}: a pause is under way" in done.stderr
+        assert disk.rows()[0]["state"] == 0
+        (tmp_path / "away").rename(tmp_path / "a.vhd")
         rules.off()
         assert pausing.wait(60) == 0
     assert json.loads(other("stats", "--json").stdout)["state"] == 0x20
