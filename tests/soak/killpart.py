@@ -65,7 +65,8 @@ def in_a_guest(bed: Bed, transport: Transport, kills: int, seed: int) -> Counts:
     """The load is a guest's; kills go on for as long as it has its disk."""
     rng = random.Random(seed)
     directory = f"/srv/kills{seed}"
-    with tapdisks.configured(bed, *transport.settings):
+    # xl applies what xenblk.yaml has
+    with tapdisks.with_settings(bed, *(line.replace("=", ": ") for line in transport.settings)):
         leaf = killrun.make_leaf(bed, directory)
         script = f"wait_for_disk xvda\n/killload /dev/xvda /model 0 {rng.randrange(1 << 31)} {killrun.WHOLE_BLOCKS} & load=$!\n"
         script += "until [ -b /dev/xvdb ]; do usleep 200000; done\nkill -TERM $load\nwait $load"

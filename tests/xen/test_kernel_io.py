@@ -163,10 +163,9 @@ def test_a_guests_data_is_right_whoever_serves_it(bed: Bed, tmp_path: Path) -> N
                 guest.wait_text("^ready$")
             for backing in (b for b in backings if b not in made):
                 bed.run(f"echo {int(backing.persistent)} > {PERSISTENT}")
-                # past the front, which would write the settings anew
-                bed.run(f"mkdir -p /run/xenblk && echo kernel_io={'yes' if backing.kernel else 'no'} > /run/xenblk/config")
                 script = f"format=raw,script=block-xenblk,vdev={backing.vdev},access=rw,target={backing.spec}"
-                bed.run(f"xl block-attach {guest.name} '{script}'")
+                with tapdisks.with_settings(bed, f"kernel_io: {'yes' if backing.kernel else 'no'}"):
+                    bed.run(f"xl block-attach {guest.name} '{script}'")
                 guest.run(f"wait_for_disk {backing.vdev}")
             domid = bed.run(f"xl domid {guest.name}").stdout.strip()
             for number, backing in enumerate(backings):
@@ -186,7 +185,7 @@ def test_a_guests_data_is_right_whoever_serves_it(bed: Bed, tmp_path: Path) -> N
             guest.wait()
             guest.wait_gone()
         finally:
-            bed.run(f"echo 1 > {PERSISTENT}; rm -f /run/xenblk/config")
+            bed.run(f"echo 1 > {PERSISTENT}")
             guest.destroy()
         for backing in backings:
             before, after = (shot[backing.spec] for shot in shots)
