@@ -51,7 +51,7 @@ static struct blktap *blktap_new(int minor)
 	tap->minor = minor;
 	tap->id = blktap_new_id();
 	tap->dead_timeout = min(READ_ONCE(blktap_dead_timeout),
-				(unsigned int)BLKTAP_MAX_DEAD_TIMEOUT);
+				BLKTAP_MAX_DEAD_TIMEOUT);
 	mutex_init(&tap->lock);
 	spin_lock_init(&tap->rq_lock);
 	INIT_LIST_HEAD(&tap->pending);
