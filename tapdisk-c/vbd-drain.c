@@ -21,7 +21,6 @@
 
 #define NSEC_PER_MSEC 1000000ull
 
-/* True if the verb can't go on; done has then been called. */
 int vbd_check_not_draining(const struct vbd *vbd, struct error *err)
 {
 	static const char *const names[] = {
@@ -35,6 +34,7 @@ int vbd_check_not_draining(const struct vbd *vbd, struct error *err)
 			 names[vbd->drain]);
 }
 
+/* True if the verb can't go on; done has then been called. */
 static bool refuse(struct vbd *vbd, const char *verb, server_done done,
 		   void *priv)
 {
